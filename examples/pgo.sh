@@ -1,13 +1,13 @@
 #!/bin/sh
-# Builds the proxy with profile-guided optimisation: once with counters in it, then puts load on that (examples/pgo.yaml, on the
-# ports 18480 to 18486), then again with what the counters say about which code is hot. Takes two builds and three minutes.
+# Builds the proxy with profile-guided optimization: builds it with instrumentation, runs load on it (examples/pgo.yaml,
+# ports 18480 to 18486), then rebuilds it with the profile. Takes two builds and three minutes.
 #
 #   examples/pgo.sh          the result is target/pgo/tollgate
 #   examples/pgo.sh --help   this text
 #
-# Needs llvm-profdata of the compiler's own LLVM: `rustup component add llvm-tools`. With h2load (Debian's nghttp2-client)
-# HTTP/2 and TLS are part of the load, without it they are not. TOLLGATE_PGO_SECONDS is how long each kind of load lasts (5);
-# TOLLGATE_PROFILE=dev builds faster, to try the script.
+# Needs llvm-profdata of the compiler's own LLVM: `rustup component add llvm-tools`. The load includes HTTP/2 and TLS
+# only if h2load is installed (Debian's nghttp2-client). TOLLGATE_PGO_SECONDS sets how long each kind of load lasts (5);
+# TOLLGATE_PROFILE=dev builds faster, for testing the script.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -24,15 +24,15 @@ llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 folder=$PWD/target/pgo
 case $profile in dev) built=debug ;; *) built=$profile ;; esac
 
-# The format of profiles changes with LLVM: a tool of another version reads them wrongly, or not at all.
+# The profile format changes with LLVM; a tool of another version misreads it or fails.
 profdata=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
 [ -x "$profdata" ] || profdata=$(command -v "llvm-profdata-$llvm" || true)
 if [ -z "$profdata" ]; then
-    echo "error: there is no llvm-profdata of LLVM $llvm; \`rustup component add llvm-tools\` installs it" >&2
+    echo "error: llvm-profdata of LLVM $llvm not found: run \`rustup component add llvm-tools\`" >&2
     exit 1
 fi
 
-# With the target named, the flags are not for build scripts, whose counters would be in the way.
+# Naming the target keeps the flags from build scripts, which must not be instrumented.
 build() { # FLAGS
     RUSTFLAGS="${RUSTFLAGS-} $1" cargo build --profile "$profile" -p tollgate --target "$host" --target-dir "$2"
 }
@@ -51,16 +51,16 @@ LLVM_PROFILE_FILE=/dev/null "$counting" ca issue --dir "$folder/tls/ca" --spiffe
     --out "$folder/tls/server" >/dev/null
 "$counting" run examples/pgo.yaml >"$folder/tollgate.log" 2>&1 &
 proxy=$!
-# Asked to end, it writes its counters.
+# On SIGTERM it writes its profile.
 trap 'kill "$proxy" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
-# The load generator has counters too, which nobody wants.
+# The load generator is instrumented too; discard its profile.
 load() { LLVM_PROFILE_FILE=/dev/null "$counting" bench load --saturate --warmup 0s --fail-on-error "$@" >>"$folder/load.log"; }
 h2() {
     command -v h2load >/dev/null || return 0
     h2load -t1 "-D$seconds" "$@" >"$folder/h2load.log"
     cat "$folder/h2load.log" >>"$folder/load.log"
-    # It calls itself successful whatever comes back.
+    # h2load exits with success whatever the responses are.
     grep -q '^status codes: [1-9][0-9]* 2xx, 0 3xx, 0 4xx, 0 5xx' "$folder/h2load.log" || { cat "$folder/h2load.log" >&2; exit 1; }
 }
 : >"$folder/load.log"
@@ -78,7 +78,7 @@ for url in http://127.0.0.1:18481/items/42 http://127.0.0.1:18482/api/items/42 h
 done
 for url in https://127.0.0.1:18484/items/42 https://127.0.0.1:18485/api/items/42; do
     h2 --h1 -c32 "$url"
-    # Handshakes: it opens no connection for a second time.
+    # For handshakes: each run opens a new connection.
     for _ in $(seq $((seconds * 10))); do
         h2 --h1 -c16 -n16 -D0 "$url"
     done
@@ -90,7 +90,7 @@ wait "$proxy" || true
 trap - EXIT
 "$profdata" merge -o "$folder/merged.profdata" "$folder/raw"
 
-echo "== with what they say"
+echo "== building with the profile"
 build "-Cprofile-use=$folder/merged.profdata" "$folder/optimised"
 cp "$folder/optimised/$host/$built/tollgate" "$folder/tollgate"
 echo "== done: $folder/tollgate"

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Builds the proxy and its filters, starts three demo upstreams and the proxy with examples/quickstart.yaml in front of
-# them, and shows it working. Ctrl-C ends all of it.
+# them, and demonstrates it. Ctrl-C stops everything.
 #
-#   examples/quickstart.sh                 build (some minutes the first time), run, and say what to try
-#   examples/quickstart.sh --build-only    build, and stop there
-#   examples/quickstart.sh --check         run, put load on it, swap a filter meanwhile, and fail if a request is lost
+#   examples/quickstart.sh                 build (some minutes the first time), run, and print what to try
+#   examples/quickstart.sh --build-only    build only
+#   examples/quickstart.sh --check         run under load, swap a filter meanwhile, and fail if a request is lost
 #
-# The profile `quickstart` compiles in a quarter of the time of a release build, and runs slower. TOLLGATE_PROFILE=release
-# builds what benchmarks should be run with.
+# The profile `quickstart` compiles in a quarter of the time of a release build, and runs slower. Use
+# TOLLGATE_PROFILE=release for benchmarks.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -25,13 +25,13 @@ esac
 if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
 say() { printf '%s\n' "$bold$*$plain"; }
 
-# What runs in the background, newest first: a leading `-` names a process group.
+# Background processes, newest first: a leading `-` denotes a process group.
 children=
-# Ends all of it, whatever this script is doing at that moment.
+# Stops everything, at any point of the script.
 stop() {
     trap '' HUP INT TERM PIPE
     trap - EXIT
-    # The proxy first, while its upstreams can still answer.
+    # The proxy first, while its upstreams still answer.
     for child in $children; do
         kill -s TERM -- "$child" 2>/dev/null && wait "${child#-}" 2>/dev/null || :
     done
@@ -42,8 +42,8 @@ trap 'stop; exit 130' INT
 trap 'stop; exit 141' PIPE
 trap 'stop; exit 143' TERM
 
-# Runs a command that takes long in the background and waits for it: the shell handles signals only between commands, and while
-# it waits. In a session of its own, if that can be had, so that its children (rustc, the C compiler) end with it.
+# Runs a long command in the background and waits for it: the shell handles signals only between commands and during
+# `wait`. The command gets its own session if possible, so that its children (rustc, the C compiler) end with it.
 run() {
     if command -v setsid >/dev/null; then
         setsid "$@" &
@@ -72,13 +72,13 @@ logs=target/quickstart/logs
 mkdir -p "$logs"
 rm -f "$logs"/*.log
 
-# Whether a URL answers 200.
+# Tests whether a URL answers 200.
 answers() {
     "$bin/tollgate" bench load "$1" --connections 1 --rate 100 --warmup 0s --duration 10ms --expect-status 200 \
         --fail-on-error >/dev/null 2>&1
 }
 
-# Waits until a URL answers from something that was started. The proxy compiles its filters first.
+# Waits until a URL of a started process answers. The proxy compiles its filters first.
 started() { # NAME PID URL
     for _ in $(seq 1200); do
         kill -0 "$2" 2>/dev/null || break
@@ -112,7 +112,7 @@ if [ "$mode" = --check ]; then
     children="$load $children"
     while kill -0 "$load" 2>/dev/null; do
         sleep 1
-        # The same code with another name section is another module.
+        # The same code with another name section is a different module.
         cp "$filters/fault.wasm" "$logs/fault.wasm"
         printf '\000\005\004note' >>"$logs/fault.wasm"
         cp "$filters/fault.wasm" "$logs/fault.orig" && mv "$logs/fault.wasm" "$filters/fault.wasm"
@@ -127,7 +127,7 @@ if [ "$mode" = --check ]; then
     exit 0
 fi
 
-# Runs what it prints.
+# Prints a command and runs it.
 show() {
     echo
     say "\$ $*"

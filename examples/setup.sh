@@ -1,5 +1,5 @@
-# Sourced by the scripts, from the repository's root: finds cargo, and installs the Rust toolchain of rust-toolchain.toml and its
-# WebAssembly target where they are missing. RUSTUP_TOOLCHAIN chooses another toolchain.
+# Sourced by the scripts from the repository's root: finds cargo, and installs the Rust toolchain of rust-toolchain.toml
+# and its WebAssembly target if missing. RUSTUP_TOOLCHAIN selects another toolchain.
 
 WASM_TARGET=wasm32-unknown-unknown
 
@@ -10,13 +10,13 @@ if ! command -v cargo >/dev/null; then
     echo "error: cargo not found: install Rust with https://rustup.rs, then run this again" >&2
     exit 1
 fi
-# Rust links with it, and the TLS library has parts in C.
+# Rust links with it, and the TLS library contains C code.
 if ! command -v "${CC:-cc}" >/dev/null; then
     echo "error: no C compiler (${CC:-cc}) found: install one (Debian, Ubuntu: apt-get install build-essential), then run this again" >&2
     exit 1
 fi
 
-# What the toolchain must have besides the compiler: `needs=fmt,clippy` before sourcing this asks for more.
+# Toolchain requirements besides the compiler: set `needs=fmt,clippy` before sourcing this for more.
 has_toolchain() {
     [ -d "$(rustc --print sysroot 2>/dev/null)/lib/rustlib/$WASM_TARGET/lib" ] || return 1
     for tool in $(echo "${needs-}" | tr , ' '); do

@@ -1,4 +1,4 @@
-//! What is wrong with a filter's configuration, and where.
+//! Configuration errors: which field is wrong, and why.
 
 pub mod matching;
 pub(crate) mod setup;
@@ -8,24 +8,24 @@ use std::{
     fmt,
 };
 
-/// A mistake in a filter's configuration.
+/// An error in a filter's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where in the configuration, such as `rules[2].match.path`; empty for the whole.
+    /// Location in the configuration, such as `rules[2].match.path`; empty for the whole configuration.
     pub path: String,
-    /// What is wrong and what would be right.
+    /// Description of the error and of a correct value.
     pub message: String,
-    /// Further mistakes, so that all of them can be told at once.
+    /// Further errors, so that a filter can report all of them together.
     pub more: Vec<ConfigError>,
 }
 
 impl ConfigError {
-    /// A mistake at `path` (such as `rules[2].match.path`; empty for the whole configuration).
+    /// Creates an error at `path` (such as `rules[2].match.path`; empty for the whole configuration).
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> ConfigError {
         ConfigError { path: path.into(), message: message.into(), more: Vec::new() }
     }
 
-    /// All of these mistakes, or `None` if there are none.
+    /// Combines several errors into one; `None` if the list is empty.
     pub fn all(errors: Vec<ConfigError>) -> Option<ConfigError> {
         let mut errors = errors.into_iter();
         let mut first = errors.next()?;
@@ -33,7 +33,7 @@ impl ConfigError {
         Some(first)
     }
 
-    /// This mistake and the further ones.
+    /// Iterates over this error and the further ones.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         fn collect<'e>(error: &'e ConfigError, all: &mut Vec<&'e ConfigError>) {
             all.push(error);
@@ -58,7 +58,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The one value of `()`, if that is what `T` is. The compiler knows the answer, and leaves out what follows from the other.
+/// Returns `Some(())` if `T` is `()`. The compiler evaluates this statically and removes the branch not taken.
 fn unit<T: 'static>() -> Option<T> {
     let mut value: Option<T> = None;
     if let Some(unit) = (&mut value as &mut dyn Any).downcast_mut::<Option<()>>() {
@@ -67,10 +67,10 @@ fn unit<T: 'static>() -> Option<T> {
     value
 }
 
-/// The places of all values that were left blank (`null`) in a JSON text, which must be well-formed.
+/// Returns the paths of all blank (`null`) values in a JSON text, which must be well-formed.
 ///
-/// An `Option` takes a blank for a field that is left out, and so `from:` with nothing after it would open a rule to
-/// everybody. serde cannot be told to refuse that without a wrapper around each type, so the text is looked at once more.
+/// An `Option` treats a blank value as an omitted field, so a `from:` with nothing after it would open a rule to every
+/// client. serde cannot reject blanks without a wrapper around each type, hence this second pass over the text.
 fn blanks(json: &[u8]) -> Vec<String> {
     enum Level<'j> {
         Map(&'j [u8]),
@@ -100,7 +100,7 @@ fn blanks(json: &[u8]) -> Vec<String> {
                     *key = text;
                 }
             }
-            // Outside of strings, nothing but `null` begins with this letter.
+            // Outside of strings, only `null` begins with this letter.
             b'n' => {
                 let mut path = String::new();
                 for level in &levels {
@@ -124,7 +124,7 @@ fn blanks(json: &[u8]) -> Vec<String> {
     found
 }
 
-/// A blank is refused, wherever it is, but in a configuration that is any JSON at all.
+/// Rejects blank values anywhere in the configuration, unless `T` accepts arbitrary JSON.
 fn refuse_blanks<T: 'static>(json: &[u8]) -> Result<(), ConfigError> {
     if TypeId::of::<T>() == TypeId::of::<serde_json::Value>() {
         return Ok(());
@@ -133,8 +133,8 @@ fn refuse_blanks<T: 'static>(json: &[u8]) -> Result<(), ConfigError> {
     ConfigError::all(blanks(json).into_iter().map(blank).collect()).map_or(Ok(()), Err)
 }
 
-/// Reads a configuration from the JSON that the host gives; nothing at all reads like an empty object. A value that is
-/// `null` is a mistake, unless `T` is [`serde_json::Value`].
+/// Deserializes a configuration from the JSON provided by the host; empty input is treated as an empty object. A `null`
+/// value is an error unless `T` is [`serde_json::Value`].
 pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Result<T, ConfigError> {
     if let Some(nothing) = unit() {
         return match bytes.trim_ascii() {
@@ -147,11 +147,11 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
     let config = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
         let message = e.inner().to_string();
-        // The position within the JSON means nothing to someone who wrote YAML.
+        // The position within the JSON is meaningless to someone who wrote YAML.
         let message = message.split(" at line ").next().unwrap_or_default();
         let message = match matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[' | b'"' | b'0'..=b'9')) {
             true => without_types(message),
-            // What the file has as text comes as it stands.
+            // A string in the configuration file is passed through as a JSON string.
             false => "this filter wants a map, not text".into(),
         };
         ConfigError::new(if path == "." { "" } else { &path }, message)
@@ -159,11 +159,11 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
     refuse_blanks::<T>(bytes).map(|()| config)
 }
 
-/// serde says which Rust type it expected; the user knows maps.
+/// Removes Rust type names from a serde message: users know maps, not structs.
 fn without_types(message: &str) -> String {
     let Some((before, name)) = message.split_once("expected struct ") else { return message.into() };
     if name.starts_with("Duration") {
-        // The filter's author has taken std's type.
+        // The filter's author used the type from std.
         return format!(
             "{before}expected a map {{secs: …, nanos: …}}; for the filter's author: the type for times such as 250ms is \
              `tollgate_sdk::units::Duration`"
@@ -188,12 +188,12 @@ mod tests {
     struct Inner {}
 
     #[test]
-    fn mistakes_are_told_in_the_users_words() {
+    fn errors_use_the_terms_of_the_configuration() {
         let wrong = |text: &str| read::<Outer>(text.as_bytes()).unwrap_err().to_string();
         assert_eq!(wrong("allow everything"), "this filter wants a map, not text");
         assert_eq!(wrong(r#"{"inner": "x"}"#), "inner: invalid type: string \"x\", expected a map");
         assert_eq!(wrong(""), "missing field `inner`");
-        // A filter's author may take the wrong one of two types of the same name.
+        // A filter's author may use the wrong one of two types with the same name.
         let time = read::<std::collections::HashMap<String, std::time::Duration>>(br#"{"wait": "500ms"}"#);
         assert_eq!(
             time.unwrap_err().to_string(),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_is_not_a_field_that_is_left_out() {
+    fn blank_value_is_rejected() {
         let read = |text: &str| read::<Optional>(text.as_bytes()).map(|_| ()).map_err(|e| e.to_string());
         let blank = |path: &str| format!("{path}: this was left blank: give it a value, or leave the field out");
         for text in ["", "{}", r#"{"from": ["null", "a\"null"]}"#, r#"{"rest": {"null": [true, "n"]}}"#] {
@@ -225,13 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn any_json_at_all_may_have_blanks() {
+    fn blank_value_is_allowed_in_arbitrary_json() {
         let text = br#"{"a": null}"#;
         assert_eq!(super::read::<serde_json::Value>(text), Ok(serde_json::json!({"a": null})));
     }
 
     #[test]
-    fn a_filter_without_a_configuration_refuses_one() {
+    fn filter_without_configuration_rejects_one() {
         assert_eq!(read::<()>(b""), Ok(()));
         assert_eq!(read::<()>(b"{}"), Ok(()));
         assert!(read::<()>(b"{\"a\": 1}").unwrap_err().message.contains("leave it out"));

@@ -1,4 +1,4 @@
-//! The trait that a filter implements, and what its callbacks answer.
+//! The trait that filters implement.
 
 mod asks;
 pub(crate) mod async_filter;
@@ -17,50 +17,50 @@ use crate::{
 
 use self::dispatch::{Event, RootEvent};
 
-/// A filter: made once from its configuration, and then asked about every stream (a request and its response).
+/// A filter: created once from its configuration, then called for every stream (a request and its response).
 ///
-/// One instance serves many streams at a time; what belongs to one of them is kept in [`Filter::Stream`]. A filter that asks
-/// other services, or waits for more than one thing, is better an [`AsyncFilter`](crate::AsyncFilter).
+/// One instance serves many concurrent streams; per-stream state is kept in [`Filter::Stream`]. To call other services,
+/// or to wait for more than one thing, prefer an [`AsyncFilter`](crate::AsyncFilter).
 pub trait Filter: Sized + 'static {
-    /// The configuration, read from the JSON in the proxy's configuration. Put `#[serde(deny_unknown_fields)]` on it, so
-    /// that mistakes are found. Times are [`units::Duration`](crate::units::Duration) in it. A value that is blank (`null`) is
-    /// refused wherever it is, unless this is [`serde_json::Value`]: an `Option` would take it for a field that was left out.
-    /// With `()` the module needs no code for JSON, and any configuration is a mistake.
+    /// The configuration, deserialized from the JSON in the proxy's configuration. Add `#[serde(deny_unknown_fields)]`
+    /// so that mistyped fields are reported. Use [`units::Duration`](crate::units::Duration) for times. A blank value
+    /// (`null`) is rejected wherever it occurs, unless this type is [`serde_json::Value`]: an `Option` would treat it
+    /// as an omitted field. With `()`, the module contains no JSON code and any configuration is an error.
     type Config: DeserializeOwned + 'static;
-    /// What is kept for one stream from one callback to the next. With `()` the host is spared three calls for each stream.
+    /// State kept per stream between callbacks. With `()`, the host saves three calls per stream.
     type Stream: Default + 'static;
-    /// The callbacks that the host shall make; the others cost nothing.
+    /// The callbacks that the host makes; others cost nothing.
     const PHASES: Phases;
 
-    /// Makes the filter. Whatever can be computed before the first request is computed here.
+    /// Creates the filter. Compute here whatever can be computed before the first request.
     fn configure(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 
-    /// The request's head has come.
+    /// Called when the request's headers were received.
     fn on_request(&self, _request: &Request, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// A part of the request's body has come; after [`Flow::Pause`], all that has come so far.
+    /// Called for a part of the request's body; after [`Flow::Pause`], for everything received so far.
     fn on_request_body(&self, _body: &Body, _request: &Request, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// The response's head has come, from an upstream, another filter or the proxy.
+    /// Called when the response's headers are available, from an upstream, another filter or the proxy.
     fn on_response(&self, _response: &Response, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// A part of the response's body has come; after [`Flow::Pause`], all that has come so far.
+    /// Called for a part of the response's body; after [`Flow::Pause`], for everything received so far.
     fn on_response_body(&self, _body: &Body, _response: &Response, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// The time of a [`Flow::Wait`] is over; `token` is the one given there.
+    /// Called when the time of a [`Flow::Wait`] has passed; `token` is the one given there.
     fn on_timer(&self, _token: u32, _request: &Request, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// The answer to a [`Call::ask`](crate::Call::ask) has come; `token` is the one given there.
+    /// Called with the answer to a [`Call::ask`](crate::Call::ask); `token` is the one given there.
     fn on_answer(
         &self,
         _token: u32,
@@ -71,7 +71,7 @@ pub trait Filter: Sized + 'static {
         Flow::Continue
     }
 
-    /// The answer to a [`GrpcCall::ask`](crate::GrpcCall::ask) has come.
+    /// Called with the answer to a [`GrpcCall::ask`](crate::GrpcCall::ask).
     fn on_grpc_answer(
         &self,
         _token: u32,
@@ -82,26 +82,28 @@ pub trait Filter: Sized + 'static {
         Flow::Continue
     }
 
-    /// The tick set by [`Setup::tick`] is due. Each worker has its own.
+    /// Called at the interval set by [`Setup::tick`], on each worker.
     fn on_tick(&self) {}
 
-    /// A message has come in a queue of [`Setup::queue`]. It acts on no stream. Each message is given to one worker.
+    /// Called for a message in a queue opened with [`Setup::queue`]. It cannot act on a stream. Each message is
+    /// delivered to one worker.
     fn on_queue(&self, _queue: Queue, _message: Vec<u8>) {}
 
-    /// The stream has ended. Its headers can be read for the last time.
+    /// Called when the stream has ended. Its headers can be read for the last time.
     fn on_end(&self, _request: &Request, _response: &Response, _stream: &mut Self::Stream) {}
 
-    /// Whether this is an [`AsyncFilter`](crate::AsyncFilter), which gets its callbacks by the two functions below.
+    /// Whether this is an [`AsyncFilter`](crate::AsyncFilter), which receives its callbacks through the two functions
+    /// below.
     #[doc(hidden)]
     const ASYNC: bool = false;
 
-    /// Something has happened to a stream.
+    /// Handles an event of a stream.
     #[doc(hidden)]
     fn drive(self: &Rc<Self>, _event: Event, _stream: &mut Self::Stream) -> Flow {
         Flow::Continue
     }
 
-    /// Something has happened that belongs to no stream.
+    /// Handles an event that belongs to no stream.
     #[doc(hidden)]
     fn drive_root(self: &Rc<Self>, _root: u32, _event: RootEvent) {}
 }

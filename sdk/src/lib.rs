@@ -1,6 +1,6 @@
-//! Write Tollgate filters in Rust.
+//! SDK for writing Tollgate filters in Rust.
 //!
-//! A filter is a type that implements [`Filter`], and a line that exports it:
+//! A filter is a type that implements [`Filter`], plus one line that exports it:
 //!
 //! ```
 //! use tollgate_sdk::prelude::*;
@@ -38,16 +38,17 @@
 //! # }
 //! ```
 //!
-//! A filter that asks other services, waits or reads bodies is an [`AsyncFilter`]: it has the same callbacks as `async fn`.
+//! A filter that calls other services, waits or reads bodies implements [`AsyncFilter`], which has the same callbacks
+//! as `async fn`.
 //!
-//! A filter of TCP connections is a [`TcpFilter`].
+//! A filter of TCP connections implements [`TcpFilter`].
 //!
-//! What the host offers is `tollgate_v1` of the ABI (see `abi/SPEC.md`). A call that fails for a reason that a filter cannot
-//! do anything about (a name too many, say) is logged by the host and otherwise without effect; a filter never has to
-//! handle it. `testing` runs a filter natively, without WebAssembly.
+//! The host functions are those of `tollgate_v1` in the ABI (see `abi/SPEC.md`). If a call fails for a reason that a
+//! filter cannot handle (such as too many names), the host logs the failure and the call has no other effect. `testing`
+//! runs a filter natively, without WebAssembly.
 //!
-//! Features: `portable` (off) makes modules for any host of Proxy-Wasm (see `docs/filters.md`). `log` and `tracing` (off) bring the macros of the crates of these names to the proxy's log. `talc` (on) is the
-//! module's allocator.
+//! Features: `portable` (off) builds modules for any Proxy-Wasm host (see `docs/filters.md`). `log` and `tracing` (off)
+//! send the macros of the crates of these names to the proxy's log. `talc` (on) is the module's allocator.
 
 mod config;
 mod filter;
@@ -101,7 +102,7 @@ pub use tollgate_abi::{doc, fast::Take, fast::flag, value::Value};
 #[global_allocator]
 static ALLOCATOR: talc::wasm::WasmDynamicTalc = talc::wasm::new_wasm_dynamic_allocator();
 
-/// What most filters need.
+/// Imports that most filters need.
 pub mod prelude {
     pub use crate::{
         Answer, AsyncFilter, Body, Bucket, Buffer, Call, CallError, ClosedBy, ConfigError, Connection, Counter, Data,

@@ -1,4 +1,4 @@
-//! Logging into the proxy's log.
+//! Logging to the proxy's log.
 
 #[cfg(feature = "log")]
 pub(crate) mod log_crate;
@@ -9,7 +9,7 @@ use tollgate_abi::proxy_wasm::log_level;
 
 use crate::sys;
 
-/// How serious a message is.
+/// Severity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
 #[allow(missing_docs)]

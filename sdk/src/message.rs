@@ -1,4 +1,4 @@
-//! Requests and responses as a filter sees them: handles to what the host holds, read into a buffer that is used again.
+//! Requests and responses as handles to data that the host holds; headers are read into reusable buffers.
 
 pub(crate) mod body;
 pub(crate) mod flow;
@@ -18,13 +18,13 @@ use crate::{
     table::borrow,
 };
 
-/// Memory that header values are read into. Make one for each callback with `Buffer::new()`: once something is read, it
-/// comes from a pool (of at most 64), so nothing is allocated once the filter is warm.
+/// Memory that header values are read into. Create one per callback with `Buffer::new()`. The first read takes memory
+/// from a pool (of at most 64 buffers), so a warm filter allocates nothing.
 #[derive(Debug)]
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// A buffer that takes its memory from the pool when it is first read into.
+    /// Creates a buffer that takes its memory from the pool on the first read.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Buffer {
         Buffer(Vec::new())
@@ -46,18 +46,18 @@ impl Drop for Buffer {
     }
 }
 
-/// Buffers that are kept.
+/// Maximum number of pooled buffers.
 const POOLED: usize = 64;
 
-/// Memory of buffers that are not in use: as much as there has been at a time.
+/// Memory of unused buffers. It grows to the highest number in use at the same time.
 struct Pool {
-    /// There is rarely more than this one, but for futures that keep theirs while they wait. Empty: it is in use.
+    /// Usually the only buffer; futures that hold one while they wait need more. Empty while in use.
     first: Cell<Vec<u8>>,
     others: RefCell<Vec<Vec<u8>>>,
 }
 
 thread_local! {
-    // Never dropped, so that no code for that is needed.
+    // Never dropped, so that the module needs no code for it.
     static POOL: ManuallyDrop<Pool> =
         const { ManuallyDrop::new(Pool { first: Cell::new(Vec::new()), others: RefCell::new(Vec::new()) }) };
 }
@@ -83,14 +83,14 @@ impl Pool {
     #[cold]
     fn put_another(&self, buffer: Vec<u8>) {
         let mut others = borrow(&self.others);
-        // What a burst has needed must not be kept for ever.
+        // Limits the memory retained after a burst.
         if others.len() + 1 < POOLED {
             others.push(buffer);
         }
     }
 }
 
-/// Where the span of a header that is not there points.
+/// Marks the span of an absent header.
 const ABSENT: i32 = -1;
 
 fn get_many<'b, const N: usize>(map: i32, names: [Name; N], buffer: &'b mut Buffer) -> [Option<&'b [u8]>; N] {
@@ -120,23 +120,23 @@ fn get(map: i32, name: Name, buffer: &mut Buffer) -> Option<&[u8]> {
 
 macro_rules! headers {
     ($map:expr) => {
-        /// The value of a header; several fields of one name come joined by `, `.
+        /// Returns the value of a header. Several fields of the same name are joined with `, `.
         pub fn header<'b>(&self, name: Name, buffer: &'b mut Buffer) -> Option<&'b [u8]> {
             get($map, name, buffer)
         }
 
-        /// The values of several headers, in one call of the host. At most 64.
+        /// Returns the values of several headers with one host call. At most 64.
         pub fn headers<'b, const N: usize>(&self, names: [Name; N], buffer: &'b mut Buffer) -> [Option<&'b [u8]>; N] {
             get_many($map, names, buffer)
         }
 
-        /// All headers in order: names as text in lower case, values as bytes, which need not be text. Slower than asking for
-        /// those that are needed.
+        /// Returns all headers in order: names as text in lower case, values as bytes, which need not be UTF-8. Slower
+        /// than reading individual headers.
         pub fn all_headers(&self) -> Vec<(String, Vec<u8>)> {
             sys::header_pairs($map)
         }
 
-        /// Sets a header to one value.
+        /// Sets a header to a single value.
         pub fn set_header(&self, name: Name, value: impl AsRef<[u8]>) {
             sys::header_set($map, name, value.as_ref());
         }
@@ -153,44 +153,45 @@ macro_rules! headers {
     };
 }
 
-/// The stream's request. `:method`, `:path` (with the query), `:authority` and `:scheme` are headers too.
+/// The stream's request. `:method`, `:path` (with the query), `:authority` and `:scheme` are accessible as headers.
 #[derive(Debug)]
 pub struct Request {
     pub(crate) end_of_stream: bool,
 }
 
-/// The stream's response. `:status` is a header too.
+/// The stream's response. `:status` is accessible as a header.
 #[derive(Debug)]
 pub struct Response {
     pub(crate) end_of_stream: bool,
 }
 
-/// Sends the stream by a route.
+/// Selects the stream's route.
 pub(crate) fn select_route(route: RouteId, selection: Selection) {
     let given = if selection.split.is_some() { fast::hash::SPLIT } else { 0 }
         | if selection.balance.is_some() { fast::hash::BALANCE } else { 0 };
     sys::route_select(route.0, given, selection.split.unwrap_or(0), selection.balance.unwrap_or(0));
 }
 
-/// Whose address.
+/// Selects an address of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The other end of the connection.
+    /// The remote end of the connection.
     Peer,
-    /// The client, as far as `X-Forwarded-For` can be trusted; else the peer.
+    /// The client, as far as `X-Forwarded-For` can be trusted; otherwise the peer.
     Client,
 }
 
 impl Request {
     headers!(map::HTTP_REQUEST_HEADERS);
 
-    /// Whether there is no body (and no trailers).
+    /// Reports whether the message ends with its headers: no body and no trailers.
     pub fn has_no_body(&self) -> bool {
         self.end_of_stream
     }
 
-    /// Where the request comes from. An IPv4 address is given as such, not as a mapped one. A client that trusted proxies say
-    /// nothing usable about has the unspecified address, `::`, and must be taken for nobody.
+    /// Returns the address that the request comes from. IPv4 addresses are returned as such, not in mapped form. If
+    /// trusted proxies report nothing usable about the client, this is the unspecified address `::`, which must not be
+    /// treated as an identity.
     pub fn source(&self, whose: Source) -> SocketAddr {
         let which = match whose {
             Source::Peer => fast::source::PEER,
@@ -201,22 +202,22 @@ impl Request {
         SocketAddr::new(ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4), port)
     }
 
-    /// Sends the request by a route. The last selection wins.
+    /// Selects the request's route. The last selection takes effect.
     pub fn route(&self, route: RouteId, selection: Selection) {
         select_route(route, selection);
     }
 
-    /// Adds a header field to whatever response the stream will get.
+    /// Adds a header field to the stream's eventual response, wherever that comes from.
     pub fn add_response_header(&self, name: Name, value: impl AsRef<[u8]>) {
         sys::header_add(fast::map::EVENTUAL_RESPONSE, name, value.as_ref());
     }
 
-    /// Adds [`flag`](crate::flag)s to the access log's line.
+    /// Adds [`flag`](crate::flag)s to the access log line.
     pub fn flag(&self, flags: u32) {
         sys::flag_set(flags);
     }
 
-    /// Sets a named field of the access log's line. At most 16 fields of 256 bytes.
+    /// Sets a named field of the access log line. At most 16 fields of 256 bytes.
     pub fn log_field(&self, name: &str, value: &str) {
         sys::log_field(name, value);
     }
@@ -225,7 +226,7 @@ impl Request {
 impl Response {
     headers!(map::HTTP_RESPONSE_HEADERS);
 
-    /// Whether there is no body (and no trailers).
+    /// Reports whether the message ends with its headers: no body and no trailers.
     pub fn has_no_body(&self) -> bool {
         self.end_of_stream
     }

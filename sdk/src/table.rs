@@ -1,24 +1,24 @@
-//! A map from ids that the host (or the executor) counts upwards: a sorted list. New ids go to its end, and what is taken
-//! out is mostly young, so it is as fast as a tree where that matters, and far smaller as code.
+//! A map from ids that the host (or the executor) counts upwards, kept as a sorted list. New ids are appended, and
+//! mostly recent ids are removed, so it is as fast as a tree at realistic sizes and its code is much smaller.
 
 use std::{
     cell::{RefCell, RefMut},
     rc::Rc,
 };
 
-/// What a cell holds. `RefCell::borrow_mut` would bring code into each module that formats an error: a module is not called
-/// while it is in a call, so there is none.
+/// Borrows a cell's value. Unlike `RefCell::borrow_mut`, it adds no code for formatting an error to each module. The
+/// host never calls a module during a call, so borrows do not conflict.
 ///
 /// # Panics
-/// If it is borrowed.
+/// If the cell is already borrowed.
 pub(crate) fn borrow<T>(cell: &RefCell<T>) -> RefMut<'_, T> {
     match cell.try_borrow_mut() {
         Ok(borrowed) => borrowed,
-        Err(_) => panic!("the module was called while it was in a call"),
+        Err(_) => panic!("the module was called during another call"),
     }
 }
 
-/// Values by ids.
+/// Values by id.
 #[derive(Debug)]
 pub(crate) struct Table<T>(Vec<(u32, T)>);
 
@@ -56,7 +56,7 @@ impl<T> Table<T> {
     }
 }
 
-/// The filters of an instance by their root contexts. There is mostly one, which is not looked for.
+/// The filters of an instance by root context. The common case of a single one needs no search.
 #[derive(Debug)]
 pub(crate) struct Roots<F> {
     first: Option<(u32, Rc<F>)>,
@@ -68,7 +68,7 @@ impl<F> Roots<F> {
         Roots { first: None, others: Vec::new() }
     }
 
-    /// Puts a filter in, in the place of the root's old one if it has one.
+    /// Inserts a root's filter, replacing an earlier one.
     pub(crate) fn set(&mut self, root: u32, filter: Rc<F>) {
         if let Some((_, old)) = self.first.iter_mut().chain(&mut self.others).find(|(of, _)| *of == root) {
             *old = filter;
@@ -79,7 +79,7 @@ impl<F> Roots<F> {
         }
     }
 
-    /// The filter of a root; else the first one.
+    /// Returns the filter of a root, or else the first one.
     pub(crate) fn get(&self, root: u32) -> Option<&Rc<F>> {
         let (first, filter) = self.first.as_ref()?;
         if self.others.is_empty() || *first == root {
@@ -98,7 +98,7 @@ impl<F> Roots<F> {
         Some(self.others.remove(at).1)
     }
 
-    /// Whether there is no other one.
+    /// Reports whether there is only one filter.
     pub(crate) fn is_alone(&self) -> bool {
         self.others.is_empty()
     }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_has_its_own_filter_or_the_first() {
+    fn root_without_a_filter_falls_back_to_the_first() {
         let mut roots = Roots::new();
         let get = |roots: &Roots<char>, root| roots.get(root).map(|filter| **filter);
         assert_eq!((get(&roots, 1), roots.is_alone()), (None, true));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_what_it_is_given() {
+    fn insert_get_and_remove_work_by_id() {
         let mut table = Table::new();
         for id in [5, 7, 6, 7] {
             table.insert(id, id * 10);

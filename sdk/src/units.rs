@@ -1,4 +1,5 @@
-//! Scalar types for configurations: times (`250ms`) and percentages. The proxy writes times in the same way.
+//! Scalar configuration types: times (`250ms`) and percentages. The proxy's own configuration uses the same notation
+//! for times.
 
 use std::{fmt, str::FromStr};
 
@@ -6,8 +7,8 @@ use serde::{Deserialize, Deserializer, de};
 
 /// A length of time, written as a number with a unit: `us`, `ms`, `s`, `m`, `h` (`250ms`, `1.5s`). From 0 to one year.
 ///
-/// For the fields of a filter's `Config`: [`std::time::Duration`] compiles there too, but serde reads it as a map of seconds
-/// and nanoseconds, which nobody writes. `From` converts both ways.
+/// Use it for the fields of a filter's `Config`. [`std::time::Duration`] compiles there too, but serde reads it as a
+/// map of seconds and nanoseconds. `From` converts both ways.
 ///
 /// ```
 /// use tollgate_sdk::units::Duration;
@@ -21,17 +22,17 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Duration(std::time::Duration);
 
 impl Duration {
-    /// The same time in the type for configurations; in constants, where `From` cannot be used.
+    /// Converts a time from std's type; usable in constants, where `From` is not.
     pub const fn new(time: std::time::Duration) -> Duration {
         Duration(time)
     }
 
-    /// The time as std's type.
+    /// Returns the time as std's type.
     pub const fn get(self) -> std::time::Duration {
         self.0
     }
 
-    /// Milliseconds, rounded up: a short time must not become 0, which often means "no bound".
+    /// Returns the time in milliseconds, rounded up: a short time must not become 0, which often means "unlimited".
     pub fn millis(self) -> u64 {
         u64::try_from(self.0.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
@@ -58,7 +59,7 @@ impl FromStr for Duration {
         let at = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
         let (number, unit) = (&trimmed[..at], trimmed[at..].trim_start());
         let number: f64 = number.parse().map_err(|_| wrong())?;
-        // Nanoseconds are whole numbers, so that 0.1s is exactly 100ms.
+        // Nanoseconds are whole numbers, so 0.1s is exactly 100ms.
         let nanos = number
             * match unit {
                 "us" | "µs" => 1e3,
@@ -103,10 +104,10 @@ impl<'de> Deserialize<'de> for Duration {
 pub struct Percent(u32);
 
 impl Percent {
-    /// Always.
+    /// 100 percent.
     pub const ALL: Percent = Percent(1_000_000);
 
-    /// This many percent.
+    /// Creates a percentage.
     pub fn new(percent: f64) -> Result<Percent, String> {
         if !(0.0..=100.0).contains(&percent) {
             return Err(format!("{percent} is not a percentage from 0 to 100"));
@@ -117,14 +118,14 @@ impl Percent {
         }
     }
 
-    /// How many of a million.
+    /// Returns the share in millionths.
     pub const fn per_million(self) -> u32 {
         self.0
     }
 
-    /// Whether `random` (of [`random`](crate::random)) is among this share of all numbers.
+    /// Reports whether `random` (from [`random`](crate::random)) falls within this share of all numbers.
     pub const fn includes(self, random: u64) -> bool {
-        // The high bits of the product are a number below a million, each as likely as the others.
+        // The high bits of the product are a uniformly distributed number below a million.
         ((random as u128 * 1_000_000) >> 64) < self.0 as u128
     }
 }
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn percentages_are_shares_of_a_million() {
+    fn percentages_are_stored_in_millionths() {
         assert_eq!(Percent::new(100.0).unwrap(), Percent::ALL);
         assert_eq!(Percent::new(0.0001).unwrap().per_million(), 1);
         assert_eq!(serde_json::from_str::<Percent>("5").unwrap().per_million(), 50_000);

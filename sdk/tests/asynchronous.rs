@@ -1,4 +1,4 @@
-//! Filters that wait: several streams at a time, what ends a wait, and what comes too late.
+//! Filters that wait: concurrent streams, the end of a wait, and late events.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +18,7 @@ use tollgate_sdk::{
 const MS: Duration = Duration::from_millis(1);
 
 thread_local! {
-    /// How many of the futures below exist: those that have ended or were dropped do not.
+    /// Number of live futures of the kind below, excluding those that have finished or were dropped.
     static ALIVE: Cell<i32> = const { Cell::new(0) };
 }
 
@@ -37,7 +37,7 @@ impl Drop for Alive {
     }
 }
 
-/// Whether it is open, and who waits for that.
+/// Whether the gate is open, and the wakers waiting for it.
 type Gate = Rc<RefCell<(bool, Vec<Waker>)>>;
 
 fn open(gate: &Gate) {
@@ -46,7 +46,7 @@ fn open(gate: &Gate) {
     waiting.drain(..).for_each(Waker::wake);
 }
 
-/// Opens a gate when it is dropped, as a place in a queue is given back.
+/// Opens a gate when dropped, as a released slot of a queue would.
 struct Opens(Gate);
 
 impl Drop for Opens {
@@ -55,7 +55,7 @@ impl Drop for Opens {
     }
 }
 
-/// Does what the path says.
+/// Acts as the path specifies.
 struct Scenes {
     path: Name,
     seen: Name,
@@ -162,7 +162,7 @@ impl AsyncFilter for Scenes {
 }
 
 #[test]
-fn the_end_of_one_stream_lets_another_go_on() {
+fn end_of_one_stream_lets_another_continue() {
     for holder in ["/last", "/opens_at_its_end"] {
         let host = host();
         let waiting = host.request("GET", "/gate").send();
@@ -180,7 +180,7 @@ fn host() -> TestHost<Scenes> {
 }
 
 #[test]
-fn an_answer_lets_the_request_go_on_or_not() {
+fn answer_decides_whether_the_request_continues() {
     let host = host();
     host.service("auth", |call| match call.path() {
         "/ann" => Scripted::answer(200).header("X-User", "ann"),
@@ -211,7 +211,7 @@ fn streams_interleave_and_each_gets_its_own_answer() {
 }
 
 #[test]
-fn a_stream_that_ends_drops_its_future_and_late_answers_find_nobody() {
+fn stream_end_drops_its_future_and_late_answers_are_ignored() {
     let host = host();
     let (gone, stays) = (host.request("GET", "/gone").send(), host.request("GET", "/stays").send());
     assert_eq!(ALIVE.get(), 2);
@@ -253,7 +253,7 @@ fn failures_have_names() {
 }
 
 #[test]
-fn timers_are_the_streams_own() {
+fn timers_belong_to_their_stream() {
     let host = host();
     let once = host.request("GET", "/sleep").send();
     host.advance(10 * MS);
@@ -271,7 +271,7 @@ fn timers_are_the_streams_own() {
 }
 
 #[test]
-fn sleeps_that_are_given_up_use_no_timers_up() {
+fn dropped_sleeps_do_not_use_up_timers() {
     let host = host();
     let many = host.request("GET", "/many").send();
     host.advance(200 * MS);
@@ -292,7 +292,7 @@ fn two_calls_can_be_joined() {
 }
 
 #[test]
-fn the_first_of_two_can_be_selected() {
+fn first_of_two_calls_can_be_selected() {
     let host = host();
     host.service("auth", |_| Scripted::answer(200).after(5 * MS));
     let answered = host.request("GET", "/select").send();
@@ -308,7 +308,7 @@ fn the_first_of_two_can_be_selected() {
 }
 
 #[test]
-fn futures_with_wakers_of_their_own_are_woken() {
+fn futures_with_custom_wakers_are_woken() {
     let host = host();
     let all = host.request("GET", "/unordered").send();
     for call in host.calls().into_iter().rev() {

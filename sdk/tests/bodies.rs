@@ -1,4 +1,4 @@
-//! Bodies: read as a whole or by parts, changed, too long, ended by trailers, and read amid other things.
+//! Bodies: read as a whole or in parts, replaced, too long, ended by trailers, and read in between other waits.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tollgate_sdk::{
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Does what the path says with the body.
+/// Processes the body as the path specifies.
 struct Bodies {
     path: Name,
     seen: Name,
@@ -93,10 +93,10 @@ fn host() -> TestHost<Bodies> {
 }
 
 #[test]
-fn a_whole_body_is_held_until_it_is_there() {
+fn whole_body_is_held_until_complete() {
     let host = host();
     let stream = host.request("POST", "/whole").streaming().send();
-    assert!(stream.continued(), "the head goes on, so that the body comes");
+    assert!(stream.continued(), "the headers continue so that the body arrives");
     stream.send_body(b"one ", false);
     assert!(!stream.continued());
     stream.send_body(b"two", true);
@@ -106,7 +106,7 @@ fn a_whole_body_is_held_until_it_is_there() {
 }
 
 #[test]
-fn one_that_is_too_long_is_known_early() {
+fn too_long_body_is_detected_early() {
     let host = host();
     let stream = host.request("POST", "/whole").streaming().send();
     stream.send_body(b"0123456789", false);
@@ -117,7 +117,7 @@ fn one_that_is_too_long_is_known_early() {
 }
 
 #[test]
-fn no_body_is_an_empty_one() {
+fn missing_body_reads_as_empty() {
     let host = host();
     for path in ["/whole", "/chunks", "/first"] {
         let stream = host.request("GET", path).send();
@@ -126,7 +126,7 @@ fn no_body_is_an_empty_one() {
 }
 
 #[test]
-fn parts_go_on_one_by_one() {
+fn parts_continue_one_by_one() {
     let host = host();
     let stream = host.request("POST", "/chunks").streaming().send();
     stream.send_body(b"one ", false);
@@ -137,7 +137,7 @@ fn parts_go_on_one_by_one() {
 }
 
 #[test]
-fn what_is_not_read_passes_unseen() {
+fn unread_body_passes_unseen() {
     let host = host();
     let stream = host.request("POST", "/first").streaming().send();
     stream.send_body(b"one", false);
@@ -158,7 +158,7 @@ fn trailers_end_a_body() {
 }
 
 #[test]
-fn a_call_before_the_body_holds_the_head() {
+fn call_before_the_body_holds_the_headers() {
     let host = host();
     let stream = host.request("POST", "/call-body").body("body").send();
     assert!(!stream.continued());
@@ -167,7 +167,7 @@ fn a_call_before_the_body_holds_the_head() {
 }
 
 #[test]
-fn a_call_after_the_body_decides_but_changes_it_no_more() {
+fn call_after_the_body_decides_but_cannot_change_it() {
     let host = host();
     let stream = host.request("POST", "/body-call").body("body").send();
     assert!(!stream.continued());
@@ -181,12 +181,12 @@ fn a_call_after_the_body_decides_but_changes_it_no_more() {
 }
 
 #[test]
-fn nothing_is_lost_that_comes_during_a_call() {
+fn body_received_during_a_call_is_kept() {
     let host = host();
     let stream = host.request("POST", "/chunk-call").streaming().send();
     stream.send_body(b"a", false);
     stream.send_body(b"b", false);
-    assert_eq!(stream.request_body(), b"", "held while it waits");
+    assert_eq!(stream.request_body(), b"", "held while the filter waits");
     host.answer(1, Scripted::answer(200));
     assert_eq!(host.calls()[0].body, b"b");
     stream.send_body(b"c", true);
@@ -198,13 +198,13 @@ fn nothing_is_lost_that_comes_during_a_call() {
     let slow = host.request("POST", "/chunk-call").streaming().send();
     slow.send_body(b"a", false);
     host.answer(4, Scripted::answer(200));
-    assert_eq!(slow.request_body(), b"a", "it goes on when the next is waited for");
+    assert_eq!(slow.request_body(), b"a", "the part continues when the next one is awaited");
     slow.send_body(b"", true);
     assert_eq!(slow.request_header("x-seen"), Some("|a"));
 }
 
 #[test]
-fn a_wait_for_the_body_can_be_given_up() {
+fn wait_for_the_body_can_be_dropped() {
     let host = host();
     let stream = host.request("POST", "/impatient").streaming().send();
     stream.send_body(b"abc", false);
@@ -233,7 +233,7 @@ fn dice(seed: &mut u64) -> u64 {
 }
 
 #[test]
-fn however_parts_and_answers_come_nothing_is_lost_doubled_or_stuck() {
+fn any_order_of_parts_and_answers_loses_duplicates_and_blocks_nothing() {
     for seed in 0..300 {
         let (mut state, host) = (seed, host());
         let path = ["/chunk-call", "/call-body", "/body-call", "/chunks", "/impatient"][seed as usize % 5];

@@ -1,4 +1,4 @@
-//! gRPC calls: awaited, in streams, and by callbacks; and answers to gRPC clients.
+//! gRPC calls: awaited, streaming and with callbacks; and replies to gRPC clients.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -10,7 +10,7 @@ use tollgate_sdk::{
     testing::{Scripted, TestHost},
 };
 
-/// Asks whether a user may pass.
+/// Asks a service whether a user is allowed.
 struct Check {
     user: Name,
 }
@@ -42,7 +42,7 @@ impl AsyncFilter for Check {
 }
 
 #[test]
-fn a_call_is_awaited() {
+fn call_is_awaited() {
     let host = TestHost::<Check>::new(json!({})).unwrap();
     host.grpc_service("auth", |call| {
         assert_eq!((&*call.service, &*call.method), ("test.Auth", "Check"));
@@ -60,7 +60,7 @@ fn a_call_is_awaited() {
 }
 
 #[test]
-fn a_call_that_fails_is_a_reply() {
+fn failed_call_becomes_a_reply() {
     let host = TestHost::<Check>::new(json!({})).unwrap();
     let late = host.request("GET", "/").send();
     let ended = host.request("GET", "/").send();
@@ -77,7 +77,7 @@ fn a_call_that_fails_is_a_reply() {
 }
 
 #[test]
-fn a_call_of_a_stream_that_ends_is_cancelled() {
+fn call_is_cancelled_when_its_stream_ends() {
     let host = TestHost::<Check>::new(json!({})).unwrap();
     let gone = host.request("GET", "/").send();
     assert_eq!(host.grpc_calls().len(), 1);
@@ -85,7 +85,7 @@ fn a_call_of_a_stream_that_ends_is_cancelled() {
     assert_eq!(host.grpc_calls(), []);
 }
 
-/// Sends each word of a header, and joins what comes.
+/// Sends each word of a header, and joins the answers.
 struct Words {
     words: Name,
     seen: RefCell<Vec<String>>,
@@ -122,7 +122,7 @@ impl AsyncFilter for Words {
 }
 
 #[test]
-fn a_stream_has_messages_both_ways() {
+fn stream_is_bidirectional() {
     let host = TestHost::<Words>::new(json!({})).unwrap();
     let outcome = host.request("GET", "/").header("x-words", "a b").send();
     let call = host.grpc_calls().remove(0);
@@ -145,7 +145,7 @@ fn a_stream_has_messages_both_ways() {
     assert_eq!((broken.status(), broken.details()), (Some(503), Some("grpc_callout_aborted")));
 }
 
-/// The same by callbacks: first a gRPC call, then one by HTTP.
+/// The same with callbacks: first a gRPC call, then an HTTP call.
 struct Steps {
     user: Name,
 }
@@ -196,7 +196,7 @@ impl Filter for Steps {
 }
 
 #[test]
-fn answers_come_to_callbacks_with_their_streams() {
+fn answers_are_delivered_to_callbacks_of_their_streams() {
     let host = TestHost::<Steps>::new(json!({})).unwrap();
     let (ann, bob) =
         (host.request("GET", "/").header("x-user", "ann"), host.request("GET", "/").header("x-user", "bob"));
@@ -217,5 +217,5 @@ fn answers_come_to_callbacks_with_their_streams() {
     let call = host.grpc_calls().remove(0);
     drop(gone);
     host.grpc_message(call.id, "Carl");
-    assert!(host.calls().is_empty(), "nobody is there to go on");
+    assert!(host.calls().is_empty(), "the stream has ended");
 }

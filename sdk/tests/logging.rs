@@ -1,4 +1,5 @@
-//! The crates `log` and `tracing` write to the proxy's log: `cargo test -p tollgate-sdk --features log,tracing`.
+//! The crates `log` and `tracing` write to the proxy's log. Run with `cargo test -p tollgate-sdk --features
+//! log,tracing`.
 #![cfg(all(feature = "log", feature = "tracing"))]
 
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! A filter's own responses: what its callbacks for responses see of them, as in the proxy.
+//! A filter's own responses, and what its response callbacks see of them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tollgate_sdk::{
     testing::{Outcome, TestHost},
 };
 
-/// Answers as the path says, and marks every response that it sees.
+/// Answers as the path specifies, and marks every response that it sees.
 struct Gate {
     path: Name,
     seen: Name,
@@ -81,7 +81,7 @@ fn expected(status: u16, seen: Option<&str>, body: &str) -> (Option<u16>, Option
 }
 
 #[test]
-fn a_reply_to_a_request_passes_the_filters_own_callbacks_for_responses() {
+fn reply_to_a_request_passes_the_filters_own_response_callbacks() {
     let host = TestHost::<Gate>::new(json!(null)).unwrap();
     let refused = host.request("GET", "/head").send();
     assert_eq!(reply(&refused), expected(401, Some("401 4"), "WHO?"));
@@ -93,14 +93,14 @@ fn a_reply_to_a_request_passes_the_filters_own_callbacks_for_responses() {
 }
 
 #[test]
-fn a_reply_in_place_of_a_response_is_not_seen_again() {
+fn reply_replacing_a_response_is_not_seen_again() {
     let host = TestHost::<Gate>::new(json!(null)).unwrap();
     let outcome = host.request("GET", "/").send().respond(502, &[], b"oops");
     assert_eq!(reply(&outcome), expected(503, None, "sorry"));
 }
 
 #[test]
-fn no_upstream_answers_what_the_filter_has_answered() {
+fn upstream_response_is_ignored_after_a_reply() {
     let host = TestHost::<Gate>::new(json!(null)).unwrap();
     let refused = host.request("GET", "/head").send().respond(200, &[("x-up", "1")], b"hello");
     assert_eq!(reply(&refused), expected(401, Some("401 4"), "WHO?"));
@@ -108,7 +108,7 @@ fn no_upstream_answers_what_the_filter_has_answered() {
 }
 
 #[test]
-fn a_reply_to_a_grpc_client_is_a_head_with_a_status() {
+fn reply_to_a_grpc_client_is_headers_only_with_a_status() {
     let host = TestHost::<Gate>::new(json!(null)).unwrap();
     let refused = host.request("POST", "/head").header("content-type", "application/grpc+proto").send();
     assert_eq!(reply(&refused), expected(200, Some("200 -"), ""));

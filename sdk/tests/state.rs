@@ -1,4 +1,4 @@
-//! What outlives a request: shared data, queues, metrics, ticks, buckets, time.
+//! State that outlives a request: shared data, queues, metrics, ticks, buckets, time.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -55,7 +55,7 @@ impl AsyncFilter for Stateful {
                 let large = vec![b'x'; 1000];
                 assert_eq!(stored::state("given"), Some(b"before".to_vec()));
                 stored::set_state("given", &large).unwrap();
-                assert_eq!(stored::state("given"), Some(large), "more than is read at first");
+                assert_eq!(stored::state("given"), Some(large), "longer than the first read");
                 stored::set_state("gone", "soon").unwrap();
                 assert!(stored::remove_state("gone") && !stored::remove_state("gone"));
                 for (key, value) in [("n", Value::Integer(-3)), ("x", Value::Number(0.5)), ("b", Value::Bool(true))] {
@@ -104,7 +104,7 @@ fn seen(host: &TestHost<Stateful>, path: &str) -> String {
 }
 
 #[test]
-fn shared_data_is_updated_as_a_whole() {
+fn shared_data_is_updated_atomically() {
     let host = host();
     for _ in 0..3 {
         assert!(host.request("GET", "/count").send().continued());
@@ -129,7 +129,7 @@ fn shared_data_is_updated_as_a_whole() {
 }
 
 #[test]
-fn shared_data_is_made_once_and_has_its_time() {
+fn shared_data_is_created_once_and_expires() {
     let host = host();
     shared::create("lock", "mine", Duration::from_secs(2)).unwrap();
     assert_eq!(shared::create("lock", "yours", None), Err(SharedError::Changed));
@@ -147,7 +147,7 @@ fn shared_data_is_made_once_and_has_its_time() {
 }
 
 #[test]
-fn filters_leave_each_other_things_with_a_stream() {
+fn filters_share_data_through_a_stream() {
     let host = host();
     let outcome = host.request("GET", "/stored").metadata("auth", "user", "ann").state("given", "before").send();
     assert_eq!(outcome.request_header("x-seen"), Some("ann"));
@@ -160,7 +160,7 @@ fn filters_leave_each_other_things_with_a_stream() {
 }
 
 #[test]
-fn queued_messages_are_dealt_with_outside_of_streams() {
+fn queued_messages_are_handled_outside_of_streams() {
     let host = host();
     host.service("jobs", |_| Scripted::answer(204).after(Duration::from_millis(5)));
     assert!(host.request("GET", "/job").send().continued());
@@ -173,7 +173,7 @@ fn queued_messages_are_dealt_with_outside_of_streams() {
 }
 
 #[test]
-fn a_tick_can_call_and_waits_for_the_one_before() {
+fn tick_can_call_and_waits_for_the_previous_one() {
     let host = host();
     host.tick();
     host.tick();
@@ -185,17 +185,17 @@ fn a_tick_can_call_and_waits_for_the_one_before() {
 }
 
 #[test]
-fn a_bucket_forgets_the_key_nearest_to_full() {
+fn bucket_evicts_the_key_nearest_to_full() {
     let host = host();
     let take = |key| seen(&host, key);
     assert_eq!((take("/a"), take("/a"), take("/b")), ("1".into(), "0".into(), "1".into()));
     assert_eq!(take("/c"), "1", "there is room for two, and `b` is nearer to full than `a`");
     assert_eq!(take("/a"), "0");
-    assert_eq!(take("/b"), "1", "it begins anew");
+    assert_eq!(take("/b"), "1", "it starts full again");
 }
 
 #[test]
-fn the_clock_on_the_wall_is_the_tests_own() {
+fn wall_clock_is_simulated() {
     let host = host();
     let before: u64 = seen(&host, "/time").parse().unwrap();
     host.advance(Duration::from_secs(60));

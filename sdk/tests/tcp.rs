@@ -1,11 +1,11 @@
-//! Filters of TCP connections in the test host.
+//! TCP filters in the test host.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tollgate_sdk::{doc, prelude::*, testing::TcpHost};
 
-/// Does what the client says, one word at a time.
+/// Acts as the client specifies, one word at a time.
 struct Obedient {
     blue: RouteId,
     slots: Limit,
@@ -103,7 +103,7 @@ fn host() -> TcpHost<Obedient> {
 }
 
 #[test]
-fn connections_are_held_refused_and_let_through() {
+fn connections_are_held_rejected_and_let_through() {
     let host = host();
     let open = host.connect();
     assert!(open.is_open());
@@ -150,7 +150,7 @@ fn bytes_are_held_changed_and_added() {
 }
 
 #[test]
-fn routes_limits_and_ends_are_there() {
+fn routes_limits_and_closes_are_reported() {
     let host = host();
     let connection = host.connect();
     connection.client_sends(b"route");
@@ -159,7 +159,7 @@ fn routes_limits_and_ends_are_there() {
     let first = host.connect_from("10.0.0.4");
     assert!(first.is_open() && host.connect_from("10.0.0.4").is_closed());
     drop(first);
-    assert!(host.connect_from("10.0.0.4").is_open(), "its place is free again");
+    assert!(host.connect_from("10.0.0.4").is_open(), "its permit was released");
 
     connection.client_ends();
     assert_eq!(host.metric("closed.by_client"), 0);

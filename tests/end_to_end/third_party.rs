@@ -185,7 +185,7 @@ fn its_configuration_is_checked() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).module("third", &wasm::example("third-party"), "config: {tga: x}");
     let Err(said) = Proxy::try_start(config, &[]) else { panic!("it has started") };
-    assert!(said.contains("it logged: the configuration is wrong: unknown field `tga`"), "{said}");
+    assert!(said.contains("it logged: invalid configuration: unknown field `tga`"), "{said}");
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn a_cluster_that_does_not_exist() {
     let proxy = Proxy::start(config);
     let response = ask(&proxy, "good");
     assert_eq!((response.status(), response.text()), (503, "the request could not be verified\n"));
-    proxy.wait_for_output("cannot ask cluster nowhere");
+    proxy.wait_for_output("cannot call cluster nowhere");
     assert_eq!(proxy.filter("third")["traps"], 0);
 }
 

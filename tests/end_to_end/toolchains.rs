@@ -66,7 +66,7 @@ fn go_frees_what_it_no_longer_needs() {
 fn go_refuses_its_configuration() {
     let upstream = Upstream::saying("taken");
     for (options, reason) in [
-        ("config: {header: 1}", "the configuration is wrong: json: cannot unmarshal number into Go struct field"),
+        ("config: {header: 1}", "invalid configuration: json: cannot unmarshal number into Go struct field"),
         ("config: {secret: NOT_SET}", "there is no environment variable \"NOT_SET\""),
     ] {
         let Some(started) = signed(&upstream, options) else { return };

@@ -1,7 +1,7 @@
-//! Lets the linker make imports of the host's functions.
+//! Makes the linker import the host's functions.
 //!
-//! The crate `proxy-wasm` declares them and nobody defines them. Up to Rust 1.95 the linker made imports of such symbols by
-//! itself; since 1.96 they are errors unless the module asks for imports.
+//! The crate `proxy-wasm` declares them without a definition. Up to Rust 1.95 the linker imported such symbols by
+//! default; since 1.96 they are errors unless the build requests imports.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,4 @@
-//! What the server answers.
+//! The server's responses.
 
 use std::{
     cell::Cell,
@@ -17,12 +17,12 @@ use hyper::{
 };
 use serde_json::{Map, Value, json};
 
-/// The largest response to `/bytes/N`.
+/// The largest response to `/bytes/N`, in bytes.
 const MOST_BYTES: u64 = 1 << 30;
-/// The longest wait of `/delay/MS`.
+/// The longest delay of `/delay/MS`.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// The server, for all connections.
+/// The server's state, shared by all connections.
 pub(crate) struct Upstream {
     name: String,
     header: HeaderValue,
@@ -51,7 +51,7 @@ impl Upstream {
                 tokio::time::sleep(self.delay).await;
             }
             if fastrand::f64() * 100.0 < self.fail_percent {
-                of(StatusCode::SERVICE_UNAVAILABLE, format!("{} fails, as it was told to\n", self.name))
+                of(StatusCode::SERVICE_UNAVAILABLE, format!("{} fails as requested\n", self.name))
             } else {
                 self.page(request).await
             }
@@ -116,7 +116,7 @@ impl Upstream {
     }
 }
 
-/// An error that there cannot be, as the one that a body of a request may have.
+/// Converts an impossible error to the error type of request bodies.
 fn absurd<E>(never: Infallible) -> E {
     match never {}
 }
@@ -137,7 +137,7 @@ fn json_text(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// Headers as a JSON object; one with several fields is a list.
+/// Converts headers to a JSON object; a header with several fields becomes a list.
 fn headers(headers: &hyper::HeaderMap) -> Value {
     let text = |value: &HeaderValue| Value::from(String::from_utf8_lossy(value.as_bytes()));
     let mut map = Map::new();
@@ -149,7 +149,7 @@ fn headers(headers: &hyper::HeaderMap) -> Value {
     Value::Object(map)
 }
 
-/// A body of so many bytes, without holding them.
+/// A body of this many bytes that does not hold them in memory.
 struct Filler {
     left: u64,
 }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fails_as_often_as_told() {
+    async fn fails_at_the_requested_rate() {
         let upstream = Upstream::new("blue", Duration::ZERO, 30.0).unwrap();
         let mut failed = 0;
         for _ in 0..1000 {

@@ -1,4 +1,5 @@
-//! `demo-upstream`: a small HTTP server to put behind a proxy. It says who it is, echoes, and is slow or wrong on request.
+//! `demo-upstream`: a small HTTP server to put behind a proxy. It identifies itself, echoes requests, and delays or
+//! fails on request.
 
 mod answer;
 
@@ -14,7 +15,7 @@ use crate::answer::Upstream;
 
 /// A small HTTP/1.1 server to put behind a proxy.
 ///
-/// Every response carries `x-upstream: NAME`, so that one sees which upstream has answered.
+/// Every response carries `x-upstream: NAME`, which shows which upstream has answered.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -30,24 +31,24 @@ What it serves:
   other paths  its name and the request line"
 )]
 struct Args {
-    /// What it calls itself
+    /// Set the name that the server reports
     #[arg(long, default_value = "demo")]
     name: String,
 
-    /// Where it listens
+    /// Set the address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9001")]
     listen: SocketAddr,
 
-    /// How long it waits before each response (us, ms, s)
+    /// Delay each response by this time (us, ms, s)
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = parse_time)]
     delay: Duration,
 
-    /// The share of the requests, in percent, that it answers with 503
+    /// Answer this percentage of the requests with 503
     #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = parse_percent)]
     fail_percent: f64,
 }
 
-// One thread is enough to keep a proxy on the same machine busy, and leaves the other processors to it.
+// One thread is enough to keep a proxy on the same machine busy, and leaves the other cores to it.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -65,13 +66,13 @@ async fn serve(listener: TcpListener, upstream: Rc<Upstream>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Mostly: no file descriptors left. To try again at once would only burn the processor.
+                // Usually the process is out of file descriptors. Retrying immediately would only burn CPU.
                 eprintln!("cannot accept a connection: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // Small responses must not wait for the client's acknowledgement of the one before.
+        // Small responses must not wait for the client's acknowledgement of the previous one (Nagle).
         let _ = stream.set_nodelay(true);
         let upstream = upstream.clone();
         tokio::task::spawn_local(async move {
@@ -79,7 +80,7 @@ async fn serve(listener: TcpListener, upstream: Rc<Upstream>) {
                 let upstream = upstream.clone();
                 async move { Ok::<_, std::convert::Infallible>(upstream.answer(request).await) }
             });
-            // That a client goes away in the midst of a response is its own affair.
+            // A client that disconnects during a response is not an error here.
             let _ =
                 http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
         });

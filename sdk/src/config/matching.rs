@@ -1,7 +1,7 @@
-//! Which requests a rule of a filter is for: by path, method and headers.
+//! Request matching for filter rules: by path, method and headers.
 //!
-//! [`RequestMatch`] is what stands in a configuration, under `match`; [`RequestMatch::compile`] makes a [`Matcher`] of it,
-//! which costs a request no allocation, and a call of the host only for a header that is asked about.
+//! [`RequestMatch`] is the `match` block of a configuration. [`RequestMatch::compile`] turns it into a [`Matcher`],
+//! which allocates nothing per request and calls the host only for the headers that it compares.
 
 use std::borrow::Cow;
 
@@ -11,32 +11,32 @@ pub use tollgate_abi::spelling::{BadPath, Extent, compared, position};
 
 use crate::{Buffer, Mistakes, Name, Request, Setup};
 
-/// What a request must be like. All that is given must hold; nothing given: every request.
+/// Conditions on a request. All given conditions must hold; without any, every request matches.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequestMatch {
-    /// Its path, without the query.
+    /// The path, without the query.
     pub path: Option<PathMatch>,
-    /// One of these methods. Default: any.
+    /// Accepted methods. Default: any.
     pub methods: Option<Vec<String>>,
-    /// Each of these headers.
+    /// Conditions on headers; all must hold.
     pub headers: Vec<HeaderMatch>,
 }
 
-/// What a path must be like: `{prefix: /api}`.
+/// Condition on a path: `{prefix: /api}`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PathMatch {
-    /// Exactly this.
+    /// The whole path.
     Exact(String),
-    /// This, or something below it: `/api` (or `/api/`) is for `/api` and `/api/users`, not for `/apis`.
+    /// A path prefix of whole segments: `/api` (or `/api/`) matches `/api` and `/api/users`, but not `/apis`.
     Prefix(String),
-    /// With this at its end, such as `.png`.
+    /// The end of the path, such as `.png`.
     Suffix(String),
 }
 
 impl PathMatch {
-    /// Whether a path (see [`compared_path`]) is like this.
+    /// Reports whether a path (see [`compared_path`]) matches.
     pub fn matches(&self, path: &[u8]) -> bool {
         match self {
             PathMatch::Exact(exact) => path == exact.as_bytes(),
@@ -46,39 +46,40 @@ impl PathMatch {
     }
 }
 
-/// Whether a path is `prefix` or lies below it, by whole segments.
+/// Reports whether `path` equals `prefix` or lies below it, comparing whole segments.
 pub fn is_below(path: &[u8], prefix: &[u8]) -> bool {
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
     path.strip_prefix(prefix).is_some_and(|rest| rest.first().is_none_or(|next| *next == b'/'))
 }
 
-/// The path of a `:path`, in the form in which rules compare it: without its query, and with all characters as they are that may
-/// stand in a path so, since servers take `/a%40b` for `/a@b`. The host has seen to all other spellings.
+/// Returns the path of a `:path` in the form in which rules compare it: without the query, and with unnecessary percent
+/// escapes decoded, since servers treat `/a%40b` as `/a@b`. The host has already normalized everything else.
 pub fn compared_path(target: &[u8]) -> Cow<'_, [u8]> {
     compared(without_query(target))
 }
 
-/// A path that a filter has made, without a query, in the one spelling that requests come in: without dot segments above all, which
-/// an upstream would resolve to another path.
+/// Normalizes a path that a filter has built (without a query) in the same way as the host normalizes requests' paths.
+/// In particular, it removes dot segments, which an upstream would resolve to another path.
 ///
 /// # Errors
-/// Servers read it differently, whatever is done with it.
+/// Servers would interpret the path differently in any normalized form.
 pub fn normal_path(path: &[u8]) -> Result<Cow<'_, [u8]>, BadPath> {
     spelling::path(path, &spelling::PathRules { merge_slashes: false, ..spelling::PathRules::default() })
 }
 
-/// A path as in `:path`, without its query.
+/// Returns the path of a `:path` without its query.
 pub fn without_query(path: &[u8]) -> &[u8] {
     position(path, b'?').map_or(path, |query| &path[..query])
 }
 
-/// A cookie that a request has sent: its name and its value.
+/// The name and value of a cookie in a request.
 pub type Cookie<'a> = (&'a [u8], Cow<'a, [u8]>);
 
-/// The cookies of a `Cookie` header, in the one reading that filters share. Servers differ in what they put up with beside the
-/// grammar of RFC 6265, and a rule must not be walked around by what one of them takes for the same cookie. So parts end at `;` and,
-/// as several header fields are joined, at `,`; blanks around names and values do not count, nor does a pair of quotes around a
-/// value, whose escapes are undone (`\"` and `\054`, as Python's `http.cookies` writes them). A part without a `=` is no cookie.
+/// Parses a `Cookie` header in the one way that all filters share. Servers tolerate different deviations from the
+/// grammar of RFC 6265, and a client must not be able to bypass a rule with a spelling that some server treats as the
+/// same cookie. Therefore pairs end at `;` and, since several header fields are joined with commas, also at `,`;
+/// whitespace around names and values is ignored; a pair of quotes around a value is removed and its escapes are
+/// decoded (`\"` and `\054`, as Python's `http.cookies` writes them). A part without `=` is ignored.
 pub fn cookies(header: &[u8]) -> impl Iterator<Item = Cookie<'_>> {
     header.split(|b| matches!(b, b';' | b',')).filter_map(cookie)
 }
@@ -90,7 +91,8 @@ fn cookie(part: &[u8]) -> Option<Cookie<'_>> {
     Some((name.trim_ascii(), quoted.map_or(Cow::Borrowed(value), unescaped)))
 }
 
-/// What stands between quotes: a backslash makes the character behind it, or the one whose three octal digits follow.
+/// Decodes the inside of a quoted value: a backslash escapes the next character, or the one given by three octal
+/// digits.
 fn unescaped(quoted: &[u8]) -> Cow<'_, [u8]> {
     let Some(mut at) = position(quoted, b'\\') else { return quoted.into() };
     let (mut bytes, mut rest) = (Vec::with_capacity(quoted.len()), quoted);
@@ -115,9 +117,10 @@ fn unescaped(quoted: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// A cookie's value in the form in which all its readers' spellings of it are one. Many decode percent escapes (Express, PHP, Rack), some
-/// of them take `+` for a blank, others decode nothing. So `%61+b`, `a%20b` and `a%2Bb` all become `a b`: values that a reader tells
-/// apart may become one, but never does one value become two.
+/// Returns a cookie's value in a canonical form that covers every server's decoding. Many servers decode percent
+/// escapes (Express, PHP, Rack), some of these also decode `+` to a space, others decode nothing. `%61+b`, `a%20b` and
+/// `a%2Bb` therefore all become `a b`. Values that some server distinguishes may become equal, but spellings of the
+/// same value never become different.
 pub fn undisguised(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     if !value.iter().any(|b| matches!(b, b'%' | b'+')) {
         return value;
@@ -135,44 +138,44 @@ pub fn undisguised(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     bytes.into()
 }
 
-/// What a header must be like: its name and at most one of the others; the name alone is `present: true`.
+/// Condition on a header: its name and at most one of the other fields; the name alone means `present: true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeaderMatch {
-    /// Its name, in any case.
+    /// Name, case-insensitive.
     pub name: String,
-    /// Its value. Several fields of one name are one value, joined by `, `.
+    /// The whole value. Several fields of the same name are compared as one value, joined with `, `.
     #[serde(default)]
     pub exact: Option<String>,
-    /// The beginning of its value.
+    /// The beginning of the value.
     #[serde(default)]
     pub prefix: Option<String>,
-    /// The end of its value.
+    /// The end of the value.
     #[serde(default)]
     pub suffix: Option<String>,
-    /// Whether it must be there (`true`) or must not (`false`).
+    /// Whether the header must be present (`true`) or absent (`false`).
     #[serde(default)]
     pub present: Option<bool>,
-    /// Turns the answer round: a request without the header, or with another value, is meant. Default: `false`.
+    /// Inverts the condition: it holds if the header is missing or does not match. Default: `false`.
     #[serde(default)]
     pub invert: bool,
 }
 
-/// What a value must be like.
+/// Condition on a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
-    /// Exactly this.
+    /// The whole value.
     Exact(String),
-    /// With this at its beginning.
+    /// The beginning of the value.
     Prefix(String),
-    /// With this at its end.
+    /// The end of the value.
     Suffix(String),
-    /// There, whatever it is (`true`); not there (`false`).
+    /// Whether a value must be present (`true`) or absent (`false`).
     Present(bool),
 }
 
 impl StringMatch {
-    /// Whether a value, or that there is none, is like this.
+    /// Reports whether a value (`None`: absent) matches.
     pub fn matches(&self, value: Option<&[u8]>) -> bool {
         match (self, value) {
             (StringMatch::Present(present), value) => *present == value.is_some(),
@@ -184,7 +187,7 @@ impl StringMatch {
     }
 }
 
-/// A [`RequestMatch`], ready for requests.
+/// A compiled [`RequestMatch`].
 #[derive(Debug, Clone, Default)]
 pub struct Matcher {
     path: Option<PathMatch>,
@@ -192,7 +195,7 @@ pub struct Matcher {
     headers: Vec<(Name, StringMatch, bool)>,
 }
 
-/// The path that is written in a configuration, in the spelling that all requests have. With an error, no path is like this.
+/// Normalizes a path from a configuration as the host does with requests' paths. Fails if no path can match it.
 pub fn spelled_path(path: &str, extent: Extent) -> Result<String, String> {
     if let Some(at) = path.find(['?', '#']) {
         let what = if path[at..].starts_with('?') { "query" } else { "fragment" };
@@ -205,7 +208,7 @@ pub fn spelled_path(path: &str, extent: Extent) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&spelled).into_owned())
 }
 
-/// What is wrong with a path, or a part of one, that requests' paths are compared with.
+/// Describes why requests' paths can never match this path or part of a path; `None` if they can.
 pub fn path_mistake(path: &str, extent: Extent) -> Option<String> {
     match spelled_path(path, extent) {
         Ok(spelled) => (spelled != path).then(|| other_spelling("path", path, &spelled)),
@@ -213,7 +216,7 @@ pub fn path_mistake(path: &str, extent: Extent) -> Option<String> {
     }
 }
 
-/// What is wrong with a host, with or without a port, that requests' hosts are compared with in any case.
+/// Describes why requests' hosts can never match this host (with or without a port, in any case); `None` if they can.
 pub fn host_mistake(host: &str) -> Option<String> {
     let lower = host.to_ascii_lowercase();
     match spelling::host(lower.as_bytes()) {
@@ -231,7 +234,7 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-/// What is wrong with the name of a method.
+/// Describes why a method name is invalid; `None` if it is valid.
 pub fn method_mistake(method: &str) -> Option<String> {
     if !is_token(method) {
         return Some(format!("`{method}` is not a method; a method is a word such as `GET`"));
@@ -243,7 +246,7 @@ pub fn method_mistake(method: &str) -> Option<String> {
 /// The pseudo-headers of requests.
 const PSEUDO: [&str; 4] = [":method", ":path", ":authority", ":scheme"];
 
-/// What is wrong with the name of a request's header.
+/// Describes why a request header's name is invalid; `None` if it is valid.
 pub fn header_name_mistake(name: &str) -> Option<String> {
     match name.strip_prefix(':') {
         Some(_) if PSEUDO.contains(&name) => None,
@@ -254,10 +257,10 @@ pub fn header_name_mistake(name: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with a value, or a part of one, that a header of this name is compared with: pseudo-headers have a spelling.
+/// Describes why the values of this header can never match `value`; `None` if they can. Pseudo-headers are normalized.
 pub fn header_value_mistake(name: &str, value: &str, extent: Extent) -> Option<String> {
     match name.to_ascii_lowercase().as_str() {
-        // With the query. What the end is the end of cannot be told.
+        // Includes the query. For a suffix it is unknown whether it ends the path or the query.
         ":path" if extent != Extent::End && value != "*" => match value.split_once('?') {
             Some((path, _)) => path_mistake(path, Extent::Whole),
             None => path_mistake(value, extent),
@@ -272,7 +275,7 @@ pub fn header_value_mistake(name: &str, value: &str, extent: Extent) -> Option<S
 }
 
 impl RequestMatch {
-    /// Makes it ready. `at` is where it stands in the configuration; what is wrong goes to `mistakes`.
+    /// Compiles the conditions. `at` is their location in the configuration; errors are added to `mistakes`.
     pub fn compile(self, at: &str, setup: &mut Setup, mistakes: &Mistakes) -> Matcher {
         match &self.path {
             // `OPTIONS *`.
@@ -283,7 +286,7 @@ impl RequestMatch {
             Some(path) => {
                 let (field, text, extent) = match path {
                     PathMatch::Exact(text) => ("exact", text, Extent::Whole),
-                    // Of whole segments.
+                    // Whole segments.
                     PathMatch::Prefix(text) => ("prefix", text, Extent::Whole),
                     PathMatch::Suffix(text) => ("suffix", text, Extent::End),
                 };
@@ -343,12 +346,13 @@ impl HeaderMatch {
 }
 
 impl Matcher {
-    /// Whether the request's method or path is asked about. If not, `matches` may be given empty ones.
+    /// Reports whether the matcher reads the method or the path. If not, `matches` may be called with empty ones.
     pub fn needs_line(&self) -> bool {
         self.path.is_some() || self.methods.is_some()
     }
 
-    /// Whether a request is meant. `path` is that of [`compared_path`]; `scratch` is for the headers, read one at a time.
+    /// Reports whether a request matches. `path` is the result of [`compared_path`]; headers are read one at a time
+    /// into `scratch`.
     pub fn matches(&self, method: &[u8], path: &[u8], request: &Request, scratch: &mut Buffer) -> bool {
         self.path.as_ref().is_none_or(|m| m.matches(path))
             && self.methods.as_ref().is_none_or(|all| all.iter().any(|m| m.as_bytes() == method))
@@ -390,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_byte_that_is_wanted_is_found_wherever_it_is() {
+    fn first_wanted_byte_is_found_at_any_position() {
         for len in 0..40 {
             for others in [0, b'>', b'@', 0x80 | b'?', 0xff] {
                 assert_eq!(position(&vec![others; len], b'?'), None);
@@ -404,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_have_one_reading() {
+    fn cookies_are_parsed_in_one_way() {
         for spelling in [
             "role=admin",
             " role = admin ",
@@ -429,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn all_encodings_of_a_value_are_one() {
+    fn all_encodings_of_a_value_are_equal() {
         for (value, plain) in [
             ("%61dmin", "admin"),
             ("%61%64%6D%69%6e", "admin"),
@@ -449,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_match_by_whole_segments_and_without_their_query() {
+    fn paths_match_whole_segments_without_the_query() {
         let table = [
             (json!({}), "/any", true),
             (json!({"path": {"exact": "/a"}}), "/a?q=1", true),
@@ -496,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_has_its_place() {
+    fn every_error_has_a_location() {
         let table = [
             (json!({"path": {"exact": "a"}}), "match.path.exact: a path begins with `/`: write `/a`"),
             (

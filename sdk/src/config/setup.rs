@@ -1,4 +1,4 @@
-//! What a filter can do while it is configured.
+//! The host functions available to a filter while it is configured.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// The host, while a filter is configured.
+/// Handle to the host during configuration.
 #[derive(Debug)]
 pub struct Setup(pub(crate) ());
 
@@ -37,15 +37,15 @@ fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
 }
 
 impl Setup {
-    /// A header's name, for use in requests and responses. In any case; not longer than 64 KiB.
+    /// Registers a header name for use with requests and responses. Case-insensitive, at most 64 KiB.
     pub fn name(&mut self, name: &str) -> Name {
         let id = sys::header_intern(&name.to_ascii_lowercase());
-        // A name that the host refuses is never in a message, which is what its largest number means too.
+        // A name that the host rejects never occurs in a message; the largest id has the same meaning.
         Name(u32::try_from(id).unwrap_or(u32::MAX))
     }
 
-    /// Defines a route, which [`Request::route`](crate::Request::route) selects by the [`RouteId`]. `path` is where it stands
-    /// in the configuration, for the error if a cluster does not exist.
+    /// Defines a route that [`Request::route`](crate::Request::route) selects by its [`RouteId`]. `path` is its
+    /// location in the configuration, for the error that reports an unknown cluster.
     pub fn route(&mut self, path: &str, route: &doc::Route) -> Result<RouteId, ConfigError> {
         if let Some(field) = sys::not_for_routes(route) {
             let message = format!("a portable filter cannot route with `{field}`: that needs Tollgate's own functions");
@@ -62,71 +62,73 @@ impl Setup {
         id(path, "the route", result).map(RouteId)
     }
 
-    /// Whether a cluster of this name exists, for errors that point to where it is named. A portable filter cannot know: it
-    /// always does.
+    /// Reports whether a cluster of this name exists, so that errors can point to where it is named. A portable filter
+    /// cannot find out and always gets `true`.
     pub fn has_cluster(&self, name: &str) -> bool {
         sys::cluster_exists(name)
     }
 
-    /// Defines a token bucket. `path` is where it stands in the configuration.
+    /// Defines a token bucket. `path` is its location in the configuration.
     pub fn bucket(&mut self, path: &str, bucket: &doc::Bucket) -> Result<Bucket, ConfigError> {
         id(path, "the bucket", sys::bucket_define(bucket)).map(Bucket)
     }
 
-    /// Defines a bound on how many streams do something at once, over all workers.
+    /// Defines a limit on the number of concurrent streams, shared by all workers.
     pub fn limit(&mut self, path: &str, name: &str, max: u32) -> Result<Limit, ConfigError> {
         id(path, "the limit", sys::limit_define(name, max.min(i32::MAX as u32))).map(Limit)
     }
 
-    /// A counter in the proxy's metrics.
+    /// Defines a counter in the proxy's metrics.
     pub fn counter(&mut self, name: &str) -> Counter {
         Counter(sys::metric_define(metric::COUNTER, name))
     }
 
-    /// A gauge in the proxy's metrics.
+    /// Defines a gauge in the proxy's metrics.
     pub fn gauge(&mut self, name: &str) -> Gauge {
         Gauge(sys::metric_define(metric::GAUGE, name))
     }
 
-    /// A histogram in the proxy's metrics.
+    /// Defines a histogram in the proxy's metrics.
     pub fn histogram(&mut self, name: &str) -> Histogram {
         Histogram(sys::metric_define(metric::HISTOGRAM, name))
     }
 
-    /// The queue of this name, of the filter's `vm_id`; made if it is not there, and what is in it stays. From now on its
-    /// messages come to [`Filter::on_queue`](crate::Filter::on_queue), each to the worker that has registered last. `path`
-    /// is where it stands in the configuration, for the error if it is one too many (1024).
+    /// Opens the queue of this name in the filter's `vm_id`, creating it if necessary; an existing queue keeps its
+    /// messages. From then on its messages are delivered to [`Filter::on_queue`](crate::Filter::on_queue), each to the
+    /// worker that registered last. `path` is its location in the configuration, for the error if there are too many
+    /// queues (more than 1024).
     pub fn queue(&mut self, path: &str, name: &str) -> Result<Queue, ConfigError> {
         id(path, "the queue", sys::queue_register(name)).map(Queue)
     }
 
-    /// Calls [`Filter::on_tick`](crate::Filter::on_tick) in this interval, rounded up to whole milliseconds, on each worker.
+    /// Calls [`Filter::on_tick`](crate::Filter::on_tick) at this interval on each worker, rounded up to whole
+    /// milliseconds.
     pub fn tick(&mut self, period: Duration) {
         sys::set_tick_period(milliseconds(period));
     }
 }
 
-/// A period as the host wants it, to which 0 means never.
+/// Converts a period to the host's milliseconds; the host treats 0 as "never".
 fn milliseconds(period: Duration) -> u32 {
     if period.is_zero() { 0 } else { millis(period) }
 }
 
-/// Collects mistakes, so that a filter can tell all of them at once.
+/// Collects errors, so that a filter can report all of them together.
 #[derive(Debug, Default)]
 pub struct Mistakes(RefCell<Vec<ConfigError>>);
 
 impl Mistakes {
-    /// The value, or a mistake more.
+    /// Returns the value, or records the error.
     pub fn take<T>(&self, result: Result<T, ConfigError>) -> Option<T> {
         result.map_err(|e| self.0.borrow_mut().push(e)).ok()
     }
 
-    /// A mistake more.
+    /// Records an error.
     pub fn add(&self, path: impl Into<String>, message: impl Into<String>) {
         self.0.borrow_mut().push(ConfigError::new(path, message));
     }
 
-    /// All of them, if there are any.
+    /// Returns all recorded errors, if any.
     pub fn finish(self) -> Result<(), ConfigError> {
         ConfigError::all(self.0.into_inner()).map_or(Ok(()), Err)
     }
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_period_below_a_millisecond_is_not_never() {
+    fn period_below_a_millisecond_is_rounded_up() {
         let periods = [Duration::ZERO, Duration::from_nanos(1), Duration::from_micros(1500), Duration::from_secs(2)];
         assert_eq!(periods.map(milliseconds), [0, 1, 2, 2000]);
         assert!(milliseconds(Duration::MAX) > 1 << 30);

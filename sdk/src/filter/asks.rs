@@ -1,4 +1,4 @@
-//! Calls of a [`Filter`](crate::Filter) whose answers come to its callbacks.
+//! Calls of a [`Filter`](crate::Filter) whose answers are delivered to its callbacks.
 
 use std::cell::RefCell;
 
@@ -9,10 +9,10 @@ use crate::{
     table::borrow,
 };
 
-/// The calls that are under way.
+/// Pending calls.
 pub(crate) struct Asks(RefCell<Vec<Ask>>);
 
-/// What a call was made for.
+/// The stream and token that a call was made for.
 pub(crate) struct Ask {
     call: u32,
     is_grpc: bool,
@@ -21,7 +21,7 @@ pub(crate) struct Ask {
     pub(crate) token: u32,
 }
 
-/// What has come of a call.
+/// The outcome of a call.
 pub(crate) enum Answered {
     Http(Result<Answer, CallError>),
     Grpc(Result<Vec<u8>, GrpcError>),
@@ -32,7 +32,7 @@ impl Asks {
         Asks(RefCell::new(Vec::new()))
     }
 
-    /// Notes a call; what comes of it, if that is known already.
+    /// Records a call. Returns its outcome if that is already known.
     pub(crate) fn add(&self, context: u32, half: Half, asked: Asked) -> Option<(u32, Answered)> {
         let token = asked.token;
         let (call, is_grpc) = match asked.begun {
@@ -45,14 +45,14 @@ impl Asks {
         None
     }
 
-    /// What a call was made for, if its stream is still there.
+    /// Takes the entry of a call; `None` if its stream has ended.
     pub(crate) fn take(&self, call: u32, is_grpc: bool) -> Option<Ask> {
         let mut asks = borrow(&self.0);
         let at = asks.iter().position(|ask| ask.call == call && ask.is_grpc == is_grpc)?;
         Some(asks.swap_remove(at))
     }
 
-    /// Forgets a stream.
+    /// Discards the calls of a stream.
     pub(crate) fn leave(&self, context: u32) {
         borrow(&self.0).retain(|ask| ask.context != context);
     }

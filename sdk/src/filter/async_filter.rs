@@ -1,4 +1,4 @@
-//! The trait of filters that wait for things.
+//! The trait of filters with `async` callbacks.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use crate::{
     sys::{self, types::Half},
 };
 
-/// A filter that asks other services, waits, or reads bodies, in the order in which it is written.
+/// A filter that calls other services, waits or reads bodies in straight-line `async` code.
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,56 +45,55 @@ use crate::{
 /// # fn main() {}
 /// ```
 ///
-/// While a future waits, its message is held and other streams go on; a future takes no thread and nobody else's time. One
-/// that is still waiting when its stream ends is dropped, and with it what it waits for: an answer that comes later finds
-/// nobody.
+/// While a future waits, its message is held and other streams proceed; a waiting future occupies no thread. If its
+/// stream ends first, the future is dropped together with whatever it waits for, and a later answer is ignored.
 ///
-/// Within the future, [`Call`](crate::Call), [`sleep`](crate::futures::sleep) and the body (see [`Incoming`]) can be awaited, and
-/// whatever is made of them or of other futures (`join!`, `select!`, channels). It works on its own stream, wherever it is
-/// woken. What it borrows of a [`Buffer`](crate::Buffer) it may keep while it waits.
+/// The future can await a [`Call`](crate::Call), a [`sleep`](crate::futures::sleep), the body (see [`Incoming`]), and
+/// anything composed of these or of other futures (`join!`, `select!`, channels). It acts on its own stream regardless
+/// of which event woke it. It may hold on to data borrowed from a [`Buffer`](crate::Buffer) while it waits.
 // No `Send`: an instance has one thread.
 #[allow(async_fn_in_trait)]
 pub trait AsyncFilter: Sized + 'static {
-    /// As [`Filter::Config`].
+    /// See [`Filter::Config`].
     type Config: DeserializeOwned + 'static;
-    /// What is kept for one stream. A stream's request and its response can be dealt with at the same time, so they share
-    /// it: use `Cell` and `RefCell` for what changes.
+    /// State kept per stream. A stream's request and response can be processed concurrently, so they share it: use
+    /// `Cell` and `RefCell` for mutable parts.
     type Stream: Default + 'static;
     /// The callbacks that the proxy makes. A future that reads a body needs [`Phases::REQUEST_BODY`] or
-    /// [`Phases::RESPONSE_BODY`] here: without it, [`Incoming::body`] and [`Incoming::chunk`] panic. Bodies bring their heads
-    /// with them.
+    /// [`Phases::RESPONSE_BODY`] here; without it, [`Incoming::body`] and [`Incoming::chunk`] panic. The body phases
+    /// include the header phases.
     const PHASES: Phases;
 
-    /// As [`Filter::configure`].
+    /// See [`Filter::configure`].
     fn configure(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 
-    /// The request's head has come. `Ok`: it goes on, and what has not been read of its body passes unseen. `Err`: it is
-    /// answered with this; no upstream sees it.
+    /// Called when the request's headers were received. `Ok`: the request continues, and the filter does not see the
+    /// unread rest of its body. `Err`: the client receives this response, and no upstream sees the request.
     async fn on_request(&self, _request: &mut Incoming<Request>, _stream: &Self::Stream) -> Result<(), Reply> {
         Ok(())
     }
 
-    /// The response's head has come, from an upstream, another filter or the proxy. `Err`: this replaces the response, if
-    /// nothing of it has been sent; else it is cut off.
+    /// Called when the response's headers are available, from an upstream, another filter or the proxy. `Err`: this
+    /// replaces the response if none of it has been sent yet; otherwise the response is aborted.
     async fn on_response(&self, _response: &mut Incoming<Response>, _stream: &Self::Stream) -> Result<(), Reply> {
         Ok(())
     }
 
-    /// The tick set by [`Setup::tick`] is due; left out while the one before is still busy. It acts on no stream and cannot
-    /// sleep.
+    /// Called at the interval set by [`Setup::tick`]; skipped while the previous call is still running. It cannot act
+    /// on a stream and cannot sleep.
     async fn on_tick(&self) {}
 
-    /// As [`Filter::on_queue`]. It cannot sleep.
+    /// See [`Filter::on_queue`]. It cannot sleep.
     async fn on_queue(&self, _queue: Queue, _message: Vec<u8>) {}
 
-    /// As [`Filter::on_end`].
+    /// See [`Filter::on_end`].
     fn on_end(&self, _request: &Request, _response: &Response, _stream: &Self::Stream) {}
 }
 
-/// What is kept for a stream of an [`AsyncFilter`].
+/// Per-stream state of an [`AsyncFilter`].
 #[derive(Debug)]
 pub struct Tasks<S> {
-    /// Not for `()`, which needs no place.
+    /// `None` for `()`, which needs no allocation.
     shared: Option<Rc<S>>,
     request: Option<Handle>,
     response: Option<Handle>,
@@ -107,7 +106,7 @@ impl<S: Default> Default for Tasks<S> {
 }
 
 impl<S: Default> Tasks<S> {
-    /// Runs `f` on what the stream's futures share.
+    /// Runs `f` on the state that the stream's futures share.
     fn with_shared<T>(&self, f: impl FnOnce(&S) -> T) -> T {
         match &self.shared {
             Some(shared) => f(shared),
@@ -163,7 +162,7 @@ impl<F: AsyncFilter> Filter for F {
                     }
                 };
                 let (flow, handle) = executor::begin(context, half, end, Box::pin(future));
-                // One that is done has seen nothing of the body.
+                // A future that has already finished has not seen the body.
                 if handle.is_some() && fed && !end {
                     sys::body_may_change(half);
                 }

@@ -1,4 +1,4 @@
-//! From the host's callbacks to a [`Filter`]. `export!` generates the callers; nothing else uses this.
+//! Dispatches the host's callbacks to a [`Filter`]. The functions that `export!` generates are its only callers.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -16,15 +16,17 @@ use crate::{
     table::{Roots, Table, borrow},
 };
 
-/// Memory for data that the host returns. It is taken over as a `Box` of exactly this size: a `Vec` may have more.
+/// Allocates memory for data that the host returns. Ownership is taken back as a `Box` of exactly this size; a `Vec`
+/// may have a larger capacity.
 pub fn allocate(size: usize) -> *mut u8 {
     Box::into_raw(Box::<[u8]>::new_uninit_slice(size)).cast()
 }
 
-/// Prepares a module's instance: what a panic says goes to the proxy's log, which then only sees that the module has trapped.
+/// Initializes an instance of the module: panic messages go to the proxy's log, since the proxy itself only sees a
+/// trap.
 pub fn start() {
     std::panic::set_hook(Box::new(|panic| {
-        // As the standard library writes it, but without its code for formatting, which many filters do not need.
+        // Same format as the standard library's, without its formatting code, which many filters do not need.
         let mut text = String::from("panicked");
         if let Some(place) = panic.location() {
             text.push_str(" at ");
@@ -41,7 +43,7 @@ pub fn start() {
     start_logging();
 }
 
-/// Gives the crates for logging, as far as they are wanted, the proxy's log.
+/// Connects the enabled logging crates to the proxy's log.
 pub(crate) fn start_logging() {
     #[cfg(feature = "log")]
     crate::log::log_crate::install();
@@ -56,16 +58,16 @@ fn push_number(text: &mut String, number: u32) {
     text.push(char::from(b'0' + (number % 10) as u8));
 }
 
-/// What an [`AsyncFilter`](crate::AsyncFilter) is told of a stream.
+/// An event of a stream, for an [`AsyncFilter`](crate::AsyncFilter).
 #[derive(Debug)]
 pub enum Event {
-    /// A head has come; `end`: no body follows.
+    /// Headers were received; `end`: no body follows.
     Head { context: u32, half: Half, end: bool },
-    /// A part of a body has come.
+    /// A part of a body was received.
     Body { half: Half, len: usize, end: bool },
 }
 
-/// What an [`AsyncFilter`](crate::AsyncFilter) is told that belongs to no stream.
+/// An event that belongs to no stream, for an [`AsyncFilter`](crate::AsyncFilter).
 #[derive(Debug)]
 pub enum RootEvent {
     /// The tick is due.
@@ -74,7 +76,7 @@ pub enum RootEvent {
     Message(Queue, Vec<u8>),
 }
 
-/// The filters of a module's instance, one for each root context, and the state of their streams.
+/// The filters of an instance, one per root context, and the state of their streams.
 pub struct Dispatcher<F: Filter> {
     filters: RefCell<Roots<F>>,
     streams: RefCell<Table<StreamState<F>>>,
@@ -83,15 +85,15 @@ pub struct Dispatcher<F: Filter> {
 
 struct StreamState<F: Filter> {
     root: u32,
-    /// Taken out while a callback has it.
+    /// `None` while a callback uses it.
     state: Option<F::Stream>,
 }
 
 impl<F: Filter> Dispatcher<F> {
-    /// Whether the filter's own callbacks get answers.
+    /// Whether answers are delivered to the filter's own callbacks.
     const ASKS: bool = !F::ASYNC && F::PHASES.has(Phases::ANSWERS);
 
-    /// A dispatcher without filters.
+    /// Creates a dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         Dispatcher { filters: RefCell::new(Roots::new()), streams: RefCell::new(Table::new()), asks: Asks::new() }
@@ -111,8 +113,9 @@ impl<F: Filter> Dispatcher<F> {
             Ok(filter) => {
                 let mut filters = borrow(&self.filters);
                 filters.set(root, Rc::new(filter));
-                // A stream is announced if something is kept for it (what it asks, say), or if it must be told whose it is. One
-                // that was not announced belongs to the first root: alone, that one is spared three calls for each stream.
+                // The host announces a stream if the filter keeps state for it (including pending calls), or if several
+                // filters share the instance. Unannounced streams belong to the first root; a single filter thus saves
+                // three calls per stream.
                 let announced = size_of::<F::Stream>() > 0 || !filters.is_alone() || Self::ASKS;
                 sys::subscribe(F::PHASES.bits() | if announced { phase::LIFECYCLE } else { 0 });
                 true
@@ -194,7 +197,8 @@ impl<F: Filter> Dispatcher<F> {
         })
     }
 
-    /// A body that ends with trailers has no last part: what the filter holds of it, or nothing, is that.
+    /// Handles the end of a body that ends with trailers. Such a body has no last part, so this one takes its place,
+    /// with whatever the filter holds or empty.
     pub fn trailers(&self, context: u32, half: Half) -> i32 {
         if !F::PHASES.has(half.body()) {
             return action::CONTINUE;
@@ -224,7 +228,7 @@ impl<F: Filter> Dispatcher<F> {
         } else if Self::ASKS
             && let Some(ask) = self.asks.take(call, false)
         {
-            self.go_on(ask, Answered::Http(executor::calls::read(headers, body_size, trailers)));
+            self.resume_with(ask, Answered::Http(executor::calls::read(headers, body_size, trailers)));
         }
     }
 
@@ -237,7 +241,7 @@ impl<F: Filter> Dispatcher<F> {
         if Self::ASKS
             && let Some(ask) = self.asks.take(call, true)
         {
-            self.go_on(ask, Answered::Grpc(Ok(executor::grpc::read(size))));
+            self.resume_with(ask, Answered::Grpc(Ok(executor::grpc::read(size))));
         }
     }
 
@@ -250,12 +254,12 @@ impl<F: Filter> Dispatcher<F> {
         if Self::ASKS
             && let Some(ask) = self.asks.take(call, true)
         {
-            self.go_on(ask, Answered::Grpc(Err(GrpcError::new(status, sys::status_message()))));
+            self.resume_with(ask, Answered::Grpc(Err(GrpcError::new(status, sys::status_message()))));
         }
     }
 
-    /// An answer has come to the filter's callback, by a callback for the root context.
-    fn go_on(&self, ask: Ask, answer: Answered) {
+    /// Delivers an answer to the filter's callback; called from a callback of the root context.
+    fn resume_with(&self, ask: Ask, answer: Answered) {
         sys::set_effective_context(ask.context);
         if self.answer(ask.context, ask.half, ask.token, answer) == action::CONTINUE {
             ask.half.resume();
@@ -289,7 +293,7 @@ impl<F: Filter> Dispatcher<F> {
         });
     }
 
-    /// A stream has ended, or a filter is no longer needed.
+    /// Handles the end of a stream, or the removal of a filter.
     pub fn delete(&self, context: u32) {
         if F::ASYNC {
             executor::enter(context);
@@ -298,7 +302,7 @@ impl<F: Filter> Dispatcher<F> {
         if Self::ASKS {
             self.asks.leave(context);
         }
-        // What it owns is dropped when nothing is borrowed any more.
+        // The stream's state is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_none() {
             let filter = borrow(&self.filters).remove(context);
@@ -308,7 +312,8 @@ impl<F: Filter> Dispatcher<F> {
         }
         drop(stream);
         if F::ASYNC {
-            // Others may have waited for just that: for a place, say, or for what its `on_end` has told them.
+            // Other futures may have waited for this, such as for a released permit or for something that its `on_end`
+            // sent them.
             executor::run_woken();
         }
     }
@@ -324,10 +329,10 @@ impl<F: Filter> Dispatcher<F> {
         action
     }
 
-    /// Runs a callback with the stream's state, and does what it answers.
+    /// Runs a callback with the stream's state and applies its result.
     fn run(&self, context: u32, half: Half, callback: impl FnOnce(&Rc<F>, &mut F::Stream) -> Flow) -> i32 {
         sys::enter(context);
-        // No borrow is held over the callback: it may log, and a native test host may look.
+        // No borrow is held across the callback: it may log, and a native test host may inspect the state.
         let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),
             None => (0, F::Stream::default()),
@@ -370,7 +375,7 @@ mod tests {
     };
     use serde_json::json;
 
-    /// Says which of several filters of a module it is.
+    /// Identifies itself among the filters of a module.
     struct Which {
         seen: Name,
         name: String,
@@ -399,16 +404,16 @@ mod tests {
     }
 
     #[test]
-    fn streams_go_to_the_filter_of_their_root() {
+    fn streams_are_dispatched_to_the_filter_of_their_root() {
         let host = TestHost::<Which>::new(json!({"name": "one"})).unwrap();
-        assert_eq!(testing::subscribed() & phase::LIFECYCLE, 0, "a filter that is alone is told of no streams");
+        assert_eq!(testing::subscribed() & phase::LIFECYCLE, 0, "a single filter gets no stream announcements");
         let d = host.dispatcher();
         d.context_create(7, 0);
         testing::set_config(&json!({"name": "two"}));
         assert!(d.configure(7, usize::MAX));
         assert_ne!(testing::subscribed() & phase::LIFECYCLE, 0);
 
-        // The host's own context stands for the stream; it has not been announced, so it is the first root's.
+        // The host's own context serves as the stream. It was not announced, so it belongs to the first root.
         let outcome = host.request("GET", "/").send();
         testing::on_stream(&outcome, |context| {
             d.delete(context);

@@ -1,11 +1,11 @@
-//! The macro that makes a module of a filter.
+//! The macros that turn a filter into a module.
 
 /// Exports a [`Filter`](crate::Filter) or an [`AsyncFilter`](crate::AsyncFilter) from the module: the callbacks of
-/// Proxy-Wasm 0.2.1 and of Tollgate, the marker of the standard's version, and the allocator.
+/// Proxy-Wasm 0.2.1 and of Tollgate, the ABI version marker and the allocator.
 ///
-/// It expands to a module with a dispatcher for the filter and one `extern "C"` function for each callback, which hands its
-/// arguments to the dispatcher's function (in `tollgate_sdk::dispatch`) and does nothing else. Which callbacks the host
-/// makes is said by the filter's `PHASES`; functions for others come out empty. Outside of WebAssembly it expands to nothing.
+/// Expands to a module with a dispatcher for the filter and one `extern "C"` function per callback, which only forwards
+/// its arguments to the dispatcher (in `tollgate_sdk::dispatch`). The filter's `PHASES` determine which callbacks the
+/// host makes; the functions for other phases are empty. Outside of WebAssembly, the macro expands to nothing.
 #[macro_export]
 macro_rules! export {
     ($filter:ty) => {
@@ -17,7 +17,7 @@ macro_rules! export {
             use $crate::dispatch::{self, Dispatcher, Half};
 
             thread_local! {
-                // A module never ends, so there is no need for code that drops it.
+                // A module never exits, so it needs no code to drop this.
                 static DISPATCHER: ManuallyDrop<Dispatcher<$filter>> =
                     const { ManuallyDrop::new(Dispatcher::new()) };
             }
@@ -140,8 +140,8 @@ macro_rules! export {
     };
 }
 
-/// Exports a [`TcpFilter`](crate::TcpFilter) from the module, as [`export!`] does a filter of requests. A module has one of
-/// the two.
+/// Exports a [`TcpFilter`](crate::TcpFilter) from the module, as [`export!`] does for HTTP filters. A module uses one
+/// of the two macros.
 #[macro_export]
 macro_rules! export_tcp {
     ($filter:ty) => {
@@ -156,7 +156,7 @@ macro_rules! export_tcp {
             };
 
             thread_local! {
-                // A module never ends, so there is no need for code that drops it.
+                // A module never exits, so it needs no code to drop this.
                 static DISPATCHER: ManuallyDrop<TcpDispatcher<$filter>> =
                     const { ManuallyDrop::new(TcpDispatcher::new()) };
             }

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// How long an answer may take, if the filter says nothing else.
+/// Timeout of a call for which the filter sets none.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A call to a service, which is one of the clusters in the proxy's configuration.
@@ -49,7 +49,7 @@ pub struct Call<'c> {
 }
 
 impl<'c> Call<'c> {
-    /// A call of this method. `path` begins with `/` and may have a query.
+    /// Creates a call with this method. `path` begins with `/` and may include a query.
     pub fn new(cluster: &'c str, method: &'c str, path: &'c str) -> Call<'c> {
         Call {
             cluster,
@@ -63,17 +63,17 @@ impl<'c> Call<'c> {
         }
     }
 
-    /// A `GET`.
+    /// Creates a `GET` call.
     pub fn get(cluster: &'c str, path: &'c str) -> Call<'c> {
         Call::new(cluster, "GET", path)
     }
 
-    /// A `POST`.
+    /// Creates a `POST` call.
     pub fn post(cluster: &'c str, path: &'c str) -> Call<'c> {
         Call::new(cluster, "POST", path)
     }
 
-    /// The host that is asked for. Default: the cluster's name.
+    /// Sets the authority (host). Default: the cluster's name.
     pub fn authority(mut self, authority: &'c str) -> Self {
         self.authority = authority;
         self
@@ -97,17 +97,17 @@ impl<'c> Call<'c> {
         self
     }
 
-    /// How long the answer may take, to its last byte: from 1 ms, in whole milliseconds (rounded up). Default: 5 s.
+    /// Sets the time until the answer's last byte, in whole milliseconds (rounded up, at least 1). Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sends it, and gives the future of its answer. The call is under way at once, so several can be sent before the first
-    /// is awaited. Whoever drops the future does without the answer; the service still gets the call.
+    /// Sends the call and returns the future of its answer. The call starts immediately, so several can be sent before
+    /// the first is awaited. Dropping the future discards the answer; the service still receives the call.
     ///
     /// # Errors
-    /// All come from the future.
+    /// All errors are returned by the future.
     pub fn send(self) -> Sent {
         let call = self.dispatch();
         if let Ok(call) = call {
@@ -116,16 +116,16 @@ impl<'c> Call<'c> {
         Sent(call)
     }
 
-    /// Sends it without asking for the answer. For filters that cannot wait, too.
+    /// Sends the call and ignores its answer. Also suitable for filters that cannot wait.
     ///
     /// # Errors
-    /// What is known at once: `UnknownCluster`, `Invalid`, `TooMany`.
+    /// Those detected immediately: `UnknownCluster`, `Invalid`, `TooMany`.
     pub fn forget(self) -> Result<(), CallError> {
         self.dispatch().map(|_| ())
     }
 
-    /// Sends it, and holds the message until the answer comes, for which [`Filter::on_answer`](crate::Filter::on_answer) is
-    /// called: for a [`Filter`](crate::Filter), with [`Phases::ANSWERS`](crate::Phases::ANSWERS).
+    /// Sends the call and holds the message until [`Filter::on_answer`](crate::Filter::on_answer) is called with the
+    /// answer. For a [`Filter`](crate::Filter) with [`Phases::ANSWERS`](crate::Phases::ANSWERS).
     pub fn ask(self, token: u32) -> Flow {
         Flow::Ask(Asked { token, begun: Begun::Http(self.dispatch()) })
     }
@@ -144,7 +144,7 @@ impl<'c> Call<'c> {
 
 /// A call that has been sent: the future of its answer.
 #[derive(Debug)]
-#[must_use = "a future must be awaited; `Call::forget` does without the answer"]
+#[must_use = "a future must be awaited; use `Call::forget` to ignore the answer"]
 pub struct Sent(Result<u32, CallError>);
 
 impl Future for Sent {
@@ -170,7 +170,7 @@ impl Drop for Sent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     status: u16,
-    /// As the host encodes it.
+    /// In the host's encoding.
     headers: Vec<u8>,
     body: Vec<u8>,
     trailers: Vec<u8>,
@@ -184,32 +184,32 @@ impl Answer {
         answer
     }
 
-    /// Its status.
+    /// Returns the status.
     pub fn status(&self) -> u16 {
         self.status
     }
 
-    /// The value of the first field of this name, which is in lower case.
+    /// Returns the value of the first field with this name, given in lower case.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         find(&self.headers, name)
     }
 
-    /// All header fields, `:status` among them. Names are in lower case.
+    /// Iterates over all header fields, including `:status`. Names are in lower case.
     pub fn headers(&self) -> impl Iterator<Item = pairs::Pair<'_>> {
         pairs::decode(&self.headers).unwrap_or_default().into_iter()
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// The body, without a copy.
+    /// Returns the body without copying it.
     pub fn into_body(self) -> Vec<u8> {
         self.body
     }
 
-    /// The value of the first trailer field of this name, which is in lower case.
+    /// Returns the value of the first trailer field with this name, given in lower case.
     pub fn trailer(&self, name: &str) -> Option<&[u8]> {
         find(&self.trailers, name)
     }

@@ -1,5 +1,4 @@
-//! gRPC calls to other services: of one message for one message, and streams of them. Messages are bytes: what is in them
-//! is for a crate such as `prost`.
+//! gRPC calls to other services, unary and streaming. Messages are bytes; use a crate such as `prost` to encode them.
 
 pub use crate::sys::code;
 
@@ -23,7 +22,7 @@ use crate::{
     sys,
 };
 
-/// A gRPC call to one of the clusters in the proxy's configuration, which must be spoken to by HTTP/2.
+/// A gRPC call to one of the clusters in the proxy's configuration, which must use HTTP/2.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), tollgate_sdk::GrpcError> {
@@ -52,28 +51,29 @@ pub struct GrpcCall<'c> {
 }
 
 impl<'c> GrpcCall<'c> {
-    /// A call of a service's method, such as `test.Users` and `Find`.
+    /// Creates a call to a service's method, such as `test.Users` and `Find`.
     pub fn new(cluster: &'c str, service: &'c str, method: &'c str) -> GrpcCall<'c> {
         GrpcCall { cluster, service, method, metadata: Vec::new(), timeout: call::DEFAULT_TIMEOUT }
     }
 
-    /// Adds a field to the metadata; the name in lower case.
+    /// Adds a metadata field; the name must be in lower case.
     pub fn metadata(mut self, name: &'c str, value: &'c (impl AsRef<[u8]> + ?Sized)) -> Self {
         self.metadata.push((name.as_bytes(), value.as_ref()));
         self
     }
 
-    /// How long the answer may take, in whole milliseconds (rounded up, from 1). Default: 5 s. Streams have no such bound.
+    /// Sets the time until the answer, in whole milliseconds (rounded up, at least 1). Default: 5 s. Streams have no
+    /// timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sends a message, and gives the future of the one that answers it. The call is under way at once; it is cancelled when
-    /// the future is dropped.
+    /// Sends a message and returns the future of the answer. The call starts immediately; dropping the future cancels
+    /// it.
     ///
     /// # Errors
-    /// All come from the future: the service's status, or the proxy's.
+    /// All errors are returned by the future: the service's status, or the proxy's.
     pub fn send(self, message: impl AsRef<[u8]>) -> GrpcSent {
         let call = self.dispatch(message.as_ref());
         if let Ok(call) = call {
@@ -82,9 +82,8 @@ impl<'c> GrpcCall<'c> {
         GrpcSent(call)
     }
 
-    /// Sends a message, and holds the stream's message until the answer comes, for which
-    /// [`Filter::on_grpc_answer`](crate::Filter::on_grpc_answer) is called: for a [`Filter`](crate::Filter), with
-    /// [`Phases::ANSWERS`](crate::Phases::ANSWERS).
+    /// Sends a message and holds the stream's message until [`Filter::on_grpc_answer`](crate::Filter::on_grpc_answer)
+    /// is called with the answer. For a [`Filter`](crate::Filter) with [`Phases::ANSWERS`](crate::Phases::ANSWERS).
     pub fn ask(self, message: impl AsRef<[u8]>, token: u32) -> Flow {
         Flow::Ask(Asked { token, begun: Begun::Grpc(self.dispatch(message.as_ref())) })
     }
@@ -94,10 +93,10 @@ impl<'c> GrpcCall<'c> {
         sys::grpc_call(self.cluster, self.service, self.method, &self.encoded(), message, millis)
     }
 
-    /// Opens a stream of messages both ways. It is cancelled when it is dropped, unless it has ended.
+    /// Opens a bidirectional stream. Dropping it before its end cancels it.
     ///
     /// # Errors
-    /// What is known at once: that there is no such cluster, that too many calls are under way.
+    /// Those detected immediately: the cluster does not exist, or there are too many pending calls.
     pub fn open(self) -> Result<GrpcStream, GrpcError> {
         let call = sys::grpc_stream(self.cluster, self.service, self.method, &self.encoded())?;
         grpc::begun(call, true);
@@ -113,7 +112,7 @@ impl<'c> GrpcCall<'c> {
     }
 }
 
-/// A gRPC call that has been sent: the future of the message that answers it.
+/// A gRPC call that has been sent: the future of its answer.
 #[derive(Debug)]
 #[must_use = "a future must be awaited; when it is dropped, the call is cancelled"]
 pub struct GrpcSent(Result<u32, GrpcError>);
@@ -123,9 +122,9 @@ impl Future for GrpcSent {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &self.0 {
-            // A service that says that all is well, and nothing else, has broken off.
+            // The service reported success without sending a message.
             Ok(call) => grpc::poll_message(*call, cx)
-                .map(|result| result?.ok_or_else(|| GrpcError::new(code::INTERNAL, "there was no message"))),
+                .map(|result| result?.ok_or_else(|| GrpcError::new(code::INTERNAL, "the answer contains no message"))),
             Err(error) => Poll::Ready(Err(error.clone())),
         }
     }
@@ -144,37 +143,39 @@ impl Drop for GrpcSent {
 pub struct GrpcStream(u32);
 
 impl GrpcStream {
-    /// Sends a message. Whether it goes out: not when the stream has ended. It is sent when the filter waits.
+    /// Sends a message. Returns `false` if the stream has ended. The message is sent when the filter waits.
     pub fn send(&self, message: impl AsRef<[u8]>) -> bool {
         sys::grpc_send(self.0, message.as_ref(), false)
     }
 
-    /// Sends the last message; those of the other side still come.
+    /// Sends the last message; the stream remains open for receiving.
     pub fn send_last(&self, message: impl AsRef<[u8]>) -> bool {
         sys::grpc_send(self.0, message.as_ref(), true)
     }
 
-    /// Sends no more messages; those of the other side still come.
+    /// Ends sending; the stream remains open for receiving.
     pub fn finish(&self) {
         if grpc::is_open(self.0) {
             sys::grpc_close(self.0);
         }
     }
 
-    /// The next message of the other side; `None` when it has ended well.
+    /// Returns the next message; `None` after a successful end.
     ///
     /// # Errors
-    /// Its status, if it has not.
+    /// The status of an unsuccessful end.
     pub async fn message(&mut self) -> Result<Option<Vec<u8>>, GrpcError> {
         poll_fn(|cx| grpc::poll_message(self.0, cx)).await
     }
 
-    /// The value of a field of the other side's initial metadata, if that has come: with the first message it has.
+    /// Returns the value of a field of the peer's initial metadata, which are available once the first message was
+    /// received.
     pub fn initial_metadata(&self, name: &str) -> Option<Vec<u8>> {
         grpc::metadata(self.0, false, |map| find(map, name).map(<[u8]>::to_vec))
     }
 
-    /// The same of its trailing metadata, which are there when the last message has been read.
+    /// Returns the value of a field of the peer's trailing metadata, which are available once the last message was
+    /// read.
     pub fn trailing_metadata(&self, name: &str) -> Option<Vec<u8>> {
         grpc::metadata(self.0, true, |map| find(map, name).map(<[u8]>::to_vec))
     }

@@ -1,4 +1,4 @@
-//! A message of an [`AsyncFilter`](crate::AsyncFilter): its head, and its body as it comes.
+//! A message of an [`AsyncFilter`](crate::AsyncFilter): its headers, and its body as it arrives.
 
 use std::{future::poll_fn, ops::Deref};
 
@@ -8,19 +8,19 @@ use super::executor::{
 };
 use crate::message::body::{Late, TooLarge};
 
-/// A request or a response whose head has come. The head is read and changed as in [`Request`](crate::Request) and
+/// A request or response whose headers were received. Read and change the headers as in [`Request`](crate::Request) and
 /// [`Response`](crate::Response).
 ///
-/// The body comes only when the head has gone on: as soon as a future waits for the body, the proxy lets the head pass to the
-/// next filter (unless this filter's `headers_pause` in the proxy's configuration is `hold_headers`). Headers should be
-/// changed before. An upstream is asked, and a client gets its response, when a first part of the body is through all
-/// filters, so one that waits for the whole body still decides; but the head of a response without `content-length` may
-/// have been sent by then.
+/// The body arrives only after the headers have continued: as soon as a future waits for the body, the proxy passes the
+/// headers to the next filter (unless this filter's `headers_pause` in the proxy's configuration is `hold_headers`).
+/// Change headers before that. The proxy contacts an upstream, or sends the client its response, once a first part of
+/// the body has passed all filters. A filter that waits for the whole body can therefore still decide, but the headers
+/// of a response without `content-length` may already have been sent by then.
 #[derive(Debug)]
 pub struct Incoming<M> {
     message: M,
     task: u32,
-    /// The host shows the body, or there is none.
+    /// The host makes the body available, or there is none.
     fed: bool,
 }
 
@@ -37,11 +37,11 @@ impl<M> Incoming<M> {
         Incoming { message, task: executor::current(), fed: fed || end }
     }
 
-    /// The whole body, or what has not been read of it yet: a copy. The proxy holds the original meanwhile, at most the
-    /// listener's `limits.buffered_body` of it.
+    /// Reads the whole body, or the rest that has not been read yet, into a copy. Meanwhile the proxy holds the
+    /// original, at most the listener's `limits.buffered_body` of it.
     ///
     /// # Errors
-    /// As soon as it is more than `limit` bytes. It can still be read part by part.
+    /// As soon as the body exceeds `limit` bytes. It can still be read part by part.
     ///
     /// # Panics
     /// If the filter's `PHASES` lack the message's body ([`Phases::REQUEST_BODY`](crate::Phases::REQUEST_BODY) or
@@ -50,8 +50,8 @@ impl<M> Incoming<M> {
         self.part(Part::Whole(limit)).await
     }
 
-    /// The next part of the body, in whatever size it comes; `None` at its end. A part goes on when the next one is waited
-    /// for.
+    /// Returns the next part of the body, in the size in which it arrives; `None` at the end. A part continues when the
+    /// next one is awaited.
     ///
     /// # Panics
     /// If the filter's `PHASES` lack the message's body ([`Phases::REQUEST_BODY`](crate::Phases::REQUEST_BODY) or
@@ -61,26 +61,26 @@ impl<M> Incoming<M> {
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// Puts other bytes in the place of what [`body`](Self::body) or [`chunk`](Self::chunk) has returned last. The proxy
-    /// sees to the message's length.
+    /// Replaces the bytes that [`body`](Self::body) or [`chunk`](Self::chunk) returned last. The proxy adjusts the
+    /// message's length.
     ///
     /// # Errors
-    /// If something else was waited for in between, or the part came while something else was: the proxy can change a part
-    /// only while it shows it. Ask the other services first, then read. A message without a body can only be given an empty
-    /// one.
+    /// If the future has awaited something else since then, or the part arrived while it did: the proxy can change a
+    /// part only during its callback. Call other services first, then read. A message without a body accepts only an
+    /// empty replacement.
     pub fn replace_body(&self, bytes: &[u8]) -> Result<(), Late> {
         feed::replace(self.task, bytes)
     }
 
     async fn part(&mut self, part: Part) -> Result<Vec<u8>, TooLarge> {
-        /// Tells that nobody waits any more, if the future is dropped before.
+        /// Marks that the future no longer waits for the body if it is dropped.
         struct Waiting(u32);
         impl Drop for Waiting {
             fn drop(&mut self) {
                 feed::leave(self.0);
             }
         }
-        assert!(self.fed, "a filter that reads a body must have it in its `PHASES`");
+        assert!(self.fed, "a filter that reads a body must list it in its `PHASES`");
         let waiting = Waiting(self.task);
         poll_fn(|cx| feed::poll_part(waiting.0, part, cx)).await
     }

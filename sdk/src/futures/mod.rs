@@ -1,4 +1,4 @@
-//! What a filter can wait for: calls to other services, bodies, time; and the executor that polls its futures.
+//! Futures that a filter can await (calls to other services, bodies, time), and the executor that polls them.
 
 pub(crate) mod call;
 pub(crate) mod executor;

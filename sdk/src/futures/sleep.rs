@@ -1,4 +1,4 @@
-//! Waiting for a time.
+//! Sleeping for a duration.
 
 use std::{
     future::Future,
@@ -12,10 +12,10 @@ use crate::{Level, log, sys};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A future that is done after this time, at most a day. No thread waits.
+/// Returns a future that completes after this time, at most a day. It blocks no thread.
 ///
-/// It needs a stream. In [`AsyncFilter::on_tick`](crate::AsyncFilter::on_tick) and `on_queue`, which have none, it is done at
-/// once, and a warning is logged.
+/// It requires a stream. In [`AsyncFilter::on_tick`](crate::AsyncFilter::on_tick) and `on_queue`, which have none, it
+/// completes immediately and logs a warning.
 pub fn sleep(time: Duration) -> Sleep {
     let time = time.min(DAY);
     let nanos = time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos());
@@ -26,9 +26,9 @@ pub fn sleep(time: Duration) -> Sleep {
 #[derive(Debug)]
 #[must_use = "a future must be awaited"]
 pub struct Sleep {
-    /// By the host's clock, in nanoseconds.
+    /// Deadline on the host's clock, in nanoseconds.
     until: u64,
-    /// Its task, and its number there, once it has been polled.
+    /// The task and the sleeper's number in it, once polled.
     place: Option<(u32, u32)>,
 }
 
@@ -50,7 +50,7 @@ impl Future for Sleep {
                 Poll::Pending
             }
             None => {
-                log(Level::Warn, "a filter cannot sleep here: it acts on no stream");
+                log(Level::Warn, "a filter cannot sleep in a callback without a stream");
                 Poll::Ready(())
             }
         }

@@ -1,6 +1,6 @@
-//! The crate `log` (feature `log`): its macros write to the proxy's log. Nothing has to be called for it.
+//! Support for the crate `log` (feature `log`): its macros write to the proxy's log, without any setup.
 //!
-//! What is not shown anywhere in the proxy's log costs a comparison; the level is that of the module's start.
+//! A message below the log level costs one comparison; the level is read when the module starts.
 
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -10,9 +10,9 @@ struct Logger;
 
 static LOGGER: Logger = Logger;
 
-/// Makes the proxy's log the crate's.
+/// Installs the proxy's log as the logger of the crate `log`.
 pub(crate) fn install() {
-    // A filter may have a logger of its own.
+    // A filter may have installed its own logger.
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(match sys::log_level() {
             l if l <= Level::Trace as i32 => LevelFilter::Trace,
@@ -26,7 +26,7 @@ pub(crate) fn install() {
 
 impl Log for Logger {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
-        // The macros have compared the level already.
+        // The macros have already compared the level.
         true
     }
 

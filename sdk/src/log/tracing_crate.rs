@@ -1,8 +1,8 @@
-//! The crate `tracing` (feature `tracing`): its events are written to the proxy's log, fields as `name=value` after the
-//! message. Nothing has to be called for it.
+//! Support for the crate `tracing` (feature `tracing`): its events are written to the proxy's log, without any setup.
+//! Fields follow the message as `name=value`.
 //!
-//! Spans cost nothing and say nothing: a stream's lines are brought together by a field such as its request's id. What is
-//! not shown anywhere in the proxy's log costs a comparison; the level is that of the module's start.
+//! Spans are ignored and cost nothing; use a field such as the request id to correlate a stream's lines. An event below
+//! the log level costs one comparison; the level is read when the module starts.
 
 use std::fmt::{Debug, Write};
 
@@ -17,7 +17,7 @@ use crate::{Level, sys};
 
 struct Subscribed(LevelFilter);
 
-/// Makes the proxy's log the crate's.
+/// Installs the proxy's log as the subscriber of the crate `tracing`.
 pub(crate) fn install() {
     let level = match sys::log_level() {
         l if l <= Level::Trace as i32 => LevelFilter::TRACE,
@@ -26,7 +26,7 @@ pub(crate) fn install() {
         l if l <= Level::Warn as i32 => LevelFilter::WARN,
         _ => LevelFilter::ERROR,
     };
-    // A filter may have a subscriber of its own.
+    // A filter may have installed its own subscriber.
     let _ = dispatcher::set_global_default(Dispatch::new(Subscribed(level)));
 }
 
@@ -57,7 +57,7 @@ impl Subscriber for Subscribed {
         crate::log(level, &line.message);
     }
 
-    // Spans are not enabled, so that none of these is of use.
+    // Spans are disabled, so these functions do nothing.
     fn new_span(&self, _: &Attributes<'_>) -> Id {
         Id::from_u64(1)
     }

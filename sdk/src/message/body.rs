@@ -2,7 +2,7 @@
 
 use crate::sys;
 
-/// What has come of a body since the last callback (since the beginning, if the filter has paused ever since).
+/// The part of a body received since the last callback, or since the beginning if the filter has paused all along.
 #[derive(Debug)]
 pub struct Body {
     pub(crate) buffer: i32,
@@ -11,36 +11,36 @@ pub struct Body {
 }
 
 impl Body {
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none, which only the last part can be.
+    /// Reports whether the part has no bytes; only the last part can be empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether this is the last part.
+    /// Reports whether this is the last part.
     pub fn is_last(&self) -> bool {
         self.end
     }
 
-    /// A copy of the bytes.
+    /// Copies the bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         sys::buffer_get(self.buffer, 0, self.len)
     }
 
-    /// Puts other bytes in their place. The host sees to the message's length.
+    /// Replaces the bytes. The host adjusts the message's length.
     pub fn replace(&self, bytes: &[u8]) {
         sys::buffer_set(self.buffer, 0, usize::MAX, bytes);
     }
 }
 
-/// The body is longer than the filter wants to have at once.
+/// Error: the body exceeds the size that the filter accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge;
 
-/// The part cannot be changed any more: the future has waited for something else since it was given it.
+/// Error: the part can no longer be changed, because the future has awaited something else since receiving it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Late;

@@ -1,4 +1,4 @@
-//! A response made by a filter.
+//! Responses that filters send.
 
 use crate::{
     CallError, Flow, Late, TooLarge,
@@ -6,7 +6,7 @@ use crate::{
     sys::{self, types::GrpcError},
 };
 
-/// A response made by a filter.
+/// A response that a filter sends instead of the upstream's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reply {
     pub(crate) status: u16,
@@ -17,7 +17,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A response of this status (200 to 599), without a body.
+    /// Creates a response with this status (200 to 599) and no body.
     pub fn new(status: u16) -> Reply {
         Reply { status, ..Reply::default() }
     }
@@ -34,20 +34,22 @@ impl Reply {
         self
     }
 
-    /// Why there is a response: a word or two with underscores, for the access log. The client does not see it.
+    /// Sets the reason for the response, for the access log: a word or two joined with underscores. The client does not
+    /// see it.
     pub fn details(mut self, details: impl Into<String>) -> Reply {
         self.details = details.into();
         self
     }
 
-    /// The status that a gRPC client gets (0 to 16, see [`grpc::code`](crate::futures::grpc::code)); others get that of HTTP. Without
-    /// it, it follows from that of HTTP (403: 7, 429 and 503: 14, ...). The body becomes the message, if it is text of at most 1024 bytes.
+    /// Sets the status for gRPC clients (0 to 16, see [`grpc::code`](crate::futures::grpc::code)); other clients get
+    /// the HTTP status. By default it is derived from the HTTP status (403: 7, 429 and 503: 14, ...). The body becomes
+    /// the message if it is text of at most 1024 bytes.
     pub fn grpc_status(mut self, status: u8) -> Reply {
         self.grpc_status = Some(status);
         self
     }
 
-    /// Answers the effective stream with it.
+    /// Sends this response to the effective stream.
     pub(crate) fn send(&self) {
         let grpc_status = self.grpc_status.map_or(-1, i32::from);
         sys::send_local_response(self.status, &self.details, &self.headers, &self.body, grpc_status);
@@ -60,7 +62,7 @@ impl From<Reply> for Flow {
     }
 }
 
-/// 504 for a service that was too slow, else 503; so that `?` does for a filter that cannot do without the answer.
+/// 504 if the service timed out, otherwise 503. Lets filters that cannot proceed without the answer use `?`.
 impl From<CallError> for Reply {
     fn from(error: CallError) -> Reply {
         let (status, details) = match error {
@@ -75,8 +77,8 @@ impl From<CallError> for Reply {
     }
 }
 
-/// 504 for a service that was too slow, else 503; a gRPC client gets the status that belongs to these. That of the service is
-/// in the details only: what it says is said to the filter.
+/// 504 if the service timed out, otherwise 503; a gRPC client gets the corresponding status. The service's own status
+/// appears only in the details, since it was meant for the filter.
 impl From<GrpcError> for Reply {
     fn from(error: GrpcError) -> Reply {
         let status = if error.status == code::DEADLINE_EXCEEDED { 504 } else { 503 };
@@ -93,7 +95,7 @@ impl From<TooLarge> for Reply {
     }
 }
 
-/// 500: what was to be changed must not go on as it is.
+/// 500: the message must not continue without the change.
 impl From<Late> for Reply {
     fn from(_: Late) -> Reply {
         Reply::new(500).details("body_changed_too_late")

@@ -1,6 +1,7 @@
 //! Data and queues that filters share: all workers' instances of all filters with the same `vm_id`.
 //!
-//! Data lasts until it is removed, or its time is over, or the process ends: over any swap of a filter. For counts that many requests change, token buckets and metrics are better: they are exact without a loop.
+//! Data lasts until it is removed, expires or the process ends; it survives a filter reload. For counters that many
+//! requests update, prefer token buckets and metrics: they are exact without a retry loop.
 
 use std::time::Duration;
 
@@ -8,43 +9,43 @@ use tollgate_abi::{fast::expected, proxy_wasm::Status};
 
 use crate::sys;
 
-/// A value, as it was at one moment.
+/// A value, as read at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its bytes.
+    /// The value's bytes.
     pub value: Vec<u8>,
-    /// Which of the key's values it is.
+    /// The value's version.
     pub version: Version,
 }
 
-/// Which of a key's values one is; each change makes another one.
+/// Identifies one of a key's successive values; every change creates a new version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version(u32);
 
 /// Why data could not be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SharedError {
-    /// The value is no longer the one that was meant.
+    /// The value has changed since it was read.
     Changed,
-    /// Keys and values would be more than 64 MiB.
+    /// Keys and values would exceed 64 MiB.
     Full,
 }
 
-/// The value of a key, if it was ever set.
+/// Returns the value of a key, if it was ever set.
 pub fn get(key: impl AsRef<[u8]>) -> Option<Entry> {
     sys::shared_get(key.as_ref()).map(|(value, version)| Entry { value, version: Version(version) })
 }
 
-/// Sets a key's value, whatever it was.
+/// Sets a key's value unconditionally.
 ///
 /// # Errors
 /// `Full`.
 pub fn set(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), SharedError> {
-    // No version has the number 0: the host takes it for "any".
+    // No version has the number 0: the host treats it as "any".
     store(key.as_ref(), value.as_ref(), 0)
 }
 
-/// Sets a key's value if it is still the one that was read.
+/// Sets a key's value if it has not changed since it was read.
 ///
 /// # Errors
 /// `Changed`, `Full`.
@@ -52,7 +53,7 @@ pub fn set_if(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, version: Version) 
     store(key.as_ref(), value.as_ref(), version.0)
 }
 
-/// Sets a key's value, whatever it was, for this long (in whole milliseconds, at least one).
+/// Sets a key's value unconditionally; it expires after this time (in whole milliseconds, at least one).
 ///
 /// # Errors
 /// `Full`.
@@ -60,11 +61,11 @@ pub fn set_for(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, time: Duration) -
     outcome(sys::shared_set_if(key.as_ref(), value.as_ref(), expected::ANY, millis(time)))
 }
 
-/// Sets a key's value if it has none: of several that try, one succeeds. `time`: how long it is there; for ever, if there is
-/// none.
+/// Sets a key's value if it has none: of several concurrent callers, one succeeds. `time`: when the value expires;
+/// `None`: never.
 ///
 /// # Errors
-/// `Changed`: it has one. `Full`.
+/// `Changed`: the key has a value. `Full`.
 pub fn create(
     key: impl AsRef<[u8]>,
     value: impl AsRef<[u8]>,
@@ -74,24 +75,24 @@ pub fn create(
     outcome(sys::shared_set_if(key.as_ref(), value.as_ref(), expected::ABSENT, time))
 }
 
-/// Removes a key. Whether it was there.
+/// Removes a key. Returns whether it existed.
 pub fn remove(key: impl AsRef<[u8]>) -> bool {
     sys::shared_delete(key.as_ref(), expected::ANY) == Status::Ok as i32
 }
 
-/// Removes a key if its value is still the one that was read. Whether it was.
+/// Removes a key if its value has not changed since it was read. Returns whether it was removed.
 pub fn remove_if(key: impl AsRef<[u8]>, version: Version) -> bool {
     sys::shared_delete(key.as_ref(), version.0.into()) == Status::Ok as i32
 }
 
-/// As the host counts it: nothing would be for ever.
+/// Converts to the host's unit; 0 would mean "never expires".
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Makes a key's value a function of what it was; `None` leaves it. No change of another worker is lost.
+/// Replaces a key's value with a function of the current one; `None` leaves it unchanged. No concurrent change is lost.
 ///
-/// `change` is called again when another worker was faster.
+/// `change` is called again if another worker changed the value first.
 ///
 /// # Errors
 /// `Full`.
@@ -126,23 +127,23 @@ fn outcome(status: i32) -> Result<(), SharedError> {
     }
 }
 
-/// A queue of messages: made by [`Setup::queue`](crate::Setup::queue) by whoever reads it, found by [`Queue::find`] by
-/// others. It lasts as long as there is a filter of its `vm_id`.
+/// A message queue, created by its reader with [`Setup::queue`](crate::Setup::queue) and opened by others with
+/// [`Queue::find`]. It lasts as long as any filter of its `vm_id` exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Queue(pub(crate) u32);
 
 impl Queue {
-    /// A queue that a filter with this `vm_id` has made; an empty one is this filter's own.
+    /// Finds a queue that a filter with this `vm_id` has created; an empty `vm_id` is this filter's own.
     pub fn find(vm_id: &str, name: &str) -> Option<Queue> {
         sys::queue_resolve(vm_id, name).map(Queue)
     }
 
-    /// Puts a message in. Whether it is in: a queue of 16 MiB (64 bytes more for each message) takes no more.
+    /// Appends a message. Returns `false` if the queue is full: 16 MiB, counting 64 extra bytes per message.
     pub fn push(self, message: impl AsRef<[u8]>) -> bool {
         sys::queue_push(self.0, message.as_ref())
     }
 
-    /// Takes the oldest message out. Mostly [`Filter::on_queue`](crate::Filter::on_queue) is better.
+    /// Removes the oldest message. [`Filter::on_queue`](crate::Filter::on_queue) is usually better.
     pub fn pop(self) -> Option<Vec<u8>> {
         sys::queue_pop(self.0)
     }

@@ -1,8 +1,8 @@
-//! What lives with a stream, for all filters of its chain: *state*, which is bytes by keys, and *metadata*, which is typed and
-//! in namespaces. Both are gone when the stream is.
+//! Per-stream data that all filters of a chain share: *state* (bytes by key) and *metadata* (typed values in
+//! namespaces). Both end with the stream.
 //!
-//! The functions act on the stream whose callback it is, HTTP or TCP. Outside of one there is nothing, and nothing can be set.
-//! Filters that are written for the standard read the same as properties: `filter_state.KEY` and
+//! The functions act on the current callback's stream, HTTP or TCP. Outside of one, nothing is found and nothing can be
+//! set. Filters for plain Proxy-Wasm read the same data as properties: `filter_state.KEY` and
 //! `metadata.filter_metadata.NAMESPACE.KEY`.
 
 use tollgate_abi::{
@@ -18,9 +18,9 @@ use crate::sys;
 pub enum StoreError {
     /// A name or a value is too large.
     TooLarge,
-    /// The stream has as much as it may have: 64 keys of state (1 MiB in all), 64 values of metadata.
+    /// The stream's limit is reached: 64 keys of state (1 MiB in total), 64 values of metadata.
     Full,
-    /// There is no stream.
+    /// There is no current stream.
     NoStream,
 }
 
@@ -33,7 +33,7 @@ fn outcome(status: i32) -> Result<(), StoreError> {
     }
 }
 
-/// The bytes that `get` writes to a buffer, which is asked for a larger one if they do not fit.
+/// Reads the bytes that `get` writes to a buffer, retrying with a larger one if they do not fit.
 fn read(mut get: impl FnMut(&mut [u8]) -> i32) -> Option<Vec<u8>> {
     let mut buffer = vec![0; 256];
     let mut len = usize::try_from(get(&mut buffer)).ok()?;
@@ -45,12 +45,12 @@ fn read(mut get: impl FnMut(&mut [u8]) -> i32) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-/// The stream's state under a key.
+/// Returns the stream's state under a key.
 pub fn state(key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     read(|buffer| sys::state_get(key.as_ref(), buffer))
 }
 
-/// Sets the stream's state under a key: key and value of at most 64 KiB.
+/// Sets the stream's state under a key. Key and value have at most 64 KiB each.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -58,23 +58,23 @@ pub fn set_state(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), S
     outcome(sys::state_set(key.as_ref(), value.as_ref()))
 }
 
-/// Removes the stream's state under a key. Whether there was any.
+/// Removes the stream's state under a key. Returns whether there was any.
 pub fn remove_state(key: impl AsRef<[u8]>) -> bool {
     sys::state_delete(key.as_ref()) == Status::Ok as i32
 }
 
-/// A value of metadata.
+/// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Metadata {
     /// Text.
     Text(String),
-    /// Any bytes.
+    /// Arbitrary bytes.
     Bytes(Vec<u8>),
-    /// A whole number.
+    /// An integer.
     Integer(i64),
-    /// A number.
+    /// A floating-point number.
     Number(f64),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
 }
 
@@ -89,21 +89,21 @@ impl Metadata {
         }
     }
 
-    /// The text, if it is one.
+    /// Returns the text, if the value is text.
     pub fn as_text(&self) -> Option<&str> {
         if let Metadata::Text(text) = self { Some(text) } else { None }
     }
 }
 
-/// A value of the stream's metadata.
+/// Returns a value of the stream's metadata.
 pub fn metadata(space: &str, key: &str) -> Option<Metadata> {
     let mut of = 0;
     let bytes = read(|buffer| sys::metadata_get(space.as_bytes(), key.as_bytes(), &mut of, buffer))?;
     Metadata::new(of as i32, bytes)
 }
 
-/// Sets a value of the stream's metadata: text, bytes (`&[u8]`), `i64`, `f64` or `bool`. Namespace and key have at most 256
-/// bytes, the value 4096.
+/// Sets a value of the stream's metadata: text, bytes (`&[u8]`), `i64`, `f64` or `bool`. Namespace and key have at most
+/// 256 bytes each, the value 4096.
 ///
 /// # Errors
 /// See [`StoreError`].
@@ -113,11 +113,11 @@ pub fn set_metadata<'a>(space: &str, key: &str, value: impl Into<Value<'a>>) -> 
     outcome(value.with_bytes(set))
 }
 
-/// Removes a value of the stream's metadata. Whether there was one.
+/// Removes a value of the stream's metadata. Returns whether there was one.
 pub fn remove_metadata(space: &str, key: &str) -> bool {
     sys::metadata_delete(space.as_bytes(), key.as_bytes()) == Status::Ok as i32
 }
 
-// The documentation above gives them as numbers.
+// The documentation above states these as numbers.
 const _: () = assert!(limit::STATE == 64 && limit::METADATA == 64 && limit::METADATA_BYTES == 4096);
 const _: () = assert!(limit::STATE_BYTES == 64 << 10 && limit::METADATA_NAME == 256);

@@ -1,11 +1,11 @@
-//! The statuses of gRPC.
+//! gRPC status codes.
 #![allow(missing_docs)]
 
 macro_rules! codes {
     ($($name:ident = $code:literal, $text:literal;)*) => {
         $(pub const $name: u32 = $code;)*
 
-        /// A status's name, in lower case; `other` for one that is none.
+        /// Returns a status code's name in lower case; `other` for an unknown code.
         pub(crate) fn name(code: u32) -> &'static str {
             match code {
                 $($code => $text,)*

@@ -1,28 +1,28 @@
-//! What the host gives: memory of the guest's that it has filled, and random bytes.
+//! Data from the host: guest memory that the host has filled, and random bytes.
 #![allow(unsafe_code)]
 
 use std::ptr;
 
-/// Takes over what the host has allocated through `dispatch::allocate`.
+/// Takes ownership of memory that the host has allocated through `dispatch::allocate`.
 ///
 /// # Safety
-/// `data` is null, or was allocated by `dispatch::allocate(size)` and `size` bytes of it have been written; nobody else has a
-/// claim to it.
+/// `data` is null, or was allocated by `dispatch::allocate(size)` and `size` bytes of it have been written; there is no
+/// other owner.
 pub(crate) unsafe fn owned(data: *mut u8, size: usize) -> Vec<u8> {
     if data.is_null() || size == 0 {
         return Vec::new();
     }
-    // SAFETY: it was leaked from a `Box` of exactly this size, and is written.
+    // SAFETY: it was leaked from a `Box` of exactly this size, and is initialized.
     unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, size)) }.into_vec()
 }
 
-/// Fills `bytes` by a function that gives at most 64 KiB at a time, and answers with an error's number.
+/// Fills `bytes` with a function that provides at most 64 KiB per call and returns an error number.
 ///
 /// # Panics
-/// If it gives an error: what it has not written is all zeros, say, and would be taken for a key.
+/// If it returns an error: the unwritten bytes could be zeros and be mistaken for a key.
 pub(crate) fn fill(bytes: &mut [u8], give: impl Fn(&mut [u8]) -> i32) {
     for part in bytes.chunks_mut(1 << 16) {
-        assert!(give(part) == 0, "the host has no random bytes to give");
+        assert!(give(part) == 0, "the host cannot provide random bytes");
     }
 }
 
@@ -37,17 +37,18 @@ mod tests {
     use crate::filter::dispatch::allocate;
 
     thread_local! {
-        /// Where memory of this layout is expected to be freed, and whether it was, with which layout.
+        /// The address whose deallocation is watched, and the layout it was freed with.
         static WATCHED: Cell<(usize, Option<Layout>)> = const { Cell::new((0, None)) };
     }
 
-    /// Notes with which layout watched memory is freed. The system's allocator does not mind a wrong one; that of a guest may.
+    /// Records the layout with which watched memory is freed. The system allocator tolerates a wrong one; a guest's may
+    /// not.
     struct Watching;
 
-    // SAFETY: everything is the system's.
+    // SAFETY: every call is forwarded to the system allocator.
     unsafe impl GlobalAlloc for Watching {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            // SAFETY: the caller's promise is the same.
+            // SAFETY: the caller upholds the same contract.
             unsafe { System.alloc(layout) }
         }
 
@@ -57,7 +58,7 @@ mod tests {
                     watched.set((0, Some(layout)));
                 }
             });
-            // SAFETY: the caller's promise is the same.
+            // SAFETY: the caller upholds the same contract.
             unsafe { System.dealloc(memory, layout) }
         }
     }
@@ -66,13 +67,13 @@ mod tests {
     static ALLOCATOR: Watching = Watching;
 
     #[test]
-    fn memory_that_the_host_has_filled_is_freed_as_it_was_allocated() {
+    fn memory_from_the_host_is_freed_with_its_layout() {
         for size in [1, 3, 8, 100, 4097] {
             let data = allocate(size);
-            // SAFETY: there is room for so many bytes.
+            // SAFETY: there is room for this many bytes.
             unsafe { data.write_bytes(7, size) };
             WATCHED.set((data.addr(), None));
-            // SAFETY: it was allocated just now, and written.
+            // SAFETY: it was just allocated and initialized.
             let bytes = unsafe { owned(data, size) };
             assert_eq!((bytes.len(), bytes.capacity()), (size, size));
             assert!(bytes.iter().all(|byte| *byte == 7));
@@ -82,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
-        // SAFETY: neither is read.
+    fn empty_memory_is_an_empty_vec() {
+        // SAFETY: none of them is read.
         let nothing = unsafe { [owned(ptr::null_mut(), 0), owned(ptr::null_mut(), 5), owned(ptr::dangling_mut(), 0)] };
         assert!(nothing.iter().all(Vec::is_empty));
     }
 
     #[test]
-    fn random_bytes_come_in_parts_that_the_host_gives() {
+    fn random_bytes_are_requested_in_parts() {
         let asked = RefCell::new(Vec::new());
         let mut bytes = vec![0; (1 << 17) + 5];
         fill(&mut bytes, |part| {
@@ -102,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "the host has no random bytes to give"]
-    fn bytes_that_are_not_random_are_not_taken_for_some() {
+    #[should_panic = "the host cannot provide random bytes"]
+    fn failure_to_get_random_bytes_panics() {
         fill(&mut [0; 16], |_| 29);
     }
 }

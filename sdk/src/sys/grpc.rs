@@ -1,4 +1,4 @@
-//! The standard's functions for gRPC calls, as imports. See `standard`.
+//! Proxy-Wasm's functions for gRPC calls, as imports. See `standard`.
 #![allow(unsafe_code)]
 
 use tollgate_abi::proxy_wasm::Status;
@@ -90,11 +90,11 @@ fn begun(status: i32, id: u32) -> Result<u32, GrpcError> {
     match status {
         0 => Ok(id),
         s if s == Status::InternalFailure as i32 => Err(GrpcError::new(code::RESOURCE_EXHAUSTED, "too many calls")),
-        _ => Err(GrpcError::new(code::UNAVAILABLE, "there is no such cluster, or this cannot be called")),
+        _ => Err(GrpcError::new(code::UNAVAILABLE, "the cluster does not exist, or the call is invalid")),
     }
 }
 
-/// Whether it goes out.
+/// Returns whether the message is sent.
 pub(crate) fn grpc_send(call: u32, message: &[u8], end: bool) -> bool {
     // SAFETY: the range is live for the call.
     unsafe { proxy_grpc_send(call, message.as_ptr(), message.len(), end.into()) == 0 }

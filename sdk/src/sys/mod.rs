@@ -1,7 +1,7 @@
-//! The host's functions, made safe: on wasm32 they are imports, natively they go to the test host.
+//! Safe wrappers of the host functions: imports on wasm32, calls to the test host natively.
 //!
-//! `standard` are those that every host has, `wasm` the fast lane. With the feature `portable`, `portable` stands in its
-//! place, made of nothing but the standard's.
+//! `standard` has the functions of Proxy-Wasm that every host has, `wasm` Tollgate's fast-lane functions. With the
+//! feature `portable`, the module `portable` replaces the latter and uses only `standard`.
 
 #[cfg(any(not(target_arch = "wasm32"), not(feature = "portable")))]
 mod aided;
@@ -11,7 +11,7 @@ mod given;
 mod grpc;
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
-// Natively it is there for its own tests only.
+// Natively it is compiled only for its own tests.
 pub mod code;
 #[cfg(any(test, all(target_arch = "wasm32", feature = "portable")))]
 mod portable;
@@ -33,7 +33,7 @@ pub(crate) use wasm::*;
 #[cfg(target_arch = "wasm32")]
 pub(crate) use {grpc::*, standard::*};
 
-/// Where a value lies in a buffer; `len` is negative for a header that is not there.
+/// Location of a value in a buffer; `len` is negative for an absent header.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Span {
@@ -41,7 +41,7 @@ pub(crate) struct Span {
     pub(crate) len: i32,
 }
 
-/// Something whose time has come.
+/// Something that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     /// The tick of a root context.

@@ -1,4 +1,4 @@
-//! The host's functions, answered by the test host of this thread.
+//! The host functions, implemented by this thread's test host.
 
 use tollgate_abi::{fast::Take, proxy_wasm::Status};
 
@@ -60,7 +60,7 @@ pub(crate) fn header_remove(map: i32, name: Name) {
     with(|h| h.remove_header(map, name));
 }
 
-/// A header map as the host encodes it.
+/// Returns a header map in the host's encoding.
 pub(crate) fn header_map(map: i32) -> Vec<u8> {
     with(|h| h.encoded_map(map))
 }
@@ -166,7 +166,7 @@ pub(crate) fn send_local_response(
 ) {
     let (headers, body, grpc_status) = (headers.to_vec(), body.to_vec(), u8::try_from(grpc_status).ok());
     let reply = crate::Reply { status, headers, body, details: details.into(), grpc_status };
-    // The first one of a callback counts.
+    // The first response of a callback counts.
     with(|h| h.stream().answer.get_or_insert(reply).status);
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn set_tick_period(ms: u32) {
     with(|h| h.tick_ms = ms);
 }
 
-/// The least severity that is shown.
+/// Returns the lowest severity that is logged.
 #[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) fn log_level() -> i32 {
     crate::Level::Trace as i32
@@ -247,12 +247,12 @@ pub(crate) fn grpc_cancel(call: u32) {
     with(|h| h.grpc_cancel(call));
 }
 
-/// What a gRPC call's status says, while it is told.
+/// Returns the message of a gRPC call's status during its callback.
 pub(crate) fn status_message() -> String {
     with(|h| h.grpc_status_message())
 }
 
-/// Why the call has failed whose answer is shown.
+/// Returns why the call failed whose answer is being delivered.
 pub(crate) fn call_failure() -> CallError {
     with(|h| h.failure())
 }
@@ -318,7 +318,7 @@ pub(crate) fn queue_register(name: &str) -> i32 {
     with(|h| h.queue(name, true)) as i32
 }
 
-/// There is only one `vm_id` here.
+/// The test host has a single `vm_id`.
 pub(crate) fn queue_resolve(_vm_id: &str, name: &str) -> Option<u32> {
     with(|h| h.find_queue(name))
 }

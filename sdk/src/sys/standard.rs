@@ -1,8 +1,8 @@
-//! The standard's functions as imports.
+//! Proxy-Wasm's functions as imports.
 //!
-//! The addresses that are handed over are those of live Rust values, and the host checks each range against the module's
-//! memory. Data that the host allocates here (the standard's way of returning it) comes from `dispatch::allocate`, exactly
-//! as long as the host says, and is taken over as a `Vec`.
+//! The addresses passed are those of live Rust values, and the host checks each range against the module's memory. Data
+//! that the host allocates here (which is how Proxy-Wasm returns data) comes from `dispatch::allocate`, with exactly
+//! the length that the host states, and is owned as a `Vec`.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -73,10 +73,10 @@ unsafe extern "C" {
     fn random_get(bytes: *mut u8, len: usize) -> i32;
 }
 
-/// A header map as the host encodes it.
+/// Returns a header map in the host's encoding.
 pub(crate) fn header_map(map: i32) -> Vec<u8> {
     let (mut data, mut size) = (ptr::null_mut(), 0);
-    // SAFETY: the host writes an address and a length to the two places, and allocates through `dispatch::allocate`.
+    // SAFETY: the host writes an address and a length to the two locations, and allocates through `dispatch::allocate`.
     unsafe {
         proxy_get_header_map_pairs(map, &mut data, &mut size);
         owned(data, size)
@@ -110,7 +110,7 @@ pub(crate) fn buffer_set(buffer: i32, start: usize, size: usize, data: &[u8]) {
 
 pub(crate) fn buffer_len(buffer: i32) -> usize {
     let (mut len, mut flags) = (0, 0);
-    // SAFETY: the host writes four bytes to each place.
+    // SAFETY: the host writes four bytes to each location.
     unsafe { proxy_get_buffer_status(buffer, &mut len, &mut flags) };
     len
 }
@@ -125,14 +125,14 @@ pub(crate) fn close_stream(stream: i32) {
     unsafe { proxy_close_stream(stream) };
 }
 
-/// A property by its path, whose parts are joined by zero bytes.
+/// Returns a property by its path, whose parts are joined with zero bytes.
 pub(crate) fn property(path: &[u8]) -> Option<Vec<u8>> {
     let (mut data, mut size) = (ptr::null_mut(), 0);
-    // SAFETY: the path is live for the call; else as in `header_map`.
+    // SAFETY: the path is live for the call; otherwise as in `header_map`.
     unsafe { (proxy_get_property(path.as_ptr(), path.len(), &mut data, &mut size) == 0).then(|| owned(data, size)) }
 }
 
-/// A negative gRPC status: the one that belongs to that of HTTP.
+/// A negative gRPC status is derived from the HTTP status.
 pub(crate) fn send_local_response(
     status: u16,
     details: &str,
@@ -170,7 +170,7 @@ pub(crate) fn metric_increment(id: u32, delta: i64) {
     unsafe { proxy_increment_metric(id, delta) };
 }
 
-/// Sets the tick of the root context that the effective one belongs to.
+/// Sets the tick of the effective context's root context.
 pub(crate) fn set_host_tick(ms: u32) {
     // SAFETY: no addresses.
     unsafe { proxy_set_tick_period_milliseconds(ms) };
@@ -188,7 +188,7 @@ pub(crate) fn metric_get(id: u32) -> u64 {
     value
 }
 
-/// The least severity that is shown.
+/// Returns the lowest severity that is logged.
 #[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) fn log_level() -> i32 {
     let mut level = 0;
@@ -205,7 +205,7 @@ pub(crate) fn wall_clock() -> u64 {
 }
 
 pub(crate) fn random_bytes(bytes: &mut [u8]) {
-    // SAFETY: the host writes as many bytes as `part` has, which is borrowed mutably.
+    // SAFETY: the host writes as many bytes as `part` has, which is mutably borrowed.
     given::fill(bytes, |part| unsafe { random_get(part.as_mut_ptr(), part.len()) });
 }
 
@@ -241,30 +241,30 @@ pub(crate) fn http_call(
     match status {
         0 => Ok(id),
         s if s == Status::InternalFailure as i32 => Err(CallError::TooMany),
-        // Whoever cannot know takes the likelier of two reasons.
+        // A host that cannot tell gets the likelier of two reasons.
         _ if cfg!(feature = "portable") || !super::cluster_exists(cluster) => Err(CallError::UnknownCluster),
         _ => Err(CallError::Invalid),
     }
 }
 
-/// How the call has ended whose end is shown.
+/// Returns the status of the call whose end is being delivered.
 fn status() -> (u32, Vec<u8>) {
     let (mut code, mut message, mut size) = (0, ptr::null_mut(), 0);
-    // SAFETY: as in `header_map`, and four bytes more.
+    // SAFETY: as in `header_map`, plus four bytes.
     unsafe {
         proxy_get_status(&mut code, &mut message, &mut size);
         (code, owned(message, size))
     }
 }
 
-/// What a gRPC call's status says, while it is told.
+/// Returns the message of a gRPC call's status during its callback.
 pub(crate) fn status_message() -> String {
     String::from_utf8_lossy(&status().1).into_owned()
 }
 
-/// Why the call has failed whose answer is shown.
+/// Returns why the call failed whose answer is being delivered.
 pub(crate) fn call_failure() -> CallError {
-    // The message says the same.
+    // The status message repeats it.
     match status().0 {
         4 => CallError::Timeout,
         8 => CallError::TooLarge,
@@ -274,7 +274,7 @@ pub(crate) fn call_failure() -> CallError {
 
 pub(crate) fn shared_get(key: &[u8]) -> Option<(Vec<u8>, u32)> {
     let (mut data, mut size, mut version) = (ptr::null_mut(), 0, 0);
-    // SAFETY: the key is live for the call; else as in `header_map`, and four bytes more.
+    // SAFETY: the key is live for the call; otherwise as in `header_map`, plus four bytes.
     unsafe {
         let status = proxy_get_shared_data(key.as_ptr(), key.len(), &mut data, &mut size, &mut version);
         (status == 0).then(|| (owned(data, size), version))
@@ -286,7 +286,7 @@ pub(crate) fn shared_set(key: &[u8], value: &[u8], version: u32) -> i32 {
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), version) }
 }
 
-/// The queue's id, or a negative status.
+/// Returns the queue's id, or a negative status.
 pub(crate) fn queue_register(name: &str) -> i32 {
     let mut id = 0;
     // SAFETY: the name is live for the call, the host writes the id's four bytes.

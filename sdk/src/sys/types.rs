@@ -1,4 +1,4 @@
-//! Small types of the host interface that all parts of the SDK share.
+//! Small types of the host interface that the whole SDK shares.
 
 use std::time::Duration;
 
@@ -12,48 +12,49 @@ use crate::sys;
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallError {
-    /// The time was over.
+    /// The call timed out.
     Timeout,
-    /// No connection, no endpoint, a bound of the cluster, or a broken answer.
+    /// No connection, no endpoint, a limit of the cluster, or an invalid answer.
     Reset,
-    /// The answer's body is longer than 16 MiB.
+    /// The answer's body exceeds 16 MiB.
     TooLarge,
-    /// The proxy's configuration has no such cluster. [`Setup::has_cluster`](crate::Setup::has_cluster) tells that earlier.
+    /// The proxy's configuration has no such cluster. [`Setup::has_cluster`](crate::Setup::has_cluster) reports it
+    /// earlier.
     UnknownCluster,
-    /// A method, path, authority or header that cannot be. The proxy's log says more.
+    /// An invalid method, path, authority or header. The proxy's log has the details.
     Invalid,
-    /// 4096 calls of this worker's instance, or 64 MiB of their bodies, wait for their answers.
+    /// This worker's instance has 4096 pending calls, or pending calls with 64 MiB of bodies.
     TooMany,
 }
 
 impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            CallError::Timeout => "the answer took too long",
-            CallError::Reset => "the service could not be reached, or broke off",
+            CallError::Timeout => "the call timed out",
+            CallError::Reset => "the service is unreachable or closed the connection",
             CallError::TooLarge => "the answer is too large",
-            CallError::UnknownCluster => "there is no such cluster",
+            CallError::UnknownCluster => "the cluster does not exist",
             CallError::Invalid => "the call is not a valid request",
-            CallError::TooMany => "too many calls are under way",
+            CallError::TooMany => "too many pending calls",
         })
     }
 }
 
 impl std::error::Error for CallError {}
 
-/// A timeout as the host wants it: 0 would be no bound at all.
+/// Converts a timeout to the host's unit; 0 would mean unlimited.
 pub(crate) fn millis(timeout: Duration) -> u32 {
     let part = timeout.subsec_nanos().div_ceil(1_000_000);
     let millis = timeout.as_secs().saturating_mul(1000).saturating_add(part.into());
     millis.clamp(1, i32::MAX as u64) as u32
 }
 
-/// How a gRPC call has failed.
+/// Error of a gRPC call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrpcError {
-    /// Not 0; mostly one of [`code`].
+    /// Not 0; usually one of [`code`].
     pub status: u32,
-    /// What the service has said about it, or the proxy.
+    /// Message of the service or the proxy.
     pub message: String,
 }
 
@@ -71,7 +72,7 @@ impl std::fmt::Display for GrpcError {
 
 impl std::error::Error for GrpcError {}
 
-/// A header's name, known to the host by a number. Made by [`Setup::name`](crate::Setup::name).
+/// A header name, which the host knows by a number. Created by [`Setup::name`](crate::Setup::name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Name(pub(crate) u32);
@@ -96,12 +97,12 @@ impl Half {
         if matches!(self, Half::Request) { buffer::HTTP_REQUEST_BODY } else { buffer::HTTP_RESPONSE_BODY }
     }
 
-    /// Lets it go on.
+    /// Resumes the message.
     pub(crate) fn resume(self) {
         sys::continue_stream(if self == Half::Request { stream::HTTP_REQUEST } else { stream::HTTP_RESPONSE });
     }
 
-    /// The bit in a timer's token, above the filter's 32.
+    /// Returns the bit in a timer's token, above the filter's 32.
     pub(crate) const fn bit(self) -> i64 {
         if matches!(self, Half::Request) { 0 } else { 1 << 32 }
     }
@@ -127,21 +128,21 @@ impl Phases {
     pub const RESPONSE_BODY: Phases = Phases(phase::RESPONSE_BODY);
     /// [`Filter::on_end`].
     pub const END: Phases = Phases(phase::LOG);
-    /// [`Filter::on_answer`] and [`Filter::on_grpc_answer`]. The host makes these for whoever calls; without this, the module
-    /// has no code for them.
+    /// [`Filter::on_answer`] and [`Filter::on_grpc_answer`]. The host always makes these callbacks for a caller;
+    /// without this phase, the module contains no code for them.
     pub const ANSWERS: Phases = Phases(1 << 31);
 
-    /// Both sets.
+    /// Returns the union of both sets.
     pub const fn and(self, other: Phases) -> Phases {
         Phases(self.0 | other.0)
     }
 
-    /// Whether one of these callbacks is among them.
+    /// Reports whether the two sets intersect.
     pub(crate) const fn has(self, other: Phases) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// The bits for the host.
+    /// Returns the bits for the host.
     pub(crate) const fn bits(self) -> u32 {
         // A body may end with trailers instead of a last part.
         const TRAILERS: u32 = phase::REQUEST_TRAILERS / phase::REQUEST_BODY;
@@ -149,7 +150,7 @@ impl Phases {
         host | ((host & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) * TRAILERS)
     }
 
-    /// These, and the heads of the bodies among them.
+    /// Returns the set extended with the header phases of the body phases in it.
     pub(crate) const fn with_heads(self) -> Phases {
         const BODY: u32 = phase::REQUEST_BODY / phase::REQUEST_HEADERS;
         Phases(self.0 | ((self.0 & (phase::REQUEST_BODY | phase::RESPONSE_BODY)) / BODY))

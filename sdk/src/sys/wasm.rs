@@ -1,6 +1,6 @@
-//! The fast lane's functions as imports. The addresses that are handed over are those of live Rust values, and the host
-//! checks each range against the module's memory. What is called for each request is inlined: entering a function costs a module
-//! two checks, of its stack and of its time.
+//! The fast-lane functions as imports. The addresses passed are those of live Rust values, and the host checks each
+//! range against the module's memory. Functions called per request are inlined: entering a function costs a module two
+//! checks, for its stack and its time limit.
 #![allow(unsafe_code)]
 
 use tollgate_abi::fast::Take;
@@ -11,7 +11,7 @@ use crate::doc;
 
 macro_rules! extern_block {
     ($( $(#[$doc:meta])* fn $name:ident($($param:ident: $ty:ident),* $(,)?) -> $ret:ident; )*) => {
-        // What the SDK does by a function of the standard is there all the same.
+        // Also declares functions for which the SDK uses Proxy-Wasm's.
         #[allow(dead_code)]
         mod fast {
             #[link(wasm_import_module = "tollgate_v1")]
@@ -31,7 +31,8 @@ fn len<T>(slice: &[T]) -> i32 {
     slice.len() as i32
 }
 
-/// `serde_json` cannot fail on documents of strings and numbers, so an empty one (which the host refuses) stands for that.
+/// `serde_json` cannot fail on documents of strings and numbers; an empty document, which the host rejects, represents
+/// failure.
 fn json<T: serde::Serialize>(doc: &T) -> Vec<u8> {
     serde_json::to_vec(doc).unwrap_or_default()
 }
@@ -55,7 +56,7 @@ pub(crate) fn header_intern(name: &str) -> i32 {
 
 #[inline(always)]
 pub(crate) fn header_get(map: i32, name: Name, buffer: &mut [u8]) -> i32 {
-    // SAFETY: the host writes at most `buffer.len()` bytes to the buffer, which is borrowed mutably.
+    // SAFETY: the host writes at most `buffer.len()` bytes to the buffer, which is mutably borrowed.
     unsafe { fast::header_get(map, name.0 as i32, buffer.as_mut_ptr() as i32, len(buffer)) }
 }
 
@@ -63,7 +64,7 @@ pub(crate) fn header_get(map: i32, name: Name, buffer: &mut [u8]) -> i32 {
 pub(crate) fn header_get_many(map: i32, names: &[Name], buffer: &mut [u8], spans: &mut [Span]) -> i32 {
     debug_assert_eq!(names.len(), spans.len());
     // SAFETY: `Name` is a transparent u32, `Span` two 32-bit words; the host writes at most `buffer.len()` bytes to the
-    // buffer and one span for each name; both are borrowed mutably.
+    // buffer and one span per name; both are mutably borrowed.
     unsafe {
         fast::header_get_many(
             map,
@@ -93,7 +94,7 @@ pub(crate) fn header_remove(map: i32, name: Name) {
 
 pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     let mut out = [0u8; 18];
-    // SAFETY: the host writes 18 bytes, which `out` has.
+    // SAFETY: the host writes 18 bytes, the size of `out`.
     unsafe { fast::source_address(which, out.as_mut_ptr() as i32) };
     let mut ip = [0; 16];
     ip.copy_from_slice(&out[..16]);
@@ -146,7 +147,7 @@ pub(crate) fn limit_release(limit: u32) {
     unsafe { fast::limit_release(limit as i32) };
 }
 
-/// Whether there is a timer now.
+/// Returns whether the timer was set.
 pub(crate) fn timer_set(microseconds: u64, token: i64) -> bool {
     // SAFETY: no addresses.
     unsafe { fast::timer_set(microseconds as i64, token) == 0 }
@@ -176,8 +177,8 @@ pub(crate) fn shared_delete(key: &[u8], expected: i64) -> i32 {
 }
 
 pub(crate) fn state_get(key: &[u8], buffer: &mut [u8]) -> i32 {
-    // SAFETY: the key is live for the call; the host writes at most `buffer.len()` bytes to the buffer, which is borrowed
-    // mutably.
+    // SAFETY: the key is live for the call; the host writes at most `buffer.len()` bytes to the buffer, which is
+    // mutably borrowed.
     unsafe { fast::state_get(ptr(key), len(key), buffer.as_mut_ptr() as i32, len(buffer)) }
 }
 
@@ -192,8 +193,8 @@ pub(crate) fn state_delete(key: &[u8]) -> i32 {
 }
 
 pub(crate) fn metadata_get(space: &[u8], key: &[u8], kind: &mut u32, buffer: &mut [u8]) -> i32 {
-    // SAFETY: both names are live for the call; the host writes four bytes to `kind`, and at most `buffer.len()` bytes to the
-    // buffer; both are borrowed mutably.
+    // SAFETY: both names are live for the call; the host writes four bytes to `kind`, and at most `buffer.len()` bytes
+    // to the buffer; both are mutably borrowed.
     unsafe {
         fast::metadata_get(
             ptr(space),

@@ -1,4 +1,4 @@
-//! A connection as a filter sees it: a handle to what the host holds.
+//! A TCP connection as a handle to state that the host holds.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -12,58 +12,58 @@ use crate::{RouteId, Selection, message, sys};
 #[derive(Debug)]
 pub struct Connection(pub(super) ());
 
-/// Who has closed a connection first.
+/// The side that closed a connection first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosedBy {
     /// The client.
     Client,
-    /// The proxy: for a filter, because the upstream has ended, or because its time was over.
+    /// The proxy: because of a filter, the upstream's end or a timeout.
     Proxy,
 }
 
 impl Connection {
-    /// Where the client is. An IPv4 address is given as such, not as a mapped one.
+    /// Returns the client's address. IPv4 addresses are returned as such, not in mapped form.
     pub fn source(&self) -> SocketAddr {
         address(fast::source::CLIENT)
     }
 
-    /// The address that the client has connected to.
+    /// Returns the address that the client connected to.
     pub fn destination(&self) -> SocketAddr {
         address(fast::source::LOCAL)
     }
 
-    /// The server name that the client asks for by TLS, if the listener has looked for it.
+    /// Returns the server name (SNI) that the client requested, if the listener inspects TLS.
     pub fn server_name(&self) -> Option<String> {
         sys::property(b"connection\0requested_server_name").and_then(|name| String::from_utf8(name).ok())
     }
 
-    /// Sends the connection by a route: to one of its clusters, with its retries. The last selection wins, up to the moment
-    /// when the last filter has let the connection through.
+    /// Selects the connection's route: one of its clusters, with its retries. The last selection before the last filter
+    /// lets the connection through takes effect.
     pub fn route(&self, route: RouteId, selection: Selection) {
         message::select_route(route, selection);
     }
 
-    /// Sends bytes to the client, after those that have come from the upstream so far. They pass the filters that are
-    /// between this one and the client. Not within [`on_upstream_data`](super::TcpFilter::on_upstream_data), nor while this
-    /// filter holds bytes from there: use [`Data::replace`] then. Without effect once the upstream has ended. Not in portable
-    /// modules.
+    /// Sends bytes to the client, after those received from the upstream so far. They pass the filters between this one
+    /// and the client. Not allowed within [`on_upstream_data`](super::TcpFilter::on_upstream_data), nor while this
+    /// filter holds bytes from the upstream; use [`Data::replace`] then. Has no effect once the upstream has ended. Not
+    /// available in portable modules.
     #[cfg(not(all(target_arch = "wasm32", feature = "portable")))]
     pub fn send_to_client(&self, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(buffer::UPSTREAM_DATA, usize::MAX, 0, bytes.as_ref());
     }
 
-    /// Sends bytes to the upstream, in the same way. Not in portable modules.
+    /// Sends bytes to the upstream, in the same way. Not available in portable modules.
     #[cfg(not(all(target_arch = "wasm32", feature = "portable")))]
     pub fn send_to_upstream(&self, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(buffer::DOWNSTREAM_DATA, usize::MAX, 0, bytes.as_ref());
     }
 
-    /// Adds [`flag`](crate::flag)s to the access log's line.
+    /// Adds [`flag`](crate::flag)s to the access log line.
     pub fn flag(&self, flags: u32) {
         sys::flag_set(flags);
     }
 
-    /// Sets a named field of the access log's line. At most 16 fields of 256 bytes.
+    /// Sets a named field of the access log line. At most 16 fields of 256 bytes.
     pub fn log_field(&self, name: &str, value: &str) {
         sys::log_field(name, value);
     }
@@ -75,7 +75,7 @@ fn address(which: i32) -> SocketAddr {
     SocketAddr::new(ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4), port)
 }
 
-/// Bytes that have come from one side since the last callback (since the filter has held them, if it does).
+/// Bytes received from one side since the last callback, including those that the filter holds.
 #[derive(Debug)]
 pub struct Data {
     pub(super) buffer: i32,
@@ -84,37 +84,37 @@ pub struct Data {
 }
 
 impl Data {
-    /// How many.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none, which only the last ones can be.
+    /// Reports whether there are none; only the last part can be empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the side has ended, and nothing follows.
+    /// Reports whether the side has ended and no further data follows.
     pub fn is_last(&self) -> bool {
         self.end
     }
 
-    /// A copy of the bytes.
+    /// Copies the bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         self.first(self.len)
     }
 
-    /// A copy of so many of them from the beginning, or of all if there are fewer.
+    /// Copies the first `count` bytes, or all if there are fewer.
     pub fn first(&self, count: usize) -> Vec<u8> {
         sys::buffer_get(self.buffer, 0, count.min(self.len))
     }
 
-    /// Puts other bytes in their place.
+    /// Replaces the bytes.
     pub fn replace(&self, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(self.buffer, 0, usize::MAX, bytes.as_ref());
     }
 
-    /// Puts other bytes in the place of the first so many. With 0 they come before all.
+    /// Replaces the first `count` bytes. With 0, inserts before them.
     pub fn replace_first(&self, count: usize, bytes: impl AsRef<[u8]>) {
         sys::buffer_set(self.buffer, 0, count, bytes.as_ref());
     }

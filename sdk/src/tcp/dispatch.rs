@@ -1,4 +1,4 @@
-//! From the host's callbacks to a [`TcpFilter`]. `export_tcp!` generates the callers; nothing else uses this.
+//! Dispatches the host's callbacks to a [`TcpFilter`]. The functions that `export_tcp!` generates are its only callers.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -14,7 +14,7 @@ use crate::{
     table::{Table, borrow},
 };
 
-/// Whose bytes.
+/// The side that sent the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Downstream,
@@ -34,13 +34,13 @@ impl Side {
         if matches!(self, Side::Downstream) { stream::DOWNSTREAM } else { stream::UPSTREAM }
     }
 
-    /// The bit in a timer's token, above the filter's 32.
+    /// Returns the bit in a timer's token, above the filter's 32.
     const fn bit(self) -> i64 {
         if matches!(self, Side::Downstream) { 0 } else { 1 << 32 }
     }
 }
 
-/// The filters of a module's instance, one for each root context, and the state of their connections.
+/// The filters of an instance, one per root context, and the state of their connections.
 pub struct TcpDispatcher<F: TcpFilter> {
     filters: RefCell<Vec<(u32, Rc<F>)>>,
     streams: RefCell<Table<StreamState<F>>>,
@@ -48,17 +48,17 @@ pub struct TcpDispatcher<F: TcpFilter> {
 
 struct StreamState<F: TcpFilter> {
     root: u32,
-    /// Taken out while a callback has it.
+    /// `None` while a callback uses it.
     state: Option<F::Stream>,
-    /// The filter holds the connection until it has let bytes pass.
+    /// The filter holds the connection until it lets bytes pass.
     undecided: bool,
 }
 
 impl<F: TcpFilter> TcpDispatcher<F> {
-    /// Whether the connection must be remembered as undecided.
+    /// Whether undecided connections must be tracked.
     const DECIDES: bool = F::PHASES.has(TcpPhases::CONNECTION) && F::PHASES.has(TcpPhases::DOWNSTREAM_DATA);
 
-    /// A dispatcher without filters.
+    /// Creates a dispatcher without filters.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         TcpDispatcher { filters: RefCell::new(Vec::new()), streams: RefCell::new(Table::new()) }
@@ -81,7 +81,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
                     Some((_, old)) => *old = Rc::new(filter),
                     None => filters.push((root, Rc::new(filter))),
                 }
-                // As for requests: a connection is announced if something is kept for it.
+                // As for HTTP filters, the host announces a connection only if state is kept for it.
                 let announced = size_of::<F::Stream>() > 0 || Self::DECIDES || filters.len() > 1;
                 sys::subscribe(F::PHASES.0 | if announced { phase::LIFECYCLE } else { 0 });
                 true
@@ -141,7 +141,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
         answer(flow, side)
     }
 
-    /// Whether the filter has held the connection until now.
+    /// Marks the connection as decided. Returns whether the filter held it until now.
     fn decide(&self, context: u32) -> bool {
         Self::DECIDES && borrow(&self.streams).get_mut(context).is_some_and(|s| std::mem::take(&mut s.undecided))
     }
@@ -167,10 +167,10 @@ impl<F: TcpFilter> TcpDispatcher<F> {
         }
     }
 
-    /// A connection has ended, or a filter is no longer needed.
+    /// Handles the end of a connection, or the removal of a filter.
     pub fn delete(&self, context: u32) {
         sys::leave(context);
-        // What it owns is dropped when nothing is borrowed any more.
+        // The connection's state is dropped when nothing is borrowed any more.
         let stream = borrow(&self.streams).remove(context);
         if stream.is_none() {
             let filter = {
@@ -181,7 +181,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
         }
     }
 
-    /// The filter of a root context, or the first.
+    /// Returns the filter of a root context, or the first one.
     fn filter(&self, root: u32) -> Option<Rc<F>> {
         let filters = borrow(&self.filters);
         let found = filters.iter().find(|(of, _)| *of == root).or(filters.first());
@@ -191,7 +191,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
     /// Runs a callback with the connection's state.
     fn run(&self, context: u32, callback: impl FnOnce(&F, &mut F::Stream) -> TcpFlow) -> TcpFlow {
         sys::enter(context);
-        // No borrow is held over the callback, as for requests.
+        // No borrow is held across the callback, as for HTTP filters.
         let (root, mut state) = match borrow(&self.streams).get_mut(context) {
             Some(stream) => (stream.root, stream.state.take().unwrap_or_default()),
             None => (0, F::Stream::default()),
@@ -207,7 +207,7 @@ impl<F: TcpFilter> TcpDispatcher<F> {
     }
 }
 
-/// Does what a callback has answered, and says it to the host.
+/// Applies a callback's result and returns the host's action.
 fn answer(flow: TcpFlow, side: Side) -> i32 {
     match flow {
         TcpFlow::Continue => action::CONTINUE,

@@ -1,4 +1,4 @@
-//! Filters of TCP connections: the trait that one implements, and what its callbacks answer.
+//! The trait of TCP filters and the return values of its callbacks.
 
 mod connection;
 #[doc(hidden)]
@@ -12,13 +12,13 @@ use tollgate_abi::fast::phase;
 pub use self::connection::{ClosedBy, Connection, Data};
 use crate::{ConfigError, Queue, Setup};
 
-/// A filter of TCP connections: made once from its configuration, and then told of every connection of a listener with
-/// `protocol: tcp`. It is exported by [`export_tcp!`](crate::export_tcp).
+/// A filter of TCP connections: created once from its configuration, then called for every connection of a listener
+/// with `protocol: tcp`. Export it with [`export_tcp!`](crate::export_tcp).
 ///
 /// ```
 /// use tollgate_sdk::prelude::*;
 ///
-/// /// Lets TLS through, and nothing else.
+/// /// Accepts only TLS connections.
 /// struct TlsOnly;
 ///
 /// impl TcpFilter for TlsOnly {
@@ -31,7 +31,7 @@ use crate::{ConfigError, Queue, Setup};
 ///     }
 ///
 ///     fn on_connection(&self, _: &Connection, _: &mut ()) -> TcpFlow {
-///         // No upstream sees it before its first byte is known.
+///         // No upstream sees the connection until its first byte is known.
 ///         TcpFlow::Pause
 ///     }
 ///
@@ -53,60 +53,63 @@ use crate::{ConfigError, Queue, Setup};
 /// # }
 /// ```
 pub trait TcpFilter: Sized + 'static {
-    /// As [`Filter::Config`](crate::Filter::Config).
+    /// See [`Filter::Config`](crate::Filter::Config).
     type Config: DeserializeOwned + 'static;
-    /// What is kept for one connection from one callback to the next.
+    /// State kept per connection between callbacks.
     type Stream: Default + 'static;
-    /// The callbacks that the host shall make; the others cost nothing. Bytes of a side that no filter wants to see are not
-    /// even copied through the proxy.
+    /// The callbacks that the host makes; others cost nothing. If no filter needs a side's bytes, the proxy does not
+    /// even copy them through user space.
     const PHASES: TcpPhases;
 
-    /// Makes the filter. Whatever can be computed before the first connection is computed here.
+    /// Creates the filter. Compute here whatever can be computed before the first connection.
     fn configure(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 
-    /// A client has connected; no upstream has been connected to. [`TcpFlow::Pause`] or [`TcpFlow::Wait`]: that waits until
-    /// [`on_downstream_data`](Self::on_downstream_data) or [`on_timer`](Self::on_timer) answers [`TcpFlow::Continue`].
+    /// Called when a client has connected, before the proxy connects to an upstream. After [`TcpFlow::Pause`] or
+    /// [`TcpFlow::Wait`], the upstream connection waits until [`on_downstream_data`](Self::on_downstream_data) or
+    /// [`on_timer`](Self::on_timer) returns [`TcpFlow::Continue`].
     fn on_connection(&self, _connection: &Connection, _stream: &mut Self::Stream) -> TcpFlow {
         TcpFlow::Continue
     }
 
-    /// Bytes have come from the client; after [`TcpFlow::Pause`], all that were held and the new ones.
+    /// Called for bytes from the client; after [`TcpFlow::Pause`], for the held bytes and the new ones.
     fn on_downstream_data(&self, _data: &Data, _connection: &Connection, _stream: &mut Self::Stream) -> TcpFlow {
         TcpFlow::Continue
     }
 
-    /// Bytes have come from the upstream; after [`TcpFlow::Pause`], all that were held and the new ones.
+    /// Called for bytes from the upstream; after [`TcpFlow::Pause`], for the held bytes and the new ones.
     fn on_upstream_data(&self, _data: &Data, _connection: &Connection, _stream: &mut Self::Stream) -> TcpFlow {
         TcpFlow::Continue
     }
 
-    /// The time of a [`TcpFlow::Wait`] is over; `token` is the one given there. `Continue` lets go on what was held.
+    /// Called when the time of a [`TcpFlow::Wait`] has passed; `token` is the one given there. `Continue` releases what
+    /// was held.
     fn on_timer(&self, _token: u32, _connection: &Connection, _stream: &mut Self::Stream) -> TcpFlow {
         TcpFlow::Continue
     }
 
-    /// The connection is over.
+    /// Called when the connection has ended.
     fn on_close(&self, _by: ClosedBy, _connection: &Connection, _stream: &mut Self::Stream) {}
 
-    /// As [`Filter::on_tick`](crate::Filter::on_tick).
+    /// See [`Filter::on_tick`](crate::Filter::on_tick).
     fn on_tick(&self) {}
 
-    /// As [`Filter::on_queue`](crate::Filter::on_queue).
+    /// See [`Filter::on_queue`](crate::Filter::on_queue).
     fn on_queue(&self, _queue: Queue, _message: Vec<u8>) {}
 }
 
-/// What becomes of a connection, or of the bytes, after a callback.
+/// How a connection or its bytes continue after a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpFlow {
-    /// It goes on.
+    /// The connection or the bytes continue.
     Continue,
-    /// It is held: bytes until there are more, a connection until there are bytes. The proxy reads no more of a side when a
-    /// filter holds the listener's `limits.buffered_body` of it, and ends a connection on which nothing moves after
-    /// `timeouts.idle`.
+    /// Holds bytes until more arrive, or a connection until bytes arrive. The proxy stops reading from a side when a
+    /// filter holds the listener's `limits.buffered_body` of its bytes (backpressure), and closes a connection that is
+    /// idle for `timeouts.idle`.
     Pause,
-    /// As `Pause`, and after this time [`TcpFilter::on_timer`] is called with the token, whatever has come meanwhile.
+    /// Like `Pause`; in addition, [`TcpFilter::on_timer`] is called with the token after this time, whatever arrives
+    /// meanwhile.
     Wait(Duration, u32),
-    /// The connection is closed, once what has passed this filter is sent.
+    /// Closes the connection after sending what has passed this filter.
     Close,
 }
 
@@ -124,12 +127,12 @@ impl TcpPhases {
     /// [`TcpFilter::on_close`].
     pub const CLOSE: TcpPhases = TcpPhases(phase::DOWNSTREAM_CLOSE);
 
-    /// Both sets.
+    /// Returns the union of both sets.
     pub const fn and(self, other: TcpPhases) -> TcpPhases {
         TcpPhases(self.0 | other.0)
     }
 
-    /// Whether one of these callbacks is among them.
+    /// Reports whether the two sets intersect.
     const fn has(self, other: TcpPhases) -> bool {
         self.0 & other.0 != 0
     }

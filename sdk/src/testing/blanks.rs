@@ -1,18 +1,18 @@
-//! Configurations with values left blank, which mean nothing and must not be taken for values that were left out.
+//! Test helper for configurations with blank values, which must not be treated as omitted fields.
 
 use serde_json::Value;
 
 use super::TestHost;
 use crate::Filter;
 
-/// Blanks each value of a configuration that the filter takes, one after the other, and makes sure that the filter refuses that
-/// and names the value's place, or that of something around it.
+/// Blanks each value of a valid configuration in turn, and checks that the filter rejects the result and names the
+/// value's location or an enclosing one.
 ///
-/// `values:` with nothing behind it is YAML for null, and serde takes null for an optional field that is not there: a rule that
-/// was to be for some requests would be for all of them.
+/// `values:` with nothing after it is YAML for null, and serde reads null as an absent optional field: a rule meant for
+/// some requests would apply to all.
 ///
 /// # Panics
-/// If the filter refuses the whole configuration, takes one with a blank, or names another place.
+/// If the filter rejects the whole configuration, accepts one with a blank, or names another location.
 pub fn refuses_blanks<F: Filter>(config: &Value) {
     if let Err(refused) = TestHost::<F>::new(config.clone()) {
         panic!("without any blank: {refused}");
@@ -30,7 +30,7 @@ pub fn refuses_blanks<F: Filter>(config: &Value) {
     }
 }
 
-/// The places of all values within a value, as JSON pointers.
+/// Collects the locations of all values within a value, as JSON pointers.
 fn places(value: &Value, at: &str, all: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(map) => map.iter().map(|(key, child)| (key.clone(), child)).collect(),
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
     use crate::{ConfigError, Phases, Setup};
 
-    /// Takes any JSON at all.
+    /// Accepts arbitrary JSON.
     struct Lenient;
 
     impl Filter for Lenient {
@@ -66,12 +66,12 @@ mod tests {
 
     #[test]
     #[should_panic = "`/a` was left blank and taken"]
-    fn a_filter_that_takes_a_blank_is_found() {
+    fn filter_that_accepts_a_blank_is_detected() {
         refuses_blanks::<Lenient>(&json!({"a": 1}));
     }
 
     #[test]
-    fn all_places_are_tried() {
+    fn all_locations_are_tried() {
         let mut all = Vec::new();
         places(&json!({"a": [{"b": 1}, 2]}), "", &mut all);
         assert_eq!(all, ["/a/0/b", "/a/0", "/a/1", "/a"]);

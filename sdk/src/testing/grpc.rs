@@ -1,4 +1,4 @@
-//! The gRPC services that a filter calls: a test says what they answer.
+//! Simulated gRPC services, whose answers the test determines.
 
 use std::{rc::Rc, time::Duration};
 
@@ -7,28 +7,28 @@ use tollgate_abi::pairs;
 use super::host::{Event, Headers, Host, with};
 use crate::{sys::code, sys::types::GrpcError};
 
-/// A gRPC call that the filter has begun.
+/// A gRPC call that the filter has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentGrpc {
-    /// Its number, from 1.
+    /// Number of the call, from 1.
     pub id: u32,
-    /// Where it goes.
+    /// Cluster that is called.
     pub cluster: String,
-    /// The service's name.
+    /// Name of the service.
     pub service: String,
-    /// The method's name.
+    /// Name of the method.
     pub method: String,
-    /// Its metadata.
+    /// Metadata of the call.
     pub metadata: Vec<(String, Vec<u8>)>,
-    /// What was sent so far.
+    /// Messages sent so far.
     pub messages: Vec<Vec<u8>>,
-    /// No more will be sent.
+    /// Whether the filter has finished sending.
     pub ended: bool,
-    /// How long it may take; a stream has no bound.
+    /// Timeout of the call; `None` for a stream.
     pub timeout: Option<Duration>,
 }
 
-/// Something that comes of a gRPC call.
+/// An event of a gRPC call.
 #[derive(Debug, Clone)]
 pub(crate) enum GrpcEvent {
     Metadata { trailing: bool, fields: Headers },
@@ -38,13 +38,13 @@ pub(crate) enum GrpcEvent {
 
 type Service = Rc<dyn Fn(&SentGrpc) -> Result<Vec<u8>, GrpcError>>;
 
-/// The services, and what is under way to them.
+/// The services and their pending calls.
 #[derive(Default)]
 pub(crate) struct GrpcCalls {
     by_cluster: Vec<(String, Service)>,
     begun: u32,
-    pub(super) under_way: Vec<SentGrpc>,
-    /// What the filter is shown.
+    pub(super) pending: Vec<SentGrpc>,
+    /// Event being delivered to the filter.
     pub(super) shown: Option<GrpcEvent>,
 }
 
@@ -57,7 +57,7 @@ impl GrpcCalls {
 
 impl Host {
     fn grpc_call(&mut self, id: u32) -> Option<&mut SentGrpc> {
-        self.grpc.under_way.iter_mut().find(|call| call.id == id)
+        self.grpc.pending.iter_mut().find(|call| call.id == id)
     }
 
     pub(crate) fn grpc_send(&mut self, id: u32, message: &[u8], end: bool) -> bool {
@@ -74,7 +74,7 @@ impl Host {
     }
 
     pub(crate) fn grpc_cancel(&mut self, id: u32) {
-        self.grpc.under_way.retain(|call| call.id != id);
+        self.grpc.pending.retain(|call| call.id != id);
     }
 
     pub(crate) fn grpc_status_message(&self) -> String {
@@ -84,13 +84,13 @@ impl Host {
         }
     }
 
-    /// Lets something come of a call, now.
-    pub(super) fn grpc_comes(&mut self, id: u32, event: GrpcEvent) {
+    /// Schedules an event of a call for now.
+    pub(super) fn schedule_grpc(&mut self, id: u32, event: GrpcEvent) {
         self.schedule(self.now_ns, Event::Grpc(id, event));
     }
 
-    /// Whether this is still wanted; a call that has ended with it is gone.
-    pub(super) fn grpc_begins(&mut self, id: u32, event: &GrpcEvent) -> bool {
+    /// Begins delivering an event. Returns whether the call still exists; the event may end it.
+    pub(super) fn deliver_grpc(&mut self, id: u32, event: &GrpcEvent) -> bool {
         let Some(call) = self.grpc_call(id) else { return false };
         let last = match event {
             GrpcEvent::Metadata { .. } => false,
@@ -105,8 +105,8 @@ impl Host {
     }
 }
 
-/// Begins a call, and asks the service of its cluster, if the test has one, what it answers. `call`: the message, and
-/// the milliseconds that it may take; without, it is a stream.
+/// Starts a call and asks the test's service for its cluster, if any, for the answer. `call`: the message and the
+/// timeout in milliseconds; `None` for a stream.
 pub(crate) fn open(
     cluster: &str,
     service: &str,
@@ -137,14 +137,14 @@ pub(crate) fn open(
             ended: call.is_some(),
             timeout,
         };
-        h.grpc.under_way.push(sent.clone());
+        h.grpc.pending.push(sent.clone());
         let found = h.grpc.by_cluster.iter().find(|(name, _)| name == cluster).map(|(_, s)| s.clone());
         Ok((sent, found.filter(|_| call.is_some())))
     })?;
-    // The test's function may look at the host.
+    // The test's function may access the host.
     if let Some(answers) = answers {
         let event = answers(&sent).map_or_else(GrpcEvent::Close, GrpcEvent::Message);
-        with(|h| h.grpc_comes(sent.id, event));
+        with(|h| h.schedule_grpc(sent.id, event));
     }
     Ok(sent.id)
 }

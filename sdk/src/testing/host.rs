@@ -1,4 +1,4 @@
-//! The simulated host of a thread: what the real one would know of one filter and its streams.
+//! The simulated host of a thread: the state that the real one would keep for one filter and its streams.
 
 use std::{
     cell::RefCell,
@@ -31,7 +31,7 @@ thread_local! {
     static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` on this thread's host.
+/// Runs `f` with this thread's host.
 pub(crate) fn with<T>(f: impl FnOnce(&mut Host) -> T) -> T {
     HOST.with(|host| {
         let mut host = host.borrow_mut();
@@ -39,7 +39,7 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Host) -> T) -> T {
     })
 }
 
-/// Notes a message, if there is a host: other threads of a test may log too.
+/// Records a log message if there is a host: other threads of a test may log too.
 pub(crate) fn log(level: i32, message: &str) {
     HOST.with(|host| {
         if let Some(host) = host.borrow_mut().as_mut() {
@@ -53,7 +53,7 @@ pub(super) fn reset(host: Host) {
     HOST.with(|slot| *slot.borrow_mut() = Some(host));
 }
 
-/// The host.
+/// The simulated host.
 pub(crate) struct Host {
     pub(super) config: Vec<u8>,
     clusters: Option<HashSet<String>>,
@@ -62,13 +62,13 @@ pub(crate) struct Host {
     names: Vec<String>,
     routes: Vec<doc::Route>,
     pub(super) buckets: Vec<Buckets>,
-    /// Most that may be held, and how many are.
+    /// Maximum and current number of permits.
     pub(crate) limits: Vec<(u32, u32)>,
     pub(super) metrics: Vec<Metric>,
     pub(super) shared: HashMap<Vec<u8>, SharedValue>,
     pub(super) shared_version: u32,
     pub(super) queues: Vec<SharedQueue>,
-    /// Queues whose reader is to be told, once for each message.
+    /// Queues whose reader must be notified, once per message.
     pub(super) ready: VecDeque<u32>,
     pub(crate) logs: Vec<(i32, String)>,
     pub(crate) tick_ms: u32,
@@ -76,25 +76,25 @@ pub(crate) struct Host {
     pub(crate) seed: u64,
     pub(super) services: Services,
     pub(super) grpc: GrpcCalls,
-    /// What is going to happen, with its time; in order, as far as the times are the same.
+    /// Scheduled events with their times; events at the same time are in order.
     events: Vec<(u64, Event)>,
     pub(super) streams: BTreeMap<u32, Stream>,
-    /// The stream that the filter's functions act on, if any.
+    /// The stream that host functions act on, if any.
     effective: u32,
-    /// The body that the filter is shown.
+    /// The body available to the filter.
     shown: Option<Half>,
-    /// The answer that the filter is shown.
+    /// The answer being delivered to the filter.
     pub(super) answer: Option<Result<ServiceAnswer, CallError>>,
     last_context: u32,
 }
 
-/// Something that is going to happen.
+/// A scheduled event.
 pub(super) enum Event {
     /// A timer of a stream is due.
     Timer { context: u32, token: i64 },
     /// A call ends.
     Answer(u32, Result<ServiceAnswer, CallError>),
-    /// Something comes of a gRPC call.
+    /// An event of a gRPC call.
     Grpc(u32, GrpcEvent),
 }
 
@@ -129,7 +129,7 @@ impl Host {
         }
     }
 
-    /// A stream begins. `body`: none, or its parts as far as they are there.
+    /// Begins a stream. `body`: `None`, or the parts available so far.
     pub(super) fn begin(
         &mut self,
         headers: Headers,
@@ -143,7 +143,7 @@ impl Host {
         self.insert(Stream { request, source: Some(source), client: Some(client), ..Stream::default() })
     }
 
-    /// A stream begins.
+    /// Adds a stream.
     pub(super) fn insert(&mut self, stream: Stream) -> u32 {
         self.last_context += 1;
         self.streams.insert(self.last_context, stream);
@@ -156,7 +156,7 @@ impl Host {
         }
     }
 
-    /// A callback begins that acts on this stream, or on none, and shows this body, or none.
+    /// Begins a callback that acts on this stream (or none) with this body (or none) available.
     pub(super) fn enter(&mut self, context: u32, shown: Option<Half>) {
         (self.effective, self.shown) = (context, shown);
     }
@@ -165,30 +165,30 @@ impl Host {
         self.effective = context;
     }
 
-    /// The stream that the filter's functions act on.
+    /// Returns the stream that host functions act on.
     pub(crate) fn stream(&mut self) -> &mut Stream {
         let effective = self.effective;
-        self.streams.get_mut(&effective).expect("this function of a filter needs a stream, and there is none here")
+        self.streams.get_mut(&effective).expect("this host function needs a stream, and the callback has none")
     }
 
     pub(super) fn schedule(&mut self, at: u64, event: Event) {
         self.events.push((at, event));
     }
 
-    /// The first of the events up to this time.
+    /// Takes the first event up to this time.
     pub(super) fn due(&mut self, until: u64) -> Option<(u64, Event)> {
         let first = self.events.iter().enumerate().filter(|(_, (at, _))| *at <= until).min_by_key(|(_, (at, _))| *at);
         let (index, _) = first?;
         Some(self.events.remove(index))
     }
 
-    /// When the next timer of a stream is due.
+    /// Returns the time of a stream's next timer.
     pub(super) fn next_timer(&self, of: u32) -> Option<u64> {
         let timers = self.events.iter().filter(|(_, e)| matches!(e, Event::Timer { context, .. } if *context == of));
         timers.map(|(at, _)| *at).min()
     }
 
-    /// Whether there is a timer now.
+    /// Returns whether the timer was set.
     pub(crate) fn set_timer(&mut self, microseconds: u64, token: i64) -> bool {
         let context = self.effective;
         let timers = self.events.iter().filter(|(_, e)| matches!(e, Event::Timer { context: c, .. } if *c == context));
@@ -233,7 +233,7 @@ impl Host {
         }
     }
 
-    /// A map as the host encodes it.
+    /// Returns a map in the host's encoding.
     pub(crate) fn encoded_map(&mut self, which: i32) -> Vec<u8> {
         let none = ServiceAnswer::default();
         let answer = self.answer.as_ref().and_then(|a| a.as_ref().ok()).unwrap_or(&none);
@@ -319,17 +319,17 @@ impl Host {
         self.stream().selected = Some(Selected { route, split, balance });
     }
 
-    /// The tests' wall clock: the monotonic one, from 2026 on.
+    /// The simulated wall clock: the monotonic clock plus a start in 2026.
     pub(crate) fn wall_clock(&self) -> u64 {
         1_767_225_600_000_000_000 + self.now_ns
     }
 
-    /// Why the call has failed whose answer is shown.
+    /// Returns why the call failed whose answer is being delivered.
     pub(crate) fn failure(&self) -> CallError {
         self.answer.as_ref().and_then(|a| a.as_ref().err()).copied().unwrap_or(CallError::Reset)
     }
 
-    /// SplitMix64: good enough for dice, and the same on every run.
+    /// SplitMix64: deterministic, and random enough for tests.
     pub(crate) fn random(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.seed;
@@ -338,7 +338,7 @@ impl Host {
         z ^ (z >> 31)
     }
 
-    /// A buffer, if the filter is shown it now.
+    /// Returns a buffer, if it is available to the filter now.
     pub(crate) fn buffer(&mut self, which: i32) -> Option<&mut Vec<u8>> {
         match which {
             buffer::PLUGIN_CONFIGURATION => Some(&mut self.config),

@@ -1,10 +1,10 @@
-//! Runs a filter natively: `cargo test` in a filter's crate, without WebAssembly.
+//! Test host that runs a filter natively: `cargo test` in a filter's crate, without WebAssembly.
 //!
-//! A [`TestHost`] configures the filter as the proxy would, and sends requests through it; several may be under way at a
-//! time. Its clock and its dice are its own, so tests say what time it is; the services that the filter calls answer what
-//! the test lets them.
+//! A [`TestHost`] configures the filter as the proxy would and sends requests through it, several concurrently if
+//! needed. It has its own clock and random numbers, so tests control the time. The services that the filter calls
+//! answer as the test specifies.
 //!
-//! A host belongs to its thread; making another one on the same thread ends the first.
+//! A host belongs to its thread; creating another one on the same thread ends the first.
 
 mod blanks;
 pub(crate) mod grpc;
@@ -42,23 +42,23 @@ pub use tcp::{TcpHost, TcpOutcome};
 
 const ROOT: u32 = 1;
 
-/// A host for one filter.
+/// A test host for one filter.
 pub struct TestHost<F: Filter> {
     dispatcher: Dispatcher<F>,
-    // The host's state is the thread's, so the handle must not leave it.
+    // The host's state is thread-local, so the handle must not leave the thread.
     _not_send: PhantomData<*const ()>,
 }
 
-/// Clusters that exist for the filter, unless [`TestHost::with_clusters`] names others: any name but this one.
+/// The only cluster name that does not exist, unless [`TestHost::with_clusters`] lists the clusters.
 pub const MISSING_CLUSTER: &str = "missing";
 
 impl<F: Filter> TestHost<F> {
-    /// Configures the filter. Every cluster exists but [`MISSING_CLUSTER`].
+    /// Configures the filter. Every cluster except [`MISSING_CLUSTER`] exists.
     pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
         Self::with_clusters(config, None)
     }
 
-    /// Configures the filter where only these clusters exist.
+    /// Configures the filter with only these clusters existing.
     pub fn with_clusters(config: serde_json::Value, clusters: Option<&[&str]>) -> Result<Self, ConfigError> {
         let clusters = clusters.map(|names| names.iter().map(|n| n.to_string()).collect());
         host::reset(host::Host::new(serde_json::to_vec(&config).unwrap_or_default(), clusters));
@@ -69,66 +69,66 @@ impl<F: Filter> TestHost<F> {
         Ok(host)
     }
 
-    /// A request to send.
+    /// Builds a request.
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder<'_, F> {
         RequestBuilder::new(&self.dispatcher, method, path)
     }
 
-    /// Lets time pass, and what is due in it happen: timers, and answers of services.
+    /// Advances the clock and runs what is due: timers, and answers of services.
     pub fn advance(&self, time: Duration) {
         advance(&self.dispatcher, with(|h| h.now_ns) + time.as_nanos() as u64);
     }
 
-    /// What the service of a cluster does with each call. Calls to clusters without one wait for
-    /// [`answer`](Self::answer), or until their time is over.
+    /// Sets the function that answers each call to a cluster. Calls to other clusters wait for [`answer`](Self::answer)
+    /// or their timeout.
     pub fn service(&self, cluster: &str, service: impl Fn(&SentCall) -> Scripted + 'static) {
         with(|h| h.services.set(cluster, service));
     }
 
-    /// The calls that have not been answered yet, the oldest first.
+    /// Returns the pending calls, oldest first.
     pub fn calls(&self) -> Vec<SentCall> {
-        with(|h| h.services.under_way.iter().map(|(call, _)| call.clone()).collect())
+        with(|h| h.services.pending.iter().map(|(call, _)| call.clone()).collect())
     }
 
-    /// Answers a call. Without effect if it has been answered, or has failed.
+    /// Answers a call. Has no effect if it was answered or has failed.
     pub fn answer(&self, call: u32, scripted: Scripted) {
         with(|h| h.answer(call, scripted));
         settle(&self.dispatcher);
     }
 
-    /// What the gRPC service of a cluster answers to each call that is no stream. Others wait for
-    /// [`grpc_message`](Self::grpc_message) and [`grpc_close`](Self::grpc_close), or until their time is over.
+    /// Sets the function that answers each unary gRPC call to a cluster. Other calls wait for
+    /// [`grpc_message`](Self::grpc_message) and [`grpc_close`](Self::grpc_close), or their timeout.
     pub fn grpc_service(&self, cluster: &str, service: impl Fn(&SentGrpc) -> Result<Vec<u8>, GrpcError> + 'static) {
         with(|h| h.grpc.set(cluster, service));
     }
 
-    /// The gRPC calls and streams that have not ended yet, the oldest first.
+    /// Returns the pending gRPC calls and streams, oldest first.
     pub fn grpc_calls(&self) -> Vec<SentGrpc> {
-        with(|h| h.grpc.under_way.clone())
+        with(|h| h.grpc.pending.clone())
     }
 
-    /// A message comes to the filter. If its call is no stream, that is the answer.
+    /// Delivers a message to the filter. For a unary call, this is the answer.
     pub fn grpc_message(&self, call: u32, message: impl Into<Vec<u8>>) {
         self.grpc(call, GrpcEvent::Message(message.into()));
     }
 
-    /// The initial or the trailing metadata of a gRPC stream come to the filter.
+    /// Delivers the initial or trailing metadata of a gRPC stream to the filter.
     pub fn grpc_metadata(&self, call: u32, trailing: bool, fields: &[(&str, &str)]) {
         let fields = fields.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
         self.grpc(call, GrpcEvent::Metadata { trailing, fields });
     }
 
-    /// A gRPC call or stream ends with this status.
+    /// Ends a gRPC call or stream with this status.
     pub fn grpc_close(&self, call: u32, status: u32, message: &str) {
         self.grpc(call, GrpcEvent::Close(GrpcError::new(status, message)));
     }
 
     fn grpc(&self, call: u32, event: GrpcEvent) {
-        with(|h| h.grpc_comes(call, event));
+        with(|h| h.schedule_grpc(call, event));
         settle(&self.dispatcher);
     }
 
-    /// Puts a message in a queue, which is made if it is not there.
+    /// Appends a message to a queue, creating the queue if necessary.
     pub fn push(&self, queue: &str, message: impl AsRef<[u8]>) {
         with(|h| {
             let queue = h.queue(queue, false);
@@ -137,12 +137,12 @@ impl<F: Filter> TestHost<F> {
         settle(&self.dispatcher);
     }
 
-    /// Takes a message out of a queue.
+    /// Removes a message from a queue.
     pub fn pop(&self, queue: &str) -> Option<Vec<u8>> {
         with(|h| h.find_queue(queue).and_then(|queue| h.pop(queue)))
     }
 
-    /// A value of the shared data.
+    /// Returns a value of the shared data.
     pub fn shared(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
         with(|h| h.shared_get(key.as_ref())).map(|(value, _)| value)
     }
@@ -152,27 +152,27 @@ impl<F: Filter> TestHost<F> {
         with(|h| h.shared_set(key.as_ref(), value.as_ref(), 0));
     }
 
-    /// Makes the dice repeatable in another way; they always are.
+    /// Seeds the random numbers, which are always repeatable.
     pub fn seed(&self, seed: u64) {
         with(|h| h.seed = seed);
     }
 
-    /// The value of a counter or gauge.
+    /// Returns the value of a counter or gauge.
     pub fn metric(&self, name: &str) -> i64 {
         with(|h| h.metric(name))
     }
 
-    /// The values that a histogram has counted.
+    /// Returns the values that a histogram has recorded.
     pub fn recorded(&self, name: &str) -> Vec<i64> {
         with(|h| h.recorded(name))
     }
 
-    /// What the filter has logged.
+    /// Returns the messages that the filter has logged.
     pub fn logs(&self) -> Vec<String> {
         with(|h| h.logs.iter().map(|(_, message)| message.clone()).collect())
     }
 
-    /// Lets the tick be due.
+    /// Triggers the tick.
     pub fn tick(&self) {
         with(|h| h.enter(0, None));
         self.dispatcher.tick(ROOT);
@@ -180,7 +180,7 @@ impl<F: Filter> TestHost<F> {
     }
 }
 
-/// For the SDK's own tests: what lies behind.
+/// Access to internals for the SDK's own tests.
 #[cfg(test)]
 pub(crate) fn subscribed() -> u32 {
     with(|h| h.phases)
@@ -204,7 +204,7 @@ impl<F: Filter> TestHost<F> {
     }
 }
 
-/// Whether a filter has taken its configuration; else why not.
+/// Checks whether a filter has accepted its configuration; otherwise returns its errors.
 fn begin(configured: bool) -> Result<(), ConfigError> {
     crate::filter::dispatch::start_logging();
     if configured {
@@ -214,7 +214,7 @@ fn begin(configured: bool) -> Result<(), ConfigError> {
     Err(ConfigError::all(errors).unwrap_or_else(|| ConfigError::new("", "the filter gave no reason")))
 }
 
-/// Reads an address with or without a port.
+/// Parses an address with or without a port.
 fn address(text: &str) -> SocketAddr {
     let with_port = || text.parse::<SocketAddr>();
     match text.parse::<IpAddr>() {
@@ -223,10 +223,10 @@ fn address(text: &str) -> SocketAddr {
     }
 }
 
-/// A dispatcher, as the simulated host sees it.
+/// A dispatcher as used by the simulated host.
 trait Driver {
-    /// Moves a stream as far through the filter as that lets it.
-    fn go_on(&self, context: u32);
+    /// Moves a stream through the filter as far as the filter allows.
+    fn run_stream(&self, context: u32);
     fn queue_ready(&self, root: u32, queue: u32);
     fn timer(&self, context: u32, token: i64);
     fn http_call_response(&self, root: u32, call: u32, headers: usize, body: usize, trailers: usize);
@@ -234,7 +234,7 @@ trait Driver {
 }
 
 impl<F: Filter> Driver for Dispatcher<F> {
-    fn go_on(&self, context: u32) {
+    fn run_stream(&self, context: u32) {
         stream::advance(self, context, Half::Request);
         stream::advance(self, context, Half::Response);
     }
@@ -261,17 +261,17 @@ impl<F: Filter> Driver for Dispatcher<F> {
     }
 }
 
-/// Lets everything happen that is due now, until nothing more comes of it.
+/// Runs everything that is due now, until nothing new becomes due.
 fn settle(dispatcher: &impl Driver) {
     advance(dispatcher, with(|h| h.now_ns));
 }
 
-/// Lets everything happen that is due up to a time.
+/// Runs everything that is due up to a time.
 fn advance(dispatcher: &impl Driver, until: u64) {
     loop {
         let contexts: Vec<_> = with(|h| h.streams.keys().copied().collect());
         for context in contexts {
-            dispatcher.go_on(context);
+            dispatcher.run_stream(context);
         }
         with(|h| h.enter(0, None));
         // One stream may have woken another.
@@ -299,18 +299,18 @@ fn fire(dispatcher: &impl Driver, event: Event) {
             }
         }
         Event::Grpc(id, event) => {
-            if with(|h| h.grpc_begins(id, &event)) {
+            if with(|h| h.deliver_grpc(id, &event)) {
                 dispatcher.grpc(ROOT, id, &event);
                 with(|h| h.grpc.shown = None);
             }
         }
         Event::Answer(id, result) => {
             let sent = with(|h| {
-                let calls = &mut h.services.under_way;
+                let calls = &mut h.services.pending;
                 let at = calls.iter().position(|(call, _)| call.id == id);
                 at.map(|at| calls.remove(at))
             });
-            // It has failed before it was answered, or the other way round.
+            // The call has failed before it was answered, or the other way round.
             if sent.is_none() {
                 return;
             }

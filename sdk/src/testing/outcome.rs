@@ -1,4 +1,4 @@
-//! What came of a request that a test has sent through a filter.
+//! The outcome of a request that a test has sent through a filter.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::{Filter, Metadata, Reply, doc, filter::dispatch::Dispatcher};
 pub struct Selected {
     /// The route.
     pub route: doc::Route,
-    /// What chooses among its clusters, if not chance.
+    /// Hash that selects one of its clusters; random if `None`.
     pub split: Option<u64>,
-    /// What chooses among the cluster's endpoints.
+    /// Hash that selects one of the cluster's endpoints.
     pub balance: Option<u64>,
 }
 
-/// A stream, after the request's callbacks. Dropping it ends the stream.
+/// A stream after the request's callbacks. Dropping it ends the stream.
 ///
-/// What it tells is what is true when it is asked: another stream's request, or the host's time, may change it.
+/// The methods return the current state, which another stream's request or the passing of time may change.
 pub struct Outcome<'h, F: Filter> {
     dispatcher: &'h Dispatcher<F>,
     context: u32,
@@ -42,10 +42,11 @@ impl<'h, F: Filter> Outcome<'h, F> {
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Stream) -> T) -> T {
-        with(|h| f(h.streams.get_mut(&self.context).expect("another `TestHost` was made on this thread")))
+        with(|h| f(h.streams.get_mut(&self.context).expect("another `TestHost` was created on this thread")))
     }
 
-    /// A copy of something, so that tests can compare it with a literal. It is not freed: tests are short.
+    /// Copies a text so that tests can compare it with a literal. The copy is leaked, which is fine in short-lived
+    /// tests.
     fn text(&self, f: impl FnOnce(&mut Stream) -> Option<Vec<u8>>) -> Option<&str> {
         let text = self.with(f).and_then(|value| String::from_utf8(value).ok());
         text.map(|text| &*text.leak())
@@ -55,18 +56,19 @@ impl<'h, F: Filter> Outcome<'h, F> {
         headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
     }
 
-    /// Whether the request went on to an upstream, as far as it has come, and nothing of it or of its response is held.
+    /// Reports whether everything received of the request has continued to an upstream, and nothing of it or of its
+    /// response is held.
     pub fn continued(&self) -> bool {
         self.with(|s| s.reply.is_none() && s.request.held.is_none() && s.response.held.is_none())
     }
 
-    /// The filter's own response, as the filter has made it.
+    /// Returns the filter's own response as the filter created it.
     pub fn reply(&self) -> Option<&Reply> {
         self.with(|s| s.reply.clone()).map(|reply| &*Box::leak(Box::new(reply)))
     }
 
-    /// The status of the filter's own response as the client gets it: what answers a request passes the filter's own
-    /// `on_response`, as it does in the proxy.
+    /// Returns the status of the filter's own response as the client receives it. As in the proxy, an answer to a
+    /// request passes the filter's own `on_response`.
     pub fn status(&self) -> Option<u16> {
         self.with(|s| {
             s.reply.as_ref()?;
@@ -74,8 +76,8 @@ impl<'h, F: Filter> Outcome<'h, F> {
         })
     }
 
-    /// A header of the filter's own response (the first of its name) as the client gets it, or one that the filter adds to
-    /// any response.
+    /// Returns a header (the first of its name) of the filter's own response as the client receives it, or one that the
+    /// filter adds to any response.
     pub fn reply_header(&self, name: &str) -> Option<&str> {
         self.text(|s| {
             let own = s.reply.is_some().then(|| Self::first(&s.response.headers, name)).flatten();
@@ -83,70 +85,70 @@ impl<'h, F: Filter> Outcome<'h, F> {
         })
     }
 
-    /// The body of the filter's own response as the client gets it: as far as it has passed the filter's own
-    /// `on_response_body`.
+    /// Returns the body of the filter's own response as the client receives it, as far as it has passed the filter's
+    /// own `on_response_body`.
     pub fn reply_body(&self) -> Option<&[u8]> {
         self.with(|s| s.reply.is_some().then(|| s.response.out.clone())).map(|body| &*body.leak())
     }
 
-    /// The gRPC status of the filter's own response, if it has set one.
+    /// Returns the gRPC status of the filter's own response, if set.
     pub fn grpc_status(&self) -> Option<u8> {
         self.reply().and_then(|r| r.grpc_status)
     }
 
-    /// Why the filter has answered itself, as in the access log.
+    /// Returns the details of the filter's own response, as in the access log.
     pub fn details(&self) -> Option<&str> {
         self.reply().map(|r| r.details.as_str())
     }
 
-    /// A header of the request as it leaves the filter.
+    /// Returns a header of the request as it leaves the filter.
     pub fn request_header(&self, name: &str) -> Option<&str> {
         self.text(|s| Self::first(&s.request.headers, name))
     }
 
-    /// The request's body as it leaves the filter, as far as it has.
+    /// Returns what has left the filter of the request's body.
     pub fn request_body(&self) -> &[u8] {
         self.with(|s| s.request.out.clone()).leak()
     }
 
-    /// The route that the filter has selected.
+    /// Returns the route that the filter has selected.
     pub fn selected(&self) -> Option<&Selected> {
         self.with(|s| s.selected.clone()).map(|selected| &*Box::leak(Box::new(selected)))
     }
 
-    /// The name of the selected route.
+    /// Returns the name of the selected route.
     pub fn route(&self) -> Option<&str> {
         self.text(|s| s.selected.as_ref().map(|selected| selected.route.name.clone().into_bytes()))
     }
 
-    /// The short names of the response flags that the filter has set.
+    /// Returns the short names of the response flags that the filter has set.
     pub fn flags(&self) -> Vec<&'static str> {
         let flags = self.with(|s| s.flags);
         flag::NAMES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
     }
 
-    /// A field that the filter has set for the access log.
+    /// Returns a field that the filter has set for the access log.
     pub fn log_field(&self, name: &str) -> Option<&str> {
         self.text(|s| s.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone().into_bytes()))
     }
 
-    /// What is stored with the stream under a key; see [`stored`](crate::resources::stored).
+    /// Returns the stream's state under a key; see [`stored`](crate::resources::stored).
     pub fn state(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
         with(|h| h.streams.get(&self.context)?.state.get(key.as_ref()).cloned())
     }
 
-    /// A value of the stream's metadata.
+    /// Returns a value of the stream's metadata.
     pub fn metadata(&self, space: &str, key: &str) -> Option<Metadata> {
         let (kind, bytes) = with(|h| h.streams.get(&self.context)?.metadata.get(&(space.into(), key.into())).cloned())?;
         Metadata::new(kind, bytes)
     }
 
-    /// How long the filter waits: until the stream's next timer.
+    /// Returns how long the filter waits: the time until the stream's next timer.
     pub fn waits(&self) -> Option<Duration> {
         with(|h| Some(Duration::from_nanos(h.next_timer(self.context)?.saturating_sub(h.now_ns))))
     }
 
-    /// Lets the time pass until the stream's next timer, and that be due.
+    /// Advances the clock to the stream's next timer and runs it.
     pub fn wait(self) -> Self {
         if let Some(due) = with(|h| h.next_timer(self.context)) {
             advance(self.dispatcher, due);
@@ -160,14 +162,14 @@ impl<'h, F: Filter> Outcome<'h, F> {
         settle(self.dispatcher);
     }
 
-    /// Ends the body of such a request with trailers.
+    /// Ends the body of a streaming request with trailers.
     pub fn send_trailers(&self) {
         self.with(|s| s.request.parts.push_back(Part::Trailers));
         settle(self.dispatcher);
     }
 
-    /// Lets an upstream answer, and sends its response through the filter; the body in one part. Without effect if the filter
-    /// has answered itself: then no upstream is asked.
+    /// Sends an upstream's response through the filter, with the body in one part. Has no effect if the filter has
+    /// answered itself, because then no upstream is contacted.
     pub fn respond(self, status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         self.respond_with(status, headers, body.is_empty());
         if !body.is_empty() {
@@ -176,7 +178,7 @@ impl<'h, F: Filter> Outcome<'h, F> {
         self
     }
 
-    /// Lets an upstream begin to answer. The parts of the body come by [`respond_body`](Self::respond_body).
+    /// Sends the headers of an upstream's response. The body follows with [`respond_body`](Self::respond_body).
     pub fn respond_head(&self, status: u16, headers: &[(&str, &str)]) {
         self.respond_with(status, headers, false);
     }
@@ -203,12 +205,12 @@ impl<'h, F: Filter> Outcome<'h, F> {
         settle(self.dispatcher);
     }
 
-    /// A header of the response as it leaves the filter, or one that it adds to any response.
+    /// Returns a header of the response as it leaves the filter, or one that the filter adds to any response.
     pub fn response_header(&self, name: &str) -> Option<&str> {
         self.text(|s| Self::first(&s.response.headers, name).or_else(|| Self::first(&s.eventual, name)))
     }
 
-    /// The response's body as it leaves the filter, as far as it has.
+    /// Returns what has left the filter of the response's body.
     pub fn response_body(&self) -> &[u8] {
         self.with(|s| s.response.out.clone()).leak()
     }
@@ -228,7 +230,7 @@ impl<F: Filter> Drop for Outcome<'_, F> {
             h.enter(0, None);
             h.end(self.context);
         });
-        // Its end may have let others go on.
+        // The end of this stream may have let others continue.
         if with(|h| !h.streams.is_empty()) {
             settle(self.dispatcher);
         }

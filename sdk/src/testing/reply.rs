@@ -1,22 +1,22 @@
-//! A filter's own response, as the proxy makes it one: what its callbacks for responses see of it.
+//! Turns a filter's own response into the message that its response callbacks see, as the proxy does.
 
 use super::host::Headers;
 use crate::{Reply, sys::code};
 
-/// Bytes of a body that can be a gRPC message.
+/// Longest body, in bytes, that becomes a gRPC message.
 const MAX_MESSAGE: usize = 1024;
 
-/// Fields that the proxy sets itself, whatever a filter says.
+/// Fields that the proxy always sets itself.
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
-/// Whether a media type is that of gRPC.
+/// Reports whether a media type is gRPC's.
 pub(super) fn is_grpc(media_type: &[u8]) -> bool {
     let rest = media_type.to_ascii_lowercase();
     let rest = rest.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// The response's head, with its length.
+/// Returns the response's headers, including its length.
 pub(super) fn headers(reply: &Reply) -> Headers {
     let mut headers = head(reply, reply.status);
     if !matches!(reply.status, 204 | 304) {
@@ -25,7 +25,7 @@ pub(super) fn headers(reply: &Reply) -> Headers {
     headers
 }
 
-/// What a gRPC client gets: a head with a status and nothing else.
+/// Returns the headers-only response, with a status, that a gRPC client receives.
 pub(super) fn grpc_headers(reply: &Reply) -> Headers {
     let mut headers = head(reply, 200);
     headers.retain(|(name, _)| name != "content-type");
@@ -46,7 +46,7 @@ fn head(reply: &Reply, status: u16) -> Headers {
     std::iter::once((":status".into(), status.to_string().into_bytes())).chain(own).collect()
 }
 
-/// The gRPC status for one of HTTP (grpc/doc/http-grpc-status-mapping.md).
+/// Maps an HTTP status to a gRPC status (grpc/doc/http-grpc-status-mapping.md).
 fn code_of(status: u16) -> u32 {
     match status {
         400 => code::INTERNAL,

@@ -1,4 +1,4 @@
-//! A request that a test sends.
+//! Requests that tests send.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{Filter, Value, filter::dispatch::Dispatcher};
 
-/// A request on its way into a filter.
+/// Builder of a request.
 #[must_use]
 pub struct RequestBuilder<'h, F: Filter> {
     dispatcher: &'h Dispatcher<F>,
@@ -45,55 +45,55 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         self
     }
 
-    /// The host that the request is for. `example.com`, if not called.
+    /// Sets the authority (host). Default: `example.com`.
     pub fn host(mut self, authority: &str) -> Self {
         self.headers.iter_mut().filter(|(n, _)| n == ":authority").for_each(|(_, v)| *v = authority.into());
         self
     }
 
-    /// `http` or `https`. `http`, if not called.
+    /// Sets the scheme, `http` or `https`. Default: `http`.
     pub fn scheme(mut self, scheme: &str) -> Self {
         self.headers.iter_mut().filter(|(n, _)| n == ":scheme").for_each(|(_, v)| *v = scheme.into());
         self
     }
 
-    /// Gives it a body, in one part.
+    /// Sets the body, sent in one part.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = Some(vec![Part::Data(body.into(), true)]);
         self
     }
 
-    /// Gives it a body whose parts come by [`Outcome::send_body`].
+    /// Announces a body whose parts are sent with [`Outcome::send_body`].
     pub fn streaming(mut self) -> Self {
         self.body = Some(Vec::new());
         self
     }
 
-    /// Where it comes from: an address, with or without a port. `192.0.2.1`, if not called.
+    /// Sets the peer's address, with or without a port. Default: `192.0.2.1`.
     ///
     /// # Panics
-    /// If it is no address.
+    /// If the address is invalid.
     pub fn source(mut self, source: &str) -> Self {
         self.source = address(source);
         self
     }
 
-    /// The client's address, if it is not that of the connection's other end.
+    /// Sets the client's address, if it differs from the peer's.
     ///
     /// # Panics
-    /// If it is no address.
+    /// If the address is invalid.
     pub fn client(mut self, client: &str) -> Self {
         self.client = Some(address(client));
         self
     }
 
-    /// What another filter has stored with it; see [`stored`](crate::resources::stored).
+    /// Sets state that an earlier filter has stored with the stream; see [`stored`](crate::resources::stored).
     pub fn state(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         self.state.insert(key.as_ref().to_vec(), value.as_ref().to_vec());
         self
     }
 
-    /// Metadata that another filter has set.
+    /// Sets metadata that an earlier filter has set.
     pub fn metadata<'a>(mut self, space: &str, key: &str, value: impl Into<Value<'a>>) -> Self {
         let value = value.into();
         let bytes = value.with_bytes(<[u8]>::to_vec);
@@ -101,7 +101,7 @@ impl<'h, F: Filter> RequestBuilder<'h, F> {
         self
     }
 
-    /// Sends it through the request's callbacks; [`Outcome`] has what came of it, and goes on from there.
+    /// Sends the request through the request callbacks and returns the [`Outcome`], with which the test continues.
     pub fn send(self) -> Outcome<'h, F> {
         let RequestBuilder { dispatcher, headers, body, source, client, state, metadata } = self;
         let context = with(|h| {

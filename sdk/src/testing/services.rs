@@ -1,4 +1,4 @@
-//! The services that a filter calls: a test says what they answer, and when.
+//! Simulated HTTP services, whose answers and timing the test determines.
 
 use std::{rc::Rc, time::Duration};
 
@@ -10,34 +10,34 @@ use crate::CallError;
 /// A call that the filter has sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SentCall {
-    /// Its number, from 1.
+    /// Number of the call, from 1.
     pub id: u32,
-    /// Where it goes.
+    /// Cluster that is called.
     pub cluster: String,
-    /// Its header fields, `:method`, `:path` and `:authority` among them.
+    /// Header fields, including `:method`, `:path` and `:authority`.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// Its body.
+    /// Body of the call.
     pub body: Vec<u8>,
-    /// Its trailer fields.
+    /// Trailer fields of the call.
     pub trailers: Vec<(String, Vec<u8>)>,
-    /// How long it may take.
+    /// Timeout of the call.
     pub timeout: Duration,
 }
 
 impl SentCall {
-    /// The value of its first header field of this name.
+    /// Returns the value of the first header field with this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let value = self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v);
         value.and_then(|v| std::str::from_utf8(v).ok())
     }
 
-    /// Its path.
+    /// Returns the path.
     pub fn path(&self) -> &str {
         self.header(":path").unwrap_or_default()
     }
 }
 
-/// What a service does with a call: it answers or fails, at once or later.
+/// A service's reaction to a call: an answer or a failure, immediately or later.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Scripted {
@@ -53,18 +53,18 @@ pub(crate) struct ServiceAnswer {
 }
 
 impl Scripted {
-    /// An answer of this status.
+    /// Answers with this status.
     pub fn answer(status: u16) -> Scripted {
         let headers = vec![(":status".to_string(), status.to_string().into_bytes())];
         Scripted { after: Duration::ZERO, result: Ok(ServiceAnswer { headers, ..ServiceAnswer::default() }) }
     }
 
-    /// No answer: `Timeout`, `Reset` or `TooLarge`.
+    /// Fails the call with `Timeout`, `Reset` or `TooLarge`.
     pub fn fail(error: CallError) -> Scripted {
         Scripted { after: Duration::ZERO, result: Err(error) }
     }
 
-    /// Adds a header field to an answer.
+    /// Adds a header field to the answer.
     pub fn header(mut self, name: &str, value: &str) -> Scripted {
         if let Ok(answer) = &mut self.result {
             answer.headers.push((name.to_ascii_lowercase(), value.into()));
@@ -72,7 +72,7 @@ impl Scripted {
         self
     }
 
-    /// Sets an answer's body.
+    /// Sets the answer's body.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Scripted {
         if let Ok(answer) = &mut self.result {
             answer.body = body.into();
@@ -80,7 +80,7 @@ impl Scripted {
         self
     }
 
-    /// Adds a trailer field to an answer.
+    /// Adds a trailer field to the answer.
     pub fn trailer(mut self, name: &str, value: &str) -> Scripted {
         if let Ok(answer) = &mut self.result {
             answer.trailers.push((name.to_ascii_lowercase(), value.into()));
@@ -88,7 +88,7 @@ impl Scripted {
         self
     }
 
-    /// It takes this long. If that is longer than the call's timeout, the call fails instead.
+    /// Delays the reaction. If the delay exceeds the call's timeout, the call times out instead.
     pub fn after(mut self, time: Duration) -> Scripted {
         self.after = time;
         self
@@ -97,13 +97,13 @@ impl Scripted {
 
 type Service = Rc<dyn Fn(&SentCall) -> Scripted>;
 
-/// The services, and what is under way to them.
+/// The services and their pending calls.
 #[derive(Default)]
 pub(crate) struct Services {
     by_cluster: Vec<(String, Service)>,
     sent: u32,
-    /// With the time at which they have failed.
-    pub(super) under_way: Vec<(SentCall, u64)>,
+    /// Each with the time of its timeout.
+    pub(super) pending: Vec<(SentCall, u64)>,
 }
 
 impl Services {
@@ -114,9 +114,9 @@ impl Services {
 }
 
 impl Host {
-    /// Lets a call be answered.
+    /// Schedules the answer to a call.
     pub(super) fn answer(&mut self, id: u32, scripted: Scripted) {
-        let Some((_, deadline)) = self.services.under_way.iter().find(|(call, _)| call.id == id) else { return };
+        let Some((_, deadline)) = self.services.pending.iter().find(|(call, _)| call.id == id) else { return };
         let (deadline, at) = (*deadline, self.now_ns.saturating_add(scripted.after.as_nanos() as u64));
         if at < deadline {
             self.schedule(at, Event::Answer(id, scripted.result));
@@ -124,7 +124,7 @@ impl Host {
     }
 }
 
-/// Sends a call, and asks the service of its cluster, if the test has one, what it does with it.
+/// Sends a call and asks the test's service for its cluster, if any, for its reaction.
 pub(crate) fn call(cluster: &str, headers: &[u8], body: &[u8], trailers: &[u8], millis: u32) -> Result<u32, CallError> {
     let decode = |bytes| {
         let pairs = pairs::decode(bytes).map_err(|_| CallError::Invalid)?;
@@ -142,11 +142,11 @@ pub(crate) fn call(cluster: &str, headers: &[u8], body: &[u8], trailers: &[u8], 
         let call = SentCall { id, cluster: cluster.into(), headers, body: body.to_vec(), trailers, timeout };
         let deadline = h.now_ns.saturating_add(timeout.as_nanos() as u64);
         h.schedule(deadline, Event::Answer(id, Err(CallError::Timeout)));
-        h.services.under_way.push((call.clone(), deadline));
+        h.services.pending.push((call.clone(), deadline));
         let service = h.services.by_cluster.iter().find(|(name, _)| name == cluster).map(|(_, s)| s.clone());
         Ok((call, service))
     })?;
-    // The test's function may look at the host.
+    // The test's function may access the host.
     if let Some(service) = service {
         let scripted = service(&call);
         with(|h| h.answer(call.id, scripted));

@@ -1,4 +1,4 @@
-//! What the simulated host keeps besides streams: buckets, limits, metrics, shared data, queues.
+//! Resources of the simulated host: buckets, limits, metrics, shared data, queues.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,9 +14,9 @@ use crate::doc;
 /// Token buckets of one name.
 pub(super) struct Buckets {
     figures: Figures,
-    /// 0: one bucket, whatever the key.
+    /// 0: a single bucket, whatever the key.
     max_keys: usize,
-    /// When each will be full.
+    /// When each bucket will be full.
     full_at: HashMap<Vec<u8>, u64>,
 }
 
@@ -24,7 +24,7 @@ impl Buckets {
     fn take(&mut self, key: &[u8], now: u64, tokens: i32) -> (i32, Take) {
         let key = if self.max_keys == 0 { &[] } else { key };
         if !self.full_at.contains_key(key) && self.full_at.len() >= self.max_keys.max(1) {
-            // The one nearest to full, as in the real host.
+            // Evict the bucket nearest to full, as the real host does.
             let nearest = self.full_at.iter().min_by_key(|(_, full_at)| **full_at).map(|(key, _)| key.clone());
             self.full_at.remove(&nearest.unwrap_or_default());
         }
@@ -40,7 +40,7 @@ pub(super) struct Metric {
     name: String,
     kind: i32,
     value: i64,
-    /// Of a histogram.
+    /// Values recorded by a histogram.
     recorded: Vec<i64>,
 }
 
@@ -48,15 +48,15 @@ pub(super) struct Metric {
 pub(super) struct SharedValue {
     value: Vec<u8>,
     version: u32,
-    /// When it goes.
+    /// When the value expires.
     until_ns: u64,
 }
 
-/// A queue and what is in it.
+/// A queue and its messages.
 pub(super) struct SharedQueue {
     name: String,
     messages: VecDeque<Vec<u8>>,
-    /// The filter has registered it.
+    /// Whether the filter has registered it.
     pub(super) read: bool,
 }
 
@@ -90,7 +90,7 @@ impl Host {
         }
     }
 
-    /// The same name is the same metric.
+    /// Metrics of the same name are the same metric.
     pub(crate) fn define_metric(&mut self, kind: i32, name: &str) -> u32 {
         let known = self.metrics.iter().position(|m| m.name == name && m.kind == kind);
         known.unwrap_or_else(|| {
@@ -134,7 +134,7 @@ impl Host {
         self.shared_set_if(key, value, expected, 0)
     }
 
-    /// Whether a key's version is the expected one.
+    /// Reports whether a key's version is the expected one.
     fn is_as_expected(&self, key: &[u8], expected: i64) -> bool {
         let known = self.shared_get(key).map_or(expected::ABSENT, |(_, version)| version.into());
         expected == expected::ANY || expected == known
@@ -165,7 +165,7 @@ impl Host {
         Status::Ok as i32
     }
 
-    /// Within the bounds of the real host.
+    /// Enforces the real host's limits.
     pub(crate) fn set_state(&mut self, key: &[u8], value: &[u8]) -> i32 {
         let state = &mut self.stream().state;
         if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
@@ -178,7 +178,7 @@ impl Host {
         Status::Ok as i32
     }
 
-    /// The same.
+    /// Enforces the real host's limits.
     pub(crate) fn set_metadata(&mut self, space: &[u8], key: &[u8], kind: i32, value: &[u8]) -> i32 {
         let metadata = &mut self.stream().metadata;
         if space.len().max(key.len()) > limit::METADATA_NAME || value.len() > limit::METADATA_BYTES {
@@ -192,7 +192,7 @@ impl Host {
         Status::Ok as i32
     }
 
-    /// The queue's number; it is made if it is not there.
+    /// Returns the queue's number, creating the queue if necessary.
     pub(crate) fn queue(&mut self, name: &str, read: bool) -> u32 {
         let known = self.queues.iter().position(|q| q.name == name);
         let at = known.unwrap_or_else(|| {

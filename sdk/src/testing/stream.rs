@@ -1,4 +1,4 @@
-//! A simulated stream: its messages on their way through the filter, and what the filter has done to it.
+//! A simulated stream: its messages, and how far they have passed through the filter.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{Filter, Reply, filter::dispatch::Dispatcher, sys::types::Half};
 
-/// Metadata by namespace and key: the type, and the bytes.
+/// Metadata by namespace and key: the type and the bytes.
 pub(crate) type MetadataMap = BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>;
 
 /// One stream.
@@ -27,16 +27,16 @@ pub(crate) struct Stream {
     pub(super) source: Option<SocketAddr>,
     pub(super) client: Option<SocketAddr>,
     pub(crate) selected: Option<Selected>,
-    /// The filter's own response, when it has taken the place of the upstream's.
+    /// The filter's own response, once it has replaced the upstream's.
     pub(crate) reply: Option<Reply>,
-    /// The filter has answered in a callback that is not over yet.
+    /// The response that the filter has sent in the current callback.
     pub(crate) answer: Option<Reply>,
     pub(crate) flags: u32,
     pub(crate) log_fields: Vec<(String, String)>,
     pub(crate) state: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) metadata: MetadataMap,
     pub(super) limits_held: Vec<u32>,
-    /// It is a TCP connection.
+    /// Set for a TCP connection.
     pub(super) tcp: Option<Tcp>,
 }
 
@@ -46,11 +46,11 @@ pub(crate) struct Message {
     pub(crate) headers: Headers,
     pub(super) stage: Stage,
     pub(super) parts: VecDeque<Part>,
-    /// What the filter is shown, or holds.
+    /// Bytes available to the filter, or held by it.
     pub(crate) kept: Vec<u8>,
-    /// What has left the filter.
+    /// Bytes that have left the filter.
     pub(super) out: Vec<u8>,
-    /// The filter has paused: in the head's callback, or in one for the body.
+    /// Where the filter has paused, if it has.
     pub(super) held: Option<At>,
     pub(crate) resumed: bool,
 }
@@ -62,15 +62,15 @@ pub(super) enum At {
     Body,
 }
 
-/// How far a message has come.
+/// Progress of a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// There is none.
+    /// There is no message.
     #[default]
     None,
-    /// Its head is about to come; `end`: without a body.
+    /// The headers are about to be delivered; `end`: without a body.
     Head { end: bool },
-    /// Its head has come.
+    /// The headers were delivered.
     Body,
 }
 
@@ -78,18 +78,18 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) enum Part {
     Data(Vec<u8>, bool),
-    /// The end, after which there are trailers.
+    /// The end of the body; trailers follow.
     Trailers,
 }
 
 impl Stream {
-    /// Whether the filter has let something go on that has not gone on yet.
+    /// Reports whether the filter has resumed something that has not continued yet.
     pub(super) fn is_resumed(&self) -> bool {
         self.request.resumed || self.response.resumed || self.tcp.as_ref().is_some_and(Tcp::is_resumed)
     }
 
-    /// Puts the filter's own response in the place of the upstream's, as the proxy does: in answer to a request, the filter's
-    /// callbacks for responses see it; in place of a response that they have seen, they do not.
+    /// Replaces the upstream's response with the filter's own, as the proxy does: the filter's response callbacks see
+    /// an answer to a request, but not a replacement of a response that they have already seen.
     fn take_answer(&mut self) {
         let Some(reply) = self.answer.take() else { return };
         let seen = self.response.stage != Stage::None;
@@ -131,7 +131,7 @@ enum Step {
     Trailers,
 }
 
-/// Moves a message as far through the filter as that lets it.
+/// Moves a message through the filter as far as the filter allows.
 pub(super) fn advance<F: Filter>(dispatcher: &Dispatcher<F>, context: u32, half: Half) {
     while let Some(step) = with(|h| next(h.streams.get_mut(&context)?, half, h.phases)) {
         let in_head = matches!(step, Step::Head(_));
@@ -145,7 +145,7 @@ pub(super) fn advance<F: Filter>(dispatcher: &Dispatcher<F>, context: u32, half:
             h.enter(0, None);
             let Some(stream) = h.streams.get_mut(&context) else { return };
             let message = stream.message(half);
-            // Going on within the callback counts.
+            // Resuming within the callback counts.
             let resumed = std::mem::take(&mut message.resumed);
             if action == action::PAUSE && !resumed {
                 message.held = Some(if in_head { At::Head } else { At::Body });
@@ -156,14 +156,14 @@ pub(super) fn advance<F: Filter>(dispatcher: &Dispatcher<F>, context: u32, half:
     }
 }
 
-/// What comes next, after what the filter needs not see.
+/// Returns the next step, skipping whatever the filter does not need to see.
 fn next(stream: &mut Stream, half: Half, phases: u32) -> Option<Step> {
     let (head, body) = match half {
         Half::Request => (phase::REQUEST_HEADERS, phase::REQUEST_BODY),
         Half::Response => (phase::RESPONSE_HEADERS, phase::RESPONSE_BODY),
     };
     stream.take_answer();
-    // A request that is answered goes no further.
+    // A request that was answered goes no further.
     let over = half == Half::Request && stream.reply.is_some();
     let message = stream.message(half);
     if std::mem::take(&mut message.resumed) && message.held.is_some() {
@@ -178,7 +178,7 @@ fn next(stream: &mut Stream, half: Half, phases: u32) -> Option<Step> {
             return Some(Step::Head(end));
         }
     }
-    // A head that is held keeps the body back; a body that is held grows.
+    // Held headers block the body; a held body accumulates.
     while message.stage == Stage::Body && message.held != Some(At::Head) {
         match message.parts.pop_front()? {
             Part::Data(data, _) if phases & body == 0 => message.out.extend(data),

@@ -1,4 +1,4 @@
-//! Runs a filter of TCP connections natively: a client and an upstream that send what a test says.
+//! Test host that runs a TCP filter natively; the test determines what the client and the upstream send.
 
 use std::{collections::VecDeque, marker::PhantomData, time::Duration};
 
@@ -19,15 +19,15 @@ use crate::{
     tcp::dispatch::{Side, TcpDispatcher},
 };
 
-/// A host for one filter of TCP connections.
+/// A test host for one TCP filter.
 pub struct TcpHost<F: TcpFilter> {
     dispatcher: TcpDispatcher<F>,
-    // The host's state is the thread's, so the handle must not leave it.
+    // The host's state is thread-local, so the handle must not leave the thread.
     _not_send: PhantomData<*const ()>,
 }
 
 impl<F: TcpFilter> TcpHost<F> {
-    /// Configures the filter. Every cluster exists but [`MISSING_CLUSTER`](super::MISSING_CLUSTER).
+    /// Configures the filter. Every cluster except [`MISSING_CLUSTER`](super::MISSING_CLUSTER) exists.
     pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
         host::reset(host::Host::new(serde_json::to_vec(&config).unwrap_or_default(), None));
         let host = TcpHost { dispatcher: TcpDispatcher::new(), _not_send: PhantomData };
@@ -37,15 +37,15 @@ impl<F: TcpFilter> TcpHost<F> {
         Ok(host)
     }
 
-    /// A client connects, from `192.0.2.1`.
+    /// Connects a client from `192.0.2.1`.
     pub fn connect(&self) -> TcpOutcome<'_, F> {
         self.connect_from("192.0.2.1")
     }
 
-    /// A client connects from an address, with or without a port.
+    /// Connects a client from an address, with or without a port.
     ///
     /// # Panics
-    /// If it is no address.
+    /// If the address is invalid.
     pub fn connect_from(&self, source: &str) -> TcpOutcome<'_, F> {
         let source = address(source);
         let context = with(|h| {
@@ -63,12 +63,12 @@ impl<F: TcpFilter> TcpHost<F> {
         TcpOutcome { dispatcher: &self.dispatcher, context }
     }
 
-    /// Lets time pass, and what is due in it happen.
+    /// Advances the clock and runs what is due.
     pub fn advance(&self, time: Duration) {
         advance(&self.dispatcher, with(|h| h.now_ns) + time.as_nanos() as u64);
     }
 
-    /// A value of the shared data.
+    /// Returns a value of the shared data.
     pub fn shared(&self, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
         with(|h| h.shared_get(key.as_ref())).map(|(value, _)| value)
     }
@@ -78,17 +78,17 @@ impl<F: TcpFilter> TcpHost<F> {
         with(|h| h.shared_set(key.as_ref(), value.as_ref(), 0));
     }
 
-    /// The value of a counter or gauge.
+    /// Returns the value of a counter or gauge.
     pub fn metric(&self, name: &str) -> i64 {
         with(|h| h.metric(name))
     }
 
-    /// What the filter has logged.
+    /// Returns the messages that the filter has logged.
     pub fn logs(&self) -> Vec<String> {
         with(|h| h.logs.iter().map(|(_, message)| message.clone()).collect())
     }
 
-    /// Lets the tick be due.
+    /// Triggers the tick.
     pub fn tick(&self) {
         with(|h| h.enter(0, None));
         self.dispatcher.tick(ROOT);
@@ -96,7 +96,7 @@ impl<F: TcpFilter> TcpHost<F> {
     }
 }
 
-/// A connection that a test has made. Dropping it ends it.
+/// A connection of a test. Dropping it ends the connection.
 pub struct TcpOutcome<'h, F: TcpFilter> {
     dispatcher: &'h TcpDispatcher<F>,
     context: u32,
@@ -104,7 +104,7 @@ pub struct TcpOutcome<'h, F: TcpFilter> {
 
 impl<F: TcpFilter> TcpOutcome<'_, F> {
     fn with<T>(&self, f: impl FnOnce(&mut Stream) -> T) -> T {
-        with(|h| f(h.streams.get_mut(&self.context).expect("another host was made on this thread")))
+        with(|h| f(h.streams.get_mut(&self.context).expect("another host was created on this thread")))
     }
 
     fn tcp<T>(&self, f: impl FnOnce(&mut Tcp) -> T) -> T {
@@ -116,67 +116,67 @@ impl<F: TcpFilter> TcpOutcome<'_, F> {
         settle(self.dispatcher);
     }
 
-    /// The client sends bytes.
+    /// Sends bytes from the client.
     pub fn client_sends(&self, bytes: &[u8]) {
         self.comes(Side::Downstream, bytes, false);
     }
 
-    /// The client has nothing more to send.
+    /// Ends the client's side.
     pub fn client_ends(&self) {
         self.comes(Side::Downstream, b"", true);
     }
 
-    /// The upstream sends bytes. It must have been connected to.
+    /// Sends bytes from the upstream, which must be connected.
     ///
     /// # Panics
     /// If the filter holds the connection.
     pub fn upstream_sends(&self, bytes: &[u8]) {
-        assert!(self.is_open(), "there is no upstream yet: the filter holds the connection");
+        assert!(self.is_open(), "no upstream is connected: the filter holds the connection");
         self.comes(Side::Upstream, bytes, false);
     }
 
-    /// The upstream has nothing more to send.
+    /// Ends the upstream's side.
     pub fn upstream_ends(&self) {
         self.comes(Side::Upstream, b"", true);
     }
 
-    /// Whether the filter has let the connection through, so that an upstream is connected to.
+    /// Reports whether the filter has let the connection through, so that an upstream is connected.
     pub fn is_open(&self) -> bool {
         self.tcp(|tcp| tcp.open && !tcp.closed)
     }
 
-    /// Whether the filter has closed the connection.
+    /// Reports whether the filter has closed the connection.
     pub fn is_closed(&self) -> bool {
         self.tcp(|tcp| tcp.closed)
     }
 
-    /// What the upstream has got so far.
+    /// Returns the bytes that the upstream has received.
     pub fn upstream_got(&self) -> Vec<u8> {
         self.tcp(|tcp| tcp.way(Side::Downstream).out.clone())
     }
 
-    /// What the client has got so far.
+    /// Returns the bytes that the client has received.
     pub fn client_got(&self) -> Vec<u8> {
         self.tcp(|tcp| tcp.way(Side::Upstream).out.clone())
     }
 
-    /// How long the filter waits: until the connection's next timer.
+    /// Returns how long the filter waits: the time until the connection's next timer.
     pub fn waits(&self) -> Option<Duration> {
         with(|h| Some(Duration::from_nanos(h.next_timer(self.context)?.saturating_sub(h.now_ns))))
     }
 
-    /// The route that the filter has selected.
+    /// Returns the route that the filter has selected.
     pub fn selected(&self) -> Option<Selected> {
         self.with(|s| s.selected.clone())
     }
 
-    /// The short names of the response flags that the filter has set.
+    /// Returns the short names of the response flags that the filter has set.
     pub fn flags(&self) -> Vec<&'static str> {
         let flags = self.with(|s| s.flags);
         flag::NAMES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
     }
 
-    /// A field that the filter has set for the access log.
+    /// Returns a field that the filter has set for the access log.
     pub fn log_field(&self, name: &str) -> Option<String> {
         self.with(|s| s.log_fields.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone()))
     }
@@ -209,19 +209,19 @@ pub(crate) struct Tcp {
     ways: [Way; 2],
 }
 
-/// One direction of it.
+/// One direction of the connection.
 #[derive(Debug, Default)]
 struct Way {
     coming: VecDeque<(Vec<u8>, bool)>,
-    /// What the filter is shown, or holds.
+    /// Bytes available to the filter, or held by it.
     kept: Vec<u8>,
     shown: bool,
     held: bool,
     ended: bool,
     resumed: bool,
-    /// What it adds while it is shown nothing.
+    /// Bytes that the filter adds outside of its data callback.
     added: Vec<u8>,
-    /// What it has let pass while it holds the connection.
+    /// Bytes that it has let pass while it holds the connection.
     waiting: Vec<u8>,
     out: Vec<u8>,
 }
@@ -231,7 +231,7 @@ impl Tcp {
         &mut self.ways[side as usize]
     }
 
-    /// The filter lets a side go on.
+    /// Resumes a side.
     pub(super) fn resume(&mut self, side: Side) {
         self.way(side).resumed = true;
     }
@@ -240,13 +240,13 @@ impl Tcp {
         self.ways.iter().any(|way| way.resumed)
     }
 
-    /// The bytes that the filter's functions work on.
+    /// Returns the bytes that host functions work on.
     pub(super) fn buffer(&mut self, side: Side) -> &mut Vec<u8> {
         let way = self.way(side);
         if way.shown || way.held { &mut way.kept } else { &mut way.added }
     }
 
-    /// Does what the filter has resumed, and sends what is through.
+    /// Applies what the filter has resumed, and sends what has passed it.
     fn settle(&mut self) {
         for side in [Side::Downstream, Side::Upstream] {
             let open = &mut self.open;
@@ -264,7 +264,7 @@ impl Tcp {
         }
     }
 
-    /// The next bytes that come from a side.
+    /// Takes the next bytes received from a side.
     fn next(&mut self) -> Option<(Side, Vec<u8>, bool)> {
         let sides = [Side::Downstream, Side::Upstream];
         sides.into_iter().find_map(|side| {
@@ -275,7 +275,7 @@ impl Tcp {
 }
 
 impl<F: TcpFilter> Driver for TcpDispatcher<F> {
-    fn go_on(&self, context: u32) {
+    fn run_stream(&self, context: u32) {
         let tcp = |f: &mut dyn FnMut(&mut Tcp)| {
             with(|h| h.streams.get_mut(&context).and_then(|s| s.tcp.as_mut()).map(f));
         };

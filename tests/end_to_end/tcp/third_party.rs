@@ -29,7 +29,7 @@ fn a_filter_of_the_standard_asks_holds_and_changes() {
     assert_eq!(service.requests().len(), 1);
     proxy.wait_for_output("the client's connection was closed: Remote");
     proxy.wait_for_output("the upstream's connection was closed: Remote");
-    proxy.wait_for_output("the connection is over");
+    proxy.wait_for_output("the connection has ended");
     assert_eq!(proxy.filter("third")["traps"], 0);
 }
 

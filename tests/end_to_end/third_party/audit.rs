@@ -40,6 +40,6 @@ fn each_request_of_each_worker_is_told_once() {
         (0..20).map(|nth| format!("GET /{nth} {}", if nth == 2 { 404 } else { 200 })).collect();
     expected.sort_unstable();
     assert_eq!(rest, expected);
-    proxy.wait_for_output("the collector has not taken a batch: 503");
+    proxy.wait_for_output("the collector rejected a batch: 503");
     assert_eq!(proxy.filter("audit")["traps"], 0);
 }

@@ -1,7 +1,7 @@
-//! What is known of keys, in the data that all workers share.
+//! Cache of key owners in the data that all workers share.
 //!
-//! Shared data cannot be deleted, and clients can send any key; so there is a fixed number of places, and a key that comes
-//! to a place takes it from the one before.
+//! Shared data cannot be deleted and clients can send any key, so the number of slots is fixed, and a key replaces
+//! whichever other key occupied its slot.
 
 use std::{
     hash::{DefaultHasher, Hasher},
@@ -10,21 +10,22 @@ use std::{
 
 use tollgate_sdk::{now, shared};
 
-/// Places for keys.
+/// Number of slots.
 const PLACES: u64 = 4096;
 
-/// Answers for keys, each for a while.
+/// Cached answers, each for a limited time.
 pub(crate) struct Cache {
     ttl: u64,
 }
 
 impl Cache {
-    /// A cache whose answers count for `ttl`.
+    /// Creates a cache whose answers are valid for `ttl`.
     pub(crate) fn new(ttl: Duration) -> Cache {
         Cache { ttl: u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX) }
     }
 
-    /// What is known of a key: whose it is, or that it is nobody's. `None`: nothing.
+    /// Returns the cached owner of a key: `Some(None)` if the key is unknown to the service, `None` if nothing is
+    /// cached.
     #[allow(clippy::option_option)]
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Vec<u8>>> {
         let entry = shared::get(place(key))?.value;
@@ -38,7 +39,7 @@ impl Cache {
         Some((*is_known == 1).then(|| user.to_vec()))
     }
 
-    /// Remembers an answer.
+    /// Stores an answer.
     pub(crate) fn set(&self, key: &[u8], user: Option<&[u8]>) {
         let Some(until) = now().checked_add(self.ttl).filter(|_| self.ttl > 0) else { return };
         let mut entry = until.to_le_bytes().to_vec();
@@ -46,7 +47,7 @@ impl Cache {
         entry.extend(key);
         entry.push(user.is_some().into());
         entry.extend(user.unwrap_or_default());
-        // Without room it is asked again next time.
+        // If there is no room, the service is called again next time.
         let _ = shared::set(place(key), entry);
     }
 }
@@ -57,7 +58,7 @@ fn place(key: &[u8]) -> String {
     format!("api-key/{}", hasher.finish() % PLACES)
 }
 
-/// Whether two keys are the same; how long that takes says nothing of where they differ.
+/// Compares two keys in a time that does not depend on where they differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }

@@ -1,13 +1,13 @@
-//! Asks a service whose an API key is, and remembers the answer for a while, for all workers.
+//! Authenticates requests by API key: looks up the key's owner at a service and caches the answer for all workers.
 //!
-//! | the client gets | if |
+//! | status | reason |
 //! |---|---|
-//! | 401 | it sends no key |
-//! | 403 | the service answers 401, 403 or 404: nobody has this key |
-//! | 503 | the service cannot be asked, or answers something else |
+//! | 401 | the request has no key |
+//! | 403 | the service answered 401, 403 or 404: the key is unknown |
+//! | 503 | the service is unavailable, or answered something else |
 //!
-//! Else the request goes on: without the key, and with the user's name, as the service has given it in `x-user`. It is also the
-//! stream's metadata `user` in the namespace `api-key`.
+//! Otherwise the request continues without the key and with the user's name, as returned by the service in `x-user`.
+//! The name is also stored as the stream's metadata `user` in the namespace `api-key`.
 
 mod cache;
 
@@ -16,25 +16,25 @@ use tollgate_sdk::{now, prelude::*, units::Duration};
 
 use crate::cache::Cache;
 
-/// The header with the user's name, in the service's answer and for the upstream.
+/// The header with the user's name, in the service's answer and in the request to the upstream.
 const USER: &str = "x-user";
 
-/// What stands under `config:` in the proxy's file.
+/// The `config:` block of the filter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The cluster of the service.
+    /// Cluster of the service.
     cluster: String,
-    /// The path that is asked for; the key is in the same header as the client has sent it in. Default: `/`.
+    /// Path of the call; the key is sent in the same header as the client's. Default: `/`.
     #[serde(default = "slash")]
     path: String,
-    /// The header with the key. Default: `x-api-key`.
+    /// Header with the key. Default: `x-api-key`.
     #[serde(default = "x_api_key")]
     header: String,
-    /// How long the service may take. Default: 500ms.
+    /// Timeout of the call. Default: 500ms.
     #[serde(default = "half_a_second")]
     timeout: Duration,
-    /// How long an answer counts; `0s`: every request asks. Default: 60s.
+    /// How long an answer is cached; with `0s`, every request calls the service. Default: 60s.
     #[serde(default = "a_minute")]
     ttl: Duration,
 }
@@ -97,9 +97,9 @@ impl AsyncFilter for ApiKey {
         match self.user_of(key).await? {
             Some(user) => {
                 request.remove_header(self.key);
-                // Whatever the client has said of itself does not count.
+                // Overrides whatever the client claims.
                 request.set_header(self.user, &user);
-                // For filters that come later, and the access log: `%metadata(api-key:user)%`. Without it, all goes on.
+                // For later filters and the access log: `%metadata(api-key:user)%`. Failure to store it is harmless.
                 let _ = stored::set_metadata("api-key", "user", &*String::from_utf8_lossy(&user));
                 Ok(())
             }
@@ -112,7 +112,7 @@ impl AsyncFilter for ApiKey {
 }
 
 impl ApiKey {
-    /// Whose a key is, if anybody's.
+    /// Returns the owner of a key, or `None` if it is unknown.
     async fn user_of(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Reply> {
         if let Some(known) = self.cache.get(key) {
             self.hits.add(1);

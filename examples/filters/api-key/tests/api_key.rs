@@ -1,4 +1,4 @@
-//! Who gets through, who does not, and how often the service is asked.
+//! Which requests are allowed and which are rejected, and how often the service is called.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn host() -> TestHost<ApiKey> {
 }
 
 #[test]
-fn a_known_key_becomes_a_user() {
+fn known_key_becomes_a_user() {
     let host = host();
     let passed = host.request("GET", "/").header("x-api-key", "open-sesame").header("x-user", "root").send();
     assert!(passed.continued());
@@ -27,7 +27,7 @@ fn a_known_key_becomes_a_user() {
 }
 
 #[test]
-fn others_are_refused() {
+fn other_requests_are_rejected() {
     let host = host();
     let none = host.request("GET", "/").send();
     assert_eq!((none.status(), none.details()), (Some(401), Some("no_api_key")));
@@ -37,7 +37,7 @@ fn others_are_refused() {
 }
 
 #[test]
-fn answers_are_remembered_for_a_while() {
+fn answers_are_cached_for_a_limited_time() {
     let host = host();
     let ask = |key: &str| host.request("GET", "/").header("x-api-key", key).send().status();
     for _ in 0..3 {
@@ -50,7 +50,7 @@ fn answers_are_remembered_for_a_while() {
 }
 
 #[test]
-fn without_the_service_nobody_new_gets_through() {
+fn new_keys_are_rejected_without_the_service() {
     let host = host();
     let ask = || host.request("GET", "/").header("x-api-key", "open-sesame").send().status();
     for broken in [Scripted::answer(500), Scripted::fail(CallError::Reset)] {
@@ -64,7 +64,7 @@ fn without_the_service_nobody_new_gets_through() {
 }
 
 #[test]
-fn mistakes_have_their_places() {
+fn configuration_errors_have_locations() {
     let error = |config| TestHost::<ApiKey>::new(config).map(|_| ()).unwrap_err().to_string();
     let expected = "cluster: there is no cluster `missing`; path: a path begins with `/`";
     assert_eq!(error(json!({"cluster": "missing", "path": "x"})), expected);

@@ -1,9 +1,9 @@
-//! Redacts JSON without changing anything else of it: not the order of fields, not how numbers are written.
+//! Redacts JSON without changing anything else in it, such as the order of fields or the notation of numbers.
 
-/// How deep objects and lists may lie in each other.
+/// Maximum nesting depth of objects and lists.
 const DEPTH: usize = 128;
 
-/// The text with `"***"` for the values of all fields of these names. `None`: it is no JSON, or too deep.
+/// Replaces the values of all fields with these names by `"***"`. `None`: not valid JSON, or too deeply nested.
 pub(crate) fn redact(text: &[u8], names: &[String]) -> Option<Vec<u8>> {
     let mut walk = Walk { text, at: 0, names, out: Vec::with_capacity(text.len()), copied: 0 };
     walk.value(DEPTH)?;
@@ -20,7 +20,7 @@ struct Walk<'a> {
     at: usize,
     names: &'a [String],
     out: Vec<u8>,
-    /// So much of the text is in `out`, as it was or redacted.
+    /// How much of the text is in `out`, verbatim or redacted.
     copied: usize,
 }
 
@@ -31,7 +31,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Passes this byte, after white space.
+    /// Consumes this byte, after white space.
     fn pass(&mut self, byte: u8) -> Option<()> {
         self.space();
         (self.text.get(self.at) == Some(&byte)).then(|| self.at += 1)
@@ -48,7 +48,7 @@ impl Walk<'_> {
         }
     }
 
-    /// An object or a list: from its bracket to the other one.
+    /// Consumes an object or a list, up to the closing bracket.
     fn list(&mut self, end: u8, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
         self.at += 1;
         if self.pass(end).is_some() {
@@ -72,7 +72,7 @@ impl Walk<'_> {
         let before = (self.out.len(), self.copied);
         self.value(depth)?;
         if redacts {
-            // What was redacted within goes with it.
+            // Discards what was redacted inside.
             self.out.truncate(before.0);
             self.out.extend(&self.text[before.1..start]);
             self.out.extend(b"\"***\"");
@@ -81,7 +81,7 @@ impl Walk<'_> {
         Some(())
     }
 
-    /// A string, as what it means: `"\u0070in"` is `pin`.
+    /// Consumes a string and decodes it: `"\u0070in"` is `pin`.
     fn string(&mut self) -> Option<String> {
         let start = self.at;
         self.pass(b'"')?;
@@ -96,7 +96,7 @@ impl Walk<'_> {
         serde_json::from_slice(self.text.get(start..self.at)?).ok()
     }
 
-    /// A number, `true`, `false` or `null`.
+    /// Consumes a number, `true`, `false` or `null`.
     fn word(&mut self) -> Option<()> {
         let start = self.at;
         while matches!(self.text.get(self.at), Some(b'a'..=b'z' | b'E' | b'0'..=b'9' | b'+' | b'-' | b'.')) {
@@ -109,7 +109,7 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn only_values_of_named_fields_change() {
+    fn only_the_named_fields_change() {
         let redact = |text: &str| {
             let names = ["pin".to_string(), "card".to_string()];
             super::redact(text.as_bytes(), &names).map(|out| String::from_utf8(out).unwrap())

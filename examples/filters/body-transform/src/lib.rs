@@ -1,24 +1,25 @@
-//! Changes the bodies of responses: redacts fields of JSON, and replaces words in text.
+//! Changes the bodies of responses: redacts JSON fields and replaces words in text.
 //!
-//! A body that cannot be changed must not be let through as it is: if it is too long, encoded, or no JSON though it says so,
-//! the client gets 502 (or, if the head has been sent, a response that is cut off).
+//! A body that cannot be changed must not pass unchanged: if it is too long, encoded, or declared as JSON but invalid,
+//! the client gets 502 (or a truncated response if the headers were already sent).
 
 mod json;
 
 use serde::Deserialize;
 use tollgate_sdk::prelude::*;
 
-/// What stands under `config:` in the proxy's file.
+/// The `config:` block of the filter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Fields of JSON, wherever they are: their values become `"***"`. Default: none.
+    /// Names of JSON fields, at any depth, whose values become `"***"`. Default: none.
     #[serde(default)]
     redact: Vec<String>,
-    /// Replaced in text (`text/*`). Default: nothing.
+    /// Replacements in text (`text/*`). Default: none.
     #[serde(default)]
     replace: Vec<Replace>,
-    /// Bytes of a body, at most. The proxy's `limits.buffered_body` must not be less. Default: 65536.
+    /// Maximum length of a body, in bytes. The proxy's `limits.buffered_body` must be at least as large. Default:
+    /// 65536.
     #[serde(default = "max_bytes")]
     max_bytes: usize,
 }
@@ -27,7 +28,7 @@ fn max_bytes() -> usize {
     65_536
 }
 
-/// A piece of text and what is put in its place.
+/// A text and its replacement.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replace {
@@ -38,10 +39,10 @@ pub struct Replace {
 /// The filter.
 pub struct BodyTransform {
     config: Config,
-    /// What of a request would have its response come in a form that cannot be changed.
+    /// Request headers that would produce a response that cannot be changed.
     unwanted: [Name; 2],
     content: [Name; 2],
-    /// What is no longer true of a changed body.
+    /// Response headers that are wrong for a changed body.
     stale: [Name; 4],
 }
 
@@ -60,7 +61,7 @@ impl AsyncFilter for BodyTransform {
         let mistakes = Mistakes::default();
         for (i, replace) in config.replace.iter().enumerate() {
             if replace.find.is_empty() {
-                mistakes.add(format!("replace[{i}].find"), "nothing is everywhere: say what is to be found");
+                mistakes.add(format!("replace[{i}].find"), "must not be empty: it would match everywhere");
             }
         }
         mistakes.finish()?;
@@ -82,7 +83,7 @@ impl AsyncFilter for BodyTransform {
         if matches!(kind, Kind::Other) || response.has_no_body() {
             return Ok(());
         }
-        // Before the body is awaited: then the head goes on.
+        // Before the body is awaited, because then the headers continue.
         self.stale.iter().for_each(|name| response.remove_header(*name));
         let body = response.body(self.config.max_bytes).await.map_err(|_| refused("body_too_large"))?;
         let changed = match kind {
@@ -122,7 +123,7 @@ fn refused(details: &str) -> Reply {
     Reply::new(502).details(details)
 }
 
-/// All places of `find`, from left to right, which is not empty.
+/// Replaces all occurrences of `find`, which is not empty, from left to right.
 fn replace(text: &[u8], find: &[u8], with: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! What becomes of bodies, and of those that cannot be changed.
+//! Bodies that are changed, and bodies that cannot be.
 
 use body_transform::BodyTransform;
 use serde_json::json;
@@ -23,7 +23,7 @@ fn fields_are_redacted() {
 }
 
 #[test]
-fn parts_are_put_together_before() {
+fn parts_are_joined_first() {
     let host = host();
     let outcome = host.request("GET", "/").send();
     outcome.respond_head(200, &[("content-type", "text/plain")]);
@@ -34,7 +34,7 @@ fn parts_are_put_together_before() {
 }
 
 #[test]
-fn what_is_not_meant_passes() {
+fn other_bodies_pass_unchanged() {
     let host = host();
     let image = respond(&host, &[("content-type", "image/png"), ("etag", "\"1\"")], &[b'x'; 100]);
     assert_eq!((image.response_body().len(), image.response_header("etag")), (100, Some("\"1\"")));
@@ -42,7 +42,7 @@ fn what_is_not_meant_passes() {
 }
 
 #[test]
-fn what_cannot_be_changed_is_not_let_through() {
+fn bodies_that_cannot_be_changed_are_rejected() {
     let host = host();
     for (headers, body, details) in [
         (&[("content-type", "application/json")][..], &[b' '; 41][..], "body_too_large"),
@@ -56,7 +56,7 @@ fn what_cannot_be_changed_is_not_let_through() {
 }
 
 #[test]
-fn upstreams_are_asked_for_plain_and_whole_bodies() {
+fn requests_ask_for_unencoded_whole_bodies() {
     let host = host();
     let outcome = host.request("GET", "/").header("accept-encoding", "br").header("range", "bytes=0-1").send();
     assert_eq!((outcome.request_header("accept-encoding"), outcome.request_header("range")), (None, None));

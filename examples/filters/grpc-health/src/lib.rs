@@ -1,34 +1,34 @@
-//! Lets requests pass only while a gRPC service says that it is serving (`grpc.health.v1.Health`).
+//! Lets requests pass only while a gRPC service reports that it is serving (`grpc.health.v1.Health`).
 //!
-//! | the client gets | if |
+//! | status | reason |
 //! |---|---|
-//! | 503, or the gRPC status 14 | the service says that it is not serving |
-//! | 503 or 504 | it cannot be asked |
+//! | 503, or the gRPC status 14 | the service is not serving |
+//! | 503 or 504 | the service is unavailable |
 //!
-//! A real filter would ask now and then, not for each request. And with more fields than these two it would leave
-//! the messages to a crate such as `prost`.
+//! A real filter would poll at an interval instead of calling per request. With more fields than these two, it would
+//! leave the encoding to a crate such as `prost`.
 
 use serde::Deserialize;
 use tollgate_sdk::{grpc::code, prelude::*, units::Duration};
 
 const HEALTH: &str = "grpc.health.v1.Health";
 
-/// `SERVING`, as a `HealthCheckResponse` has it in its field `status`.
+/// The value `SERVING` of the field `status` in a `HealthCheckResponse`.
 const SERVING: u8 = 1;
 
-/// What stands under `config:` in the proxy's file.
+/// The `config:` block of the filter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The cluster of the service, which must be spoken to by HTTP/2.
+    /// Cluster of the service, which must use HTTP/2.
     cluster: String,
-    /// The name that is asked for. Default: the server as a whole.
+    /// Service name to check. Default: the server as a whole.
     #[serde(default)]
     service: String,
-    /// How long the answer may take. Default: 500ms.
+    /// Timeout of the answer. Default: 500ms.
     #[serde(default = "half_a_second")]
     timeout: Duration,
-    /// Takes the first message of `Watch`, a stream, instead of the answer of `Check`. Default: false.
+    /// Use the first message of the stream `Watch` instead of the answer of `Check`. Default: false.
     #[serde(default)]
     watch: bool,
 }
@@ -40,7 +40,7 @@ fn half_a_second() -> Duration {
 /// The filter.
 pub struct GrpcHealth {
     config: Config,
-    /// The question, which is always the same.
+    /// The encoded request message, which never changes.
     question: Vec<u8>,
     health: Name,
 }
@@ -54,7 +54,7 @@ impl AsyncFilter for GrpcHealth {
         if !setup.has_cluster(&config.cluster) {
             return Err(ConfigError::new("cluster", format!("there is no cluster `{}`", config.cluster)));
         }
-        // `HealthCheckRequest`: the field 1, of bytes, with one byte for the length.
+        // `HealthCheckRequest`: field 1, bytes, with a one-byte length.
         let question = match u8::try_from(config.service.len()) {
             Ok(0) => Vec::new(),
             Ok(len @ ..128) => [&[0x0a, len], config.service.as_bytes()].concat(),
@@ -65,7 +65,7 @@ impl AsyncFilter for GrpcHealth {
 
     async fn on_request(&self, request: &mut Incoming<Request>, _: &()) -> Result<(), Reply> {
         if self.status().await? != SERVING {
-            // A gRPC client gets the status, others the response.
+            // gRPC clients get the gRPC status, others the HTTP response.
             let reply = Reply::new(503).grpc_status(code::UNAVAILABLE as u8).body("not serving\n");
             return Err(reply.details("not_serving"));
         }
@@ -87,7 +87,7 @@ impl GrpcHealth {
     }
 }
 
-/// Of a `HealthCheckResponse`: the field 1, a number of one byte. 0 is not written.
+/// Decodes field 1 of a `HealthCheckResponse`, a one-byte number; 0 is not encoded.
 fn status(answer: &[u8]) -> u8 {
     if let [0x08, status, ..] = answer { *status } else { 0 }
 }

@@ -22,7 +22,7 @@ fn requests_pass_while_the_service_is_serving() {
 }
 
 #[test]
-fn the_first_word_of_a_stream_counts_and_ends_it() {
+fn first_message_of_a_stream_decides_and_ends_it() {
     let host = TestHost::<GrpcHealth>::new(json!({"cluster": "users", "watch": true})).unwrap();
     let request = host.request("GET", "/").send();
     let call = host.grpc_calls().remove(0);

@@ -1,4 +1,4 @@
-//! A filter's test needs neither WebAssembly nor a proxy: `cargo test -p hello`.
+//! A filter's test needs neither WebAssembly nor a proxy. Run with `cargo test -p hello`.
 
 use hello::Hello;
 use serde_json::json;
@@ -13,15 +13,17 @@ fn greets() {
 }
 
 #[test]
-fn says_what_it_is_told() {
+fn uses_the_configured_greeting() {
     let host = TestHost::<Hello>::new(json!({"greeting": "good evening"})).unwrap();
     let outcome = host.request("GET", "/").send().respond(404, &[], b"");
     assert_eq!(outcome.response_header("x-hello"), Some("good evening"));
 }
 
 #[test]
-fn refuses_a_wrong_configuration() {
-    let Err(error) = TestHost::<Hello>::new(json!({"greeting": "two\nlines"})) else { panic!("it was taken") };
+fn rejects_an_invalid_configuration() {
+    let Err(error) = TestHost::<Hello>::new(json!({"greeting": "two\nlines"})) else {
+        panic!("the configuration was accepted")
+    };
     assert_eq!(error.path, "greeting");
-    assert!(TestHost::<Hello>::new(json!({"greting": "hello"})).is_err(), "a misspelt name");
+    assert!(TestHost::<Hello>::new(json!({"greting": "hello"})).is_err(), "misspelt field name");
 }

@@ -1,21 +1,22 @@
-//! Asks a service about each user, and puts what it says into the request: what `api-key` does with futures, by callbacks.
+//! Looks up each user at a service and adds the answer to the request: like `api-key`, but with callbacks instead of
+//! futures.
 //!
-//! Requests without a user go on as they are, as do those of whom the service knows nothing. When it cannot be asked, the
-//! client gets 503 or 504.
+//! Requests without a user, and those of users unknown to the service, continue unchanged. If the service is
+//! unavailable, the client gets 503 or 504.
 
 use serde::Deserialize;
 use tollgate_sdk::{Answer, Call, CallError, prelude::*};
 
-/// What stands under `config:` in the proxy's file.
+/// The `config:` block of the filter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The cluster of the service. It is asked for `/USER`.
+    /// Cluster of the service, which is called with the path `/USER`.
     cluster: String,
-    /// The request's header with the user. Default: `x-user`.
+    /// Request header with the user. Default: `x-user`.
     #[serde(default = "x_user")]
     user: String,
-    /// The header that the service answers with, and the request gets. Default: `x-team`.
+    /// Header in the service's answer that is copied to the request. Default: `x-team`.
     #[serde(default = "x_team")]
     team: String,
 }
@@ -35,13 +36,13 @@ pub struct Lookup {
     team: Name,
 }
 
-/// What is kept for a request while the service is asked.
+/// State kept per request during the call.
 #[derive(Default)]
 pub struct Stream {
     user: String,
 }
 
-/// What is asked: a filter that asks several things tells them apart by this.
+/// Token of the call. A filter with several calls distinguishes them by token.
 const TEAM: u32 = 1;
 
 impl Filter for Lookup {
@@ -57,11 +58,11 @@ impl Filter for Lookup {
     }
 
     fn on_request(&self, request: &Request, stream: &mut Stream) -> Flow {
-        // Only the service says this.
+        // Only the service may set this.
         request.remove_header(self.team);
         let mut buffer = Buffer::new();
         let user = request.header(self.user, &mut buffer).unwrap_or_default();
-        // It becomes a path.
+        // The user becomes part of a path.
         if user.is_empty() || !user.iter().all(u8::is_ascii_alphanumeric) {
             return Flow::Continue;
         }

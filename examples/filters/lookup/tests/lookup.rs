@@ -6,7 +6,7 @@ use tollgate_sdk::{
 };
 
 #[test]
-fn what_the_service_says_is_put_into_the_request() {
+fn answer_is_added_to_the_request() {
     let host = TestHost::<Lookup>::new(json!({"cluster": "teams"})).unwrap();
     let request = |user: &str| host.request("GET", "/").header("x-user", user).header("x-team", "forged").send();
     let (ann, bob, carol) = (request("ann"), request("bob"), request("carol"));
@@ -20,6 +20,6 @@ fn what_the_service_says_is_put_into_the_request() {
     assert_eq!(ann.log_field("looked_up"), Some("ann"));
     host.answer(calls[2].id, Scripted::fail(CallError::Timeout));
     assert_eq!((carol.status(), carol.details()), (Some(504), Some("callout_timeout")));
-    assert!(request("../admin").continued(), "nobody is asked about that");
+    assert!(request("../admin").continued(), "the service is not called");
     assert!(host.calls().is_empty());
 }

@@ -1,41 +1,41 @@
-//! Lets TCP connections through whose first line is `TOKEN` and one that is known; the upstream never sees that line, nor
-//! anything of a client that has none. Each token is good for so many connections in a minute, over all workers.
+//! Admits TCP connections whose first line is `TOKEN` followed by a known token. The upstream never sees that line, nor
+//! anything from other clients. Each token allows a limited number of connections per minute, over all workers.
 
 use std::{collections::HashMap, time::Duration};
 
 use serde::Deserialize;
 use tollgate_sdk::{doc, prelude::*};
 
-/// What may stand under `config:` in the proxy's file.
+/// The `config:` block of the filter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Who has which token.
+    /// Tokens by user.
     tokens: HashMap<String, String>,
-    /// Connections of each in a minute.
+    /// Connections per minute of each token.
     per_minute: u32,
 }
 
-/// Longer a first line may not be. No more is held of a client that has shown no token.
+/// Maximum length of the first line, in bytes; limits how much is held for a client without a token.
 const LONGEST: usize = 128;
 
-/// What is put before a token.
+/// Prefix of the token line.
 const BEFORE: &[u8] = b"TOKEN ";
 
-/// A client that is slower with its first line than this is not waited for.
+/// How long a client may take to send its first line.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct TcpToken {
-    /// By token: whose it is.
+    /// User by token.
     users: HashMap<Vec<u8>, String>,
     connections: Bucket,
     refused: Counter,
 }
 
-/// What is kept for one connection.
+/// State kept per connection.
 #[derive(Default)]
 pub struct Stream {
-    /// Its token was seen.
+    /// Whether a valid token was received.
     known: bool,
 }
 
@@ -66,7 +66,7 @@ impl TcpFilter for TcpToken {
         })
     }
 
-    /// Nothing of the connection goes on before `on_downstream_data` says so: no upstream is connected to.
+    /// Holds the connection until `on_downstream_data` continues: no upstream is connected before that.
     fn on_connection(&self, _: &Connection, _: &mut Stream) -> TcpFlow {
         TcpFlow::Wait(PATIENCE, 0)
     }
@@ -77,7 +77,7 @@ impl TcpFilter for TcpToken {
         }
         let first = data.first(LONGEST);
         let Some(end) = first.iter().position(|b| *b == b'\n') else {
-            // A line may come in pieces: what is held is shown again, with what follows.
+            // A line may arrive in pieces: held bytes are presented again together with the following ones.
             return match first.len() < LONGEST && !data.is_last() {
                 true => TcpFlow::Pause,
                 false => self.refuse(connection, "no token", 0),
@@ -96,7 +96,7 @@ impl TcpFilter for TcpToken {
         TcpFlow::Continue
     }
 
-    /// It has taken too long.
+    /// The client was too slow.
     fn on_timer(&self, _: u32, connection: &Connection, stream: &mut Stream) -> TcpFlow {
         if stream.known { TcpFlow::Continue } else { self.refuse(connection, "no token in time", 0) }
     }
@@ -112,5 +112,5 @@ impl TcpToken {
     }
 }
 
-// Makes it a module that a proxy can load.
+// Exports the filter, which makes the crate a module that the proxy can load.
 tollgate_sdk::export_tcp!(TcpToken);

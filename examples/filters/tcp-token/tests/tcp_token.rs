@@ -1,4 +1,4 @@
-//! `cargo test -p tcp-token`: neither WebAssembly nor sockets.
+//! Runs without WebAssembly and sockets: `cargo test -p tcp-token`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn host(per_minute: u32) -> TcpHost<TcpToken> {
 }
 
 #[test]
-fn nothing_goes_on_before_the_token_and_everything_after() {
+fn bytes_pass_only_after_the_token() {
     let host = host(10);
     let connection = host.connect();
     connection.client_sends(b"TOKEN open-");
@@ -26,7 +26,7 @@ fn nothing_goes_on_before_the_token_and_everything_after() {
 }
 
 #[test]
-fn others_are_told_why_not() {
+fn other_clients_are_rejected_with_a_reason() {
     let host = host(10);
     for (said, why) in
         [(&b"TOKEN wrong\n"[..], "unknown token"), (b"GET / HTTP/1.1\r\n", "unknown token"), (&[b'x'; 200], "no token")]
@@ -41,7 +41,7 @@ fn others_are_told_why_not() {
 }
 
 #[test]
-fn a_client_that_says_nothing_more_is_not_waited_for() {
+fn silent_client_times_out() {
     let host = host(10);
     let (silent, connection) = (host.connect(), host.connect());
     connection.client_sends(b"TOK");
@@ -54,11 +54,11 @@ fn a_client_that_says_nothing_more_is_not_waited_for() {
     connection.client_sends(b"TOK");
     connection.client_sends(b"EN open-sesame\n");
     host.advance(Duration::from_secs(60));
-    assert!(connection.is_open(), "a timer that is late changes nothing");
+    assert!(connection.is_open(), "a late timer has no effect");
 }
 
 #[test]
-fn a_token_is_good_for_so_many_connections() {
+fn connections_per_token_are_limited() {
     let host = host(2);
     let connect = || {
         let connection = host.connect();
@@ -72,9 +72,9 @@ fn a_token_is_good_for_so_many_connections() {
 }
 
 #[test]
-fn a_wrong_configuration_is_refused_with_its_place() {
+fn invalid_configuration_is_rejected_with_its_location() {
     let Err(error) = TcpHost::<TcpToken>::new(json!({"tokens": {"ann": ""}, "per_minute": 1})) else {
-        panic!("it was taken")
+        panic!("the configuration was accepted")
     };
     assert_eq!(error.path, "tokens.ann");
 }

@@ -1,8 +1,8 @@
-//! An audit trail, written with the crates.io crate `proxy-wasm` alone; see `third-party`.
+//! An audit trail, written only with the crates.io crate `proxy-wasm`; see `third-party`.
 //!
-//! Each request leaves a line in a shared queue. One instance is told of them, whichever worker the request was on, and sends them in
-//! batches to a collector, at each tick of a timer. Lines have numbers that are counted in shared data, so that the collector can
-//! see whether one is missing. Lines that the collector does not take are sent again.
+//! Each request appends a line to a shared queue. One instance is notified of them, whichever worker handled the
+//! request, and sends them to a collector in batches, on a timer. Lines are numbered by a counter in shared data, so
+//! that the collector can detect missing ones. Lines that the collector does not accept are sent again.
 #![cfg(target_family = "wasm")]
 
 use std::{mem, rc::Rc, time::Duration};
@@ -14,13 +14,13 @@ use proxy_wasm::{
 };
 use serde::Deserialize;
 
-/// The configuration: JSON, as it stands in the proxy's file.
+/// The configuration: JSON, from the `config:` block of the filter.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// The collector's cluster; lines go to `/lines` there, by POST.
+    /// Cluster of the collector; lines are sent to `/lines` with POST.
     collector: String,
-    /// Milliseconds between batches.
+    /// Interval between batches, in milliseconds.
     period_ms: u64,
 }
 
@@ -33,9 +33,9 @@ proxy_wasm::main! {{
 struct Root {
     config: Option<Rc<Config>>,
     queue: u32,
-    /// What has come out of the queue and was not sent yet.
+    /// Lines taken from the queue and not yet sent.
     waiting: Vec<u8>,
-    /// What was sent and is not taken yet. One batch at a time.
+    /// The batch that was sent and not yet accepted. One at a time.
     sent: Vec<u8>,
 }
 
@@ -44,7 +44,7 @@ impl RootContext for Root {
         let config: Config = match serde_json::from_slice(&self.get_plugin_configuration().unwrap_or_default()) {
             Ok(config) => config,
             Err(e) => {
-                error!("the configuration is wrong: {e}");
+                error!("invalid configuration: {e}");
                 return false;
             }
         };
@@ -92,8 +92,8 @@ impl Context for Root {
         let sent = mem::take(&mut self.sent);
         let status = self.get_http_call_response_header(":status").unwrap_or_else(|| "no answer".to_owned());
         if !status.starts_with('2') {
-            warn!("the collector has not taken a batch: {status}");
-            // In the order in which they came.
+            warn!("the collector rejected a batch: {status}");
+            // Keeps the order of arrival.
             self.waiting.splice(0..0, sent);
         }
     }
@@ -107,7 +107,7 @@ struct Stream {
 impl Context for Stream {}
 
 impl Stream {
-    /// The next number, over all workers.
+    /// Returns the next number, counted over all workers.
     fn number(&self) -> Result<u64, Status> {
         loop {
             let (value, cas) = self.get_shared_data("audit.lines");
@@ -131,14 +131,14 @@ impl HttpContext for Stream {
     fn on_log(&mut self) {
         let number = match self.number() {
             Ok(number) => number,
-            Err(status) => return error!("lines cannot be counted: {status:?}"),
+            Err(status) => return error!("cannot count lines: {status:?}"),
         };
         let (method, path) = (self.text(&["request", "method"]), self.text(&["request", "path"]));
         let code = self.get_property(vec!["response", "code"]).and_then(|v| <[u8; 8]>::try_from(&*v).ok());
         let code = code.map_or(0, i64::from_le_bytes);
         let line = format!("{number} {method} {path} {code}\n");
         if let Err(status) = self.enqueue_shared_queue(self.queue, Some(line.as_bytes())) {
-            error!("a line is lost: {status:?}");
+            error!("cannot queue a line: {status:?}");
         }
     }
 }

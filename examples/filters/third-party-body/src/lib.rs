@@ -1,7 +1,7 @@
-//! A filter of bodies, written with the crates.io crate `proxy-wasm` alone; see `third-party`.
+//! A filter that checks and changes bodies, written only with the crates.io crate `proxy-wasm`; see `third-party`.
 //!
-//! It refuses requests whose JSON is not valid or not an object, with the place of the mistake, and replaces words in the text of
-//! responses: names of machines that clients should not see, say. Bodies are held until they have come whole.
+//! It rejects requests whose JSON is invalid or not an object, stating the location of the error, and replaces words in
+//! the text of responses, such as internal host names. It holds bodies until they are complete.
 #![cfg(target_family = "wasm")]
 
 use std::{collections::BTreeMap, rc::Rc};
@@ -14,11 +14,11 @@ use proxy_wasm::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// The configuration: JSON, as it stands in the proxy's file.
+/// The configuration: JSON, from the `config:` block of the filter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
-    /// What is replaced in the text of responses, and by what.
+    /// Words to replace in the text of responses, with their replacements.
     replace: BTreeMap<String, String>,
     /// Fields that every JSON object in a request must have.
     required: Vec<String>,
@@ -41,7 +41,7 @@ impl RootContext for Root {
         match serde_json::from_slice(&self.get_plugin_configuration().unwrap_or_else(|| b"{}".to_vec())) {
             Ok(config) => self.config = Rc::new(config),
             Err(e) => {
-                error!("the configuration is wrong: {e}");
+                error!("invalid configuration: {e}");
                 return false;
             }
         }
@@ -60,16 +60,16 @@ impl RootContext for Root {
 /// One request and its response.
 struct Stream {
     config: Rc<Config>,
-    /// The request's body is JSON.
+    /// Whether the request's body is JSON.
     json: bool,
-    /// The response's body is text in which something may have to be replaced.
+    /// Whether the response's body is text in which words are replaced.
     text: bool,
 }
 
 impl Context for Stream {}
 
 impl Stream {
-    /// What is wrong with the JSON of a request.
+    /// Describes what is wrong with the JSON of a request.
     fn mistake(&self, body: &[u8]) -> Option<String> {
         let object: Map<String, Value> = match serde_json::from_slice(body) {
             Ok(object) => object,
@@ -82,7 +82,7 @@ impl Stream {
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
-        // What is encoded cannot be looked into.
+        // The filter cannot read encoded bodies.
         self.set_http_request_header("accept-encoding", None);
         let kind = self.get_http_request_header_bytes("content-type").unwrap_or_default();
         self.json = !end && kind.starts_with(b"application/json");
@@ -109,7 +109,7 @@ impl HttpContext for Stream {
         let kind = self.get_http_response_header_bytes("content-type").unwrap_or_default();
         self.text = !end && !self.config.replace.is_empty() && kind.starts_with(b"text/");
         if self.text {
-            // It may become another one.
+            // The length may change.
             self.set_http_response_header("content-length", None);
         }
         Action::Continue
@@ -119,7 +119,7 @@ impl HttpContext for Stream {
         if !self.text {
             return Action::Continue;
         }
-        // A word may be cut in two by the parts.
+        // A word may span two parts.
         if !end {
             return Action::Pause;
         }

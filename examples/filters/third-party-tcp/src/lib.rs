@@ -1,10 +1,10 @@
-//! A filter of TCP connections, written with the crates.io crate `proxy-wasm` alone: the counterpart of `third-party`.
+//! A TCP filter, written only with the crates.io crate `proxy-wasm`: the counterpart of `third-party`.
 //!
-//! It asks a service whether a client may connect, and keeps the connection from the upstream meanwhile. Where the client's
-//! first line is `HELLO`, it tells the upstream who that is; the upstream's words pass in capitals. It can also choose the
-//! cluster that connections go to.
+//! It asks a service whether a client may connect, and holds the connection meanwhile. If the client's first line is
+//! `HELLO`, the filter tells the upstream the client's identity; it converts the upstream's bytes to upper case. It can
+//! also select the connections' cluster.
 //!
-//! Outside of WebAssembly there is nothing in this crate, as in `third-party`.
+//! Outside of WebAssembly, this crate is empty, as is `third-party`.
 #![cfg(target_family = "wasm")]
 
 use std::{rc::Rc, time::Duration};
@@ -16,13 +16,13 @@ use proxy_wasm::{
 };
 use serde::Deserialize;
 
-/// The configuration: JSON, as it stands in the proxy's file.
+/// The configuration: JSON, from the `config:` block of the filter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
-    /// The cluster of the service that decides; without it, everybody may connect. It gets `GET /may?ADDRESS`.
+    /// Cluster of the service that decides, called with `GET /may?ADDRESS`. Without it, every client may connect.
     ask: Option<String>,
-    /// The cluster that connections go to; without it, the listener's.
+    /// Cluster of the connections. Default: the listener's.
     cluster: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl RootContext for Root {
         match config {
             Ok(config) => self.config = Rc::new(config),
             Err(e) => {
-                error!("the configuration is wrong: {e}");
+                error!("invalid configuration: {e}");
                 return false;
             }
         }
@@ -74,14 +74,15 @@ impl Connection {
 }
 
 impl Connection {
-    /// Chooses the connection's cluster as in Envoy, by a state that its TCP proxy reads. The argument is Envoy's message
-    /// `SetEnvoyFilterStateArguments`: `path` (1) and `value` (2). Each field is a tag, a length, and bytes.
+    /// Selects the connection's cluster as in Envoy, through filter state that its TCP proxy reads. The argument is
+    /// Envoy's message `SetEnvoyFilterStateArguments`: `path` (1) and `value` (2). Each field is a tag, a length and
+    /// bytes.
     fn route(&self, cluster: &str) {
         let fields = [(1u8, "envoy.tcp_proxy.cluster"), (2, cluster)];
         let field = |(number, text): (u8, &str)| [&[number << 3 | 2, text.len() as u8], text.as_bytes()].concat();
         let message = fields.map(field).concat();
         if let Err(status) = self.call_foreign_function("set_envoy_filter_state", Some(&message)) {
-            error!("cannot choose cluster {cluster}: {status:?}");
+            error!("cannot select cluster {cluster}: {status:?}");
         }
     }
 }
@@ -97,7 +98,7 @@ impl StreamContext for Connection {
         match self.dispatch_http_call(cluster, headers, None, vec![], Duration::from_secs(60)) {
             Ok(_) => {}
             Err(status) => {
-                error!("cannot ask cluster {cluster}: {status:?}");
+                error!("cannot call cluster {cluster}: {status:?}");
                 self.close_downstream();
             }
         }
@@ -138,12 +139,12 @@ impl StreamContext for Connection {
 
 impl Context for Connection {
     fn on_done(&mut self) -> bool {
-        info!("the connection is over");
+        info!("the connection has ended");
         true
     }
 
     fn on_http_call_response(&mut self, _: u32, headers: usize, _: usize, _: usize) {
-        // A call that has failed or taken too long comes without headers.
+        // A call that has failed or timed out has no headers.
         let status = if headers == 0 { None } else { self.get_http_call_response_header(":status") };
         match status.as_deref() {
             Some("200") => self.resume_downstream(),

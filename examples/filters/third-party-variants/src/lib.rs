@@ -1,7 +1,8 @@
-//! An A/B test, written with the crates.io crate `proxy-wasm` alone; see `third-party`.
+//! An A/B test, written only with the crates.io crate `proxy-wasm`; see `third-party`.
 //!
-//! A visitor gets one of two variants of a site, and keeps it by a cookie. The upstream is told by a header, and gets the paths of
-//! the variant. Paths of an old site are redirected. What it decided about a request is a property, for other filters of the chain.
+//! A visitor gets one of two variants of a site and keeps it by a cookie. The upstream receives the variant in a header
+//! and in the path. Paths of an old site are redirected. The decision is stored as a property for other filters of the
+//! chain.
 #![cfg(target_family = "wasm")]
 
 use std::rc::Rc;
@@ -14,15 +15,15 @@ use proxy_wasm::{
 };
 use serde::Deserialize;
 
-/// The configuration: JSON, as it stands in the proxy's file.
+/// The configuration: JSON, from the `config:` block of the filter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// The cookie by which a visitor is known again.
+    /// Name of the cookie that identifies the variant.
     cookie: String,
-    /// How many of a hundred visitors get the variant `b`.
+    /// Percentage of visitors that get the variant `b`.
     percent: u64,
-    /// The beginning of paths that are redirected, and what they begin with now.
+    /// Path prefix that is redirected, and its replacement.
     moved: (String, String),
 }
 
@@ -44,14 +45,14 @@ impl RootContext for Root {
         match serde_json::from_slice(&self.get_plugin_configuration().unwrap_or_default()) {
             Ok(config) => self.config = Rc::new(config),
             Err(e) => {
-                error!("the configuration is wrong: {e}");
+                error!("invalid configuration: {e}");
                 return false;
             }
         }
         match hostcalls::define_metric(MetricType::Counter, "variants.visitors") {
             Ok(id) => self.visitors = id,
             Err(status) => {
-                error!("the host has no counter for this filter: {status:?}");
+                error!("cannot define a counter: {status:?}");
                 return false;
             }
         }
@@ -71,16 +72,16 @@ impl RootContext for Root {
 struct Stream {
     config: Rc<Config>,
     visitors: u32,
-    /// `a` or `b`, once that is known.
+    /// `a` or `b`, once known.
     variant: Option<String>,
-    /// The visitor has no cookie yet.
+    /// Whether the visitor has no cookie yet.
     new: bool,
 }
 
 impl Context for Stream {}
 
 impl Stream {
-    /// The variant that the cookie says.
+    /// Returns the variant from the cookie.
     fn known(&self) -> Option<String> {
         let cookies = self.get_http_request_header_bytes("cookie")?;
         let cookies = str::from_utf8(&cookies).ok()?;
@@ -89,7 +90,7 @@ impl Stream {
         ["a", "b"].contains(&value).then(|| value.to_owned())
     }
 
-    /// A variant by the client's address and the time (FNV-1a).
+    /// Chooses a variant by the client's address and the time (FNV-1a).
     fn chosen(&self) -> String {
         let address = self.get_property(vec!["source", "address"]).unwrap_or_default();
         let time = self.get_current_time().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -116,7 +117,7 @@ impl HttpContext for Stream {
             self.chosen()
         });
         self.set_property(vec!["variants", "variant"], Some(variant.as_bytes()));
-        // The whole head at once: what clients say of variants is left out.
+        // Replaces all headers together, dropping the client's own variant headers.
         let path = format!("/{variant}{path}");
         let mut head: Vec<(&str, &[u8])> = headers
             .iter()

@@ -1,11 +1,12 @@
-//! A filter written with the crates.io crate `proxy-wasm` alone: it knows nothing of Tollgate, and the same `.wasm` file
-//! runs in any host of the Proxy-Wasm standard (Envoy, Istio, APISIX, Kong, ...).
+//! A filter written only with the crates.io crate `proxy-wasm`: it contains nothing specific to Tollgate, and the same
+//! `.wasm` file runs in any Proxy-Wasm host (Envoy, Istio, APISIX, Kong, ...).
 //!
-//! It tells the upstream what it has seen (`x-seen`), marks responses (`x-third-party`), counts requests, and lets a
-//! service decide about requests that carry a certain header: it asks by an HTTP callout and holds the request meanwhile.
+//! It passes facts about the request to the upstream (`x-seen`), marks responses (`x-third-party`), counts requests,
+//! and lets a service decide about requests that carry a certain header: it makes an HTTP callout and holds the request
+//! meanwhile.
 //!
-//! Outside of WebAssembly there is nothing in this crate, because the host's functions exist only there. So
-//! `cargo build --workspace` passes with every linker, and `cargo clippy --target wasm32-unknown-unknown` reads the code.
+//! Outside of WebAssembly this crate is empty, because the host's functions exist only there. So `cargo build
+//! --workspace` passes with every linker, and `cargo clippy --target wasm32-unknown-unknown` checks the code.
 #![cfg(target_family = "wasm")]
 
 use std::{rc::Rc, time::Duration};
@@ -18,27 +19,27 @@ use proxy_wasm::{
 };
 use serde::Deserialize;
 
-/// The configuration: JSON, as it stands in the proxy's file.
+/// The configuration: JSON, from the `config:` block of the filter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
-    /// The value of `x-third-party` in responses.
+    /// Value of `x-third-party` in responses.
     tag: String,
-    /// Who decides about requests that carry a certain header. Default: nobody, they pass.
+    /// Service that decides about requests with a certain header. Default: none, and all requests pass.
     verify: Option<Verify>,
 }
 
-/// A question to a service: whether a request may pass.
+/// A service that decides whether a request may pass.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Verify {
-    /// The header. Its value is sent to the service; requests without it pass.
+    /// Header whose value is sent to the service. Requests without it pass.
     header: String,
-    /// The service's cluster.
+    /// Cluster of the service.
     cluster: String,
-    /// The path to ask at. A status from 200 to 299 lets the request pass.
+    /// Path of the call. A status from 200 to 299 lets the request pass.
     path: String,
-    /// How long the service may take.
+    /// Timeout of the call, in milliseconds.
     timeout_ms: u64,
 }
 
@@ -62,14 +63,14 @@ impl RootContext for Root {
         match config {
             Ok(config) => self.config = Rc::new(config),
             Err(e) => {
-                error!("the configuration is wrong: {e}");
+                error!("invalid configuration: {e}");
                 return false;
             }
         }
         match hostcalls::define_metric(MetricType::Counter, "third_party.requests") {
             Ok(id) => self.requests = id,
             Err(status) => {
-                error!("the host has no counter for this filter: {status:?}");
+                error!("cannot define a counter: {status:?}");
                 return false;
             }
         }
@@ -94,11 +95,11 @@ struct Stream {
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let _ = hostcalls::increment_metric(self.requests, 1);
-        // As bytes: clients send what they like, and the functions for text panic at what is not UTF-8.
+        // Read as bytes: clients can send anything, and the functions for text panic on invalid UTF-8.
         let [method, path, agent] =
             [":method", ":path", "user-agent"].map(|name| self.get_http_request_header_bytes(name).unwrap_or_default());
         self.set_http_request_header_bytes("x-seen", Some(&[&*method, b" ", &*path, b" by ", &*agent].concat()));
-        // Nobody but this filter may say so.
+        // Only this filter may set it.
         self.set_http_request_header("x-verified", None);
 
         let Some(verify) = &self.config.verify else { return Action::Continue };
@@ -118,7 +119,7 @@ impl HttpContext for Stream {
             // `on_http_call_response` decides.
             Ok(_) => Action::Pause,
             Err(status) => {
-                error!("cannot ask cluster {}: {status:?}", verify.cluster);
+                error!("cannot call cluster {}: {status:?}", verify.cluster);
                 self.send_http_response(503, vec![], Some(b"the request could not be verified\n"));
                 Action::Pause
             }
@@ -133,7 +134,7 @@ impl HttpContext for Stream {
 
 impl Context for Stream {
     fn on_http_call_response(&mut self, _: u32, headers: usize, _: usize, _: usize) {
-        // A call that has failed or taken too long comes without headers.
+        // A call that has failed or timed out has no headers.
         let status = if headers == 0 { None } else { self.get_http_call_response_header(":status") };
         match status.and_then(|s| s.parse::<u16>().ok()) {
             Some(200..=299) => {

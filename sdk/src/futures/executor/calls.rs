@@ -1,4 +1,4 @@
-//! HTTP calls that wait for their answers.
+//! Pending HTTP calls.
 
 use std::task::{Context, Poll, Waker};
 
@@ -7,24 +7,24 @@ use tollgate_abi::proxy_wasm::{buffer, map};
 use super::with;
 use crate::{Answer, CallError, sys};
 
-/// A call that somebody waits for.
+/// State of a call whose future still exists.
 pub(super) enum Waiting {
     Sent(Option<Waker>),
     Answered(Result<Answer, CallError>),
 }
 
-/// A call has been sent, and somebody will ask for its answer.
+/// Registers a call that was sent and whose answer will be polled.
 pub(crate) fn sent(call: u32) {
     with(|e| e.calls.insert(call, Waiting::Sent(None)));
 }
 
-/// Nobody waits any more.
+/// Removes a call whose future was dropped.
 pub(crate) fn leave(call: u32) {
     let gone = with(|e| e.calls.remove(call));
     drop(gone);
 }
 
-/// The answer, if it has come.
+/// Polls for the answer.
 pub(crate) fn poll_answer(call: u32, cx: &Context<'_>) -> Poll<Result<Answer, CallError>> {
     let waker = cx.waker().clone();
     let before = with(|e| match e.calls.remove(call) {
@@ -33,13 +33,13 @@ pub(crate) fn poll_answer(call: u32, cx: &Context<'_>) -> Poll<Result<Answer, Ca
             Err(before)
         }
         Some(Waiting::Answered(answer)) => Ok(answer),
-        // It was taken already: whoever asks again is told what is true of it now.
+        // The answer was already taken; a second poll gets an error.
         None => Ok(Err(CallError::Reset)),
     });
     before.map_or(Poll::Pending, Poll::Ready)
 }
 
-/// An answer has come; the host shows it until the callback ends.
+/// Handles an answer; the host makes it available until the callback ends.
 pub(crate) fn answered(call: u32, headers: usize, body_size: usize, trailers: usize) {
     let waker = with(|e| match e.calls.get_mut(call) {
         Some(Waiting::Sent(waker)) => waker.take(),
@@ -56,7 +56,7 @@ pub(crate) fn answered(call: u32, headers: usize, body_size: usize, trailers: us
     }
 }
 
-/// The answer that the host shows.
+/// Reads the answer that the host makes available.
 pub(crate) fn read(headers: usize, body_size: usize, trailers: usize) -> Result<Answer, CallError> {
     if headers == 0 {
         return Err(sys::call_failure());

@@ -1,8 +1,8 @@
-//! A message's body on its way to the future that reads it.
+//! Feeds a message's body to the future that reads it.
 //!
-//! The host shows a body in a callback, and what a filter has held of it again with the next part; outside of these
-//! callbacks it can neither be read nor changed. So a part goes to the future within the callback, and what comes while the
-//! future waits for something else is copied.
+//! The host makes a body available in a callback, and again with the next part as long as the filter holds it; outside
+//! of these callbacks it can be neither read nor changed. So each part is handed to the future within the callback, and
+//! whatever arrives while the future waits for something else is copied.
 
 use std::task::{Context, Poll, Waker};
 
@@ -14,31 +14,31 @@ use crate::{
     sys::{self, types::Half},
 };
 
-/// What has come of a body.
+/// The received part of a body.
 #[derive(Default)]
 pub(super) struct Feed {
     buffer: i32,
-    /// Bytes that the host shows, or would show again.
+    /// Bytes that the host makes available now or would in the next callback.
     len: usize,
-    /// So many of them the future has been given, or `copied` has.
+    /// How many of these the future, or `copied`, has received.
     seen: usize,
-    /// Where the part that the future was given last begins, if the host shows it now.
+    /// Start of the part that the future received last, if the host makes it available now.
     shown: Option<usize>,
-    /// Nothing more will come.
+    /// The body is complete.
     end: bool,
     /// The host is in a callback for this body.
     open: bool,
-    /// What came while the future waited for something else.
+    /// Bytes that arrived while the future waited for something else.
     copied: Vec<u8>,
     wants: Option<(Part, Waker)>,
 }
 
-/// How much a future waits for.
+/// How much of the body a future waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Something.
+    /// Any part.
     Next,
-    /// Everything, if it is not more than this.
+    /// The whole body, of at most this many bytes.
     Whole(usize),
 }
 
@@ -51,23 +51,23 @@ impl Feed {
         Feed { buffer, end, ..Feed::default() }
     }
 
-    /// Whether the future waits for the body.
+    /// Reports whether the future waits for the body.
     pub(super) fn is_wanted(&self) -> bool {
         self.wants.is_some()
     }
 
-    /// Whether nothing of the body has come.
+    /// Reports whether nothing of the body was received.
     pub(super) fn is_untouched(&self) -> bool {
         self.len == 0
     }
 
-    /// The host shows `len` bytes. Returns whom to wake.
+    /// Begins a callback in which the host makes `len` bytes available. Returns the waker of the waiting future.
     pub(super) fn open(&mut self, len: usize, end: bool) -> Option<Waker> {
         (self.len, self.end, self.open) = (len, end, true);
         self.wants.as_ref().map(|(_, waker)| waker.clone())
     }
 
-    /// The callback ends. Whether the host may let go what it has shown.
+    /// Ends the callback. Returns whether the host may release the bytes.
     pub(super) fn close(&mut self) -> bool {
         if self.wants.is_none() && self.seen < self.len {
             self.copied.extend(self.rest());
@@ -77,7 +77,8 @@ impl Feed {
         self.release()
     }
 
-    /// Whether the future waits for what comes next and has seen everything before; the host then begins anew.
+    /// Reports whether the future waits for the next part and has seen everything before; the host then starts from 0
+    /// again.
     pub(super) fn release(&mut self) -> bool {
         let goes_on = matches!(self.wants, Some((Part::Next, _))) && self.seen == self.len;
         if goes_on {
@@ -100,10 +101,10 @@ impl Feed {
             _ => {}
         }
         if unseen > 0 && !self.open {
-            // Held by the host, which will show it again with more.
+            // The host holds it and will present it again together with more.
             return None;
         }
-        // Only a part that lies in the host's hands as a whole can be changed there.
+        // The host can only change a part that it holds completely.
         self.shown = (self.open && self.copied.is_empty()).then_some(self.seen);
         let mut bytes = std::mem::take(&mut self.copied);
         if unseen > 0 {
@@ -117,13 +118,13 @@ impl Feed {
     }
 }
 
-/// A part of the body of the task's message. `Next`: no bytes are its end.
+/// Polls for a part of the body of the task's message. For `Next`, an empty part is the end.
 pub(crate) fn poll_part(task: u32, part: Part, cx: &Context<'_>) -> Poll<Result<Vec<u8>, TooLarge>> {
     let waker = cx.waker().clone();
     let taken = with_task(task, |t| {
         let taken = t.feed.take(part);
         let wants = if taken.is_none() { Some((part, waker)) } else { None };
-        // The one before is dropped outside.
+        // The previous waker is dropped outside of the borrow.
         (taken, std::mem::replace(&mut t.feed.wants, wants))
     });
     match taken {
@@ -134,13 +135,13 @@ pub(crate) fn poll_part(task: u32, part: Part, cx: &Context<'_>) -> Poll<Result<
     }
 }
 
-/// The task's future waits no longer.
+/// Marks that the task's future no longer waits.
 pub(crate) fn leave(task: u32) {
     let wants = with_task(task, |t| t.feed.wants.take());
     drop(wants);
 }
 
-/// Puts other bytes in the place of the part that the task was given last.
+/// Replaces the part that the task received last.
 pub(crate) fn replace(task: u32, bytes: &[u8]) -> Result<(), Late> {
     let replaced = with_task(task, |t| {
         let feed = &mut t.feed;

@@ -1,4 +1,4 @@
-//! gRPC calls and streams that somebody waits for.
+//! Pending gRPC calls and streams.
 
 use std::{
     collections::VecDeque,
@@ -13,31 +13,31 @@ use crate::{
     sys::{self, types::GrpcError},
 };
 
-/// What has come of a call.
+/// What was received of a call.
 pub(super) struct Grpc {
     is_stream: bool,
-    /// As the host encodes them.
+    /// In the host's encoding.
     initial: Vec<u8>,
     trailing: Vec<u8>,
     messages: VecDeque<Vec<u8>>,
-    /// Nothing more will come.
+    /// Set once the call has ended.
     end: Option<Result<(), GrpcError>>,
     waker: Option<Waker>,
 }
 
-/// What the host tells of a call, and shows until its callback ends.
+/// An event of a call. The host makes its data available until the callback ends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum News {
     Metadata {
         trailing: bool,
     },
-    /// A message of so many bytes.
+    /// A message of this many bytes.
     Message(usize),
     /// The end, with a status.
     Close(u32),
 }
 
-/// A call has been begun, and somebody will ask for what comes of it.
+/// Registers a call that was started and whose events will be polled.
 pub(crate) fn begun(call: u32, is_stream: bool) {
     let (initial, trailing, messages) = (Vec::new(), Vec::new(), VecDeque::new());
     with(|e| {
@@ -46,7 +46,7 @@ pub(crate) fn begun(call: u32, is_stream: bool) {
     });
 }
 
-/// Nobody waits any more.
+/// Removes a call whose future or stream was dropped.
 pub(crate) fn leave(call: u32) {
     let gone = with(|e| e.grpc.remove(call));
     if gone.as_ref().is_some_and(|call| call.end.is_none()) {
@@ -54,17 +54,17 @@ pub(crate) fn leave(call: u32) {
     }
 }
 
-/// Whether more may come.
+/// Reports whether further events are possible.
 pub(crate) fn is_open(call: u32) -> bool {
     with(|e| e.grpc.get_mut(call).is_some_and(|call| call.end.is_none()))
 }
 
-/// The next message, if it has come; `None`: there are no more, and all is well.
+/// Polls for the next message; `None` after a successful end.
 pub(crate) fn poll_message(call: u32, cx: &Context<'_>) -> Poll<Result<Option<Vec<u8>>, GrpcError>> {
     let waker = cx.waker().clone();
     let before = with(|e| {
         let Some(call) = e.grpc.get_mut(call) else {
-            return Ok(Err(GrpcError::new(code::CANCELLED, "it was cancelled")));
+            return Ok(Err(GrpcError::new(code::CANCELLED, "the call was cancelled")));
         };
         match (call.messages.pop_front(), &call.end) {
             (Some(message), _) => Ok(Ok(Some(message))),
@@ -80,7 +80,7 @@ pub(crate) fn metadata<T>(call: u32, trailing: bool, f: impl FnOnce(&[u8]) -> Op
 }
 
 fn came(call: u32, news: News) {
-    // Read first: nothing is held while the host is asked.
+    // Read first: no borrow is held while the host is called.
     let metadata = |which| Some(sys::header_map(which));
     let (bytes, end) = match news {
         News::Metadata { trailing: false } => (metadata(map::GRPC_INITIAL_METADATA), None),
@@ -90,14 +90,14 @@ fn came(call: u32, news: News) {
         News::Close(status) => (None, Some(Err(GrpcError::new(status, sys::status_message())))),
     };
     let waker = with(|e| {
-        // One that nobody waits for is not there.
+        // `None` if the call was dropped.
         let call = e.grpc.get_mut(call)?;
         match (news, bytes) {
             (News::Metadata { trailing: false }, Some(map)) => call.initial = map,
             (News::Metadata { trailing: true }, Some(map)) => call.trailing = map,
             (_, Some(message)) => {
                 call.messages.push_back(message);
-                // Of a call that is no stream, this is all.
+                // A unary call ends with its message.
                 if !call.is_stream {
                     call.end = Some(Ok(()));
                 }
@@ -111,7 +111,7 @@ fn came(call: u32, news: News) {
     }
 }
 
-/// The message that the host shows.
+/// Reads the message that the host makes available.
 pub(crate) fn read(size: usize) -> Vec<u8> {
     if size == 0 { Vec::new() } else { sys::buffer_get(buffer::GRPC_CALL_MESSAGE, 0, size) }
 }

@@ -1,12 +1,12 @@
-//! Runs the futures of an instance's filters: a task for each message that an [`AsyncFilter`](crate::AsyncFilter) is busy
-//! with, and for what it does besides.
+//! Executor for the futures of an instance's filters: one task per message that an [`AsyncFilter`](crate::AsyncFilter)
+//! processes, and one per tick or queue message.
 //!
-//! The host calls the module, and the module never calls itself: a waker only notes its task's number. Each callback brings
-//! one piece of news (an answer, a timer, a part of a body) to the future that waits for it, and then all tasks that were
-//! woken are polled, each with its own stream as the effective one, before the callback returns. No borrow of what is here
-//! is held while a future is polled, woken or dropped, so futures may do with each other what they like.
+//! The host calls the module, and the module never calls itself: a waker only records its task's number. Each callback
+//! delivers one event (an answer, a timer, a part of a body) to the future that waits for it. Before the callback
+//! returns, all woken tasks are polled, each with its own stream as the effective context. No borrow of the executor is
+//! held while a future is polled, woken or dropped, so futures may interact freely.
 //!
-//! Nothing here depends on the filter's type, so it is compiled once.
+//! Nothing here depends on the filter's type, so it is compiled only once.
 
 pub(crate) mod calls;
 pub(crate) mod feed;
@@ -34,33 +34,33 @@ use crate::{
     table::{Table, borrow},
 };
 
-/// What becomes of a message: it goes on, or is answered.
+/// The outcome for a message: it continues, or is answered with this response.
 pub(crate) type Verdict = Result<(), Reply>;
 
 pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = Verdict>>>;
 
-/// A future and what it waits for.
+/// A future and the events that it waits for.
 struct Task {
     /// Its stream, or the root context.
     context: u32,
     kind: Kind,
-    /// Out while it is polled.
+    /// `None` while it is polled.
     future: Option<TaskFuture>,
-    /// Its number is among the woken ones.
+    /// Whether its number is among the woken ones.
     woken: bool,
     held: Held,
     feed: Feed,
     sleeps: Sleeps,
 }
 
-/// What a task is busy with.
+/// What a task processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A stream's request or response.
     Message(Half),
     /// A tick of the root context.
     Tick,
-    /// A queue's message, which belongs to the root context too.
+    /// A queue's message, which also belongs to the root context.
     Queued,
 }
 
@@ -78,11 +78,11 @@ struct Executor {
     woken: Vec<u32>,
     calls: Table<Waiting>,
     grpc: Table<Grpc>,
-    /// What is done with news of them: there once there is a call, so that a module that makes none has no code for it.
+    /// Handler of gRPC events. Set by the first call, so that a module without calls does not link the code.
     grpc_news: Option<fn(u32, News)>,
-    /// The task that is polled.
+    /// The task being polled.
     current: u32,
-    /// The context that the host's functions act on.
+    /// The context that host functions act on.
     effective: u32,
 }
 
@@ -102,7 +102,7 @@ impl Executor {
 }
 
 thread_local! {
-    // Never dropped: a future that is dropped with it would look for it.
+    // Never dropped: a future dropped with it would access it.
     static EXECUTOR: ManuallyDrop<RefCell<Executor>> = const { ManuallyDrop::new(RefCell::new(Executor::new())) };
 }
 
@@ -114,7 +114,7 @@ fn with_task<T>(task: u32, f: impl FnOnce(&mut Task) -> T) -> Option<T> {
     with(|e| e.tasks.get_mut(task).map(f))
 }
 
-/// A task that ends, with all that it waits for, when this is dropped.
+/// A task that is cancelled, with everything it waits for, when this is dropped.
 #[derive(Debug)]
 pub struct Handle(u32);
 
@@ -125,25 +125,25 @@ impl Drop for Handle {
 }
 
 fn remove(task: u32) {
-    // What the future owns is dropped outside, because it may look in here.
+    // The future is dropped outside of the borrow, because its destructors may access the executor.
     let task = with(|e| e.tasks.remove(task));
     drop(task);
 }
 
-/// Forgets everything: another host begins on this thread.
+/// Discards all state, for another test host on this thread.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn reset() {
     let old = EXECUTOR.with(|executor| executor.replace(Executor::new()));
-    // With the new one in place, for the same reason.
+    // Dropped after the new one is in place, for the same reason.
     drop(old);
 }
 
-/// The task that is polled.
+/// Returns the task being polled.
 pub(crate) fn current() -> u32 {
     with(|e| e.current)
 }
 
-/// Notes that a task is to be polled.
+/// Marks a task to be polled.
 pub(crate) fn wake(task: u32) {
     with(|e| {
         if let Some(found) = e.tasks.get_mut(task)
@@ -154,7 +154,7 @@ pub(crate) fn wake(task: u32) {
     });
 }
 
-/// A callback has begun, which acts on this context.
+/// Begins a callback that acts on this context.
 pub(crate) fn enter(context: u32) {
     with(|e| e.effective = context);
     sys::enter(context);
@@ -162,7 +162,7 @@ pub(crate) fn enter(context: u32) {
 
 fn insert(context: u32, kind: Kind, feed: Feed, future: TaskFuture) -> u32 {
     with(|e| {
-        // Numbers are not used twice, so a late waker finds nobody. Zero stands for none.
+        // Numbers are not reused, so a late waker finds no task. Zero means none.
         e.last = e.last.wrapping_add(1).max(1);
         let task = Task {
             context,
@@ -178,13 +178,13 @@ fn insert(context: u32, kind: Kind, feed: Feed, future: TaskFuture) -> u32 {
     })
 }
 
-/// Begins with a message whose head has come. The future goes as far as it can; if that is not to its end, its handle comes
-/// out too.
+/// Starts processing a message whose headers were received. Polls the future; if it does not finish, returns its handle
+/// as well.
 pub(crate) fn begin(context: u32, half: Half, end: bool, future: TaskFuture) -> (Flow, Option<Handle>) {
     let id = insert(context, Kind::Message(half), Feed::new(half, end), future);
     match poll(id) {
         Poll::Ready(verdict) => (flow(verdict), None),
-        // The body comes only when the head has gone on.
+        // The body arrives only after the headers have continued.
         Poll::Pending if with_task(id, |t| t.feed.is_wanted()) == Some(true) => (Flow::Continue, Some(Handle(id))),
         Poll::Pending => {
             with_task(id, |t| t.held = Held::Head);
@@ -193,24 +193,24 @@ pub(crate) fn begin(context: u32, half: Half, end: bool, future: TaskFuture) -> 
     }
 }
 
-/// Begins with something that belongs to no stream.
+/// Starts processing something that belongs to no stream.
 pub(crate) fn begin_root(root: u32, kind: Kind, future: TaskFuture) {
     let id = insert(root, kind, Feed::default(), future);
     let _ = poll(id);
 }
 
-/// Whether something of this kind is under way.
+/// Reports whether a task of this kind is running.
 pub(crate) fn is_busy(root: u32, kind: Kind) -> bool {
     with(|e| e.tasks.iter().any(|(_, task)| task.context == root && task.kind == kind))
 }
 
-/// Ends what a root context has under way.
+/// Cancels the tasks of a root context.
 pub(crate) fn end_root(root: u32) {
     let ids: Vec<_> = with(|e| e.tasks.iter().filter(|(_, t)| t.context == root).map(|(id, _)| *id).collect());
     ids.into_iter().for_each(remove);
 }
 
-/// A part of a message's body has come: the host shows `len` bytes.
+/// Handles a part of a message's body, of which the host makes `len` bytes available.
 pub(crate) fn body(task: &Handle, len: usize, end: bool) -> Flow {
     let id = task.0;
     let Some(waiting) = with_task(id, |t| t.feed.open(len, end)) else { return Flow::Continue };
@@ -221,7 +221,7 @@ pub(crate) fn body(task: &Handle, len: usize, end: bool) -> Flow {
     match result {
         Poll::Ready(verdict) => flow(verdict),
         Poll::Pending => {
-            // Whoever waits for another part has seen this one.
+            // A future that waits for another part has seen this one.
             let goes_on = with_task(id, |t| {
                 let goes_on = t.feed.close();
                 t.held = if goes_on { Held::Nothing } else { Held::Body };
@@ -232,14 +232,14 @@ pub(crate) fn body(task: &Handle, len: usize, end: bool) -> Flow {
     }
 }
 
-/// Something has come of a gRPC call.
+/// Handles an event of a gRPC call.
 pub(crate) fn grpc_news(call: u32, news: News) {
     if let Some(took) = with(|e| e.grpc_news) {
         took(call, news);
     }
 }
 
-/// Polls the tasks that were woken, and does what they have come to.
+/// Polls the woken tasks and applies their results.
 pub(crate) fn run_woken() {
     while let Some(id) = with(|e| e.woken.pop()) {
         let Some((context, kind, true)) = with_task(id, |t| (t.context, t.kind, t.woken)) else { continue };
@@ -263,7 +263,7 @@ pub(crate) fn run_woken() {
 }
 
 impl Task {
-    /// Whether what the host holds must go on for more of the body to come.
+    /// Reports whether the host must release what it holds before more of the body can arrive.
     fn let_go(&mut self) -> bool {
         let goes_on = match self.held {
             Held::Nothing => false,
@@ -281,7 +281,7 @@ fn flow((verdict, _): (Verdict, Held)) -> Flow {
     verdict.map_or_else(Flow::from, |()| Flow::Continue)
 }
 
-/// Polls a task until it waits for the host. One that is done is gone; what the host holds for it comes out.
+/// Polls a task until it waits for the host. Removes a finished task and returns what the host holds for it.
 fn poll(id: u32) -> Poll<(Verdict, Held)> {
     let waker = self::waker::waker(id);
     let before = with(|e| std::mem::replace(&mut e.current, id));

@@ -1,12 +1,12 @@
-//! The timers of a task. The host has sixteen for a stream and cannot take one back, so it is only asked for one if none
-//! that it has already will be due in time.
+//! Timers of a task. The host allows sixteen per stream and cannot cancel them, so a new one is requested only if no
+//! pending timer fires in time.
 
 use std::task::Waker;
 
 use super::{with, with_task};
 use crate::sys;
 
-/// Who sleeps in a task, and until when.
+/// The sleepers of a task and their deadlines.
 #[derive(Default)]
 pub(super) struct Sleeps {
     last: u32,
@@ -17,13 +17,13 @@ pub(super) struct Sleeps {
 
 struct Sleeper {
     id: u32,
-    /// By the host's clock, in nanoseconds.
+    /// Deadline on the host's clock, in nanoseconds.
     until: u64,
     waker: Waker,
 }
 
 impl Sleeps {
-    /// Whether the host will call in time for the first of the sleepers.
+    /// Ensures that the host calls in time for the first sleeper; `false` if it has no timer left.
     fn arm(&mut self, task: u32, now: u64) -> bool {
         let Some(first) = self.sleepers.iter().map(|s| s.until).min() else { return true };
         if self.armed.iter().any(|due| *due <= first) {
@@ -37,7 +37,7 @@ impl Sleeps {
     }
 }
 
-/// Lets a task sleep. `None`: the host has no timer for it.
+/// Registers a sleeper. `None`: the host has no timer for it.
 pub(crate) fn sleep(task: u32, until: u64, waker: &Waker) -> Option<u32> {
     with_task(task, |t| {
         let sleeps = &mut t.sleeps;
@@ -53,7 +53,7 @@ pub(crate) fn sleep(task: u32, until: u64, waker: &Waker) -> Option<u32> {
     .flatten()
 }
 
-/// The waker of someone who sleeps has changed.
+/// Updates a sleeper's waker.
 pub(crate) fn set_waker(task: u32, id: u32, waker: &Waker) {
     let waker = waker.clone();
     let before = with_task(task, |t| {
@@ -63,7 +63,7 @@ pub(crate) fn set_waker(task: u32, id: u32, waker: &Waker) {
     drop(before);
 }
 
-/// Someone sleeps no longer.
+/// Removes a sleeper.
 pub(crate) fn leave(task: u32, id: u32) {
     let gone = with_task(task, |t| {
         let sleepers = &mut t.sleeps.sleepers;
@@ -72,7 +72,7 @@ pub(crate) fn leave(task: u32, id: u32) {
     drop(gone);
 }
 
-/// A timer of a stream is due.
+/// Handles a timer of a stream.
 pub(crate) fn due(context: u32, token: i64) {
     let Ok(task) = u32::try_from(token) else { return };
     let now = sys::now();

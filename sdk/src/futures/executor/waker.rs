@@ -1,4 +1,4 @@
-//! A waker that is nothing but a task's number: what it does is done by the executor of the thread.
+//! A waker that consists only of a task's number; the thread's executor does the work.
 #![allow(unsafe_code)]
 
 use std::{
@@ -12,9 +12,9 @@ fn wake(task: *const ()) {
     super::wake(task.addr() as u32);
 }
 
-/// The waker of a task.
+/// Creates the waker of a task.
 pub(crate) fn waker(task: u32) -> Waker {
-    // SAFETY: the pointer is a number and never followed, so nothing is owned, and copies need no care. On whichever thread
-    // it is used, `wake` looks only at what belongs to that thread.
+    // SAFETY: the pointer is a number and never dereferenced, so nothing is owned and copies need no care. On any
+    // thread, `wake` accesses only that thread's data.
     unsafe { Waker::from_raw(RawWaker::new(ptr::without_provenance(task as usize), &VTABLE)) }
 }

@@ -1,8 +1,8 @@
-//! Addresses as hosts write them.
+//! Parses addresses in the notations that hosts use.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// The 16 bytes of an IPv6 address (IPv4 mapped), and a port.
+/// Parses an address to the 16 bytes of an IPv6 address (IPv4 mapped) and a port.
 pub(super) fn parse(text: &[u8]) -> Option<([u8; 16], u16)> {
     let text = std::str::from_utf8(text).ok()?;
     let (ip, port) = match text.parse::<SocketAddr>() {
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_with_and_without_a_port() {
+    fn addresses_are_parsed_with_and_without_a_port() {
         let mapped = "::ffff:192.0.2.1".parse::<Ipv6Addr>().unwrap().octets();
         assert_eq!(parse(b"192.0.2.1:80"), Some((mapped, 80)));
         assert_eq!(parse(b"192.0.2.1"), Some((mapped, 0)));

@@ -1,26 +1,26 @@
-//! Buckets and limits: numbers in the shared data, changed by compare-and-swap.
+//! Token buckets and limits, kept as numbers in shared data and changed by compare-and-swap.
 //!
-//! Shared data cannot be deleted, so the buckets of keys lie in a bounded number of values, each with places for a few keys. A
-//! key has a place in the value that its hash says; when all are taken, the one nearest to full goes. A bucket's state is
-//! one number (see `tollgate_abi::gcra`).
+//! Shared data cannot be deleted, so the buckets of keys are kept in a bounded number of values, each with slots for a
+//! few keys. A key's hash selects its value; when all slots are taken, the bucket nearest to full is evicted. A
+//! bucket's state is a single number (see `tollgate_abi::gcra`).
 
 use tollgate_abi::{fast::Take, gcra::Figures};
 
-/// Places in a value.
+/// Slots per value.
 const PLACES: usize = 8;
-/// Bytes of a place: a key's hash, and when its bucket will be full.
+/// Bytes per slot: a key's hash, and when its bucket will be full.
 const PLACE: usize = 16;
 
-/// Values for so many keys. They spread unevenly, so there are twice as many places.
+/// Returns the number of values for this many keys. Keys spread unevenly, so there are twice as many slots.
 fn values(max_keys: u32) -> u32 {
     max_keys.div_ceil(PLACES as u32 / 2)
 }
 
-/// Takes tokens in the name of a key's hash, if they are there. Returns whether, the new value, and what to tell the filter.
+/// Takes tokens for a key's hash, if available. Returns whether they were, the new value, and the state for the filter.
 fn take(value: &[u8], figures: &Figures, key: u64, now: u64, tokens: i32) -> (bool, Vec<u8>, Take) {
     let word = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
     let places = value.chunks_exact(PLACE).take(PLACES).map(|place| (word(place), word(&place[8..])));
-    // Who is full again is as good as not there.
+    // A full bucket is equivalent to an absent one.
     let mut places: Vec<_> = places.filter(|(known, full_at)| *known == key || *full_at > now).collect();
     let at = places.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
         if places.len() >= PLACES {
@@ -41,7 +41,7 @@ fn take(value: &[u8], figures: &Figures, key: u64, now: u64, tokens: i32) -> (bo
 
 #[cfg(target_arch = "wasm32")]
 pub(super) mod host {
-    //! The module's buckets and limits, and the host's shared data.
+    //! The module's buckets and limits, backed by the host's shared data.
 
     use std::{
         cell::RefCell,
@@ -61,15 +61,15 @@ pub(super) mod host {
         table::borrow,
     };
 
-    /// A bucket, or one for each key.
+    /// A bucket, or one per key.
     #[derive(Clone)]
     struct Bucket {
-        /// Where it is in the shared data.
+        /// Its key in the shared data.
         key: Vec<u8>,
         figures: Figures,
-        /// 0: one bucket, whatever the key.
+        /// 0: a single bucket, whatever the key.
         values: u32,
-        /// So that clients cannot choose keys that share a place.
+        /// Prevents clients from choosing keys that share a slot.
         seed: u64,
     }
 
@@ -83,7 +83,8 @@ pub(super) mod host {
         static LIMITS: ManuallyDrop<RefCell<Vec<Limit>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
     }
 
-    /// A key of the shared data that other filters do not have. The figures are part of it: with others it begins anew.
+    /// Builds a shared-data key that no other filter uses. The parameters are part of it: changed parameters start from
+    /// scratch.
     fn key(kind: &str, name: &str, figures: &[u64]) -> Vec<u8> {
         let plugin = sys::property(b"plugin_name").unwrap_or_default();
         let mut key = [kind.as_bytes(), b"\0", &plugin, b"\0", name.as_bytes(), b"\0"].concat();
@@ -91,7 +92,7 @@ pub(super) mod host {
         key
     }
 
-    /// Makes a value a function of what it was, if that has one.
+    /// Replaces a value with a function of the current one, if that returns a value.
     fn update<T>(key: &[u8], mut change: impl FnMut(&[u8]) -> (Option<Vec<u8>>, T)) -> T {
         loop {
             let (before, version) = sys::shared_get(key).unwrap_or_default();
@@ -107,7 +108,7 @@ pub(super) mod host {
         let Some(figures) = Figures::new(bucket) else { return -(Status::BadArgument as i32) };
         let doc::Bucket { name, capacity, fill, interval_ms, max_keys } = bucket;
         let key = key("tollgate_bucket", name, &[(*capacity).into(), (*fill).into(), *interval_ms, (*max_keys).into()]);
-        // All workers' instances have the same: that of the first one, which is the host's trial.
+        // Shared by all workers' instances: the first one to start, which is the host's validation instance, sets it.
         let seed = update(&[&key[..], b"seed"].concat(), |known| match known.try_into() {
             Ok(seed) => (None, u64::from_le_bytes(seed)),
             Err(_) => {
@@ -150,7 +151,7 @@ pub(super) mod host {
         })
     }
 
-    /// Changes how many places of a limit are taken; whether there was room.
+    /// Changes the number of permits taken from a limit. Returns whether there was room.
     fn change(limit: u32, by: i32) -> bool {
         let limit = LIMITS.with(|limits| borrow(limits).get(limit as usize).map(|l| (l.key.clone(), l.max)));
         let Some((key, max)) = limit else { return false };
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_tokens() {
+    fn each_key_has_its_own_bucket() {
         let (figures, now) = (figures(), 100 * SECOND);
         let (mut value, mut taken) = (Vec::new(), Vec::new());
         for key in [1, 1, 2, 1, 2, 2] {
@@ -208,11 +209,11 @@ mod tests {
             value = after;
         }
         assert_eq!(taken, [true, true, true, false, true, false]);
-        assert!(take(&value, &figures, 1, now + SECOND, 1).0, "one is gained in a second");
+        assert!(take(&value, &figures, 1, now + SECOND, 1).0, "one token is added per second");
     }
 
     #[test]
-    fn a_value_does_not_grow_and_who_is_nearest_to_full_is_forgotten() {
+    fn value_stays_bounded_by_evicting_the_fullest_bucket() {
         let (figures, now) = (figures(), 100 * SECOND);
         let mut value = take(&[], &figures, 1, now, 1).1;
         for key in 2..=PLACES as u64 {
@@ -220,13 +221,13 @@ mod tests {
         }
         value = take(&value, &figures, 100, now, 2).1;
         assert_eq!(value.len(), PLACES * PLACE);
-        assert!(!take(&value, &figures, 2, now, 1).0, "it is still known");
-        assert_eq!(take(&value, &figures, 1, now, 1).2.remaining, 1, "it was full of tokens again");
-        assert_eq!(take(&value, &figures, 7, now + 10 * SECOND, 1).1.len(), PLACE, "the others are full again");
+        assert!(!take(&value, &figures, 2, now, 1).0, "the key was not evicted");
+        assert_eq!(take(&value, &figures, 1, now, 1).2.remaining, 1, "the bucket is full again");
+        assert_eq!(take(&value, &figures, 7, now + 10 * SECOND, 1).1.len(), PLACE, "the other buckets are full again");
     }
 
     #[test]
-    fn any_bytes_are_a_value() {
+    fn arbitrary_bytes_are_a_valid_value() {
         for bytes in [&b"x"[..], &[0xff; 40], &[0xff; 1000]] {
             assert!(take(bytes, &figures(), 1, SECOND, 1).1.len() <= PLACES * PLACE);
         }

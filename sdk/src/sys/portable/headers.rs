@@ -1,5 +1,5 @@
-//! Headers. The standard tells only the first of several fields of a name, which is a way past a filter that decides by it;
-//! so maps are read as a whole, and kept for the callback.
+//! Headers. Proxy-Wasm's functions return only the first of several fields with the same name, which would allow
+//! bypassing a filter that decides by it. Maps are therefore read as a whole and cached during the callback.
 
 use std::{cell::RefCell, mem::ManuallyDrop};
 
@@ -18,7 +18,7 @@ use crate::{
     table::borrow,
 };
 
-/// The maps that this callback has read, as the host encodes them.
+/// The maps read during this callback, in the host's encoding.
 type Maps = Vec<(i32, Vec<u8>)>;
 
 thread_local! {
@@ -26,9 +26,9 @@ thread_local! {
     static READ: ManuallyDrop<RefCell<Maps>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
-/// Names are few and last as long as the module, so they are never freed.
+/// Names are few and live as long as the module, so they are never freed.
 pub(crate) fn header_intern(name: &str) -> i32 {
-    // As in Tollgate: hosts know it by the newer name only.
+    // As in Tollgate: hosts use only the newer name.
     let name = if name == "host" { ":authority" } else { name };
     NAMES.with(|names| {
         let mut names = borrow(names);
@@ -48,7 +48,7 @@ fn text(name: Name) -> Option<&'static str> {
     NAMES.with(|names| borrow(names).get(name.0 as usize).copied())
 }
 
-/// Another callback begins, or another context is acted on.
+/// Clears the cache when another callback begins or the effective context changes.
 pub(super) fn forget() {
     READ.with(|read| borrow(read).clear());
 }
@@ -68,7 +68,7 @@ fn with_map<T>(map: i32, f: impl FnOnce(&[pairs::Pair<'_>]) -> T) -> T {
     })
 }
 
-/// A buffer that is filled as far as there is room, and what would be in it.
+/// A buffer that is filled as far as it has room, and the length needed.
 struct Fill<'b> {
     buffer: &'b mut [u8],
     len: usize,
@@ -83,7 +83,7 @@ impl Fill<'_> {
         self.len = end;
     }
 
-    /// The length of a header's value, its fields joined.
+    /// Returns the length of a header's value, with its fields joined.
     fn value(&mut self, pairs: &[pairs::Pair<'_>], name: Name) -> Option<i32> {
         let name = text(name)?.as_bytes();
         let separator: &[u8] = if name == b"cookie" { b"; " } else { b", " };
@@ -113,7 +113,7 @@ pub(crate) fn header_get_many(map: i32, names: &[Name], buffer: &mut [u8], spans
     })
 }
 
-/// The value of a map's first field of this name.
+/// Returns the value of a map's first field with this name.
 pub(super) fn first(map: i32, name: &str) -> Vec<u8> {
     with_map(map, |pairs| {
         let found = pairs.iter().find(|(known, _)| *known == name.as_bytes());
@@ -154,8 +154,8 @@ pub(super) fn remove(map: i32, name: &str) {
     changed(map);
 }
 
-/// The filter may change the length of the body that follows this head: then the standard has it that the filter removes the
-/// field.
+/// Prepares for a change of the length of the body that follows these headers: Proxy-Wasm requires the filter to remove
+/// the `content-length` field.
 pub(crate) fn body_may_change(half: Half) {
     let map = if half == Half::Request { map::HTTP_REQUEST_HEADERS } else { map::HTTP_RESPONSE_HEADERS };
     remove(map, "content-length");

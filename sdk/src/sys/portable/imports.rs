@@ -1,4 +1,4 @@
-//! Functions of the standard that only this folder needs, as imports. See `standard`.
+//! Proxy-Wasm functions that only this folder needs, as imports. See `standard`.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -44,13 +44,13 @@ pub(super) fn set_property(path: &str, value: &[u8]) {
     unsafe { proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len()) };
 }
 
-/// Calls a function of the host that the standard does not know, if there is one. It has neither arguments nor a result.
+/// Calls a foreign function of the host, if it exists, without arguments or a result.
 pub(super) fn call(name: &str) {
-    // SAFETY: the name is live for the call; a host that gets no places for a result returns none.
+    // SAFETY: the name is live for the call; a host that gets null pointers for a result returns none.
     unsafe { proxy_call_foreign_function(name.as_ptr(), name.len(), ptr::null(), 0, ptr::null_mut(), ptr::null_mut()) };
 }
 
-/// A monotonic clock in nanoseconds.
+/// Returns the time of a monotonic clock, in nanoseconds.
 pub(super) fn monotonic() -> u64 {
     const MONOTONIC: i32 = 1;
     let mut time = 0;

@@ -1,4 +1,4 @@
-//! Functions of the fast lane that need no more than a line or two.
+//! Short replacements of fast-lane functions.
 
 use std::cell::Cell;
 
@@ -8,12 +8,12 @@ use super::{address, headers, imports, streams};
 use crate::sys;
 
 thread_local! {
-    /// What the host's functions act on.
+    /// The context that host functions act on.
     static CONTEXT: Cell<u32> = const { Cell::new(0) };
     static DICE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A callback begins that acts on this context.
+/// Called when a callback begins that acts on this context.
 pub(crate) fn enter(context: u32) {
     CONTEXT.set(context);
     headers::forget();
@@ -23,7 +23,7 @@ pub(super) fn context() -> u32 {
     CONTEXT.get()
 }
 
-/// Every callback that the module exports is made.
+/// The host makes every callback that the module exports.
 pub(crate) fn subscribe(_phases: u32) {}
 
 pub(crate) fn config_error(path: &str, message: &str) {
@@ -33,25 +33,25 @@ pub(crate) fn config_error(path: &str, message: &str) {
     }
 }
 
-/// A host of the standard knows only the client, as far as it believes it.
+/// A Proxy-Wasm host reports only the client's address, as far as it trusts it.
 pub(crate) fn source_address(which: i32) -> ([u8; 16], u16) {
     let path: &[u8] = if which == fast::source::LOCAL { b"destination\0address" } else { b"source\0address" };
     sys::property(path).and_then(|text| address::parse(&text)).unwrap_or_default()
 }
 
-/// Nobody can be asked.
+/// Unknown to Proxy-Wasm.
 pub(crate) fn cluster_exists(_name: &str) -> bool {
     true
 }
 
-/// They are shown as the property `tollgate_flags`, by their short names.
+/// The flags are exposed as the property `tollgate_flags`, by their short names.
 pub(crate) fn flag_set(flags: u32) {
     let all = streams::add_flags(flags);
     let names: Vec<_> = flag::NAMES.iter().filter(|(bit, _)| all & bit != 0).map(|(_, name)| *name).collect();
     imports::set_property("tollgate_flags", names.join(",").as_bytes());
 }
 
-/// It is shown as a property.
+/// The field is exposed as a property.
 pub(crate) fn log_field(name: &str, value: &str) {
     imports::set_property(name, value.as_bytes());
 }
@@ -60,7 +60,7 @@ pub(crate) fn now() -> u64 {
     imports::monotonic()
 }
 
-/// SplitMix64, from a seed of the host's: a function of the host for each throw would be slow.
+/// SplitMix64, seeded by the host: a host call per number would be slow.
 pub(crate) fn random() -> u64 {
     let mut state = DICE.get();
     if state == 0 {

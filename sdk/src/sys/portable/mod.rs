@@ -1,17 +1,17 @@
-//! What the fast lane does, made of nothing but the standard's functions: a module of it runs in any host of Proxy-Wasm.
+//! Implements the fast lane with nothing but Proxy-Wasm's functions, so that a module runs in any Proxy-Wasm host.
 //!
-//! | of the fast lane | is here |
+//! | fast lane | implementation here |
 //! |---|---|
-//! | headers by number | a table of names; a map is read as a whole, once for each callback (`headers`) |
-//! | fields for whatever response | kept, and added to the response when it comes past (`streams`) |
+//! | headers by number | a table of names; a map is read as a whole, once per callback (`headers`) |
+//! | fields for any response | kept, and added to the response when it passes (`streams`) |
 //! | timers | the tick of the root context (`schedule`) |
 //! | buckets and limits | shared data, changed by compare-and-swap (`counts`) |
-//! | routes | changes to the request, and headers that say where it goes (`routes`) |
+//! | routes | changes to the request, and headers that select the destination (`routes`) |
 //! | state and metadata | properties of the stream (`stored`) |
 //! | flags and fields of the access log | properties of the stream |
 //! | the client's address | the property `source.address` |
 //!
-//! Natively only the parts without the host are there, for their tests.
+//! Natively, only the parts that need no host are compiled, for their tests.
 
 mod address;
 mod counts;

@@ -1,8 +1,8 @@
-//! The change of a path by a route, as Tollgate does it (`abi/SPEC.md`, "Route").
+//! Path rewriting by a route, as Tollgate does it (`abi/SPEC.md`, "Route").
 
 use crate::doc::PrefixRewrite;
 
-/// The path with its beginning replaced. The query stays, and at the joint there is exactly one slash.
+/// Replaces the beginning of the path. The query is kept, and exactly one slash separates the two parts.
 pub(super) fn prefix(target: &[u8], rewrite: &PrefixRewrite) -> Vec<u8> {
     let path_len = target.iter().position(|b| *b == b'?').unwrap_or(target.len());
     let (path, query) = target.split_at(path_len);
@@ -22,7 +22,7 @@ mod tests {
 
     /// The table in `abi/SPEC.md`.
     #[test]
-    fn beginnings_of_paths_are_replaced_as_by_tollgate() {
+    fn path_prefixes_are_replaced_as_by_tollgate() {
         for (path, strip, with, becomes) in [
             ("/api/users?x=1", 4, "/", "/users?x=1"),
             ("/api", 4, "/", "/"),

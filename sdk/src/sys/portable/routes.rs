@@ -1,7 +1,8 @@
-//! Routes, in hosts where a filter cannot choose one: what a route changes is changed at once, and headers say the rest.
+//! Routes for hosts in which a filter cannot select one: the route's changes are applied immediately, and headers carry
+//! the rest.
 //!
-//! `x-tollgate-cluster` is where the request goes, for a route of Envoy with `cluster_header`; `x-tollgate-hash` is for its
-//! `hash_policy`. Times and retries are told to Envoy's router by its own headers, which it removes.
+//! `x-tollgate-cluster` names the cluster, for an Envoy route with `cluster_header`; `x-tollgate-hash` is for its
+//! `hash_policy`. Timeouts and retries are passed to Envoy's router in its own headers, which it removes.
 
 use std::{cell::RefCell, mem::ManuallyDrop, rc::Rc};
 
@@ -22,13 +23,13 @@ thread_local! {
     static ROUTES: ManuallyDrop<RefCell<Vec<Rc<Prepared>>>> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
-/// A route, and its headers for Envoy's router.
+/// A route and its headers for Envoy's router.
 struct Prepared {
     route: Route,
     says: Vec<(&'static str, String)>,
 }
 
-/// What of a route cannot be done.
+/// Names a field of the route that is not supported.
 pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
     let fields = [("mirror", route.mirror.is_some()), ("idle_timeout", route.idle_timeout_ms.is_some())];
     fields.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
@@ -104,11 +105,11 @@ pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
     }
     says.iter().for_each(|(name, value)| headers::set(REQUEST, name, value.as_bytes()));
     streams::select(route);
-    // The host has looked for a route before the filters, without the header.
+    // The host matched a route before the filters ran, without the header.
     imports::call("clear_route_cache");
 }
 
-/// The cluster for a number: the same one for the same number.
+/// Selects the cluster for a number; the same number selects the same cluster.
 fn choose(clusters: &[WeightedCluster], number: u64) -> Option<&str> {
     let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
     let mut at = number.checked_rem(total)?;
@@ -121,7 +122,7 @@ fn choose(clusters: &[WeightedCluster], number: u64) -> Option<&str> {
     chosen.map(|c| &*c.cluster)
 }
 
-/// Changes a response that has come by a route.
+/// Applies the route's changes to a response.
 pub(super) fn change_response(route: u32) {
     let found = ROUTES.with(|routes| borrow(routes).get(route as usize).cloned());
     if let Some(found) = found {

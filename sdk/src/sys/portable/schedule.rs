@@ -1,15 +1,15 @@
-//! Timers and ticks: all that a host of the standard has is one tick for each root context, so it is set for whatever is due
-//! first, and when it comes, everything that is due is done.
+//! Timers and ticks. A Proxy-Wasm host offers only one tick per root context, so it is set for whatever is due first;
+//! when it fires, everything due is run.
 
 use crate::sys::Due;
 
 const MILLISECOND: u64 = 1_000_000;
 
-/// What is going to be due, in nanoseconds of the host's clock.
+/// Pending timers and ticks. Times are in nanoseconds of the host's clock.
 pub(super) struct Schedule {
     timers: Vec<Timer>,
     ticks: Vec<Tick>,
-    /// When the host's tick will come.
+    /// When the host's tick will fire.
     armed: Option<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Schedule {
         self.timers.push(Timer { due, context, token });
     }
 
-    /// Sets the tick of a root context; 0 ends it.
+    /// Sets the tick of a root context; 0 stops it.
     pub(super) fn set_tick(&mut self, root: u32, now: u64, period: u64) {
         self.ticks.retain(|tick| tick.root != root);
         if period > 0 {
@@ -42,19 +42,19 @@ impl Schedule {
         }
     }
 
-    /// Forgets a context.
+    /// Removes the timers of a context.
     pub(super) fn leave(&mut self, context: u32) {
         self.timers.retain(|timer| timer.context != context);
         self.ticks.retain(|tick| tick.root != context);
     }
 
-    /// Whether a timer is still wanted, which is then done.
+    /// Removes a due timer. Returns `false` if it no longer exists.
     pub(super) fn take(&mut self, context: u32, token: i64, now: u64) -> bool {
         let found = self.timers.iter().position(|t| t.context == context && t.token == token && t.due <= now);
         found.map(|at| self.timers.swap_remove(at)).is_some()
     }
 
-    /// What is due, the earliest first. Ticks begin anew; timers are there until they are taken.
+    /// Returns what is due, earliest first. Ticks are rescheduled; timers stay until they are taken.
     pub(super) fn due(&mut self, now: u64) -> Vec<Due> {
         let timers = self.timers.iter().filter(|timer| timer.due <= now);
         let mut due: Vec<_> = timers.map(|t| (t.due, Due::Timer(t.context, t.token))).collect();
@@ -66,11 +66,11 @@ impl Schedule {
         due.into_iter().map(|(_, due)| due).collect()
     }
 
-    /// The period in milliseconds to which the host's tick must be set, if it will not come in time as it is.
+    /// Returns the period in milliseconds that the host's tick must be set to; `None` if it already fires in time.
     pub(super) fn arm(&mut self, now: u64) -> Option<u32> {
         let timers = self.timers.iter().map(|timer| timer.due);
         let first = timers.chain(self.ticks.iter().map(|tick| tick.due)).min()?;
-        // A tick is as good as its millisecond. One that should have come is one that will not.
+        // Within a millisecond is good enough. A tick that is overdue will not fire any more.
         if self.armed.is_some_and(|armed| armed > now && armed < first.saturating_add(MILLISECOND)) {
             return None;
         }
@@ -79,7 +79,7 @@ impl Schedule {
         Some(millis as u32)
     }
 
-    /// The host's tick has come: what it must be set to next, 0 for never again.
+    /// Handles the host's tick. Returns the next period to set; 0 means none.
     pub(super) fn arm_again(&mut self, now: u64) -> u32 {
         self.armed = None;
         self.arm(now).unwrap_or(0)
@@ -88,7 +88,7 @@ impl Schedule {
 
 #[cfg(target_arch = "wasm32")]
 pub(super) mod host {
-    //! The module's schedule, and the host's tick.
+    //! The module's schedule, driven by the host's tick.
 
     use std::{cell::RefCell, mem::ManuallyDrop};
 
@@ -106,7 +106,7 @@ pub(super) mod host {
         SCHEDULE.with(|schedule| f(&mut borrow(schedule)))
     }
 
-    /// Whether there is a timer now.
+    /// Returns whether the timer was set.
     pub(crate) fn timer_set(microseconds: u64, token: i64) -> bool {
         let now = sys::now();
         let due = now.saturating_add(microseconds.saturating_mul(1000));
@@ -118,7 +118,7 @@ pub(super) mod host {
         true
     }
 
-    /// While a filter is configured.
+    /// Called during configuration.
     pub(crate) fn set_tick_period(ms: u32) {
         let now = sys::now();
         let period = with(|s| {
@@ -132,13 +132,13 @@ pub(super) mod host {
         with(|s| s.leave(context));
     }
 
-    /// The tick of this context has come.
+    /// Handles the tick of this context.
     pub(crate) fn tick(root: u32, mut run: impl FnMut(Due)) {
         let now = sys::now();
         for due in with(|s| s.due(now)) {
             match due {
                 Due::Tick(root) => sys::set_effective_context(root),
-                // One may have ended another's stream.
+                // One timer may have ended another's stream.
                 Due::Timer(context, token) if with(|s| s.take(context, token, now)) => {
                     sys::set_effective_context(context);
                 }
@@ -158,20 +158,20 @@ mod tests {
     const MS: u64 = MILLISECOND;
 
     #[test]
-    fn the_host_is_asked_only_if_it_would_come_too_late() {
+    fn host_tick_is_set_only_if_it_would_fire_too_late() {
         let mut s = Schedule::new();
-        assert_eq!(s.arm(0), None, "nothing is to come");
+        assert_eq!(s.arm(0), None, "nothing is pending");
         s.add_timer(10 * MS + 1, 2, 0);
         assert_eq!(s.arm(0), Some(11), "rounded up");
         s.add_timer(20 * MS, 3, 0);
         assert_eq!(s.arm(MS), None);
         s.add_timer(6 * MS, 4, 0);
         assert_eq!(s.arm(MS), Some(5));
-        assert_eq!(s.arm(50 * MS), Some(1), "it should have come, and has not");
+        assert_eq!(s.arm(50 * MS), Some(1), "the tick is overdue");
     }
 
     #[test]
-    fn what_is_due_is_done_once_and_ticks_again_and_again() {
+    fn timers_fire_once_and_ticks_repeat() {
         let mut s = Schedule::new();
         s.set_tick(1, 0, 10 * MS);
         s.add_timer(5 * MS, 2, 7);

@@ -1,5 +1,6 @@
-//! What lives with a stream, and shared data with conditions and times, as far as the standard has such things: properties that
-//! a filter sets on a stream can be read by those after it. They cannot be removed, so an empty value is none.
+//! Per-stream data, and shared data with conditions and expiry, as far as Proxy-Wasm supports them. A property that a
+//! filter sets on a stream can be read by later filters. Properties cannot be removed, so an empty value counts as
+//! none.
 
 use tollgate_abi::{
     fast::expected,
@@ -10,17 +11,17 @@ use tollgate_abi::{
 use super::imports;
 use crate::sys;
 
-/// The property for a key of a stream's state.
+/// Returns the property for a key of a stream's state.
 fn state(key: &[u8]) -> Vec<u8> {
     [b"tollgate_state.", key].concat()
 }
 
-/// The property for a value of metadata, which begins with its type.
+/// Returns the property for a metadata value, which begins with its type.
 fn metadata(space: &[u8], key: &[u8]) -> Vec<u8> {
     [b"tollgate_metadata.", space, b".", key].concat()
 }
 
-/// A property that was set and is not empty.
+/// Returns a property that is set and not empty.
 fn get(property: &[u8]) -> Option<Vec<u8>> {
     sys::property(property).filter(|value| !value.is_empty())
 }
@@ -61,7 +62,7 @@ pub(crate) fn state_delete(key: &[u8]) -> i32 {
     remove(&state(key))
 }
 
-/// What no portable filter has set may be the host's: then it is text, or bytes.
+/// A value that no portable filter has set may be the host's; it is then text or bytes.
 pub(crate) fn metadata_get(space: &[u8], key: &[u8], of: &mut u32, buffer: &mut [u8]) -> i32 {
     if let Some(own) = get(&metadata(space, key)) {
         *of = own[0].into();
@@ -81,11 +82,11 @@ pub(crate) fn metadata_delete(space: &[u8], key: &[u8]) -> i32 {
     remove(&metadata(space, key))
 }
 
-/// Without a time: a value that would never go is not put in.
+/// Expiry is not supported: a value that would never expire is not stored.
 pub(crate) fn shared_set_if(key: &[u8], value: &[u8], expected: i64, ttl_ms: u64) -> i32 {
     let version = match expected {
         _ if ttl_ms > 0 => return Status::Unimplemented as i32,
-        // Of two that find nothing at the same time, both set theirs.
+        // Not atomic: of two concurrent callers that find no value, both set theirs.
         expected::ABSENT if sys::shared_get(key).is_some() => return Status::CasMismatch as i32,
         expected::ANY | expected::ABSENT => 0,
         version => version as u32,
@@ -93,7 +94,7 @@ pub(crate) fn shared_set_if(key: &[u8], value: &[u8], expected: i64, ttl_ms: u64
     sys::shared_set(key, value, version)
 }
 
-/// The standard cannot.
+/// Not supported by Proxy-Wasm.
 pub(crate) fn shared_delete(_key: &[u8], _expected: i64) -> i32 {
     Status::Unimplemented as i32
 }

@@ -1,4 +1,4 @@
-//! What must be remembered of streams until their responses, or their ends. Most have nothing of it.
+//! State kept for streams until their response or end. Most streams need none.
 
 use std::{cell::RefCell, mem::ManuallyDrop};
 
@@ -10,14 +10,14 @@ use crate::{
     table::{Table, borrow},
 };
 
-/// What is remembered of a stream.
+/// State of a stream.
 #[derive(Default)]
 struct Kept {
     flags: u32,
-    /// For whatever response there will be.
+    /// Fields for whichever response follows.
     fields: Vec<(&'static str, Vec<u8>)>,
     route: Option<u32>,
-    /// Limits of which it has a place.
+    /// Limits of which it holds a permit.
     places: Vec<u32>,
 }
 
@@ -25,7 +25,7 @@ thread_local! {
     static KEPT: ManuallyDrop<RefCell<Table<Kept>>> = const { ManuallyDrop::new(RefCell::new(Table::new())) };
 }
 
-/// What is remembered of the current stream.
+/// Runs `f` on the current stream's state.
 fn with<T>(f: impl FnOnce(&mut Kept) -> T) -> T {
     let context = lane::context();
     KEPT.with(|kept| {
@@ -37,7 +37,7 @@ fn with<T>(f: impl FnOnce(&mut Kept) -> T) -> T {
     })
 }
 
-/// All flags of the stream.
+/// Adds flags and returns all flags of the stream.
 pub(super) fn add_flags(flags: u32) -> u32 {
     with(|k| {
         k.flags |= flags;
@@ -61,12 +61,12 @@ pub(super) fn add_place(limit: u32) {
     with(|k| k.places.push(limit));
 }
 
-/// Whether the stream had one.
+/// Returns whether the stream held a permit.
 pub(super) fn remove_place(limit: u32) -> bool {
     with(|k| k.places.iter().position(|place| *place == limit).map(|at| k.places.swap_remove(at))).is_some()
 }
 
-/// A response has come, before the filter sees it.
+/// Called when a response arrives, before the filter sees it.
 pub(crate) fn begin_response() {
     let context = lane::context();
     let found = KEPT.with(|kept| {
@@ -84,13 +84,13 @@ pub(crate) fn begin_response() {
     }
 }
 
-/// Whether nobody on the way has made it.
+/// Reports whether the response comes from an upstream, not from a filter or the proxy.
 fn is_from_upstream() -> bool {
     let details = sys::property(b"response\0code_details").unwrap_or_default();
     matches!(&*details, b"" | b"via_upstream")
 }
 
-/// A context is gone.
+/// Called when a context was deleted.
 pub(crate) fn leave(context: u32) {
     schedule::host::cancel(context);
     let gone = KEPT.with(|kept| borrow(kept).remove(context));

@@ -126,7 +126,7 @@ func refuse(code uint32, reason string) int32 {
 //go:wasmexport proxy_on_configure
 func onConfigure(root, size uint32) int32 {
 	if err := json.Unmarshal(buffer(configuration, size), &config); err != nil {
-		fmt.Fprintln(os.Stderr, "the configuration is wrong:", err)
+		fmt.Fprintln(os.Stderr, "invalid configuration:", err)
 		return 0
 	}
 	value, there := os.LookupEnv(config.Secret)
