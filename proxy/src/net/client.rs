@@ -1,16 +1,17 @@
-//! Who counts as one client, where clients have shares of something or are remembered.
+//! The identity of a client where per-client limits or records apply.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
 };
 
-/// A client: its address, or the /64 that it is in, since whoever has one IPv6 address has all of its /64.
+/// A client, identified by its IPv4 address or its IPv6 /64 network: the holder of one IPv6 address controls the whole
+/// /64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client(Ipv6Addr);
 
 impl Client {
-    /// Whose address this is.
+    /// Returns the client that `address` belongs to.
     pub fn of(address: IpAddr) -> Client {
         match address.to_canonical() {
             IpAddr::V4(address) => Client(address.to_ipv6_mapped()),
@@ -34,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_all_of_its_64() {
+    fn addresses_of_one_64_are_one_client() {
         let of = |ip: &str| Client::of(ip.parse().unwrap());
         assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::"));
         assert_ne!(of("2001:db8:1:2::"), of("2001:db8:1:3::"));

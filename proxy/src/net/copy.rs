@@ -1,4 +1,4 @@
-//! One direction between two streams: what one sends, the other gets, and at last its end.
+//! Copying in one direction between two streams: forwards what the sender sends to the receiver, and finally its end.
 
 use std::{
     cell::RefCell,
@@ -10,23 +10,23 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much is read at a time, at most.
+/// Maximum number of bytes per read.
 const MOST: usize = 16 << 10;
 
-/// How much is carried in one turn of the task: there are others, and clocks to look at.
+/// Maximum number of bytes copied per poll of the task, so that other tasks and timers get their turn.
 const TURN: usize = 1 << 20;
 
 thread_local! {
-    /// An idle direction keeps no buffer.
+    /// Shared by all directions of a thread: an idle direction holds no buffer.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MOST].into());
 }
 
-/// Which of the two streams has failed.
+/// An error of one of the two streams.
 #[derive(Debug)]
 pub enum CopyError {
-    /// The one that sends.
+    /// The sending stream failed.
     Sender(io::Error),
-    /// The one that receives.
+    /// The receiving stream failed.
     Receiver(io::Error),
 }
 
@@ -34,48 +34,48 @@ pub enum CopyError {
 enum Phase {
     #[default]
     Open,
-    /// The sender has ended.
+    /// The sender has ended; the receiver has not been shut down yet.
     Ended,
-    /// The receiver knows.
+    /// The receiver has been shut down.
     Over,
 }
 
-/// A direction.
+/// The state of one direction.
 #[derive(Debug, Default)]
 pub struct CopyDirection {
-    /// Read and not written yet.
+    /// Bytes read but not yet written.
     pending: Bytes,
     unflushed: bool,
     phase: Phase,
-    /// The receiver must not take the end for one.
+    /// Do not forward the sender's end: the receiver must not mistake it for a regular end.
     is_cut: bool,
     received: u64,
     sent: u64,
 }
 
 impl CopyDirection {
-    /// Bytes that have come from the sender.
+    /// Returns the number of bytes received from the sender.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Bytes that the receiver has taken.
+    /// Returns the number of bytes that the receiver accepted.
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Whether the sender has ended.
+    /// Returns whether the sender has ended.
     pub fn has_ended(&self) -> bool {
         self.phase != Phase::Open
     }
 
-    /// The sender's end is not passed on any more: there is something wrong with it.
+    /// Stops forwarding the sender's end, because it is not a regular end.
     pub fn cut(&mut self) {
         self.is_cut = true;
     }
 
-    /// Carries what can be carried now. Ready when all of it is delivered and the receiver knows that it was all; or when either
-    /// stream has failed. What came before the sender failed is delivered by then.
+    /// Copies as much as possible now. Ready when everything was delivered and the receiver was shut down, or when
+    /// either stream failed. Bytes received before the sender failed have been delivered by then.
     pub fn poll(
         &mut self,
         sender: &mut (impl AsyncRead + Unpin),
@@ -112,7 +112,7 @@ impl CopyDirection {
         }
     }
 
-    /// Reads, and writes at once what the receiver takes at once.
+    /// Reads once and immediately writes as much as the receiver accepts.
     fn poll_read(
         &mut self,
         sender: &mut (impl AsyncRead + Unpin),
@@ -123,7 +123,7 @@ impl CopyDirection {
             let mut buffer = ReadBuf::new(scratch);
             match ready!(Pin::new(sender).poll_read(cx, &mut buffer)) {
                 Ok(()) => {}
-                // Many peers close their connections without the close_notify of TLS. Whatever is carried knows its own end.
+                // Many peers close their connections without a TLS close_notify. The protocol inside marks its own end.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(error) => return Poll::Ready(Err(CopyError::Sender(error))),
             }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everything_is_carried_and_then_the_end() {
+    async fn all_bytes_are_copied_and_then_the_end() {
         let data: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
         for room in [1000, 100_000] {
             let ((mut near, mut sender), (mut receiver, mut far)) = (duplex(room), duplex(room / 2));
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Gives some bytes, and then this.
+    /// A reader that returns these bytes and then this error.
     struct Fails(&'static [u8], io::ErrorKind);
 
     impl AsyncRead for Fails {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_before_a_failure_is_delivered() {
+    async fn bytes_before_a_failure_are_delivered() {
         let (mut receiver, mut far) = duplex(2);
         let mut sender = Fails(b"abc", io::ErrorKind::ConnectionReset);
         let mut carry = CopyDirection::default();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_without_close_notify_is_an_end() {
+    async fn end_without_close_notify_is_a_regular_end() {
         let (mut receiver, far) = duplex(10);
         let mut sender = Fails(b"abc", io::ErrorKind::UnexpectedEof);
         let mut carry = CopyDirection::default();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_receiver_that_is_gone_is_told_from_a_sender_that_is() {
+    async fn receiver_failure_is_distinguished_from_sender_failure() {
         let (mut receiver, far) = duplex(10);
         drop(far);
         let mut carry = CopyDirection::default();

@@ -1,9 +1,10 @@
-//! File descriptors: the bound on them, and who may take the last ones. When they are used up, nothing can be accepted,
-//! connected to or read from a file; and clients alone can use them up, by connecting. So clients get none of the last part,
-//! which upstreams need, and neither gets any of the very last: with those the admin listener answers, endpoints' health is
-//! checked, and configurations are loaded.
+//! File descriptors: their limit, and the shares reserved for upstreams and for the proxy itself. A process without
+//! free descriptors can neither accept nor connect nor open a file, and clients can exhaust them just by connecting. So
+//! clients cannot use the last part, which is reserved for upstreams, and neither can use the very last descriptors,
+//! which serve the admin listener, health checks and configuration loading.
 //!
-//! Nobody counts. The system gives the lowest descriptor that is free, so a new one says how many there are at least.
+//! There is no counter. The system assigns the lowest free descriptor, so a new descriptor is a lower bound of the
+//! number in use.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd},
@@ -12,13 +13,13 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The bound; until it is known, there is none.
+/// The limit; unlimited until it is known.
 static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// What is left to the proxy's own needs: so many, or an eighth where the bound is low.
+/// Descriptors reserved for the proxy itself; an eighth of the limit if that is less.
 const OWN: u64 = 128;
 
-/// Whom a descriptor is for.
+/// The purpose of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DescriptorUse {
     /// A client's connection.
@@ -28,7 +29,7 @@ pub enum DescriptorUse {
 }
 
 impl DescriptorUse {
-    /// The first descriptor that is none of theirs.
+    /// Returns the first descriptor beyond the share of this use.
     fn end(self, limit: u64) -> u64 {
         match self {
             DescriptorUse::Upstream => limit - own(limit),
@@ -36,7 +37,7 @@ impl DescriptorUse {
         }
     }
 
-    /// Whether they may keep a descriptor that they have just got.
+    /// Returns whether a descriptor just obtained for this use may be kept.
     pub fn may_keep(self, descriptor: BorrowedFd<'_>) -> bool {
         // A descriptor is never negative.
         u64::from(descriptor.as_raw_fd().cast_unsigned()) < self.end(LIMIT.load(Relaxed))
@@ -47,27 +48,27 @@ fn own(limit: u64) -> u64 {
     OWN.min(limit / 8)
 }
 
-/// What the bound is, and what comes of it.
+/// The limit on descriptors before and after [`raise`].
 #[derive(Debug, Clone, Copy)]
 pub struct DescriptorLimit {
-    /// The soft limit that the process was started with.
+    /// The soft limit at the start of the process.
     pub before: u64,
-    /// The bound now.
+    /// The limit now.
     pub now: u64,
 }
 
 impl DescriptorLimit {
-    /// Descriptors below which clients' connections are accepted.
+    /// Returns the descriptor number below which clients' connections are accepted.
     pub fn for_clients(self) -> u64 {
         DescriptorUse::Client.end(self.now)
     }
 }
 
-/// Raises the soft limit to the hard one: most systems start programs with 1024 for the sake of `select`, which nobody here
-/// uses. `u64::MAX` is no limit.
+/// Raises the soft limit to the hard limit. Most systems start programs with 1024 for the sake of `select`, which the
+/// proxy does not use. `u64::MAX` means unlimited.
 ///
 /// # Errors
-/// The system refuses; then the bound is as it was.
+/// The system refused; the limit is then unchanged.
 pub fn raise() -> (DescriptorLimit, rustix::io::Result<()>) {
     let limit = getrlimit(Resource::Nofile);
     let number = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
@@ -81,12 +82,12 @@ pub fn raise() -> (DescriptorLimit, rustix::io::Result<()>) {
     (DescriptorLimit { before, now }, raised)
 }
 
-/// Connections that the admin listener, or that for probes, may have at one time.
+/// Returns the maximum number of concurrent connections of the admin listener, and of the probe listener.
 pub fn for_admin() -> usize {
     (own(LIMIT.load(Relaxed)) / 4).clamp(4, 32) as usize
 }
 
-/// Whether there was no descriptor to be had.
+/// Returns whether `error` means that no descriptor was available.
 pub fn are_used_up(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_descriptors_are_nobodys() {
+    fn last_descriptors_are_reserved() {
         for (limit, clients, upstreams) in [
             (256, 160, 224),
             (1024, 640, 896),

@@ -1,23 +1,24 @@
-//! The first bytes that a peer sends, kept for whoever has to say that they are not what was expected, and what they look like.
+//! The first bytes that a peer sent, kept for error messages about an unexpected protocol, and the protocol they
+//! resemble.
 
 use std::fmt;
 
-/// Bytes that are kept: enough to recognise a protocol, and to look one up.
+/// Number of bytes kept: enough to recognise a protocol.
 const KEPT: usize = 16;
 
-/// The first bytes of a peer.
+/// The first bytes received from a peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FirstBytes {
     bytes: [u8; KEPT],
     len: u8,
 }
 
-/// A protocol that first bytes may belong to.
+/// A protocol recognised by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DetectedProtocol {
-    /// A response of HTTP/1.
+    /// An HTTP/1 response.
     Http1,
-    /// A SETTINGS frame, with which every HTTP/2 server begins (RFC 9113 section 3.4).
+    /// A SETTINGS frame, the first frame of every HTTP/2 server (RFC 9113 section 3.4).
     Http2,
     /// A TLS record (RFC 8446 section 5.1).
     Tls,
@@ -26,14 +27,14 @@ pub enum DetectedProtocol {
 }
 
 impl FirstBytes {
-    /// The beginning of `bytes`.
+    /// Keeps the beginning of `bytes`.
     pub fn of(bytes: &[u8]) -> FirstBytes {
         let mut first = FirstBytes::default();
         first.note(bytes);
         first
     }
 
-    /// Takes what has come next, as far as there is room.
+    /// Appends received bytes as far as there is room.
     pub fn note(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
         let taken = bytes.len().min(KEPT - len);
@@ -41,23 +42,23 @@ impl FirstBytes {
         self.len += taken as u8;
     }
 
-    /// Whether there is room for more.
+    /// Returns whether no further bytes will be kept.
     #[inline]
     pub fn is_full(&self) -> bool {
         usize::from(self.len) == KEPT
     }
 
-    /// Whether nothing has come.
+    /// Returns whether no bytes were received.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// What a server that sends them speaks.
+    /// Returns the protocol of a server that sends these bytes.
     pub fn look(&self) -> DetectedProtocol {
         match self.as_slice() {
             bytes if bytes.starts_with(b"HTTP/1.") => DetectedProtocol::Http1,
@@ -69,12 +70,12 @@ impl FirstBytes {
     }
 }
 
-/// Whether a connection that begins like this is under TLS: a record's type, and the first byte of its version.
+/// Returns whether a connection that begins like this uses TLS: a record type, and the first byte of its version.
 pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [20..=24, 3, ..])
 }
 
-/// `first bytes 48 54 54 50 ("HTTP")`; the text only if all of it is legible.
+/// `first bytes 48 54 54 50 ("HTTP")`; the text is shown only if every byte is legible.
 impl fmt::Display for FirstBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.as_slice();
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_bytes_are_kept_however_they_come() {
+    fn first_bytes_are_kept_across_reads() {
         let mut first = FirstBytes::default();
         assert_eq!(first.to_string(), "no byte came");
         first.note(b"HT");

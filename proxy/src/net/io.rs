@@ -1,4 +1,4 @@
-//! [`TokioIo`] makes a tokio stream one for hyper, with no copy and no zeroing of buffers.
+//! [`TokioIo`] adapts a tokio stream to hyper's I/O traits without copying or zeroing buffers.
 #![expect(unsafe_code, reason = "hyper's read buffer is uninitialised memory, which safe code could only copy or zero")]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A tokio stream in the shape that hyper reads and writes.
+/// A tokio stream that implements hyper's `Read` and `Write`.
 #[derive(Debug)]
 pub struct TokioIo<T>(T);
 
@@ -20,12 +20,12 @@ impl<T> TokioIo<T> {
         TokioIo(stream)
     }
 
-    /// The stream within.
+    /// Returns a reference to the inner stream.
     pub fn get_ref(&self) -> &T {
         &self.0
     }
 
-    /// The stream, unwrapped.
+    /// Returns the inner stream.
     pub fn into_inner(self) -> T {
         self.0
     }
@@ -39,18 +39,18 @@ impl<T: AsyncRead + Unpin> Read for TokioIo<T> {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let read = {
-            // SAFETY: `as_mut` asks that no initialised byte be made uninitialised. The slice goes only into tokio's
-            // `ReadBuf`, and nothing that a stream can do to that without `unsafe` of its own does so.
+            // SAFETY: `as_mut` requires that no initialised byte becomes uninitialised. The slice goes only into
+            // tokio's `ReadBuf`, and a stream cannot de-initialise that without `unsafe` code itself.
             let unfilled = unsafe { cursor.as_mut() };
             let start = unfilled.as_ptr().cast::<u8>();
             let mut buffer = ReadBuf::uninit(unfilled);
             ready!(Pin::new(&mut self.0).poll_read(cx, &mut buffer))?;
-            // A stream may put another buffer in this one's place; what that one holds would say nothing of ours.
+            // A stream could swap in another buffer, whose filled part would say nothing about ours.
             assert!(std::ptr::eq(buffer.filled().as_ptr(), start), "the stream has exchanged the buffer");
             buffer.filled().len()
         };
-        // SAFETY: `advance` asks that `read` bytes from the cursor on be initialised: `ReadBuf` keeps its filled part
-        // initialised, and the assertion has shown that this part begins at the cursor.
+        // SAFETY: `advance` requires that `read` bytes from the cursor on are initialised: `ReadBuf` keeps its filled
+        // part initialised, and the assertion has shown that this part begins at the cursor.
         unsafe { cursor.advance(read) };
         Poll::Ready(Ok(()))
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_that_is_partly_filled_goes_on_where_it_was() {
+    fn partly_filled_cursor_continues_at_its_position() {
         let mut io = TokioIo::new(&b"rest"[..]);
         let mut memory = [MaybeUninit::uninit(); 16];
         let mut buffer = hyper::rt::ReadBuf::uninit(&mut memory);

@@ -1,8 +1,9 @@
-//! How this side ends a connection without losing what it has sent.
+//! Lingering close: ends a connection without losing data that was sent.
 //!
-//! A socket that is closed while bytes are unread, or that gets bytes afterwards, is reset, and the peer's system may throw
-//! away what its program has not read yet (RFC 9112 section 9.6). So the sending direction is shut down first, and what the
-//! peer still says is read and dropped until it closes, too. nginx calls this a lingering close, Envoy a delayed one.
+//! The kernel resets a socket that is closed while it holds unread bytes or that receives bytes after the close, and
+//! the peer's system may then discard data that its program has not read yet (RFC 9112 section 9.6). So the write side
+//! is shut down first, and further input is read and discarded until the peer closes as well. nginx calls this a
+//! lingering close, Envoy a delayed close.
 
 use std::{future::poll_fn, io, pin::Pin, task::Poll, time::Duration};
 
@@ -13,26 +14,26 @@ use tokio::{
 
 use super::Transport;
 
-/// How often the kernel is asked how much the peer has acknowledged.
+/// Interval between checks of how much the peer has acknowledged.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long a peer that has everything may be silent before the connection is closed.
+/// Time that a peer that has received everything may be silent before the connection is closed.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How long a peer may acknowledge nothing while there is something for it.
+/// Time that a peer may acknowledge nothing while data is outstanding.
 const STALL: Duration = Duration::from_secs(30);
 
-/// How long a peer that has everything may go on talking.
+/// Time that a peer that has received everything may keep sending.
 const TALK: Duration = Duration::from_secs(30);
 
-/// How long it may take a peer to fetch what there is for it.
+/// Total time that a peer may take to receive the outstanding data.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Ends a connection: sends what is left of it (TLS: the close_notify), then waits until the peer has closed it, or has
-/// acknowledged everything and been silent for a second. At most 300 seconds for a peer that takes its time to read, 30 for one
-/// that acknowledges nothing or does not stop talking.
+/// Ends a connection: sends what is left (with TLS: the close_notify), then waits until the peer has closed it, or has
+/// acknowledged everything and been silent for one second. Waits at most 300 seconds for a peer that reads slowly, and
+/// 30 for one that acknowledges nothing or does not stop sending.
 pub async fn linger(mut stream: impl Transport) {
-    // Not an array: it would be part of every connection's task.
+    // On the heap: an array would enlarge every connection's task.
     let mut sink = vec![0; 16 << 10];
     let begun = Instant::now();
     let (mut moved, mut fetched) = (begun, None);
@@ -56,7 +57,8 @@ pub async fn linger(mut stream: impl Transport) {
     }
 }
 
-/// Shuts the sending direction down, if that is not done yet, and reads what there is meanwhile. 0: the peer has closed.
+/// Shuts down the write side if that is not done yet, and reads available input meanwhile. 0 means that the peer has
+/// closed.
 async fn read_some(stream: &mut impl Transport, is_shut: &mut bool, sink: &mut [u8]) -> io::Result<usize> {
     poll_fn(|cx| {
         if !*is_shut && let Poll::Ready(shut) = Pin::new(&mut *stream).poll_shutdown(cx) {
@@ -86,10 +88,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_peer_has_not_acknowledged_is_counted() {
+    async fn unacknowledged_bytes_are_counted() {
         let (mut near, far) = pair().await;
         assert_eq!(near.unacknowledged().unwrap(), 0);
-        // More than both systems keep.
+        // More than the buffers of both systems hold.
         let mut written = 0;
         let chunk = vec![7; 1 << 20];
         while let Ok(n) = timeout(LOOK, near.write(&chunk)).await {
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_goes_on_talking_while_it_reads_slowly_gets_everything() {
+    async fn slow_reader_that_keeps_sending_receives_everything() {
         let (mut near, mut far) = pair().await;
         let data = vec![7; 1 << 20];
         let sending = async {
@@ -111,7 +113,7 @@ mod tests {
         let reading = async {
             let (mut read, mut some) = (0, vec![0; 64 << 10]);
             loop {
-                // It stops when this side is gone, which it must not be before all is read.
+                // It stops when this side closes, which must not happen before everything is read.
                 far.write_all(b"ping").await.unwrap();
                 match far.read(&mut some).await.unwrap() {
                     0 => break,
@@ -125,9 +127,9 @@ mod tests {
         assert_eq!(read, data.len());
     }
 
-    // In real time: it is the kernel that waits for the peer.
+    // In real time, because the kernel waits for the peer.
     #[tokio::test]
-    async fn a_peer_that_has_everything_and_never_closes_is_not_waited_for() {
+    async fn peer_that_received_everything_and_never_closes_is_not_waited_for() {
         let (near, far) = pair().await;
         let begun = Instant::now();
         linger(near).await;

@@ -1,4 +1,4 @@
-//! Byte streams: sockets of both kinds, TLS on them, and the way from tokio's traits to hyper's.
+//! Byte streams: TCP and unix sockets, TLS on top of them, and the adapter from tokio's traits to hyper's.
 
 mod client;
 mod copy;

@@ -1,6 +1,6 @@
-//! Streams that look at what is read, or keep something beside it, and pass on what is written.
+//! A macro for stream wrappers that inspect reads or carry extra state but forward writes unchanged.
 
-/// Implements `AsyncWrite` for a stream by the stream in one of its fields. In brackets: what is generic in it.
+/// Implements `AsyncWrite` by forwarding to the stream in a field. The brackets hold the generic parameters.
 macro_rules! pass_writes {
     ([$($generics:tt)*] $stream:ty, $field:ident) => {
         impl<$($generics)*> ::tokio::io::AsyncWrite for $stream {

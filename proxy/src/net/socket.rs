@@ -1,4 +1,4 @@
-//! Stream sockets: TCP and unix, as one type each for listening and for being connected.
+//! Stream sockets, TCP or unix: one type for listening sockets and one for connected ones.
 
 use std::{
     ffi::c_int,
@@ -31,17 +31,17 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
-/// Who is at the other end of a unix socket: somebody on this machine.
+/// The peer address reported for a unix socket: a local process.
 pub const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 impl Socket {
-    /// Connects, within `limit`. With an error, whether the time was over.
+    /// Connects within `limit`. The `bool` next to an error tells whether the limit expired.
     pub async fn connect(address: &Address, limit: Option<Duration>) -> Result<Socket, (io::Error, bool)> {
         let connecting = async {
             match address {
                 Address::Inet(address) => {
                     let stream = TcpStream::connect(address).await?;
-                    // Small writes must not wait for acknowledgements of those before.
+                    // Do not delay small writes until earlier ones are acknowledged (Nagle's algorithm).
                     stream.set_nodelay(true)?;
                     Ok(Socket::Tcp(stream))
                 }
@@ -57,7 +57,7 @@ impl Socket {
         }
     }
 
-    /// This end's address.
+    /// Returns this end's address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Socket::Tcp(stream) => stream.local_addr(),
@@ -65,13 +65,13 @@ impl Socket {
         }
     }
 
-    /// Bytes that were written and that the peer's system has not acknowledged.
+    /// Returns the number of bytes that were written but not acknowledged by the peer's system.
     ///
     /// # Errors
     /// As `ioctl(TIOCOUTQ)`, which Linux calls `SIOCOUTQ` for sockets.
     #[expect(unsafe_code, reason = "no safe wrapper has this ioctl")]
     pub fn unacknowledged(&self) -> io::Result<usize> {
-        // SAFETY: `TIOCOUTQ` writes one `int`, which is what the getter has room for (tty_ioctl(4), tcp(7)).
+        // SAFETY: `TIOCOUTQ` writes one `int`, and the getter has room for exactly that (tty_ioctl(4), tcp(7)).
         let count = unsafe { ioctl(self, Getter::<{ libc::TIOCOUTQ as Opcode }, c_int>::new()) }?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
@@ -139,7 +139,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The next of the connections that wait; none if no more do. One that has gone meanwhile is none.
+/// Accepts the next waiting connection, skipping aborted ones. `None` if no connection is waiting.
 fn next<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
     loop {
         match accept() {
@@ -150,24 +150,24 @@ fn next<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
     }
 }
 
-/// A socket to listen on that belongs to no runtime yet.
+/// A listening socket that is not registered with a runtime yet.
 #[derive(Debug)]
 pub enum ListenSocket {
     /// TCP.
     Tcp(std::net::TcpListener),
-    /// A unix socket, with its file, which goes first when this is dropped.
+    /// A unix socket with its file, which is removed first when this is dropped.
     Unix(Arc<SocketFile>, std::os::unix::net::UnixListener),
 }
 
 impl ListenSocket {
-    /// Takes connections from now on, of which `backlog` may wait.
+    /// Starts listening with this `backlog` (maximum number of waiting connections).
     ///
     /// # Errors
     /// As `listen(2)`.
     pub fn listen(&self, backlog: i32) -> io::Result<()> {
         match self {
             ListenSocket::Tcp(socket) => SockRef::from(socket).listen(backlog),
-            // It has listened since there is its file.
+            // A unix socket has been listening since its file was created.
             ListenSocket::Unix(..) => Ok(()),
         }
     }
@@ -178,7 +178,7 @@ impl ListenSocket {
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket, with its file, which goes first when this is dropped.
+    /// A unix socket with its file, which is removed first when this is dropped.
     Unix(Arc<SocketFile>, UnixListener),
 }
 
@@ -196,17 +196,19 @@ impl TryFrom<ListenSocket> for Listener {
 }
 
 impl Listener {
-    /// Leaves new connections to other sockets, be it one with a wider address; if there is none, they are refused. Handshakes that
-    /// have begun still end here. Sockets that share this one's address (SO_REUSEPORT) still share connections with it: until they
-    /// leave them to others as well, or this one is closed, clients that come to this one get no answer, and ask again after a second.
+    /// Leaves new connections to other sockets, including one bound to a wider address; without such a socket they are
+    /// refused. Handshakes in progress still complete on this socket. Sockets bound to the same address (SO_REUSEPORT)
+    /// keep sharing connections with this one: until those sockets also leave their connections to others, or this one
+    /// is closed, clients routed to this one get no reply and retry after a second.
     ///
     /// # Errors
-    /// The system refuses (before Linux 5.7).
+    /// The system does not support it (before Linux 5.7).
     #[expect(unsafe_code, reason = "no safe wrapper has this option on Linux")]
     pub fn leave_to_others(&self) -> io::Result<()> {
-        // Of a unix socket there is but one, and its connections have no handshakes.
+        // A unix socket exists only once, and its connections have no handshake.
         let Listener::Tcp(socket) = self else { return Ok(()) };
-        // The system gives a socket only what comes by its interface; nothing comes by one that does not exist.
+        // The kernel delivers only packets that arrive on the socket's interface, and none arrive on one that does not
+        // exist.
         let interface = c_int::MAX;
         let (value, size) = ((&raw const interface).cast(), size_of_val(&interface) as libc::socklen_t);
         // SAFETY: the value is an `int` that outlives the call, and `size` is its size (socket(7)).
@@ -215,9 +217,10 @@ impl Listener {
         if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Closes the socket. Returns the connections that the system has accepted already: it would reset them.
+    /// Closes the socket and returns the connections that the system has already accepted, because the system would
+    /// reset them.
     pub fn close(self) -> Vec<(Socket, SocketAddr)> {
-        // The system is asked, not the runtime, which may not have heard yet that somebody waits.
+        // Ask the system rather than the runtime, which may not have been notified of waiting connections yet.
         match self {
             Listener::Tcp(socket) => {
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
@@ -230,7 +233,7 @@ impl Listener {
                 waiting.filter_map(adopt).collect()
             }
             Listener::Unix(file, socket) => {
-                // Nobody finds the socket from here on. Others who have it still accept.
+                // New clients no longer find the socket. Other processes that share it still accept.
                 drop(file);
                 let Ok(socket) = socket.into_std() else { return Vec::new() };
                 let waiting = std::iter::from_fn(|| next(|| socket.accept()));
@@ -243,11 +246,11 @@ impl Listener {
         }
     }
 
-    /// The next connection, and who is at its other end.
+    /// Accepts the next connection and returns it with its peer's address.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Socket, SocketAddr)>> {
         match self {
             Listener::Tcp(socket) => socket.poll_accept(cx).map_ok(|(stream, peer)| {
-                // Small responses must not wait for acknowledgements.
+                // Do not delay small responses until earlier ones are acknowledged.
                 let _ = stream.set_nodelay(true);
                 (Socket::Tcp(stream), peer)
             }),
@@ -255,7 +258,7 @@ impl Listener {
         }
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         std::future::poll_fn(|cx| self.poll_accept(cx)).await
     }

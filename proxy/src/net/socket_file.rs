@@ -1,4 +1,4 @@
-//! A unix socket's file, which is removed when nobody listens on it any more.
+//! The file of a unix socket, removed when the last listener on it is closed.
 
 use std::{
     fs, io,
@@ -8,10 +8,10 @@ use std::{
 
 use crate::observe::target;
 
-/// The file of a listening unix socket; dropping this removes it, unless another one has taken its place.
+/// The file of a listening unix socket. Dropping this removes the file unless another file has replaced it.
 ///
-/// It must be dropped before the socket is closed. As long as that is open, nobody takes the path for one that was left over, so
-/// nobody comes between looking and removing; and no other file can get its number.
+/// It must be dropped before the socket is closed. While the socket is open, no process treats the path as stale, so
+/// the file cannot change between the check and the removal, and its inode number cannot be reused.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -19,12 +19,12 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file of a socket that is bound to a path. Fails if there is none.
+    /// Takes ownership of the file of a socket bound to `path`. Fails if it does not exist.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.to_owned(), id: id(path)? })
     }
 
-    /// Gives it another name. What has had that goes, but who has a socket open by it keeps it.
+    /// Renames the file, replacing any file at `path`. Processes that have the replaced socket open keep it.
     pub fn rename(mut self, path: &Path) -> io::Result<SocketFile> {
         fs::rename(&self.path, path)?;
         self.path = path.to_owned();

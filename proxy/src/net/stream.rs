@@ -1,5 +1,5 @@
-//! A client's connection as what is spoken on it is read from: a socket, or TLS on one, with the bytes first that somebody
-//! has looked at already.
+//! A client's connection as the protocol code sees it: a socket, or TLS on one, preceded by bytes that were already
+//! peeked at.
 
 use std::{
     io::{self, IoSlice},
@@ -14,7 +14,7 @@ use tokio_rustls::TlsStream;
 
 use super::{Socket, pass_writes};
 
-/// A stream that gives some bytes again before it is read on.
+/// A stream that returns some bytes before it continues with the inner stream.
 #[derive(Debug)]
 pub struct Prefixed<T> {
     prefix: Bytes,
@@ -22,25 +22,25 @@ pub struct Prefixed<T> {
 }
 
 impl<T> Prefixed<T> {
-    /// Gives `prefix`, then what `io` gives.
+    /// Returns `prefix` first, then the contents of `io`.
     pub fn new(prefix: Bytes, io: T) -> Self {
         Prefixed { prefix, io }
     }
 
-    /// The stream within.
+    /// Returns a reference to the inner stream.
     pub fn get_ref(&self) -> &T {
         &self.io
     }
 
-    /// What is still to be given again, and the stream.
+    /// Returns the remaining prefix and the inner stream.
     pub fn into_parts(self) -> (Bytes, T) {
         (self.prefix, self.io)
     }
 }
 
 impl<T: AsyncRead + Unpin> Prefixed<T> {
-    /// Reads more into what is given again, at most to a length of `limit`, which must be greater than it is. `false`: the
-    /// stream has ended.
+    /// Peeks: reads more bytes into the prefix, up to a total of `limit`, which must exceed the current length.
+    /// `false`: the stream has ended.
     pub async fn look(&mut self, limit: usize) -> io::Result<bool> {
         let mut seen = BytesMut::with_capacity(limit);
         seen.extend_from_slice(&self.prefix);
@@ -50,17 +50,17 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         Ok(read > 0)
     }
 
-    /// What has been looked at and not read.
+    /// Returns the bytes that were peeked at but not read.
     pub fn seen(&self) -> &[u8] {
         &self.prefix
     }
 
-    /// The same, to be kept while it is read.
+    /// Returns the same bytes as an owned handle, to keep across reads.
     pub fn seen_bytes(&self) -> Bytes {
         self.prefix.clone()
     }
 
-    /// Reads so many of the bytes that have been looked at, to no use.
+    /// Discards up to `count` of the peeked bytes.
     pub fn skip(&mut self, count: usize) {
         self.prefix.advance(count.min(self.prefix.len()));
     }
@@ -75,7 +75,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
         let now = self.prefix.len().min(buf.remaining());
         buf.put_slice(&self.prefix.split_to(now));
         if self.prefix.is_empty() {
-            // Its memory is not needed any more.
+            // Free its memory.
             self.prefix = Bytes::new();
         }
         Poll::Ready(Ok(()))
@@ -84,17 +84,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
 
 pass_writes!([T: AsyncWrite + Unpin] Prefixed<T>, io);
 
-/// A connection, plain or under TLS.
+/// A client's connection, plain or TLS.
 #[derive(Debug)]
 pub enum Stream {
-    /// Plain.
+    /// Plain text.
     Plain(Prefixed<Socket>),
-    /// TLS. Boxed: most of a mesh's memory is idle connections, and those that are plain must not pay for the others.
+    /// TLS. Boxed, because idle connections use most of the memory in a mesh, and plain ones must not pay for TLS.
     Tls(Box<Prefixed<TlsStream<Prefixed<Socket>>>>),
 }
 
 impl Stream {
-    /// The socket beneath.
+    /// Returns the underlying socket.
     pub fn socket(&self) -> &Socket {
         match self {
             Stream::Plain(stream) => stream.get_ref(),
@@ -102,7 +102,7 @@ impl Stream {
         }
     }
 
-    /// This end's address; none if the other one is a unix socket.
+    /// Returns this end's address; `None` for a unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self.socket() {
             socket @ Socket::Tcp(_) => socket.local_addr().ok(),
@@ -110,7 +110,7 @@ impl Stream {
         }
     }
 
-    /// What was looked at and not read, and the stream behind it.
+    /// Returns the bytes that were peeked at but not read, and the stream after them.
     pub fn into_parts(self) -> (Bytes, Stream) {
         match self {
             Stream::Plain(stream) => {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_looked_at_is_read_again() {
+    async fn peeked_bytes_are_read_again() {
         let mut stream = Prefixed::new(Bytes::new(), &b"hello world"[..]);
         assert!(stream.look(5).await.unwrap());
         assert_eq!(stream.seen(), b"hello");

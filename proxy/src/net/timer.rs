@@ -1,4 +1,4 @@
-//! Timers of tasks that may always have something to do.
+//! Timers for tasks that may always have work to do.
 
 use std::{
     future::Future,
@@ -11,9 +11,9 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// Ready when the timer's time has come. tokio lets a task that has done much in its turn see no timer: a peer that always has
-/// data ready could put off a deadline for as long as it likes. Such a task goes by the clock, and only such a task pays for
-/// reading it.
+/// Ready when the timer's deadline has passed. tokio hides timers from a task that has used up its cooperative budget,
+/// so a peer that always has data ready could postpone a deadline indefinitely. Such a task reads the clock instead,
+/// and only such a task pays for that.
 pub fn poll_timer(mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     match timer.as_mut().poll(cx) {
         Poll::Pending if !coop::has_budget_remaining() && timer.deadline() <= Instant::now() => Poll::Ready(()),
@@ -35,18 +35,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_has_used_up_its_turn_still_sees_the_time() {
+    async fn timer_fires_in_a_task_without_budget() {
         let mut timer = pin!(sleep(Duration::from_secs(1)));
         poll_fn(|cx| {
             use_up_the_turn(cx);
-            assert!(poll_timer(timer.as_mut(), cx).is_pending(), "it is not time yet");
+            assert!(poll_timer(timer.as_mut(), cx).is_pending(), "the deadline has not passed yet");
             Poll::Ready(())
         })
         .await;
         tokio::time::advance(Duration::from_secs(2)).await;
         poll_fn(|cx| {
             use_up_the_turn(cx);
-            assert!(timer.as_mut().poll(cx).is_pending(), "tokio has changed: poll_timer is of no more use");
+            assert!(timer.as_mut().poll(cx).is_pending(), "tokio has changed: poll_timer is no longer needed");
             assert!(poll_timer(timer.as_mut(), cx).is_ready());
             Poll::Ready(())
         })

@@ -1,4 +1,4 @@
-//! What bytes can be carried on: a stream that may be a plain TCP socket, or not.
+//! The byte stream that connections are served on, which may or may not be a plain TCP socket.
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
@@ -9,21 +9,23 @@ use super::{Prefixed, Socket, Stream};
 
 /// A byte stream.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// The TCP socket that it is, if its bytes are those of the socket: then the kernel can move them by itself.
+    /// Returns the TCP socket if the stream's bytes are exactly those of the socket, so that the kernel can splice
+    /// them.
     fn plain(&self) -> Option<&TcpStream> {
         None
     }
 
-    /// Bytes that were written and that the peer's system has not acknowledged, as far as that is known.
+    /// Returns the number of bytes that were written but not acknowledged by the peer's system, as far as that is
+    /// known.
     fn unacknowledged(&self) -> usize {
         0
     }
 
-    /// Makes closing it a reset, so that its peer does not take what has come for all there is. Where that is not possible,
-    /// nothing happens.
+    /// Makes the close a reset, so that the peer does not take the bytes so far for the complete stream. Does nothing
+    /// where resets are not possible.
     fn abort(&self) {
         if let Some(socket) = self.plain() {
-            // A socket that is gone needs no reset.
+            // A socket that is already closed needs no reset.
             let _ = socket.set_zero_linger();
         }
     }
@@ -38,7 +40,7 @@ impl Transport for Socket {
     }
 
     fn unacknowledged(&self) -> usize {
-        // Of a peer whose system says nothing of this, it is supposed that it has everything.
+        // If the system cannot tell, assume that the peer has received everything.
         Socket::unacknowledged(self).unwrap_or(0)
     }
 }

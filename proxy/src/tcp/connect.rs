@@ -1,4 +1,4 @@
-//! From a connection that the filters have let through to one with an endpoint.
+//! Connecting to an upstream endpoint once the filters have let the client's connection through.
 
 use std::{
     hash::{Hash, Hasher},
@@ -22,10 +22,10 @@ use crate::{
     upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
 };
 
-/// A connection to an endpoint, and what counts it as under way.
+/// A connection to an endpoint, with the guards that count it as active.
 pub(super) struct UpstreamConnection {
     pub(super) stream: Stream,
-    /// How long that took, failures included.
+    /// Time taken to connect, failed attempts included.
     pub(super) after: Duration,
     pub(super) cluster: Arc<Cluster>,
     pub(super) endpoint: ActiveGuard,
@@ -33,7 +33,7 @@ pub(super) struct UpstreamConnection {
     _place: DirectConnection,
 }
 
-/// Connects to an endpoint of the connection's cluster; to another one, if that fails.
+/// Connects to an endpoint of the connection's cluster, and retries with other endpoints if that fails.
 pub(super) async fn run(site: &TcpListenerContext, stream: &NetworkStream) -> Result<UpstreamConnection, TcpFailure> {
     let selected = stream.state.borrow().route.clone();
     let cluster = selected.as_ref().map(|s| &s.cluster);
@@ -49,7 +49,7 @@ pub(super) async fn run(site: &TcpListenerContext, stream: &NetworkStream) -> Re
     let retry = retry.filter(|policy| policy.is_for_connecting());
     let mut retries = retry.map_or(0, |policy| policy.attempts);
     let mut backoff = Backoff::new(retry.map_or(Duration::ZERO, |policy| policy.backoff));
-    // One place in the budget does for all retries of a connection.
+    // One retry permit of the budget covers all retries of a connection.
     let (mut budget, mut tried, start) = (None, Vec::new(), tokio::time::Instant::now());
     let key = balance_key(stream, selected.as_ref());
     let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;
@@ -110,10 +110,11 @@ pub(super) async fn run(site: &TcpListenerContext, stream: &NetworkStream) -> Re
     }
 }
 
-/// What the `hash` balancer goes by: what a filter says, else the client's address, so that a client stays where it is.
+/// Returns the key of the `hash` balancer: the filter's, or else a hash of the client's address, so that a client stays
+/// with its endpoint.
 fn balance_key(stream: &NetworkStream, selected: Option<&SelectedRoute>) -> u64 {
     selected.and_then(|s| s.balance).unwrap_or_else(|| {
-        // The same in every process, as the endpoints' part is.
+        // Use a hasher that gives the same result in every process, as the endpoints' hash does.
         let mut hasher = FxHasher::default();
         stream.connection.peer.ip().to_canonical().hash(&mut hasher);
         hasher.finish()

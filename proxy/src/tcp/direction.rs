@@ -1,8 +1,8 @@
-//! One direction of a connection: from a socket, past the filters, to the other socket.
+//! One direction of a connection: from one socket, through the filters, to the other socket.
 //!
-//! Bytes are read only when all that was read before has been sent (or is held by a filter that may hold more), so a slow
-//! receiver slows its sender down, and a connection without traffic needs no buffer: reading goes to one that the worker's
-//! connections share.
+//! Bytes are read only when everything read before has been sent (or is held by a filter that may hold more), so a slow
+//! receiver slows its sender down (backpressure). A connection without traffic needs no buffer, because the worker's
+//! connections share one for reading.
 
 use std::{
     cell::RefCell,
@@ -23,36 +23,36 @@ use crate::{
     upstream::reason,
 };
 
-/// How much is read at a time, at most.
+/// Maximum number of bytes per read.
 const MOST: usize = 64 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; MOST].into());
 }
 
-/// Whether any byte has moved.
+/// Whether a poll moved any bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BytesMoved {
     Some,
     Nothing,
 }
 
-/// A direction.
+/// The state of one direction.
 pub(super) struct RelayDirection<'e> {
     ending: &'e TcpGuard,
-    /// Where its bytes come from.
+    /// The side that the bytes come from.
     side: Side,
-    /// On their way out.
+    /// Bytes past the filters, waiting to be written.
     pending: Bytes,
-    /// Bytes that are with the kernel.
+    /// The pipe with bytes that are being spliced.
     pipe: Option<Pipe>,
-    /// The kernel may move the bytes.
+    /// Whether the kernel may splice the bytes.
     splices: bool,
-    /// Some of what was written may not have been sent.
+    /// Whether written bytes may still await a flush.
     unflushed: bool,
-    /// The side has ended.
+    /// Whether the side has ended.
     ended: bool,
-    /// That was passed on.
+    /// Whether that end was forwarded.
     shut: bool,
     carried: BytesMoved,
     received: Option<&'e Counter>,
@@ -81,7 +81,7 @@ impl<'e> RelayDirection<'e> {
         }
     }
 
-    /// Both sides are there. `plain`: as sockets that the kernel can move bytes between.
+    /// Called once both sides are connected. `plain`: both are sockets between which the kernel can splice.
     pub(super) fn connected(&mut self, plain: bool, cluster: Option<&'e TcpClusterMetrics>) {
         self.splices = plain && !self.ending.stream().chain.wants_data(self.side);
         match self.side {
@@ -90,23 +90,23 @@ impl<'e> RelayDirection<'e> {
         }
     }
 
-    /// Whether the side has ended.
+    /// Returns whether the side has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Whether its end was passed on, so that nothing is left to do.
+    /// Returns whether the side's end was forwarded, so that nothing is left to do.
     pub(super) fn is_shut(&self) -> bool {
         self.shut
     }
 
-    /// Bytes that were read before there was this.
+    /// Passes bytes that were read before the relay began to the filters.
     pub(super) fn take_first(&mut self, flow: &mut ConnectionFlow, first: Bytes) -> Result<(), TcpFailure> {
         self.count_received(first.len());
         Ok(flow.data(self.ending.stream(), self.side, first, false)?)
     }
 
-    /// Moves as many bytes as can be moved now. Either socket may be missing yet.
+    /// Moves as many bytes as possible now. Either socket may not be connected yet.
     pub(super) fn poll<R: Transport, W: Transport>(
         &mut self,
         flow: &mut ConnectionFlow,
@@ -129,7 +129,8 @@ impl<'e> RelayDirection<'e> {
         Ok(self.carried)
     }
 
-    /// Sends what is through, and the end if that is; ready when there is nothing left of it.
+    /// Sends the bytes that have passed the filters, and the end if it has passed too. Ready when nothing is left to
+    /// send.
     pub(super) fn poll_send<W: Transport>(
         &mut self,
         flow: &mut ConnectionFlow,
@@ -138,7 +139,7 @@ impl<'e> RelayDirection<'e> {
     ) -> Poll<Result<(), TcpFailure>> {
         match writer {
             Some(writer) => self.poll_write(flow, writer, cx).map_err(|error| self.reset_by_receiver(&error)),
-            // Nothing more is read before this could be sent.
+            // Do not read more until this can be sent.
             None if self.pending.is_empty() && flow.is_clear(self.side) => Poll::Ready(Ok(())),
             None => Poll::Pending,
         }
@@ -150,7 +151,7 @@ impl<'e> RelayDirection<'e> {
         writer: &mut W,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        // The pipe comes first: it is filled only when there is nothing else.
+        // Drain the pipe first: it is filled only when nothing else is pending.
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) {
             let Some(socket) = writer.plain() else { return Poll::Ready(Err(io::ErrorKind::Unsupported.into())) };
             let n = ready!(pipe.poll_drain(socket, cx))?;
@@ -177,7 +178,7 @@ impl<'e> RelayDirection<'e> {
         }
         if flow.is_over(self.side) && !self.shut {
             match ready!(Pin::new(writer).poll_shutdown(cx)) {
-                // It is gone already: it has said so before, or whoever reads from it will notice.
+                // The receiver is already gone: it has ended before, or reading from it will report that.
                 Err(e) if e.kind() != io::ErrorKind::NotConnected && !self.ending.has_ended_before(self.side) => {
                     return Poll::Ready(Err(e));
                 }
@@ -187,7 +188,7 @@ impl<'e> RelayDirection<'e> {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes in some bytes, or the end. Called only when all that was taken in before is sent or held.
+    /// Receives some bytes or the end. Called only when everything received before is sent or held.
     fn poll_receive<R: Transport, W: Transport>(
         &mut self,
         flow: &mut ConnectionFlow,
@@ -220,9 +221,10 @@ impl<'e> RelayDirection<'e> {
         Poll::Ready(Ok(()))
     }
 
-    /// Lets the kernel take bytes: how many, 0 for the end. None: it cannot do that, and copying must do.
+    /// Lets the kernel receive bytes into a pipe; returns their number, 0 at the end. `None`: splicing is not possible
+    /// here, so the bytes must be copied.
     fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<usize>>> {
-        // Without file descriptors there are no pipes.
+        // Pipes need free file descriptors.
         let Ok(mut pipe) = self.pipe.take().map_or_else(Pipe::take, Ok) else { return Poll::Ready(Ok(None)) };
         match pipe.poll_fill(from, cx) {
             Poll::Ready(Ok(n)) if n > 0 => {
@@ -232,7 +234,7 @@ impl<'e> RelayDirection<'e> {
             nothing => {
                 pipe.give_back();
                 match nothing {
-                    // Not every kind of socket can.
+                    // Not every kind of socket supports splicing.
                     Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => Poll::Ready(Ok(None)),
                     nothing => nothing.map_ok(Some),
                 }
@@ -240,8 +242,8 @@ impl<'e> RelayDirection<'e> {
         }
     }
 
-    /// Reads bytes: how many, 0 for the end. If filters may want to see them, they come out as `shown`, else they are
-    /// written at once, as far as that goes.
+    /// Reads bytes; returns their number, 0 at the end. If filters may need to see the bytes, they are returned in
+    /// `shown`; otherwise as many as possible are written immediately.
     fn poll_read<R: Transport, W: Transport>(
         &mut self,
         flow: &ConnectionFlow,
@@ -254,7 +256,7 @@ impl<'e> RelayDirection<'e> {
             let mut buffer = ReadBuf::new(scratch);
             match ready!(Pin::new(reader).poll_read(cx, &mut buffer)) {
                 Ok(()) => {}
-                // Many peers close their connections without the close_notify of TLS. Whatever is carried knows its own end.
+                // Many peers close their connections without a TLS close_notify. The protocol inside marks its own end.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                 Err(error) => return Poll::Ready(Err(self.reset_by_sender(&error))),
             }

@@ -1,5 +1,4 @@
-//! Why a connection has ended before both of its ends had, or could not go on: for each reason one flag, one word for the
-//! access log.
+//! Reasons why a connection was refused or ended early, each with its response flag and its detail for the access log.
 
 use tollgate_abi::fast::flag;
 
@@ -8,34 +7,34 @@ use crate::observe::{Detail, detail};
 /// A reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpFailure {
-    /// Nothing says where it goes.
+    /// No route matches.
     NoRoute,
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The cluster has as many requests or connections as it may.
+    /// The cluster's request or connection limit is reached.
     Overflow,
-    /// No connection to an endpoint could be made.
+    /// Connecting to an endpoint failed.
     ConnectFailure,
-    /// No connection to an endpoint could be made in time.
+    /// Connecting to an endpoint timed out.
     ConnectTimeout,
-    /// The client has reset it.
+    /// The client reset its connection.
     ClientReset,
-    /// The upstream has reset it.
+    /// The upstream reset its connection.
     UpstreamReset,
-    /// No byte has moved for too long.
+    /// The idle timeout expired.
     Idle,
-    /// The same, while a filter held it.
+    /// The idle timeout expired while a filter held the connection.
     Stalled,
-    /// It is as old as it may become.
+    /// The connection reached its maximum age.
     Age,
-    /// A filter has failed.
+    /// A filter failed.
     FilterFailed,
-    /// It was ended through its stream, where the reason is written down.
+    /// The connection was closed through its stream, which has recorded the reason.
     Closed,
 }
 
 impl TcpFailure {
-    /// Flag and details; none if they are written down already.
+    /// Returns the response flag and the detail; `None` if they are recorded already.
     pub(super) fn table(self) -> Option<(u32, Detail)> {
         Some(match self {
             TcpFailure::NoRoute => (flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),

@@ -1,5 +1,5 @@
-//! The end of a connection: filters are told, figures are counted, a line is logged. Whichever way it ends, this happens
-//! once, because it happens when its task lets go.
+//! The guard that settles a connection's accounts: notifies the filters of its end, updates the metrics and writes the
+//! access log entry. It acts on drop, so this happens exactly once however the connection ends.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -16,9 +16,9 @@ use crate::{
 pub(super) struct TcpGuard {
     site: Rc<TcpListenerContext>,
     stream: Rc<NetworkStream>,
-    /// The side that has ended first, if one has.
+    /// The side that ended first, if one has.
     first: Cell<Option<Side>>,
-    /// Whether the upstream has ended its connection itself; none if there is none.
+    /// Which side closed the upstream connection; `None` if there is none.
     upstream: Cell<Option<ClosedBy>>,
     opened: Cell<Option<u64>>,
     connected: Cell<Option<u64>>,
@@ -55,18 +55,18 @@ impl TcpGuard {
         Instant::now().saturating_duration_since(self.stream.start).as_micros() as u64
     }
 
-    /// The filters have let it through.
+    /// Records that the filters have let the connection through.
     pub(super) fn opened(&self) {
         self.opened.set(Some(self.micros()));
     }
 
-    /// There is a connection to an endpoint.
+    /// Records that the connection to an endpoint is established.
     pub(super) fn connected(&self, connected: &UpstreamConnection) {
         self.connected.set(Some(connected.after.as_micros() as u64));
         self.upstream.set(Some(ClosedBy::Local));
     }
 
-    /// A side has ended.
+    /// Records that a side has ended.
     pub(super) fn ended(&self, side: Side) {
         if self.first.get().is_none() {
             self.first.set(Some(side));
@@ -76,19 +76,19 @@ impl TcpGuard {
         }
     }
 
-    /// Whether the other side has ended before this one.
+    /// Returns whether the other side has ended before this one.
     pub(super) fn has_ended_before(&self, side: Side) -> bool {
         self.first.get().is_some_and(|first| first != side)
     }
 
-    /// A byte has come from the upstream.
+    /// Records that the upstream has sent a byte.
     pub(super) fn answered(&self) {
         if self.first_byte.get().is_none() {
             self.first_byte.set(Some(self.micros()));
         }
     }
 
-    /// It ends for this reason.
+    /// Records the reason why the connection ends.
     pub(super) fn fault(&self, fault: TcpFailure) {
         match fault {
             TcpFailure::ClientReset => self.ended(Side::Downstream),
@@ -100,7 +100,7 @@ impl TcpGuard {
         }
     }
 
-    /// The endpoint has reset it.
+    /// Records that the endpoint reset the connection.
     #[cold]
     pub(super) fn endpoint_failed(&self, cluster: &Cluster, endpoint: &Endpoint) {
         if let Some(failures) = &self.stream.state.borrow().failures {
@@ -108,7 +108,7 @@ impl TcpGuard {
         }
     }
 
-    /// It has come to its end.
+    /// Records that the connection has completed.
     pub(super) fn complete(&self) {
         self.complete.set(true);
     }
@@ -118,7 +118,7 @@ impl Drop for TcpGuard {
     fn drop(&mut self) {
         let (site, stream) = (&self.site, &self.stream);
         if !self.complete.get() {
-            // Only a process that ends drops what is under way.
+            // Active connections are dropped only when the process ends.
             stream.close(0, detail::SHUTDOWN);
         }
         let downstream = if self.first.get() == Some(Side::Downstream) { ClosedBy::Remote } else { ClosedBy::Local };

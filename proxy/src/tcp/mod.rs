@@ -1,11 +1,12 @@
-//! One TCP connection's life: bytes that are passed on without being looked into, but by filters.
+//! TCP proxying: the lifetime of one connection, whose bytes are forwarded uninterpreted except by filters.
 //!
-//! [`serve`] takes a connection from a listener. The chain's filters are told of it ([`crate::chain::network`]), [`route`]
-//! says to which cluster it goes, [`connect`] opens a connection to an endpoint, [`relay`] moves bytes both ways until both
-//! ends have ended. Where no filter wants to see the bytes, and both ends are sockets, [`splice`] lets the kernel move them.
-//! Whatever goes wrong is a [`Fault`]; [`ending`] settles the accounts.
+//! [`serve`] takes a connection from a listener and notifies the chain's filters of it ([`crate::chain::network`]).
+//! [`route`] selects the cluster, [`connect`] opens a connection to an endpoint, and [`relay`] moves bytes in both
+//! directions until both sides have ended. If no filter needs the bytes and both sides are TCP sockets, [`splice`] lets
+//! the kernel move them. Every failure is a [`TcpFailure`]; [`guard`] updates metrics and the access log at the end.
 //!
-//! The end of one direction is passed on, and the other direction goes on. A reset is passed on as a reset.
+//! The end of one direction is forwarded (half-close) while the other direction continues. A reset is forwarded as a
+//! reset.
 
 mod connect;
 mod direction;
@@ -36,53 +37,53 @@ use crate::{
     observe::{AccessLog, Counter, Gauge},
 };
 
-/// What a worker knows of a listener for TCP connections: the rules of one snapshot. A connection keeps those with which it
-/// began.
+/// A worker's view of a TCP listener: the rules of one configuration snapshot. A connection keeps the rules that it
+/// began with.
 pub struct TcpListenerContext {
     /// The listener's name.
     pub name: Rc<str>,
-    /// Its filters.
+    /// The listener's filters.
     pub chain: Rc<NetworkChain>,
-    /// Where connections go.
+    /// The rules that select a connection's cluster.
     pub routes: Routes,
-    /// Without a byte in either direction for so long, a connection ends.
+    /// Idle timeout: a connection without a byte in either direction for this long ends.
     pub idle: Option<Duration>,
-    /// So old a connection becomes.
+    /// Maximum age of a connection.
     pub age: Option<Duration>,
-    /// Bytes that a filter may hold of each side before no more are read.
+    /// Bytes that a filter may hold per direction before reading pauses (backpressure).
     pub buffered: usize,
-    /// Where connections are logged.
+    /// The access log, if connections are logged.
     pub access_log: Option<AccessLog>,
-    /// The listener's figures.
+    /// The listener's metrics.
     pub figures: TcpMetrics,
-    /// The clusters' figures, by name.
+    /// Metrics per cluster, by name.
     pub clusters: FxHashMap<Box<str>, TcpClusterMetrics>,
-    /// How often connecting is tried again, by cluster.
+    /// Retry policies for connecting, by cluster.
     pub retries: FxHashMap<Box<str>, RetryPolicy>,
 }
 
-/// A listener's figures.
+/// A listener's metrics.
 #[derive(Clone)]
 pub struct TcpMetrics {
-    /// Connections.
+    /// Connections in total.
     pub connections: Counter,
-    /// Connections now.
+    /// Active connections.
     pub active: Gauge,
     /// Bytes received from clients, and sent to them.
     pub bytes: [Counter; 2],
-    /// Connections by their flags.
+    /// Connections per response flag.
     pub flags: Vec<(u32, Counter)>,
 }
 
-/// A cluster's figures.
+/// A cluster's metrics.
 #[derive(Clone)]
 pub struct TcpClusterMetrics {
     /// Bytes sent to its endpoints, and received from them.
     pub bytes: [Counter; 2],
 }
 
-/// Serves one connection until it ends. `first`: what was read of it already. `server_name`: what the client asks for by
-/// TLS, if that is known.
+/// Serves one connection until it ends. `first` holds the bytes already read from it, `server_name` the client's TLS
+/// SNI, if known.
 pub async fn serve<D: Transport>(
     site: Rc<TcpListenerContext>,
     socket: D,
@@ -117,7 +118,7 @@ async fn run<'e, D: Transport>(ending: &'e TcpGuard, relay: &mut Relay<'e, D>) -
     ending.connected(&connected);
     let figures = ending.site().clusters.get(&connected.cluster.name);
     relay.connected(connected.stream, figures);
-    // What is left of `connected` counts it as under way until it has ended.
+    // The rest of `connected` counts the connection as active until it ends.
     relay.run().await.inspect_err(|fault| {
         if *fault == TcpFailure::UpstreamReset {
             ending.endpoint_failed(&connected.cluster, connected.endpoint.endpoint());

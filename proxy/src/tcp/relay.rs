@@ -1,6 +1,6 @@
-//! Moves bytes between a client and an upstream, past the filters.
+//! Moves bytes between a client and an upstream, through the filters.
 //!
-//! A connection is one task; both directions ([`way`](super::way)) are polled by it, one after the other.
+//! A connection is one task, which polls both directions ([`direction`](super::direction)) in turn.
 
 use std::{
     future::{Future, poll_fn},
@@ -22,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// How long a connection that is being ended may take over what is on its way.
+/// Time limit for sending what has passed the filters when a connection is being closed.
 const FLUSH: Duration = Duration::from_secs(10);
 
 impl From<ConnectionDenied> for TcpFailure {
@@ -31,7 +31,7 @@ impl From<ConnectionDenied> for TcpFailure {
     }
 }
 
-/// A connection with its two ends.
+/// A client's connection and its upstream connection.
 pub(super) struct Relay<'e, D> {
     stream: &'e Rc<NetworkStream>,
     flow: ConnectionFlow,
@@ -39,7 +39,7 @@ pub(super) struct Relay<'e, D> {
     up: Option<Stream>,
     ways: [RelayDirection<'e>; 2],
     clock: TcpTimeouts,
-    /// What was read before this began.
+    /// Bytes that were read before the relay began.
     first: Bytes,
 }
 
@@ -57,8 +57,8 @@ impl<'e, D: Transport> Relay<'e, D> {
         }
     }
 
-    /// Tells the filters of the connection, and waits until all of them let it through. They are shown what the client sends
-    /// meanwhile.
+    /// Notifies the filters of the connection, and waits until all of them let it through. Data from the client is
+    /// passed to them meanwhile.
     pub(super) async fn open(&mut self) -> Result<(), TcpFailure> {
         self.flow.advance(self.stream)?;
         let first = std::mem::take(&mut self.first);
@@ -83,7 +83,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         .await
     }
 
-    /// Waits for a connection to an endpoint. Filters are shown what the client sends meanwhile.
+    /// Waits for the connection to an endpoint. Data from the client is passed to the filters meanwhile.
     pub(super) async fn meanwhile<T>(
         &mut self,
         connecting: impl Future<Output = Result<T, TcpFailure>>,
@@ -101,7 +101,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         .await
     }
 
-    /// There is a connection to an endpoint.
+    /// Adds the established connection to an endpoint.
     pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::TcpClusterMetrics>) {
         let plain = self.down.plain().is_some() && up.plain().is_some();
         for way in &mut self.ways {
@@ -125,7 +125,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         self.stream.state.borrow().closed
     }
 
-    /// Does all that can be done now.
+    /// Does all work that is possible now.
     fn work(&mut self, cx: &mut Context<'_>) -> Result<(), TcpFailure> {
         self.stream.register(cx);
         if self.is_closed() {
@@ -147,13 +147,14 @@ impl<'e, D: Transport> Relay<'e, D> {
         }
     }
 
-    /// Ends the connection for this reason. What has passed the filters is still sent, unless nobody would take it. Returns the
-    /// client's side if closing it at once could take from the client what it was sent last.
+    /// Closes the connection for this reason. Bytes that have passed the filters are still sent, unless the receiver
+    /// would not take them. Returns the client's side if an immediate close could lose the last bytes sent to the
+    /// client.
     pub(super) async fn finish(mut self, fault: TcpFailure) -> Option<D> {
         let futile =
             matches!(fault, TcpFailure::ClientReset | TcpFailure::Idle | TcpFailure::Stalled | TcpFailure::Age);
         if !futile {
-            // What filters have added last.
+            // Bytes that filters added last.
             let _ = self.flow.resume(self.stream);
             let _ = tokio::time::timeout(FLUSH, poll_fn(|cx| self.poll_flush(cx))).await;
         }
@@ -167,7 +168,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         (!futile && answered && unread).then_some(self.down)
     }
 
-    /// Ready when nothing is left to be sent, or can be.
+    /// Ready when nothing is left to send, or nothing more can be sent.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let [from_client, from_upstream] = &mut self.ways;
         let forth = self.up.as_mut().map(|up| from_client.poll_send(&mut self.flow, Some(up), cx));

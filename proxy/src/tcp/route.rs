@@ -1,22 +1,22 @@
-//! Which cluster a connection goes to: by the server name that the client asks for, by weight, or the listener's own.
+//! Selection of a connection's cluster: by TLS SNI, by weight, or the listener's own cluster.
 
 use std::sync::Arc;
 
 use super::sni::SniMatcher;
 use crate::{chain::route::Clusters, config::model, upstream::Cluster};
 
-/// A listener's rules, resolved.
+/// A listener's rules, with cluster names resolved.
 #[derive(Debug)]
 pub struct Routes {
     all: Clusters,
     by_name: SniMatcher<Arc<Cluster>>,
-    /// Each with the sum of the weights up to and with its own.
+    /// Each cluster with the sum of the weights up to and including its own.
     weighted: Box<[(u64, Arc<Cluster>)]>,
     default: Option<Arc<Cluster>>,
 }
 
 impl Routes {
-    /// The rules of a listener. What names no cluster that there is (which no configuration in force does) is left out.
+    /// Resolves a listener's rules. Rules with unknown clusters (which validation rejects) are left out.
     pub fn new(listener: &model::Listener, clusters: &Clusters) -> Routes {
         let find = |name: &str| clusters.get(name).cloned();
         let tcp = &listener.tcp;
@@ -36,13 +36,13 @@ impl Routes {
         }
     }
 
-    /// The cluster of this name, whatever the rules say.
+    /// Returns the cluster of this name, regardless of the rules.
     pub fn named(&self, name: &[u8]) -> Option<&Arc<Cluster>> {
         self.all.get(str::from_utf8(name).ok()?)
     }
 
-    /// The cluster of a connection. Without its server name, or if that matches nothing, by weight. The name is in small
-    /// letters.
+    /// Selects the cluster of a connection: by its server name (in lower case), or by weight if it has none or the name
+    /// matches nothing.
     pub fn choose(&self, server_name: Option<&str>) -> Option<&Arc<Cluster>> {
         if let Some(cluster) = server_name.and_then(|name| self.by_name.find(name)) {
             return Some(cluster);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_goes_before_weights() {
+    fn server_name_takes_precedence_over_weights() {
         let sni = json!({
             "sni": [{"names": ["one.example", "*.deep.example"], "cluster": "a"}, {"names": ["*.example"], "cluster": "b"}],
             "clusters": [{"cluster": "c"}],
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_share_by_weight() {
+    fn clusters_share_connections_by_weight() {
         let tcp = json!({"clusters": [
             {"cluster": "a", "weight": 3}, {"cluster": "b", "weight": 1}, {"cluster": "c", "weight": 0},
         ]});
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_rule_there_is_the_listeners_cluster_or_none() {
+    fn listeners_cluster_is_used_without_rules() {
         assert_eq!(chosen(&routes(json!({}), Some("a")), Some("x")), Some("a"));
         assert_eq!(chosen(&routes(json!({}), None), Some("x")), None);
     }

@@ -1,23 +1,23 @@
-//! By server name, what is meant: for TLS that is passed on unread.
+//! Matching by server name (SNI), for TLS that is forwarded without decryption.
 
 use rustc_hash::FxHashMap;
 
 use crate::config::units::ServerName;
 
-/// Finds what belongs to a name.
+/// A map from server names to values.
 ///
-/// An exact name counts before a wildcard, and of the wildcards the longest: of `*.example.com` and `*.b.example.com` the
-/// second is for `a.b.example.com`. A wildcard stands for one label or more, never for none (Envoy's rule; in a certificate it
-/// would be exactly one).
+/// An exact name takes precedence over a wildcard, and a longer wildcard over a shorter one: with `*.example.com` and
+/// `*.b.example.com`, the second matches `a.b.example.com`. A wildcard matches one or more labels, never zero (Envoy's
+/// rule; in a certificate it would match exactly one).
 #[derive(Debug, Clone)]
 pub struct SniMatcher<T> {
     exact: FxHashMap<Box<str>, T>,
-    /// By what follows `*.`.
+    /// Wildcards, by the part after `*.`.
     below: FxHashMap<Box<str>, T>,
 }
 
 impl<T> SniMatcher<T> {
-    /// From names and what belongs to them. Of a name that is there twice the first counts.
+    /// Builds a matcher from names and their values. The first value of a duplicate name counts.
     pub fn new(names: impl IntoIterator<Item = (ServerName, T)>) -> SniMatcher<T> {
         let mut matcher = SniMatcher { exact: FxHashMap::default(), below: FxHashMap::default() };
         for (name, value) in names {
@@ -29,13 +29,13 @@ impl<T> SniMatcher<T> {
         matcher
     }
 
-    /// Whether there are no names, so that none need be asked for.
+    /// Returns whether there are no names, so that the SNI need not be read.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.below.is_empty()
     }
 
-    /// What belongs to a name, which must be in small letters and without a dot at its end, as
-    /// [`client_hello`](crate::listener::client_hello::client_hello) gives it. Takes one look-up for each label.
+    /// Finds the value for a name, which must be in lower case and without a trailing dot, as
+    /// [`client_hello`](crate::listener::client_hello::client_hello) returns it. Costs one lookup per label.
     pub fn find(&self, name: &str) -> Option<&T> {
         let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
         self.exact.get(name).or_else(|| parents.filter_map(|parent| self.below.get(parent)).next())
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_that_says_most_counts() {
+    fn most_specific_name_wins() {
         let names = ["*.example.com", "a.example.com", "*.B.example.com", "example.org", "*.com", "a.example.com"];
         let matcher = SniMatcher::new(names.iter().enumerate().map(|(i, name)| (name.parse().unwrap(), i)));
         for (name, expected) in [

@@ -1,8 +1,8 @@
-//! Bytes that the kernel moves from one socket to another through a pipe, without this process ever having them
+//! Splicing: the kernel moves bytes from one socket to another through a pipe, without copying them into this process
 //! (splice(2)).
 //!
-//! A pipe belongs to a direction only while there are bytes in it, so connections that are idle have none, and a worker has
-//! as many as it has moved bytes at one time.
+//! A direction owns a pipe only while bytes are in it. So idle connections have none, and a worker needs only as many
+//! pipes as directions moved bytes at the same time.
 
 use std::{
     cell::RefCell,
@@ -19,17 +19,17 @@ use tokio::{io::Interest, net::TcpStream};
 
 use crate::net::descriptors::DescriptorUse;
 
-/// How much is moved at a time, at most: what a pipe holds, if the system has not been told otherwise.
+/// Maximum number of bytes moved at a time: the default capacity of a pipe.
 const MOST: usize = 64 << 10;
 
-/// Empty pipes that a worker keeps.
+/// Empty pipes that a worker keeps for reuse.
 const POOLED: usize = 32;
 
 thread_local! {
     static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A pipe, and how many bytes are in it.
+/// A pipe, and the number of bytes in it.
 #[derive(Debug)]
 pub(super) struct Pipe {
     reader: OwnedFd,
@@ -37,14 +37,14 @@ pub(super) struct Pipe {
     len: usize,
 }
 
-/// How many pipes wait to be used again.
+/// Returns the number of pipes kept for reuse.
 #[cfg(test)]
 pub(super) fn pooled() -> usize {
     POOL.with_borrow(Vec::len)
 }
 
 impl Pipe {
-    /// An empty pipe, one that was used before if there is one.
+    /// Returns an empty pipe, a pooled one if available.
     pub(super) fn take() -> io::Result<Pipe> {
         if let Some(pipe) = POOL.with_borrow_mut(Vec::pop) {
             return Ok(pipe);
@@ -56,7 +56,7 @@ impl Pipe {
         Ok(Pipe { reader, writer, len: 0 })
     }
 
-    /// Keeps an empty pipe for others. One with bytes in it is closed.
+    /// Returns an empty pipe to the pool. A pipe with bytes in it is closed.
     pub(super) fn give_back(self) {
         if self.len == 0 {
             POOL.with_borrow_mut(|pool| {
@@ -67,13 +67,13 @@ impl Pipe {
         }
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the pipe is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Moves bytes from a socket into the pipe, which must be empty: only then "would block" speaks of the socket. 0: the
-    /// socket's end.
+    /// Moves bytes from a socket into the pipe, which must be empty: only then does "would block" refer to the socket.
+    /// 0 means the socket's end.
     pub(super) fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         debug_assert!(self.is_empty(), "a pipe is filled only when it is empty");
         loop {

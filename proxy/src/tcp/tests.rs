@@ -1,4 +1,4 @@
-//! Bytes arrive as they were sent, by either way of moving them, and ends are passed on.
+//! Bytes arrive unchanged, whether spliced or copied, and ends are forwarded.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use tokio::{
 use super::*;
 use crate::{chain::route::Clusters, config::model, net::Socket, observe::Registry, upstream::Cluster};
 
-/// A listener's rules with one cluster of these endpoints.
+/// Creates a listener's context with one cluster of these endpoints.
 fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry) {
     let registry = Registry::new(1);
     let mut config = json!({"name": "c", "endpoints": []});
@@ -65,7 +65,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// A client's end of a connection that is served, by sockets.
+/// Connects a client over sockets and serves its connection.
 async fn by_sockets(site: &Rc<TcpListenerContext>) -> TcpStream {
     let (listener, address) = listen().await;
     let client = TcpStream::connect(address).await.unwrap();
@@ -79,12 +79,12 @@ fn local<F: Future<Output = ()>>(test: F) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-/// The byte at a place of a stream.
+/// Returns the byte at an offset of the test stream.
 fn byte(at: u64, seed: u8) -> u8 {
     (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 ^ seed
 }
 
-/// Sends so many bytes in pieces of all sizes, and ends.
+/// Sends `total` bytes in pieces of varying sizes, then ends.
 async fn send(to: &mut (impl AsyncWrite + Unpin), total: u64, seed: u8) {
     let mut random = fastrand::Rng::with_seed(seed.into());
     let mut at = 0;
@@ -100,7 +100,7 @@ async fn send(to: &mut (impl AsyncWrite + Unpin), total: u64, seed: u8) {
     to.shutdown().await.unwrap();
 }
 
-/// Reads until the end, in pieces of all sizes and with pauses, and checks each byte. How many there were.
+/// Reads until the end, in pieces of varying sizes and with pauses, and checks each byte. Returns their number.
 async fn receive(from: &mut (impl AsyncRead + Unpin), seed: u8) -> u64 {
     let mut random = fastrand::Rng::with_seed(seed.into());
     let mut buffer = vec![0; 300_000];
@@ -121,7 +121,7 @@ async fn receive(from: &mut (impl AsyncRead + Unpin), seed: u8) -> u64 {
     }
 }
 
-/// Both directions at once, each with its own bytes.
+/// Both directions concurrently, each with its own bytes.
 async fn exchange(listener: TcpListener, client: impl AsyncRead + AsyncWrite + Unpin, forth: u64, back: u64) {
     let upstream = async {
         let (mut socket, _) = listener.accept().await.unwrap();
@@ -136,7 +136,7 @@ async fn exchange(listener: TcpListener, client: impl AsyncRead + AsyncWrite + U
 }
 
 #[test]
-fn the_kernel_moves_the_same_bytes_as_copying() {
+fn splicing_delivers_the_same_bytes_as_copying() {
     const FORTH: u64 = 20 << 20;
     const BACK: u64 = (7 << 20) + 13;
     local(async {
@@ -155,7 +155,7 @@ fn the_kernel_moves_the_same_bytes_as_copying() {
             let value = |name: &str| registry.value(name, &[]).unwrap() as u64;
             assert_eq!((value("received"), value("to")), (FORTH, FORTH), "{splices}");
             assert_eq!((value("from"), value("sent")), (BACK, BACK), "{splices}");
-            // Its task ends a moment after its sockets have.
+            // The task ends a moment after its sockets.
             while value("active") != 0 {
                 tokio::task::yield_now().await;
             }
@@ -165,13 +165,13 @@ fn the_kernel_moves_the_same_bytes_as_copying() {
 }
 
 #[test]
-fn a_receiver_that_does_not_read_stops_its_sender() {
+fn receiver_that_does_not_read_stops_its_sender() {
     local(async {
         for splices in [true, false] {
             let (listener, address) = listen().await;
             let (site, _) = site(&[address], json!({}));
             let piece = vec![7; 1 << 16];
-            // So much fits into everything between the two, far less than the sender has.
+            // The capacity of all buffers between the two, far less than the sender has.
             const MOST: usize = 64 << 20;
             let sent = async {
                 if splices {
@@ -183,8 +183,8 @@ fn a_receiver_that_does_not_read_stops_its_sender() {
                 }
             };
             let (sent, accepted) = tokio::join!(sent, listener.accept());
-            assert!(sent < MOST, "{splices}: nothing held it back");
-            // What was taken was taken to be passed on.
+            assert!(sent < MOST, "{splices}: no backpressure");
+            // Bytes that were accepted are delivered.
             let (mut got, mut socket) = (Vec::new(), accepted.unwrap().0);
             socket.read_to_end(&mut got).await.unwrap();
             assert_eq!(got.len(), sent, "{splices}");
@@ -192,7 +192,7 @@ fn a_receiver_that_does_not_read_stops_its_sender() {
     });
 }
 
-/// Writes until nobody takes more for a while. How much that was.
+/// Writes until no more is accepted for a while. Returns the number of bytes written.
 async fn fill(mut to: impl AsyncWrite + Unpin, piece: &[u8], most: usize) -> usize {
     let mut sent = 0;
     while sent < most {
@@ -205,7 +205,7 @@ async fn fill(mut to: impl AsyncWrite + Unpin, piece: &[u8], most: usize) -> usi
 }
 
 #[test]
-fn what_was_read_before_comes_first() {
+fn bytes_read_before_come_first() {
     local(async {
         let (listener, address) = listen().await;
         let (site, registry) = site(&[address], json!({}));
@@ -224,7 +224,7 @@ fn what_was_read_before_comes_first() {
 }
 
 #[test]
-fn an_end_of_one_direction_leaves_the_other() {
+fn end_of_one_direction_leaves_the_other_open() {
     local(async {
         for client_first in [true, false] {
             let (listener, address) = listen().await;
@@ -250,7 +250,7 @@ fn an_end_of_one_direction_leaves_the_other() {
 }
 
 #[test]
-fn a_reset_is_passed_on_as_a_reset() {
+fn reset_is_forwarded_as_a_reset() {
     local(async {
         for by_client in [true, false] {
             let (listener, address) = listen().await;
@@ -269,9 +269,9 @@ fn a_reset_is_passed_on_as_a_reset() {
 }
 
 #[test]
-fn an_endpoint_that_takes_no_connection_costs_none() {
+fn connection_survives_an_endpoint_that_refuses_connections() {
     local(async {
-        // Nobody listens there any more.
+        // No socket listens there any more.
         let (gone, refusing) = listen().await;
         drop(gone);
         let (listener, address) = listen().await;
@@ -294,7 +294,7 @@ fn an_endpoint_that_takes_no_connection_costs_none() {
             tokio::task::yield_now().await;
         }
         assert_eq!((stats.connect_failures.load(Relaxed), stats.connections.load(Relaxed)), (2, 0));
-        // Who wants no other try gets none.
+        // Without retries there is no second attempt.
         let (gone, other) = listen().await;
         drop(gone);
         let (site, _) = self::site(&[refusing, other], json!({"retry": {"attempts": 0}}));
@@ -305,7 +305,7 @@ fn an_endpoint_that_takes_no_connection_costs_none() {
 }
 
 #[test]
-fn a_pipe_with_bytes_in_it_is_not_used_again() {
+fn pipe_with_bytes_in_it_is_not_reused() {
     local(async {
         let (listener, address) = listen().await;
         let mut client = TcpStream::connect(address).await.unwrap();

@@ -1,4 +1,4 @@
-//! When a connection's time is over: one timer for all its bounds, set anew only when it fires.
+//! Timeouts of a connection: one timer for all of them, reset only when it fires.
 
 use std::{
     pin::Pin,
@@ -12,11 +12,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::TcpFailure;
 use crate::{chain::network::NetworkStream, net::poll_timer};
 
-/// The bounds of a connection.
+/// The timeouts of a connection.
 pub(super) struct TcpTimeouts {
     stream: Rc<NetworkStream>,
     idle: Option<Duration>,
-    /// When it is too old.
+    /// When the connection reaches its maximum age.
     end: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
@@ -36,10 +36,10 @@ impl TcpTimeouts {
         }
     }
 
-    /// Ready when a bound is passed.
+    /// Ready when a timeout has expired.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TcpFailure> {
         loop {
-            // Bounds only ever move to later: the timer may fire too early, and is set again then.
+            // Deadlines only ever move later, so the timer may fire too early and is then reset.
             if let Some(sleep) = &mut self.sleep
                 && poll_timer(sleep.as_mut(), cx).is_pending()
             {

@@ -1,14 +1,15 @@
-//! Writing the header, for endpoints that want one.
+//! Encoding of the PROXY protocol header, for endpoints configured to receive one.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{Addresses, v1, v2};
 use crate::config::model::ProxyProtocolVersion;
 
-/// The header that a connection begins with whose ends are `addresses`: at most 107 bytes in version 1, 52 in version 2.
+/// Returns the header for a connection between `addresses`: at most 107 bytes in version 1, 52 in version 2.
 ///
-/// Without addresses (a health check, or a client on a unix socket) it says that the connection is what it seems: `UNKNOWN`, or
-/// `LOCAL`. If one of them is IPv4 and the other IPv6, the former is written as IPv6 (RFC 4291 section 2.5.5.2).
+/// Without addresses (a health check, or a client on a unix socket) the header is `UNKNOWN` or `LOCAL`: the receiver
+/// uses the connection's own addresses. If one address is IPv4 and the other IPv6, the former is written as IPv6 (RFC
+/// 4291 section 2.5.5.2).
 pub fn encode(version: ProxyProtocolVersion, addresses: Option<Addresses>) -> Vec<u8> {
     let ends = addresses.map(|Addresses { source, destination }| Addresses::new(source, destination));
     match version {
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_as_the_specification_has_it() {
+    fn v1_line_matches_the_specification() {
         let line = |ends| String::from_utf8(encode(ProxyProtocolVersion::V1, ends)).unwrap();
         assert_eq!(line(None), "PROXY UNKNOWN\r\n");
         assert_eq!(line(ends("10.0.0.1:1", "10.0.0.2:2")), "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n");
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_binary_form_is_as_the_specification_has_it() {
+    fn v2_header_matches_the_specification() {
         let signature = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a];
         let binary = |ends| encode(ProxyProtocolVersion::V2, ends);
         assert_eq!(binary(None), [&signature[..], &[0x20, 0, 0, 0]].concat());
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn encoded_headers_parse_back() {
         let addresses = ["1.2.3.4:5", "[::ffff:1.2.3.4]:6", "[2001:db8::1]:65535", "0.0.0.0:0", "[::]:0"];
         for version in VERSIONS {
             for (source, destination) in addresses.iter().flat_map(|a| addresses.iter().map(move |b| (a, b))) {

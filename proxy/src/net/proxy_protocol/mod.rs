@@ -1,10 +1,10 @@
-//! The PROXY protocol: a header before everything else, by which a proxy in front says who its client is
-//! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>). Read from the bytes there are, in both versions, and
-//! written for endpoints that want it.
+//! The PROXY protocol: a header at the start of a connection in which a proxy in front reports the client's address
+//! (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>). Both versions are parsed incrementally, and written
+//! for endpoints configured to receive the header.
 //!
-//! Our own code, and not one of the crates: `proxy-header` 0.1 and `ppp` 2.3 take `+80` for a port and leave the checksum
-//! alone; the former does not look at what follows `PROXY` or `UNKNOWN`, and waits for 15 bytes before it says that there is
-//! no header, the latter leaves it to its caller to find out which version there may be.
+//! This is our own code rather than a crate: `proxy-header` 0.1 and `ppp` 2.3 accept `+80` as a port and do not verify
+//! the checksum. The former ignores what follows `PROXY` or `UNKNOWN`, and needs 15 bytes before it reports that there
+//! is no header; the latter leaves detection of the version to its caller.
 
 mod encode;
 mod v1;
@@ -14,75 +14,75 @@ use std::net::SocketAddr;
 
 pub use self::encode::encode;
 
-/// No header has this many bytes, so whoever has read them knows.
+/// Upper bound on the size of a header in bytes: a caller that has read this many always gets a verdict.
 pub const MAX_HEADER: usize = 16 << 10;
 
-/// What the first bytes of a connection are.
+/// The result of parsing the first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// A header may have begun, or has: there are fewer than [`MAX_HEADER`] bytes, and none of them is wrong.
+    /// Possibly an incomplete header: fewer than [`MAX_HEADER`] bytes, all of them valid so far.
     NeedMore,
-    /// No header.
+    /// Not a PROXY header.
     NotProxy,
-    /// A whole header; what follows it is the connection.
+    /// A complete header; the connection's own bytes follow it.
     Header(Header<'a>),
-    /// A header has begun, and broken the protocol.
+    /// A header that violates the protocol.
     Invalid(Malformed),
 }
 
-/// What a header says.
+/// The contents of a header.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header<'a> {
-    /// Its bytes, from the first one of the connection.
+    /// Length in bytes.
     pub length: usize,
-    /// Whose connection this is. `None`: as it seems (the proxy's own, for a health check, or one whose ends are no IP
-    /// addresses).
+    /// The ends of the client's connection. `None`: use those of this connection (the proxy's own, for a health check,
+    /// or one whose ends are not IP addresses).
     pub addresses: Option<Addresses>,
-    /// The host that the client has asked for, mostly the SNI of its TLS (`PP2_TYPE_AUTHORITY`).
+    /// The host that the client asked for, usually its TLS SNI (`PP2_TYPE_AUTHORITY`).
     pub authority: Option<&'a str>,
-    /// What the proxy calls this connection, at most 128 bytes (`PP2_TYPE_UNIQUE_ID`).
+    /// The proxy's identifier for this connection, at most 128 bytes (`PP2_TYPE_UNIQUE_ID`).
     pub unique_id: Option<&'a [u8]>,
-    /// Whether the client speaks TLS with the proxy (`PP2_TYPE_SSL` with `PP2_CLIENT_SSL`).
+    /// Whether the client uses TLS to the proxy (`PP2_TYPE_SSL` with `PP2_CLIENT_SSL`).
     pub tls: bool,
 }
 
-/// The ends of a connection. IPv4 addresses that are written as IPv6 (RFC 4291 section 2.5.5.2) have become IPv4.
+/// The ends of a connection. IPv4 addresses mapped to IPv6 (RFC 4291 section 2.5.5.2) are converted to IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Addresses {
-    /// Who has opened it.
+    /// The end that opened the connection.
     pub source: SocketAddr,
-    /// Where to.
+    /// The end that it was opened to.
     pub destination: SocketAddr,
 }
 
-/// How a header breaks the protocol.
+/// A violation of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Version 1: neither `TCP4` nor `TCP6` nor `UNKNOWN`.
     #[error("neither TCP4 nor TCP6 nor UNKNOWN")]
     Protocol,
-    /// Version 1: a CR or LF alone.
+    /// Version 1: a lone CR or LF.
     #[error("a line that does not end with CR LF")]
     LineEnd,
-    /// Version 1: no end of the line within 107 bytes.
+    /// Version 1: no line end within 107 bytes.
     #[error("a line of more than 107 bytes")]
     LineTooLong,
     /// Version 1: not two addresses and two ports with one space between them.
     #[error("not two addresses and two ports")]
     Fields,
-    /// Version 1: no address of its family.
-    #[error("an address that is none")]
+    /// Version 1: not a valid address of its family.
+    #[error("not a valid address")]
     Address,
-    /// Version 1: no decimal number from 0 to 65535 without needless digits.
-    #[error("a port that is none")]
+    /// Version 1: not a decimal number from 0 to 65535 without leading zeros or a sign.
+    #[error("not a valid port")]
     Port,
-    /// Version 2: another version after its signature.
+    /// Version 2: another version after the signature.
     #[error("a version that is not 2")]
     Version,
     /// Version 2: neither `LOCAL` nor `PROXY`.
     #[error("a command that is neither LOCAL nor PROXY")]
     Command,
-    /// Version 2: no family and transport of the specification.
+    /// Version 2: a family and transport that the specification does not define.
     #[error("an unknown family or transport")]
     Family,
     /// Version 2: more than [`MAX_HEADER`] bytes.
@@ -91,16 +91,15 @@ pub enum Malformed {
     /// Version 2: too short for the addresses of its family.
     #[error("a length too short for the addresses")]
     AddressLength,
-    /// Version 2: fields (TLV) that do not fill the header, are there twice, or are not what their type says.
+    /// Version 2: fields (TLV) that do not fill the header, appear twice, or do not match their type.
     #[error("a malformed field after the addresses")]
     Field,
-    /// Version 2: the checksum is not that of the header.
+    /// Version 2: the checksum does not match the header.
     #[error("a wrong checksum")]
     Checksum,
 }
 
-/// Looks at the first bytes of a connection. What is said once is not changed by further bytes, unless it is
-/// [`Parsed::NeedMore`].
+/// Parses the first bytes of a connection. Further bytes do not change a result other than [`Parsed::NeedMore`].
 pub fn parse(input: &[u8]) -> Parsed<'_> {
     let parsed = if input.starts_with(v1::SIGNATURE) {
         v1::parse(input)
@@ -119,7 +118,7 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
 }
 
 impl Addresses {
-    /// From one to the other.
+    /// Creates a pair, converting mapped IPv4 addresses to IPv4.
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Addresses {
         let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         Addresses { source: canonical(source), destination: canonical(destination) }
@@ -130,7 +129,7 @@ impl Addresses {
 mod tests {
     use super::*;
 
-    /// What is said of an input, and that each of its beginnings says the same or needs more.
+    /// Returns the result for an input, and checks that each of its prefixes gives the same result or needs more.
     pub(super) fn parse_by_byte(input: &[u8]) -> Parsed<'_> {
         let whole = parse(input);
         for end in 0..input.len() {
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_known_as_soon_as_a_byte_says_so() {
+    fn missing_header_is_detected_at_the_first_deviating_byte() {
         for (input, needs) in [
             (&b"GET / HTTP/1.1\r\n"[..], 1),
             (b"PRI * HTTP/2.0\r\n", 3),

@@ -1,4 +1,4 @@
-//! Version 1: a line of text, read by its exact grammar (section 2.1 of the specification).
+//! Version 1: a line of text, parsed by its exact grammar (section 2.1 of the specification).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -7,17 +7,17 @@ use std::{
 
 use super::{Addresses, Header, Malformed};
 
-/// What every line begins with.
+/// The start of every line.
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
 
-/// The longest line, its end included.
+/// The maximum length of a line, including its end.
 const MAX_LINE: usize = 107;
 
 const TCP4: &[u8] = b"TCP4 ";
 const TCP6: &[u8] = b"TCP6 ";
 const UNKNOWN: &[u8] = b"UNKNOWN";
 
-/// Reads a line that begins with the signature. `None`: it has not ended yet.
+/// Parses a line that begins with the signature. `None`: the line is incomplete.
 pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     let window = &input[..input.len().min(MAX_LINE)];
     let end = window.iter().position(|b| matches!(b, b'\r' | b'\n'));
@@ -26,7 +26,7 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     if ![TCP4, TCP6, UNKNOWN].into_iter().any(may_be) {
         return Err(Malformed::Protocol);
     }
-    // What follows UNKNOWN is not looked at, but it must be something that follows.
+    // Text after UNKNOWN is ignored, but must be separated from it.
     let unknown = line.strip_prefix(UNKNOWN);
     if unknown.is_some_and(|rest| !rest.is_empty() && rest[0] != b' ') {
         return Err(Malformed::Protocol);
@@ -61,7 +61,7 @@ fn addresses<A: FromStr + Into<IpAddr>>(fields: &[u8]) -> Result<Addresses, Malf
     ))
 }
 
-/// The standard library takes `+80` and `0080`.
+/// Parses a port strictly: the standard library would accept `+80` and `0080`.
 fn port(text: &str) -> Result<u16, Malformed> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten().ok_or(Malformed::Port)
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_the_ends_of_a_connection() {
+    fn line_yields_the_ends_of_a_connection() {
         let tells = |line, source: &str, destination: &str| {
             let addresses = header(line).unwrap();
             assert_eq!(addresses.source, source.parse().unwrap());
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_connection_is_what_it_seems() {
+    fn unknown_connection_keeps_its_own_addresses() {
         assert_eq!(header("PROXY UNKNOWN"), None);
         assert_eq!(header("PROXY UNKNOWN "), None);
         let long = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_the_exact_grammar_is_refused() {
+    fn deviations_from_the_grammar_are_rejected() {
         use Malformed::*;
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(92));
         assert_eq!(long.len(), MAX_LINE + 1);

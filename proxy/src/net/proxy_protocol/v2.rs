@@ -1,21 +1,21 @@
-//! Version 2: binary (sections 2.2 to 2.5 of the specification). What the specification calls TLV, type, length and value, is a
-//! field here.
+//! Version 2: binary (sections 2.2 to 2.5 of the specification). A "field" here is a TLV (type, length, value) of the
+//! specification.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Addresses, Header, MAX_HEADER, Malformed};
 
-/// What every header begins with.
+/// The start of every header.
 pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Bytes before the addresses.
+/// Bytes before the addresses: signature, command, family, length.
 pub(super) const FIXED: usize = 16;
 
-/// The version, and each of its commands.
+/// The version combined with each command.
 pub(super) const LOCAL: u8 = 0x20;
 pub(super) const PROXY: u8 = 0x21;
 
-/// Families with their transports.
+/// Address families combined with their transports.
 pub(super) const UNSPECIFIED: u8 = 0x00;
 pub(super) const TCP4: u8 = 0x11;
 pub(super) const TCP6: u8 = 0x21;
@@ -24,7 +24,7 @@ const UDP6: u8 = 0x22;
 const UNIX_STREAM: u8 = 0x31;
 const UNIX_DATAGRAM: u8 = 0x32;
 
-/// Types of fields.
+/// Field types.
 mod field {
     pub(super) const AUTHORITY: u8 = 0x02;
     pub(super) const CRC32C: u8 = 0x03;
@@ -32,13 +32,13 @@ mod field {
     pub(super) const SSL: u8 = 0x20;
 }
 
-/// A bit of the first byte of a `PP2_TYPE_SSL`.
+/// The bit of a `PP2_TYPE_SSL` field's first byte that is set when the client uses TLS.
 const CLIENT_SSL: u8 = 1;
 
-/// Bytes of a `PP2_TYPE_UNIQUE_ID`, at most.
+/// Maximum length of a `PP2_TYPE_UNIQUE_ID` in bytes.
 const MAX_UNIQUE_ID: usize = 128;
 
-/// Reads a header that begins with the signature. `None`: it has not ended yet.
+/// Parses a header that begins with the signature. `None`: the header is incomplete.
 pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     let Some(&command) = input.get(SIGNATURE.len()) else { return Ok(None) };
     match command {
@@ -48,7 +48,7 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     }
     let Some(&family) = input.get(SIGNATURE.len() + 1) else { return Ok(None) };
     let addresses_len = match family {
-        // All of it is to be discarded, the family too.
+        // With LOCAL everything is discarded, the family included.
         _ if command == LOCAL => 0,
         UNSPECIFIED => 0,
         TCP4 | UDP4 => 12,
@@ -72,7 +72,7 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     let addresses = match family {
         TCP4 => ends::<4>(addresses),
         TCP6 => ends::<16>(addresses),
-        // Addresses of datagrams say nothing of a connection; a unix socket has none that could be used.
+        // Addresses of datagrams do not describe a connection, and those of unix sockets cannot be used.
         _ => None,
     };
     let mut read = Header { length, addresses, ..Header::default() };
@@ -80,7 +80,7 @@ pub(super) fn parse(input: &[u8]) -> Result<Option<Header<'_>>, Malformed> {
     Ok(Some(read))
 }
 
-/// Two addresses of `N` bytes, and two ports.
+/// Parses two addresses of `N` bytes each, and two ports.
 fn ends<const N: usize>(bytes: &[u8]) -> Option<Addresses>
 where
     IpAddr: From<[u8; N]>,
@@ -92,7 +92,7 @@ where
     Some(Addresses::new(end(source, [a, b]), end(destination, [c, d])))
 }
 
-/// Reads what follows the addresses. `whole` is the header from its first byte, for the checksum.
+/// Parses the fields after the addresses. `whole` is the header from its first byte, for the checksum.
 fn read_fields<'a>(whole: &'a [u8], fields: &'a [u8], header: &mut Header<'a>) -> Result<(), Malformed> {
     let mut rest = fields;
     let mut checksum = None;
@@ -109,7 +109,7 @@ fn read_fields<'a>(whole: &'a [u8], fields: &'a [u8], header: &mut Header<'a>) -
             }
             field::UNIQUE_ID if value.len() > MAX_UNIQUE_ID => return Err(Malformed::Field),
             field::UNIQUE_ID => header.unique_id.replace(value).is_some(),
-            // Its first byte says what the client does, four more what has become of its certificate.
+            // The first byte holds flags about the client, the next four the result of verifying its certificate.
             field::SSL if value.len() < 5 => return Err(Malformed::Field),
             field::SSL => ssl.replace(value[0]).is_some(),
             field::CRC32C => {
@@ -129,8 +129,8 @@ fn read_fields<'a>(whole: &'a [u8], fields: &'a [u8], header: &mut Header<'a>) -
     }
 }
 
-/// The CRC-32C (RFC 9260 appendix A) of a header, the four bytes of its checksum counting as zeros. It is rare and short: a
-/// table of 256 words does.
+/// The CRC-32C (RFC 9260 appendix A) of a header, with the four checksum bytes taken as zeros. It is rare and short, so
+/// a table of 256 words is enough.
 fn crc32c(header: &[u8], checksum_at: usize) -> u32 {
     let bytes = header.iter().enumerate();
     !bytes.fold(!0, |crc: u32, (i, byte)| {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_tells_the_ends_of_a_connection() {
+    fn header_yields_the_ends_of_a_connection() {
         let mut sent = header(PROXY, TCP4, V4);
         let length = sent.len();
         sent.extend_from_slice(b"GET /");
@@ -208,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn other_connections_are_what_they_seem() {
+    fn other_connections_keep_their_own_addresses() {
         let nothing = |sent: &[u8]| {
             assert_eq!(read(sent), Header { length: sent.len(), ..Header::default() }, "{sent:?}");
         };
         nothing(&header(LOCAL, UNSPECIFIED, b""));
-        // All that comes with LOCAL is discarded.
+        // Everything sent with LOCAL is discarded.
         nothing(&header(LOCAL, TCP4, V4));
         nothing(&header(LOCAL, 0xff, b"\x03\0\x04nope"));
         nothing(&header(PROXY, UNSPECIFIED, b""));
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_protocol_is_refused_at_its_first_byte() {
+    fn violations_are_rejected_at_their_first_byte() {
         let refused_from = |sent: &[u8], needs: usize| {
             assert_eq!(super::super::parse(&sent[..needs - 1]), Parsed::NeedMore);
             assert_eq!(super::super::parse(&sent[..needs]), Parsed::Invalid(refused(sent)));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_tell_more() {
+    fn fields_are_parsed() {
         let ssl = field(field::SSL, &[CLIENT_SSL, 0, 0, 0, 0, 0x21, 0, 7, b'T', b'L', b'S', b'v', b'1', b'.', b'3']);
         let fields = [
             field(field::AUTHORITY, b"a.example"),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_are_not_what_they_say_are_refused() {
+    fn malformed_fields_are_rejected() {
         for fields in [
             b"\x04".to_vec(),
             b"\x04\0".to_vec(),
@@ -284,8 +284,8 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_must_be_right_wherever_it_stands() {
-        // The check value of the algorithm, as catalogues of CRCs give it.
+    fn checksum_is_verified_at_any_position() {
+        // The check value of the algorithm in catalogues of CRCs.
         assert_eq!(crc32c(b"123456789", 100), 0xe306_9283);
         for (before, after) in [("", ""), ("a.example", ""), ("", "x"), ("a", "b")] {
             let text = |kind, text: &str| if text.is_empty() { Vec::new() } else { field(kind, text.as_bytes()) };
