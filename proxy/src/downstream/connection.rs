@@ -1,4 +1,6 @@
-//! What the connections of a listener on a worker have in common, whichever version of HTTP they speak.
+//! State shared by the connections of a listener on a worker, for all HTTP versions: the active configuration,
+//! draining, and the logging of malformed requests. A client's disconnect is noticed in the drivers ([`super::h1`],
+//! [`super::h2`]).
 
 use std::{cell::RefCell, rc::Rc, time::SystemTime};
 
@@ -10,41 +12,41 @@ use crate::{
     observe::{self, Detail, Entry},
 };
 
-/// What the connections of a listener on a worker look at.
+/// A handle through which a worker controls the connections of a listener.
 pub struct ListenerHandle {
-    /// The rules in force. Each request takes those of its time.
+    /// The active rules. Each request uses the rules active when it begins.
     site: RefCell<Rc<ListenerContext>>,
-    /// Whether connections shall end as soon as they have nothing under way.
+    /// Whether connections should end as soon as they have no in-flight requests.
     draining: watch::Sender<bool>,
 }
 
 impl ListenerHandle {
-    /// With these rules.
+    /// Creates a handle with these rules.
     pub fn new(site: Rc<ListenerContext>) -> ListenerHandle {
         ListenerHandle { site: RefCell::new(site), draining: watch::channel(false).0 }
     }
 
-    /// The rules in force.
+    /// Returns the active rules.
     pub fn site(&self) -> Rc<ListenerContext> {
         self.site.borrow().clone()
     }
 
-    /// Requests from now on go by these rules.
+    /// Sets the rules for requests from now on.
     pub fn set_site(&self, site: Rc<ListenerContext>) {
         *self.site.borrow_mut() = site;
     }
 
-    /// Connections end from now on, each as soon as it can.
+    /// Starts draining: each connection ends as soon as it can.
     pub fn drain(&self) {
         self.draining.send_replace(true);
     }
 
-    /// Whether connections shall end.
+    /// Returns whether the connections are draining.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
     }
 
-    /// Ready when connections shall end.
+    /// Ready when draining starts.
     pub fn drained(&self) -> impl Future<Output = ()> + use<> {
         let mut draining = self.draining.subscribe();
         async move {
@@ -54,11 +56,11 @@ impl ListenerHandle {
     }
 }
 
-/// Times that a head of HTTP/2 or HTTP/3 may be longer than it should and still be answered as any other request is, with a word
-/// about it. Beyond, the crates h2 and h3 answer by themselves, or end the connection.
+/// The factor by which an HTTP/2 or HTTP/3 head may exceed its limit and still be answered like any other request, with
+/// the reason. Beyond that, the crates h2 and h3 respond themselves or end the connection.
 pub(super) const LENIENCE: u64 = 4;
 
-/// Counts and logs a request of which nothing was read but that it is wrong; `why`: what is wrong beneath it, if that is known.
+/// Counts and logs a request that was malformed and never read further. `why`: the underlying cause, if known.
 pub(super) fn log_refusal(
     site: &ListenerContext,
     info: &ConnectionInfo,

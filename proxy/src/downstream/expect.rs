@@ -1,4 +1,4 @@
-//! Bodies whose clients wait for a 100 (Continue) before they send them (RFC 9110 section 10.1.1).
+//! Bodies of clients that wait for a 100 (Continue) before sending them (RFC 9110 section 10.1.1).
 
 use std::{
     pin::Pin,
@@ -15,20 +15,20 @@ use crate::{
     http::body::{Body, BodyError},
 };
 
-/// Whether a request's client waits for a word before it sends the body.
+/// Returns whether a client waits for a 100 (Continue) before it sends the body.
 pub(super) fn expects_continue(fields: &HeaderMap) -> bool {
     fields.get(header::EXPECT).is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// A body whose client is told to send it when somebody wants it.
+/// A body whose client is sent a 100 (Continue) when the body is first polled.
 struct ExpectContinueBody {
     body: Body,
-    /// Until it was wanted for the first time.
+    /// Present until the body is polled for the first time.
     progress: Option<Rc<StreamProgress>>,
 }
 
 impl Body {
-    /// The same body, whose client waits for a word before it sends it.
+    /// Wraps the body of a client that waits for a 100 (Continue).
     pub(crate) fn expected(self, progress: &Rc<StreamProgress>) -> Body {
         Body::stream(ExpectContinueBody { body: self, progress: Some(Rc::clone(progress)) })
     }
@@ -41,7 +41,7 @@ impl http_body::Body for ExpectContinueBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Some(progress) = self.progress.take() {
-            // A client that has sent a part of it by now needs no word.
+            // A client that has already sent some of the body needs no 100.
             match frame.is_pending() {
                 true => progress.interims.go_on(),
                 false => progress.interims.is_not_awaited(),

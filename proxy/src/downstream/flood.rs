@@ -1,43 +1,44 @@
-//! What a client may make of work that leads to nothing, on an HTTP/2 or HTTP/3 connection: so much at once, and so much in each
-//! second after that.
+//! Flood protection for HTTP/2 and HTTP/3 (rapid reset, floods of unproductive frames): limits on work without useful
+//! results, as a burst and a rate per second.
 //!
-//! These are rates and proportions, not totals: a connection that lives for days, or that a proxy in front shares among its own
-//! clients, may come to any total without an attack.
+//! The limits are rates and proportions, not totals: a connection that lives for days, or that a proxy in front shares
+//! among its own clients, may reach any total without an attack.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
-/// Streams that a client may reset at once within a second of opening them, beyond those that were answered, and how many more in
-/// each second. Beyond that, it does nothing but make work (rapid reset, CVE-2023-44487).
+/// Streams that a client may reset within a second of opening them, minus those that were answered: a burst, and a rate
+/// per second. Beyond that it is a rapid reset attack (CVE-2023-44487).
 const RESETS: BucketLimit = BucketLimit { most: 500, each_second: 100 };
 
-/// By how much the bounds are higher for a proxy in front, whose connection carries the requests of many clients.
+/// Factor by which the limits are higher for a trusted proxy in front, whose connection carries the requests of many
+/// clients.
 pub(super) const SHARED: u32 = 10;
 
-/// Frames that lead to nothing at once, beyond what others allow for, and how many more in each second.
+/// Unproductive frames beyond those that other frames allow for: a burst, and a rate per second.
 const FRAMES: BucketLimit = BucketLimit { most: 10_000, each_second: 1000 };
 
-/// For how many frames that lead to nothing a head allows: a client may say something of windows and priorities with it.
+/// Number of unproductive frames that each head allows for: a client may send window updates and priorities with it.
 const HEAD: u32 = 10;
 
-/// A bound on a leaky bucket.
+/// The limits of a leaky bucket.
 #[derive(Debug, Clone, Copy)]
 struct BucketLimit {
-    /// What it holds.
+    /// Capacity.
     most: u32,
-    /// What flows out of it.
+    /// Outflow per second.
     each_second: u32,
 }
 
-/// A leaky bucket. It looks at the clock only when it seems to be full, so filling it costs next to nothing; what has flowed out
-/// by then is taken from it all at once.
+/// A leaky bucket. It reads the clock only when it seems full, so filling it costs next to nothing; the outflow since
+/// the last reading is then subtracted in one step.
 #[derive(Debug)]
 struct LeakyBucket {
     bound: BucketLimit,
     level: Cell<u32>,
     since: Cell<Instant>,
-    /// It has flowed over, and stays so.
+    /// Whether it has ever overflowed.
     over: Cell<bool>,
 }
 
@@ -62,17 +63,17 @@ impl LeakyBucket {
     }
 }
 
-/// What flows out in this time.
+/// Returns the outflow during `time`.
 fn flowed(each_second: u32, time: Duration) -> u32 {
     u32::try_from(time.as_millis().saturating_mul(each_second.into()) / 1000).unwrap_or(u32::MAX)
 }
 
-/// Counts the streams of a connection that its client resets at once.
+/// Counts the streams of a connection that the client resets soon after opening them (rapid reset).
 #[derive(Debug, Clone)]
 pub(super) struct ResetLimiter(Rc<LeakyBucket>);
 
 impl ResetLimiter {
-    /// None so far. `shared`: the client is a proxy that is trusted.
+    /// Creates a limiter. `shared`: the client is a trusted proxy.
     pub(crate) fn new(shared: bool) -> ResetLimiter {
         let times = if shared { SHARED } else { 1 };
         ResetLimiter(Rc::new(LeakyBucket::new(BucketLimit {
@@ -81,25 +82,25 @@ impl ResetLimiter {
         })))
     }
 
-    /// A stream has been opened.
+    /// Watches a newly opened stream.
     pub(super) fn opened(&self) -> ResetWatch {
         ResetWatch { opened: Instant::now(), resets: Some(self.0.clone()) }
     }
 
-    /// Whether it must be an attack.
+    /// Returns whether the limit was exceeded, which must be an attack.
     pub(super) fn are_too_many(&self) -> bool {
         self.0.over.get()
     }
 }
 
-/// Notices a stream that ends before its response has begun, which is the client's doing.
+/// A guard that detects a stream that ended before its response began, which only the client causes.
 pub(super) struct ResetWatch {
     opened: Instant,
     resets: Option<Rc<LeakyBucket>>,
 }
 
 impl ResetWatch {
-    /// There is a response.
+    /// Records that the response has begun.
     pub(crate) fn end(mut self) {
         if let Some(resets) = self.resets.take() {
             resets.take(1);
@@ -117,7 +118,7 @@ impl Drop for ResetWatch {
     }
 }
 
-/// Counts the frames of a connection that make work and lead to nothing.
+/// Counts the unproductive frames of a connection: frames that cause work without a useful result.
 #[derive(Debug)]
 pub struct FrameLimiter(LeakyBucket);
 
@@ -128,23 +129,24 @@ impl Default for FrameLimiter {
 }
 
 impl FrameLimiter {
-    /// A frame that leads to nothing.
+    /// Counts an unproductive frame.
     pub fn idle(&self) {
         self.0.put(1);
     }
 
-    /// A head.
+    /// Counts a head, which allows for further unproductive frames.
     pub fn head(&self) {
         self.0.take(HEAD);
     }
 
-    /// Bytes of data, either way. A frame of the client's allows for another one, however short it is.
+    /// Counts bytes of data in either direction. Each frame from the client allows for one more unproductive frame,
+    /// however short it is.
     pub fn data(&self, bytes: u64, of_client: bool) {
         let bytes = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
         self.0.take(bytes.saturating_add(of_client.into()));
     }
 
-    /// Whether there are too many frames that lead to nothing.
+    /// Returns whether there were too many unproductive frames.
     pub fn is_one(&self) -> bool {
         self.0.over.get()
     }
@@ -161,12 +163,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_resets_at_once_are_an_attack() {
+    async fn burst_of_resets_is_an_attack() {
         for (shared, most) in [(false, RESETS.most), (true, RESETS.most * SHARED)] {
             let resets = ResetLimiter::new(shared);
             reset(&resets, most);
             assert!(!resets.are_too_many());
-            // In this time as much flows out as comes.
+            // In this time the outflow equals the inflow.
             advance(Duration::from_secs(1)).await;
             reset(&resets, most / RESETS.most * RESETS.each_second);
             assert!(!resets.are_too_many());
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn resets_over_a_connections_long_life_are_none() {
+    async fn resets_over_a_long_connection_are_not_an_attack() {
         let resets = ResetLimiter::new(false);
         for _ in 0..1000 {
             reset(&resets, RESETS.each_second);
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn streams_that_were_answered_or_have_lasted_allow_for_resets() {
+    async fn answered_and_long_streams_allow_for_resets() {
         let resets = ResetLimiter::new(false);
         for _ in 0..10 * RESETS.most {
             resets.opened().end();
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_frames_that_lead_to_nothing_are_too_many() {
+    async fn only_unproductive_frames_are_limited() {
         let flood = FrameLimiter::default();
         (0..FRAMES.most).for_each(|_| flood.idle());
         assert!(!flood.is_one());
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quiet_connection_may_be_pinged_for_years() {
+    async fn quiet_connection_can_be_pinged_for_years() {
         let flood = FrameLimiter::default();
         for _ in 0..1_000_000 {
             flood.idle();

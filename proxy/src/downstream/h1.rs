@@ -1,5 +1,5 @@
-//! A client's HTTP/1.1 connection: its time, its end, and the requests that never became any. [`requests`] reads and answers
-//! those that did, on the connection that [`line`] is.
+//! The driver of a client's HTTP/1.1 connection: its timeouts, its end (including disconnects), and responses to
+//! malformed heads. [`requests`] reads and answers requests on the [`ServerConnection`] codec.
 
 mod requests;
 
@@ -25,29 +25,29 @@ use crate::{
     observe::detail,
 };
 
-/// How often a connection without anything to wait for looks at the clock.
+/// Maximum interval between timer checks of a connection without timeouts.
 const NO_BOUND: Duration = Duration::from_secs(3600);
 
-/// When a listener ends, its idle connections are kept for this long, for requests that were sent before their clients can
-/// have known.
+/// Time for which idle connections are kept when a listener drains, for requests that were sent before their clients
+/// could know.
 pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a refusal may take to be sent.
+/// Time limit for sending a rejection.
 const REFUSING: Duration = Duration::from_secs(1);
 
-/// What is said of a client that should not speak TLS.
+/// The reason logged for a client that uses TLS on a plain listener.
 pub const SPEAKS_TLS: &str = "the client speaks TLS, and the listener has no `tls` section";
 
-/// What a request that could not be read is said to be.
+/// The protocol logged for a request that could not be read.
 const PROTOCOL: &str = "HTTP/1.1";
 
-/// Why a connection's driver stops driving.
+/// The reason why a connection's driver stops.
 enum DriverEnd {
     /// There are no more requests.
     Requests(requests::RequestsEnd),
-    /// A head took too long.
+    /// A head took too long to arrive.
     SlowHead,
-    /// It was idle for too long.
+    /// The connection was idle for too long.
     Idle,
     /// The client does not read its response.
     Stalled,
@@ -55,7 +55,7 @@ enum DriverEnd {
 
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<ConnectionInfo>) {
-    // The rules at the connection's beginning; each request has those of its own time.
+    // The rules at the start of the connection; each request uses those active when it begins.
     let config = handle.site().config.clone();
     let timeouts = &config.timeouts;
     let limits = Limits {
@@ -66,7 +66,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
     let line = Rc::new(ServerConnection::new(stream));
     let drained = handle.drained();
     let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
-    // Something may begin right after each look at the clock, so the next one is no later than the least of these.
+    // A timeout may start right after each timer check, so the next check is due no later than the shortest timeout.
     let bounds = [timeouts.header_read.bound(), timeouts.keep_alive.bound(), timeouts.idle.bound()];
     let least = bounds.into_iter().flatten().min().unwrap_or(NO_BOUND);
     let first_look = least.min(timeouts.connection_age.bound().unwrap_or(NO_BOUND));
@@ -79,14 +79,15 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         let mut grace_ends = None;
         poll_fn(|cx| {
             if !listens {
-                // Once, to be woken: what it would say each time is to be had for less.
+                // Polled once to register the waker; the state is cheaper to read from the handle.
                 listens = true;
                 let _ = drain.as_mut().poll(cx);
             }
             let old = retires.is_some_and(|at| at <= Instant::now());
             if !told && (old || handle.is_draining()) {
                 told = true;
-                // A request may be on its way on an idle connection: it is still answered, and told that it was the last.
+                // A request may be on its way on an idle connection. It is still answered, with an announcement that it
+                // was the last.
                 info.closing.set(true);
                 let end = Instant::now() + DRAIN_GRACE;
                 grace_ends = Some(end);
@@ -112,11 +113,11 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
                 let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
                 let blocked = line.blocked_since.get();
                 let (due, end) = match (info.active.get(), line.head_since.get()) {
-                    // The request is over, and the end of its response not yet sent.
+                    // The request is complete, but the end of its response has not been sent yet.
                     (0, _) if blocked.is_some() => (blocked.and_then(|since| after(since, idle)), DriverEnd::Stalled),
                     (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), DriverEnd::SlowHead),
                     (0, None) => (after(info.idle_since.get(), timeouts.keep_alive.bound()), DriverEnd::Idle),
-                    // A request has a clock of its own, but nobody looks at it while the client does not read.
+                    // A request has its own deadline, but it is not polled while the client does not read.
                     _ => {
                         let idle = blocked.and_then(|since| after(since, idle));
                         let due = blocked.and(progress.due.get()).map(tokio::time::Instant::into_std);
@@ -124,7 +125,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
                     }
                 };
                 if due.is_some_and(|due| due <= now) {
-                    // A request under way ends with this future, and must know by then why.
+                    // An in-flight request ends with this future and must know the reason by then.
                     progress.stalled.set(matches!(end, DriverEnd::Stalled));
                     return Poll::Ready(end);
                 }
@@ -140,7 +141,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
     close(&handle.site(), &info, &line, end).await;
 }
 
-/// Does what is left to do on a connection that carries no more requests.
+/// Finishes a connection that carries no more requests.
 async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConnection, end: DriverEnd) {
     let refusal = match &end {
         DriverEnd::Requests(requests::RequestsEnd::Refused(error)) => Some(refused(site, info, *error)),
@@ -166,19 +167,20 @@ async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConne
             encoder::response(&head, &length, false, client, &mut wire.outbox);
             wire.outbox.push(text.into());
         });
-        // A client that does not read either is not waited for.
+        // Do not wait for a client that does not read.
         let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| line.poll_flush(cx))).await;
     }
     let Some((early, stream)) = line.take() else { return };
     match end {
         DriverEnd::Requests(requests::RequestsEnd::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
-        // It has closed the connection, or does not read. Without close_notify it sees, under TLS, that something is missing.
+        // The client has closed the connection or does not read. Under TLS, the missing close_notify shows it that data
+        // is missing.
         DriverEnd::Requests(requests::RequestsEnd::Gone | requests::RequestsEnd::Cut) | DriverEnd::Stalled => {}
         _ => linger(stream).await,
     }
 }
 
-/// Logs what was no request, and says what it is answered with.
+/// Logs a malformed request and returns the status of its response.
 fn refused(site: &ListenerContext, info: &ConnectionInfo, error: HeadError) -> StatusCode {
     let (status, details) = match error {
         HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.detail()),

@@ -1,8 +1,8 @@
-//! A client's HTTP/2 connection: h2 reads requests from it; this sees to its time, its end, and to streams whose clients do not
-//! read. Each request is a task of its own; see [`request`].
+//! The driver of a client's HTTP/2 connection: the h2 crate reads requests, and this module handles timeouts, the end
+//! of the connection, and streams whose clients do not read. Each request is its own task; see [`request`].
 //!
-//! While its client gives no window, nothing polls a response's body, so nobody would notice that its time is over: the
-//! connection looks at its streams from time to time, and ends those that do not move.
+//! While a client grants no flow-control window, a response's body is not polled, so its deadline would go unnoticed.
+//! The connection therefore checks its streams periodically and ends stalled ones.
 
 pub(crate) mod flood;
 mod request;
@@ -37,43 +37,43 @@ use crate::{
     observe::{Detail, detail, target},
 };
 
-/// Bytes of a response that wait in a stream for its client to take them.
+/// Bytes of a response that are buffered per stream for the client.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// Streams of a connection that break HTTP/2, at most: as h2 has it.
+/// Maximum number of streams per connection that violate HTTP/2: h2's default.
 const STREAM_ERRORS: usize = 1024;
 
-/// Streams of a connection that may be reset before they are taken note of, as h2 has it.
+/// Maximum number of streams per connection that are reset before they are accepted: h2's default.
 const UNSEEN_RESETS: usize = 20;
 
-/// How often streams are looked at, at least.
+/// Maximum interval between checks of the streams.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long a connection that is to end and has no streams is kept, for requests that were sent before the client can have
-/// known.
+/// Time for which a draining connection without streams is kept, for requests that were sent before the client could
+/// know.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a request that could not be read is said to be.
+/// The protocol logged for a request that could not be read.
 const PROTOCOL: &str = "HTTP/2";
 
-/// What the tasks of a connection's requests share.
+/// State shared by the tasks of a connection's requests.
 struct Connection {
     handle: Rc<ListenerHandle>,
     info: Rc<ConnectionInfo>,
     streams: Streams,
     resets: ResetLimiter,
-    /// What the client may send on all its streams.
+    /// The connection-level receive window.
     window: Rc<Window>,
-    /// Heads that h2 would have ended the connection for.
+    /// Malformed heads, for which h2 itself would have ended the connection.
     malformed: Malformed,
 }
 
-/// What h2 reads from and writes to.
+/// The I/O stack that h2 reads from and writes to.
 type Below = CountedFrames<ScreenedIo<Stream>>;
 
 type Http = server::Connection<Io<Below>, Bytes>;
 
-/// Why a connection ended before its time.
+/// The reason why a connection ended early.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionBroken {
     #[error(transparent)]
@@ -109,7 +109,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
     if let Some(refused) = refused {
         connection.handle.site().reject(connection.info.peer, PROTOCOL, &refused);
     }
-    // The client may not have read the last answers, or why it was turned away.
+    // The client may not have read the last responses, or the reason for the rejection.
     if is_over && let Some(frames) = turns.into_stream() {
         linger(frames.into_inner().into_inner()).await;
     }
@@ -139,7 +139,7 @@ impl Connection {
         }
     }
 
-    /// Takes requests, until there will be no more. Who is to blame for the end, if anybody is.
+    /// Accepts requests until there are no more. Returns the reason if the client is to blame for the end.
     async fn drive(
         self: &Rc<Self>,
         config: &Listener,
@@ -155,16 +155,16 @@ impl Connection {
         let look = bounds.into_iter().flatten().fold(LOOK, Duration::min);
         let mut timer = pin!(sleep(look));
         let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
-        // When it is ended in any case unless it has streams, if it is to end.
+        // When a draining connection without streams is closed, if it is draining.
         let mut ends: Option<Instant> = None;
         poll_fn(|cx| {
             if !listens {
-                // Once, to be woken: what it would say each time is to be had for less.
+                // Polled once to register the waker; the state is cheaper to read from the handle.
                 listens = true;
                 let _ = drained.as_mut().poll(cx);
             }
             let accepted = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))?;
-            // Those of which h2 has made no request.
+            // Malformed heads for which h2 has returned no request.
             while self.malformed.take() {
                 self.log_malformed(detail::MALFORMED_REQUEST);
             }
@@ -185,7 +185,7 @@ impl Connection {
                 let now = Instant::now();
                 self.streams.end_stalled(timeouts.idle.bound());
                 if info.active.get() == 0 {
-                    // The ends of answers may still wait for their clients' windows, or for room in the socket.
+                    // The ends of responses may still wait for their clients' windows or for room in the socket.
                     let delivered = !http.has_streams() && turns.is_sent();
                     let late = timeouts.idle.bound().is_some_and(|idle| info.idle_since.get() + idle <= now);
                     if ends.is_some_and(|ends| ends <= now) && (delivered || late) {
@@ -200,7 +200,7 @@ impl Connection {
                 let end = Instant::now() + GRACE;
                 ends = Some(end);
                 timer.as_mut().reset(end.into());
-                // GOAWAY; streams that were opened before the client can know of it are still served.
+                // Send GOAWAY. Streams opened before the client can know of it are still served.
                 http.graceful_shutdown();
                 cx.waker().wake_by_ref();
             }
@@ -209,12 +209,12 @@ impl Connection {
         .await
     }
 
-    /// Counts and logs a request that is malformed.
+    /// Counts and logs a malformed request.
     fn log_malformed(&self, why: Detail) {
         log_refusal(&self.handle.site(), &self.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, why, "");
     }
 
-    /// Begins with the requests that have come. Ready when the connection has ended.
+    /// Starts serving the requests that have arrived. Ready when the connection has ended.
     fn poll_accept(self: &Rc<Self>, http: &mut Http, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         while let Some(accepted) = ready!(http.poll_accept(cx)) {
             let (request, respond) = accepted?;
@@ -224,7 +224,7 @@ impl Connection {
     }
 }
 
-/// Bytes of a head that is still looked at.
+/// Returns the size in bytes up to which a head is still processed.
 fn longest_head(config: &Listener) -> u32 {
     u32::try_from(config.limits.header_bytes.0.saturating_mul(LENIENCE)).unwrap_or(u32::MAX)
 }
@@ -239,8 +239,9 @@ fn builder(config: &Listener) -> server::Builder {
         .max_header_list_size(longest_head(config))
         .max_send_buffer_size(SEND_BUFFER);
     if config.trusted_hops > 0 {
-        // A proxy in front may send what many clients do wrong, and take back at once what many of them do. h2 counts the former over
-        // the connection's whole life, the latter whenever this worker is too busy to see a request before its reset.
+        // A proxy in front may forward the errors and the early resets of many clients. h2 counts errors over the
+        // connection's whole life, and early resets whenever this worker is too busy to accept a request before its
+        // reset.
         builder
             .max_local_error_reset_streams(Some(STREAM_ERRORS * SHARED as usize))
             .max_pending_accept_reset_streams(UNSEEN_RESETS * SHARED as usize);
@@ -252,14 +253,14 @@ fn builder(config: &Listener) -> server::Builder {
 }
 
 impl ConnectionBroken {
-    /// What the client did, if it was not just that the connection broke.
+    /// Returns the client's violation, unless the connection merely broke.
     fn refusal(&self) -> Option<RejectReason> {
         let ConnectionBroken::Http(error) = self else { return None };
-        // What the client says of us, or the network, is not the client's fault.
+        // Errors reported by the client or the network are not the client's fault.
         if !error.is_library() || error.is_io() {
             return None;
         }
-        // h2 counts resets, empty frames and bytes of heads itself.
+        // h2 itself limits resets, empty frames and header bytes.
         Some(if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) { RejectReason::Flood } else { RejectReason::Http2 })
     }
 }

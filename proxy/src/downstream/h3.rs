@@ -1,5 +1,5 @@
-//! A client's HTTP/3 connection (RFC 9114): h3 reads requests from it, over quinn; this sees to its time and its end. Each
-//! request is a task of its own; see [`request`].
+//! The driver of a client's HTTP/3 connection (RFC 9114): the h3 crate reads requests over quinn, and this module
+//! handles timeouts and the end of the connection. Each request is its own task; see [`request`].
 
 mod body;
 pub mod framing;
@@ -25,30 +25,30 @@ use super::{
 };
 use crate::{chain::stream::ConnectionInfo, exchange::RejectReason, observe::target};
 
-/// The name of what is spoken (RFC 9114 section 3.1).
+/// The ALPN identifier (RFC 9114 section 3.1).
 pub const ALPN: &[u8] = b"h3";
 
-/// How long a connection that is to end takes requests that were sent before the client can have known; and for how long after
-/// that its client may learn which ones were not taken.
+/// Time for which a draining connection still accepts requests that were sent before the client could know, and then
+/// the time for its client to learn which ones were not accepted.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What the tasks of a connection's requests share.
+/// State shared by the tasks of a connection's requests.
 struct Connection {
     handle: Rc<ListenerHandle>,
     info: Rc<ConnectionInfo>,
     ledger: Rc<ConnectionFacts>,
     resets: ResetLimiter,
-    /// Requests whose tasks have not ended. A task ends when its client has acknowledged all of the response.
+    /// Requests whose tasks have not ended. A task ends when its client has acknowledged the whole response.
     under_way: Cell<u32>,
 }
 
-/// How far a connection is with ending.
+/// The phases of a connection's graceful shutdown.
 enum Phase {
-    /// It takes requests.
+    /// Accepting requests.
     Open,
-    /// Its client has been told; what is on its way is still taken, until then.
+    /// The client was sent a GOAWAY; requests already on their way are accepted until this time.
     Told(Instant),
-    /// It takes no more requests. It ends when those it has are over, but not before then.
+    /// No more requests are accepted. The connection ends when its requests are complete, but not before this time.
     Closing(Instant),
 }
 
@@ -57,12 +57,12 @@ pub async fn serve(handle: Rc<ListenerHandle>, quic: quinn::Connection, info: Rc
     if let Some(refusal) = run(&handle, &quic, info).await {
         handle.site().refuse(refusal);
     }
-    // quinn's task for the connection gets to send what there is to say.
+    // Let quinn's task for the connection send what is left.
     tokio::task::yield_now().await;
 }
 
-/// Waits a little for the client to close the connection. It has acknowledged everything, but a client that is told of the end
-/// of the connection may throw away what it has not read yet.
+/// Waits briefly for the client to close the connection. It has acknowledged everything, but a client notified of the
+/// connection's end may discard what it has not read yet.
 async fn linger(quic: &quinn::Connection) {
     let _ = timeout(GRACE, quic.closed()).await;
 }
@@ -71,17 +71,18 @@ fn code(code: Code) -> VarInt {
     VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
 }
 
-/// Why the client is to blame for the end, if it is. Where nothing else is said, the connection is closed when h3's is dropped.
+/// Returns the reason if the client is to blame for the end. Unless closed explicitly, the connection closes when h3's
+/// connection is dropped.
 async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<RejectReason> {
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     let longest = limits.header_bytes.0.saturating_mul(LENIENCE);
     let ledger = ConnectionFacts::new(quic.clone(), longest);
     let mut builder = h3::server::builder();
-    // What it would send to keep clients tolerant it may lose a frame over.
+    // No grease: h3 may lose a frame over it.
     builder.max_field_section_size(longest).send_grease(false);
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
-    // It needs streams of its own, which a client may withhold.
+    // The handshake needs control streams, which a client may withhold.
     let transport = Transport::new(quic.clone(), ledger.clone());
     let mut connection = match timeout(handshake, builder.build::<_, Bytes>(transport)).await {
         Ok(Ok(connection)) => connection,
@@ -117,10 +118,10 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
             Phase::Open if draining || full || due.is_some_and(|due| due <= now) => {
                 phase = Phase::Told(now + GRACE);
                 if ledger.is_new() {
-                    // h3 says that not even the first one is taken.
+                    // h3's GOAWAY says that not even the first request is accepted.
                     ledger.refuse_more();
                 }
-                // To a client that takes no more of what it is told, there is no point in being polite.
+                // A client that does not even read the GOAWAY gets no graceful shutdown.
                 if !matches!(timeout(GRACE, connection.shutdown(usize::MAX)).await, Ok(Ok(()))) {
                     return None;
                 }
@@ -153,7 +154,7 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
                     let watch = ledger.latest()?;
                     request::spawn(shared.clone(), watch, resolver);
                 }
-                // The client has said that it will send none, and has all responses.
+                // The client has announced that it will send no more requests; wait until it has all responses.
                 Ok(None) => {
                     while shared.under_way.get() > 0 {
                         ledger.changed.notified().await;
@@ -178,15 +179,15 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
     }
 }
 
-/// What a connection that was ended for this counts as.
+/// Returns the reject reason for a violation.
 fn refusal(violation: FrameViolation) -> RejectReason {
     if violation == FrameViolation::Flood { RejectReason::Flood } else { RejectReason::Http3 }
 }
 
-/// Whether the client broke the protocol, rather than the connection.
+/// Returns a reason if the client violated the protocol, rather than just losing the connection.
 fn blame(info: &ConnectionInfo, ledger: &ConnectionFacts, error: &ConnectionError) -> Option<RejectReason> {
     tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "connection ended");
-    // What h3 has found, and not an end that we have made ourselves.
+    // A violation found by h3, not a close initiated here.
     let found = matches!(error, ConnectionError::Local { .. }) && !error.is_h3_no_error();
     ledger.violation().map(refusal).or(found.then_some(RejectReason::Http3))
 }

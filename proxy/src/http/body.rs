@@ -1,4 +1,4 @@
-//! Bodies: those that come from clients, and those that the proxy sends to upstreams and to clients.
+//! Message bodies: those received from clients, and those that the proxy sends to upstreams and clients.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::chain::body::BodyAborted;
 
-/// Why a body ended early.
+/// The reason why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The client's body could not be read.
@@ -21,26 +21,27 @@ pub enum BodyError {
     /// The upstream's body could not be read.
     #[error("the upstream's response body could not be read")]
     Upstream(#[source] crate::upstream::UpstreamBodyError),
-    /// A filter is in the way.
+    /// A filter aborted the body.
     #[error(transparent)]
     Filter(#[from] BodyAborted),
-    /// A filter has changed the length of a body whose length had been announced already.
+    /// A filter changed the length of a body whose length had already been announced.
     #[error("a filter changed the body's length after its head was sent")]
     Length,
-    /// The client's body is longer than the listener lets it be.
+    /// The client's body exceeds the listener's limit.
     #[error("the request's body is longer than `limits.request_body`")]
     TooLong,
-    /// Time is over.
-    #[error("the time for the body is over")]
+    /// A timeout expired.
+    #[error("timed out waiting for the body")]
     Timeout,
-    /// A filter has ended the stream, or somebody else has no more use for it.
+    /// A filter ended the stream, or the other side no longer needs it.
     #[error("the stream was ended")]
     Closed,
 }
 
 impl BodyError {
-    /// Whether the client has given its request up, so that nobody waits for an answer: it has reset the stream or the connection,
-    /// or the connection of a stream is gone. A connection of HTTP/1.1 that has merely ended may be half closed.
+    /// Returns whether the client gave up its request and no longer waits for a response: it reset the stream or the
+    /// connection, or the connection of its stream is gone. An HTTP/1.1 connection that merely ended may be
+    /// half-closed.
     pub fn is_given_up(&self) -> bool {
         let BodyError::Downstream(source) = self else { return false };
         if let Some(error) = source.downcast_ref::<h2::Error>() {
@@ -54,31 +55,32 @@ impl BodyError {
     }
 }
 
-/// A body of any origin.
+/// A body from any source.
 #[derive(Default)]
 pub enum Body {
-    /// Nothing.
+    /// No content.
     #[default]
     Empty,
-    /// All of it, and perhaps trailers.
+    /// A complete body, with optional trailers.
     Full {
         /// The data, until it is sent.
         data: Option<Bytes>,
         /// The trailers, until they are sent.
         trailers: Option<HeaderMap>,
     },
-    /// A request's over HTTP/1.1.
+    /// A request's body over HTTP/1.1.
     Http1(crate::h1::server::RequestBody),
-    /// A request's over HTTP/2.
+    /// A request's body over HTTP/2.
     Http2(crate::h2::IncomingBody),
-    /// As hyper reads it, where `tollgate test` is the client.
+    /// A body read by hyper, when `tollgate test` is the client.
     Incoming(hyper::body::Incoming),
-    /// As it comes.
+    /// A streamed body.
     Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
 }
 
 impl Body {
-    /// Whether its client may send more of it, of which nothing is here. If not, the task is woken when it may.
+    /// Returns whether the client may send more of the body while nothing is buffered. If it may not, the task is woken
+    /// when it may.
     pub fn may_come(&self, cx: &Context<'_>) -> bool {
         match self {
             Body::Http2(body) => body.may_come(cx),
@@ -86,12 +88,12 @@ impl Body {
         }
     }
 
-    /// A body that is there as a whole.
+    /// Creates a complete body.
     pub fn full(data: Bytes) -> Body {
         Body::full_with_trailers(data, HeaderMap::new())
     }
 
-    /// A body that is there as a whole, with trailers.
+    /// Creates a complete body with trailers.
     pub fn full_with_trailers(data: Bytes, trailers: HeaderMap) -> Body {
         match (data.is_empty(), trailers.is_empty()) {
             (true, true) => Body::Empty,
@@ -99,7 +101,7 @@ impl Body {
         }
     }
 
-    /// A body that comes bit by bit.
+    /// Creates a streamed body.
     pub fn stream(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Body {
         Body::Stream(Box::pin(body))
     }
@@ -139,7 +141,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Empty => SizeHint::with_exact(0),
-            // With trailers the length must not be announced: they need chunks.
+            // With trailers the length must not be announced, because they require chunked encoding.
             Body::Full { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             Body::Full { .. } => SizeHint::default(),
             Body::Http1(body) => body.size_hint(),

@@ -1,4 +1,4 @@
-//! The header fields that a proxy takes away, and those that it adds.
+//! The header fields that a proxy removes and adds: hop-by-hop fields, `Via`, `X-Forwarded-*` and `X-Request-Id`.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -19,8 +19,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// Which fields a head has that something must be done about. Most have one or two of them, and one walk over the names costs
-/// less than looking each of these up.
+/// The fields of a head that need special treatment. Most heads have one or two of them, and one pass over the names
+/// costs less than a lookup of each.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Present {
     /// `Connection`.
@@ -35,12 +35,12 @@ pub struct Present {
     pub expect: bool,
     /// `X-Forwarded-Client-Cert`.
     pub client_cert: bool,
-    /// A name with a `_`.
+    /// A name that contains `_`.
     pub underscores: bool,
 }
 
 impl Present {
-    /// Looks at all names.
+    /// Checks all names.
     pub fn of(fields: &HeaderMap) -> Present {
         let mut present = Present::default();
         for name in fields.keys() {
@@ -59,9 +59,9 @@ impl Present {
     }
 }
 
-/// Removes from trailers what has no place there (RFC 9110 section 6.5.1), so that a recipient which adds them to the head takes
-/// nothing for the client's word, or for this proxy's, that is not: what frames or routes a message, and, of a request, what says
-/// who sends it.
+/// Removes fields that are not allowed in trailers (RFC 9110 section 6.5.1): fields that frame or route a message and,
+/// in requests, fields that identify the sender. Otherwise a recipient that merges trailers into the head could take
+/// them for statements of the client or of this proxy.
 pub fn clean_trailers(trailers: &mut HeaderMap, of_request: bool, underscores: bool) {
     let misplaced = |name: &HeaderName| {
         let framing = matches!(
@@ -92,17 +92,17 @@ pub fn clean_trailers(trailers: &mut HeaderMap, of_request: bool, underscores: b
     }
 }
 
-/// What `Connection` lists of a request.
+/// The fields listed in a request's `Connection` header.
 ///
-/// It goes no further than this proxy (RFC 9110 section 7.6.1), but filters still see it: else a client behind a proxy that
-/// passes `Connection` on could hide from them what that proxy says of it. And what filters write goes on, even if the client
-/// has guessed it.
+/// They are not forwarded (RFC 9110 section 7.6.1), but filters still see them. Otherwise, behind a proxy that forwards
+/// `Connection`, a client could hide from filters what that proxy adds. Values written by filters are forwarded even if
+/// the client guessed the name.
 #[derive(Debug, Default)]
 pub struct ConnectionOptions(Vec<HeaderName>);
 
 impl ConnectionOptions {
-    /// Marks the client's values of a name. The mark that values can have, of being sensitive, means nothing else here; what a
-    /// filter writes is a new value, without it.
+    /// Marks the client's values of a field with the `sensitive` flag, which has no other use here. Values that a
+    /// filter writes are new and unmarked.
     fn mark(&mut self, name: HeaderName, fields: &mut HeaderMap) {
         if let Entry::Occupied(mut values) = fields.entry(&name) {
             values.iter_mut().for_each(|value| value.set_sensitive(true));
@@ -110,7 +110,7 @@ impl ConnectionOptions {
         }
     }
 
-    /// Removes what the client has sent, and leaves what filters have written.
+    /// Removes the client's values and keeps those written by filters.
     pub fn remove(&self, fields: &mut HeaderMap) {
         for name in &self.0 {
             let written: Vec<_> = fields.get_all(name).iter().filter(|value| !value.is_sensitive()).cloned().collect();
@@ -122,7 +122,7 @@ impl ConnectionOptions {
     }
 }
 
-/// Whether nobody may have it removed: it is not hop-by-hop, and something later relies on it.
+/// Returns whether `Connection` must not remove this field: it is not hop-by-hop, and later stages rely on it.
 fn is_end_to_end(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -141,7 +141,7 @@ fn has_underscore(name: &HeaderName) -> bool {
     position(name.as_str().as_bytes(), b'_').is_some()
 }
 
-/// Removes fields whose names have a `_`.
+/// Removes fields whose names contain `_`.
 pub fn remove_underscores(fields: &mut HeaderMap) {
     let names: Vec<HeaderName> = fields.keys().filter(|name| has_underscore(name)).cloned().collect();
     for name in names {
@@ -149,13 +149,13 @@ pub fn remove_underscores(fields: &mut HeaderMap) {
     }
 }
 
-/// Removes what is meant for the next hop only (RFC 9110 section 7.6.1): `Connection`, all that it lists, and the fields
-/// that it should have listed. `TE: trailers` stays, since this proxy passes trailers on. `present` is what there is of these.
+/// Removes hop-by-hop fields (RFC 9110 section 7.6.1): `Connection`, the fields it lists, and those that it should have
+/// listed. `TE: trailers` is kept, because this proxy forwards trailers. `present` describes the fields of the head.
 pub fn remove_hop_by_hop(fields: &mut HeaderMap, present: Present) {
     take_hop_by_hop(fields, present).remove(fields);
 }
 
-/// The same, but for what `Connection` lists: that is still to be removed.
+/// Removes hop-by-hop fields except those listed in `Connection`, which are returned for later removal.
 pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> ConnectionOptions {
     let Present { connection, te, upgrade, others_of_hop, .. } = present;
     let mut listed = ConnectionOptions::default();
@@ -163,7 +163,7 @@ pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> ConnectionOp
         let connection: Vec<HeaderValue> = fields.get_all(header::CONNECTION).iter().cloned().collect();
         let values = connection.iter().filter_map(|v| v.to_str().ok());
         let tokens = values.flat_map(|v| v.split(',')).map(str::trim);
-        // What nearly all of them say is no field's name, or that of one that goes anyway.
+        // The most frequent tokens are not field names, or name a field that is removed anyway.
         let names = tokens.filter(|token| !["keep-alive", "close"].iter().any(|word| token.eq_ignore_ascii_case(word)));
         for name in names.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()) {
             if !is_end_to_end(&name) {
@@ -190,8 +190,8 @@ pub fn take_hop_by_hop(fields: &mut HeaderMap, present: Present) -> ConnectionOp
     listed
 }
 
-/// Makes a response's head one that HTTP/2 and HTTP/3 can say, whatever an upstream or a filter has put there. `is_tunnel`: what follows
-/// is no body.
+/// Makes a response's head valid for HTTP/2 and HTTP/3, whatever an upstream or a filter has put into it. `is_tunnel`:
+/// the head is followed by tunnelled bytes, not by a body.
 pub fn finish_head(head: &mut Response<()>, is_tunnel: bool) {
     let has_length = !is_tunnel && head.status() != StatusCode::NO_CONTENT;
     let fields = head.headers_mut();
@@ -206,7 +206,7 @@ pub fn finish_head(head: &mut Response<()>, is_tunnel: bool) {
     fields.entry(header::DATE).or_insert_with(date::now);
 }
 
-/// Whether trailers are welcome: `TE: trailers` (RFC 9110 section 10.1.4).
+/// Returns whether the sender accepts trailers: `TE: trailers` (RFC 9110 section 10.1.4).
 pub(crate) fn wants_trailers(fields: &HeaderMap) -> bool {
     fields.get_all(header::TE).iter().any(|value| {
         let mut codings = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
@@ -214,21 +214,21 @@ pub(crate) fn wants_trailers(fields: &HeaderMap) -> bool {
     })
 }
 
-/// Adds this proxy to `Via` (RFC 9110 section 7.6.3). `via` is the whole value: version and name.
+/// Adds this proxy to `Via` (RFC 9110 section 7.6.3). `via` is the complete value: version and name.
 pub fn add_via(fields: &mut HeaderMap, via: Option<&HeaderValue>) {
     if let Some(via) = via {
         fields.append(header::VIA, via.clone());
     }
 }
 
-/// What is known of where a request comes from.
+/// The origin of a request.
 #[derive(Debug)]
 pub struct Origin {
-    /// The client, as far as it can be trusted.
+    /// The client's address, as far as it can be trusted.
     pub client: SocketAddr,
-    /// What its URL began with, as far as that is known.
+    /// The scheme of the client's URL, as far as it is known.
     pub scheme: &'static str,
-    /// The request's name across proxies.
+    /// The request id, shared across proxies.
     pub request_id: HeaderValue,
 }
 
@@ -236,24 +236,24 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
-/// A new request id: a random UUID.
+/// Creates a new request id: a random UUID.
 pub fn new_request_id() -> HeaderValue {
     let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
     value(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 
-/// The client of a request that trusted proxies say nothing usable about. Filters, and whoever else compares addresses, take it
-/// for nobody's.
+/// The client address of a request whose trusted proxies reported no usable one. It matches no address in filters or
+/// comparisons.
 pub const UNKNOWN_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
-/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and tells who the client is. `peer_value` is the peer's
+/// Sets `X-Forwarded-For`, `-Proto`, `-Host` and `X-Request-Id`, and determines the client. `peer_value` is the peer's
 /// address as text, which is the same for all requests of a connection.
 ///
-/// With `trusted_hops` = 0 the peer is the client, and what it says about itself is replaced. With n, the peer and n - 1
-/// proxies before it are trusted: the client is the nth element from the right of `X-Forwarded-For`, and the other fields
-/// stay if they are there. Only that element is looked at: what stands left of it is the client's own word. If it is no address,
-/// the client is unknown, and not the proxy that has passed it on. In the same way `X-Forwarded-Proto` says with which scheme the
-/// client has come; else it is that of this connection.
+/// With `trusted_hops` = 0 the peer is the client, and its own values of these fields are replaced. With n, the peer
+/// and n - 1 proxies before it are trusted: the client is the nth element from the right of `X-Forwarded-For`, and the
+/// other fields are kept if present. Elements to the left of that one are ignored, because the client can forge them.
+/// If the element is not an address, the client is unknown; it is not taken to be the proxy that forwarded it. Likewise
+/// the scheme is the one that the trusted proxy reported in `X-Forwarded-Proto`, or else that of this connection.
 pub fn forwarded(
     fields: &mut HeaderMap,
     peer: SocketAddr,
@@ -264,7 +264,7 @@ pub fn forwarded(
 ) -> Origin {
     let trusted = trusted_hops > 0;
     let mut client = peer;
-    // These four, and `Via`: one growth is enough.
+    // These four and `Via`: grow only once.
     fields.reserve(5);
     let lines = trusted.then(|| fields.get_all(X_FORWARDED_FOR)).filter(|lines| lines.iter().next().is_some());
     let all = match lines {
@@ -273,13 +273,13 @@ pub fn forwarded(
             client = of_trusted(&lines, trusted_hops).and_then(parse_address).unwrap_or(UNKNOWN_CLIENT);
             let mut all = Vec::new();
             for (nth, line) in lines.iter().chain([peer_value]).enumerate() {
-                // Also after an empty line, so that whoever counts from the right finds the same element as here.
+                // Also after an empty line, so that recipients counting from the right find the same element.
                 if nth > 0 {
                     all.extend_from_slice(b", ");
                 }
                 all.extend_from_slice(line.as_bytes());
             }
-            // Whatever bytes values have may stand in one.
+            // A concatenation of valid values is a valid value.
             HeaderValue::from_maybe_shared(Bytes::from(all)).unwrap_or_else(|_| peer_value.clone())
         }
     };
@@ -292,7 +292,7 @@ pub fn forwarded(
         said = known.unwrap_or(scheme);
     }
     if host.is_empty() && !trusted {
-        // HTTP/1.0 need not say one.
+        // HTTP/1.0 requests may lack a host.
         fields.remove(X_FORWARDED_HOST);
     } else if !host.is_empty() && (!trusted || !fields.contains_key(X_FORWARDED_HOST)) {
         fields.insert(
@@ -309,15 +309,15 @@ pub fn forwarded(
     Origin { client, scheme: said, request_id }
 }
 
-/// What the proxy that is so many hops away has said, in a list to which each proxy adds at the right; or the first that was said,
-/// if there are fewer elements.
+/// Returns the element written by the proxy `trusted_hops` away, in a list to which each proxy appends on the right;
+/// the leftmost element if the list is shorter.
 fn of_trusted<'f>(lines: &GetAll<'f, HeaderValue>, trusted_hops: u32) -> Option<&'f [u8]> {
     let elements = || lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
     elements().nth((trusted_hops as usize).saturating_sub(1)).or_else(|| elements().last())
 }
 
-/// An address in `X-Forwarded-For`: with or without a port or quotes, IPv6 with or without brackets, and with a zone, which
-/// means something to the proxy that has written it only.
+/// Parses an address in `X-Forwarded-For`: with or without a port or quotes, and for IPv6 with or without brackets or a
+/// zone. The zone is ignored, as it has a meaning only to the proxy that wrote it.
 fn parse_address(element: &[u8]) -> Option<SocketAddr> {
     let text = str::from_utf8(element.trim_ascii()).ok()?;
     let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_the_next_hop_goes_no_further() {
+    fn hop_by_hop_fields_are_removed() {
         let mut map = fields(&[
             ("connection", "close, X-Secret"),
             ("connection", "x-other"),
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn each_field_that_needs_something_done_is_found() {
+    fn fields_that_need_treatment_are_found() {
         let none = Present::default();
         for (name, present) in [
             ("connection", Present { connection: true, ..none }),
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_say_nothing_that_belongs_in_a_head() {
+    fn head_fields_are_removed_from_trailers() {
         let framing = "connection content-length host te trailer transfer-encoding upgrade keep-alive proxy-connection";
         let word = "authorization proxy-authorization cookie expect forwarded via x-request-id x-forwarded-for \
                     x-forwarded-client-cert";
@@ -413,11 +413,11 @@ mod tests {
         }
         let mut trailers = fields(&[("x_y", "1")]);
         clean_trailers(&mut trailers, true, true);
-        assert_eq!(trailers.len(), 1, "where names may have a `_`");
+        assert_eq!(trailers.len(), 1, "names with a `_` are allowed");
     }
 
     #[test]
-    fn each_proxy_adds_itself_to_via() {
+    fn proxy_adds_itself_to_via() {
         let mut map = fields(&[("via", "1.1 a")]);
         add_via(&mut map, Some(&value("2 b")));
         add_via(&mut map, None);
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_one_length_at_most_and_none_where_there_is_no_body() {
+    fn head_has_at_most_one_length_and_none_without_a_body() {
         for (status, is_tunnel, lengths, expected) in [
             (200, false, &["5"][..], Some("5")),
             (200, false, &["5", "6"], Some("5")),
@@ -444,9 +444,10 @@ mod tests {
         }
     }
 
-    /// CVE-2025-48865: a client must not hide from filters what they go by, nor from upstreams what filters say.
+    /// CVE-2025-48865: a client must not hide fields from filters that rely on them, nor hide filters' fields from
+    /// upstreams.
     #[test]
-    fn what_a_client_lists_goes_no_further_than_the_filters() {
+    fn fields_listed_by_a_client_reach_only_the_filters() {
         let mut map = fields(&[
             ("connection", "x-peer, x-user, x-tier, x-none, x-empty, x-more"),
             ("x-peer", "a"),
@@ -470,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_have_what_filters_rely_on_removed() {
+    fn fields_that_filters_rely_on_cannot_be_removed() {
         let mut map = fields(&[
             ("connection", "x-forwarded-for, authorization, cookie, forwarded"),
             ("authorization", "a"),
@@ -484,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusted_client_cannot_speak_for_others() {
+    fn untrusted_client_cannot_forge_its_origin() {
         let mut map = fields(&[
             ("x-forwarded-for", "9.9.9.9"),
             ("x-forwarded-proto", "https"),
@@ -503,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_as_many_hops_away_as_are_trusted() {
+    fn client_is_found_by_the_number_of_trusted_hops() {
         for (hops, said, client) in [
             (1, "1.1.1.1, 2.2.2.2", "2.2.2.2:0"),
             (2, "1.1.1.1, 2.2.2.2", "1.1.1.1:0"),
@@ -537,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn what_trusted_proxies_say_stays() {
+    fn values_of_trusted_proxies_are_kept() {
         for (hops, said, host, expected) in [
             (0, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "https")][..], "h", ("http", "http", Some("h"))),
             (0, &[("x-forwarded-host", "a")], "", ("http", "http", None)),
@@ -556,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_hide_no_client() {
+    fn non_text_bytes_do_not_hide_the_client() {
         for (lines, hops, client) in [
             (&[&b"\xff, 203.0.113.9"[..]][..], 1, "203.0.113.9:0"),
             (&[b"10.0.0.1\xff,203.0.113.9"], 1, "203.0.113.9:0"),
@@ -578,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_about_the_client_it_is_the_peer() {
+    fn client_defaults_to_the_peer() {
         let (mut map, host) = (HeaderMap::new(), Bytes::from_static(b"host"));
         let origin = forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &host, "http", 1);
         assert_eq!((origin.client.to_string().as_str(), &map[X_FORWARDED_FOR]), (PEER, &value("10.0.0.1")));

@@ -1,19 +1,20 @@
-//! What a proxy must know of gRPC (grpc/doc/PROTOCOL-HTTP2.md): which messages are gRPC, their statuses, timeouts and paths.
+//! gRPC as a proxy needs to know it (grpc/doc/PROTOCOL-HTTP2.md): which messages are gRPC, and their statuses, timeouts
+//! and paths.
 
 use std::{fmt::Write, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-/// The field with a call's status: of trailers, or of a head without a body.
+/// The field with a call's status, in trailers or in the head of a response without a body.
 pub const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// The field with what a status means in this case; see [`encode_message`].
+/// The field with a description of the status; see [`encode_message`].
 pub const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// The field with a call's timeout.
 pub const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// The media type, without what may follow it.
+/// The media type, without a suffix or parameters.
 pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// Whether a message's media type is that of gRPC: `application/grpc`, alone or before `+` or `;`.
+/// Returns whether a message's media type is gRPC: `application/grpc`, alone or followed by `+` or `;`.
 pub fn is_grpc(fields: &HeaderMap) -> bool {
     const TYPE: &[u8] = b"application/grpc";
     let Some(value) = fields.get(header::CONTENT_TYPE) else { return false };
@@ -22,7 +23,7 @@ pub fn is_grpc(fields: &HeaderMap) -> bool {
         .is_some_and(|(kind, rest)| kind.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// The statuses that gRPC itself knows (grpc/doc/statuscodes.md). Others may come over the wire, so it has them as numbers.
+/// The statuses that gRPC defines (grpc/doc/statuscodes.md). Other numbers may arrive on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the names are gRPC's")]
@@ -68,12 +69,13 @@ pub const NAMES: [&str; 17] = [
 ];
 
 impl Code {
-    /// As on the wire.
+    /// Returns the number used on the wire.
     pub fn number(self) -> u32 {
         self as u32
     }
 
-    /// What a client makes of a response that has no gRPC status (grpc/doc/http-grpc-status-mapping.md).
+    /// Returns the status that a client derives from a response without a gRPC status
+    /// (grpc/doc/http-grpc-status-mapping.md).
     pub fn of_http(status: StatusCode) -> Code {
         match status.as_u16() {
             400 => Code::Internal,
@@ -85,7 +87,8 @@ impl Code {
         }
     }
 
-    /// What a client makes of a stream that was reset for this reason (grpc/doc/PROTOCOL-HTTP2.md, "Errors").
+    /// Returns the status that a client derives from a stream reset with this reason (grpc/doc/PROTOCOL-HTTP2.md,
+    /// "Errors").
     pub fn of_reset(reason: h2::Reason) -> Code {
         match reason {
             h2::Reason::REFUSED_STREAM => Code::Unavailable,
@@ -97,8 +100,8 @@ impl Code {
     }
 }
 
-/// The HTTP status that says most nearly the same as a gRPC status (google/rpc/code.proto). 500 for those that gRPC does not
-/// know.
+/// Returns the HTTP status closest to a gRPC status (google/rpc/code.proto), 500 for statuses that gRPC does not
+/// define.
 pub fn http_of(status: u32) -> u16 {
     match status {
         0 => 200,
@@ -116,13 +119,13 @@ pub fn http_of(status: u32) -> u16 {
     }
 }
 
-/// The status in trailers, or in the head of a response that has nothing else. What is no number counts as `UNKNOWN`.
+/// Returns the status in trailers, or in the head of a response that has only a head. `UNKNOWN` if it is not a number.
 pub fn status(fields: &HeaderMap) -> Option<u32> {
     let value = fields.get(STATUS)?;
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(Code::Unknown.number()))
 }
 
-/// A text as the value of `grpc-message`: what is not printable ASCII, and `%`, as `%XX` for each byte of its UTF-8.
+/// Encodes a text as the value of `grpc-message`: `%` and bytes other than printable ASCII become `%XX`.
 pub fn encode_message(text: &str) -> HeaderValue {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -135,7 +138,7 @@ pub fn encode_message(text: &str) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(encoded)).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The text of a `grpc-message`. What is no escape stays as it is, as the protocol wants it.
+/// Decodes a `grpc-message`. Invalid escapes are kept unchanged, as the protocol requires.
 pub fn decode_message(value: &[u8]) -> String {
     let hex = |at: usize| value.get(at).and_then(|digit| char::from(*digit).to_digit(16));
     let (mut bytes, mut at) = (Vec::with_capacity(value.len()), 0);
@@ -154,10 +157,10 @@ pub fn decode_message(value: &[u8]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The most that fits into the eight digits of a timeout.
+/// The largest number that fits into the eight digits of a timeout.
 const MOST: u128 = 99_999_999;
 
-/// The units of timeouts, in nanoseconds, the smallest first.
+/// The units of timeouts in nanoseconds, smallest first.
 const UNITS: [(u8, u64); 6] = [
     (b'n', 1),
     (b'u', 1_000),
@@ -167,8 +170,8 @@ const UNITS: [(u8, u64); 6] = [
     (b'H', 3_600 * 1_000_000_000),
 ];
 
-/// Reads the value of `grpc-timeout`: one to eight digits, and `H`, `M`, `S`, `m`, `u` or `n`. gRPC wants more than 0; clients
-/// whose time has just passed send it all the same.
+/// Parses the value of `grpc-timeout`: one to eight digits followed by `H`, `M`, `S`, `m`, `u` or `n`. gRPC requires
+/// more than 0, but clients whose deadline has just passed send 0 anyway.
 pub fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
     let (unit, digits) = value.as_bytes().split_last()?;
     if !matches!(digits.len(), 1..=8) || !digits.iter().all(u8::is_ascii_digit) {
@@ -176,12 +179,13 @@ pub fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
     }
     let nanos = UNITS.iter().find(|(name, _)| name == unit)?.1;
     let count = digits.iter().fold(0, |all, digit| all * 10 + u64::from(digit - b'0'));
-    // 99999999 hours are more nanoseconds than fit into 64 bits.
+    // 99999999 hours in nanoseconds do not fit into 64 bits.
     Some(Duration::from_nanos_u128(u128::from(nanos) * u128::from(count)))
 }
 
-/// A time as the value of `grpc-timeout`, in the smallest unit that eight digits have room for, cut off and not rounded: who
-/// gets it must not think that there is more time. Nothing at all is a nanosecond, since it must be more than 0.
+/// Formats a duration as the value of `grpc-timeout`, in the smallest unit for which eight digits suffice. It is
+/// truncated rather than rounded, so that the recipient never assumes more time than there is. Zero becomes one
+/// nanosecond, because the value must be more than 0.
 pub fn format_timeout(time: Duration) -> HeaderValue {
     let nanos = time.as_nanos().max(1);
     let fitting = UNITS.iter().map(|(name, unit)| (name, nanos / u128::from(*unit))).find(|(_, count)| *count <= MOST);
@@ -189,11 +193,11 @@ pub fn format_timeout(time: Duration) -> HeaderValue {
     HeaderValue::try_from(format!("{count}{}", char::from(*unit))).unwrap_or(HeaderValue::from_static("1n"))
 }
 
-/// Bytes of a path that may name a method.
+/// Maximum length in bytes of a path that is parsed.
 const MAX_PATH: usize = 256;
 
-/// Service and method of a path: `/package.Service/Method`, of letters, digits, `_` and (in the service) `.`, as in Protocol
-/// Buffers; at most 256 bytes. gRPC allows other names, but nobody has them.
+/// Splits a path into service and method: `/package.Service/Method`, with letters, digits, `_` and (in the service)
+/// `.`, as in Protocol Buffers; at most 256 bytes. gRPC allows other names, but they are not used in practice.
 pub fn split_path(path: &str) -> Option<(&str, &str)> {
     let (service, method) = path.strip_prefix('/')?.split_once('/')?;
     let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_back_as_they_were() {
+    fn messages_survive_a_round_trip() {
         for text in ["", "plain", "50 % of ü\n", "%41"] {
             assert_eq!(decode_message(encode_message(text).as_bytes()), text);
         }
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_media_type_says_what_is_grpc() {
+    fn grpc_is_recognised_by_its_media_type() {
         for (value, expected) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),
@@ -228,7 +232,7 @@ mod tests {
             ("application/grp", false),
             ("application/json", false),
             ("", false),
-            // Cut at a byte, not at a character.
+            // Split at a byte, not at a character.
             ("application/grp\u{e9}", false),
         ] {
             assert_eq!(is_grpc(&fields(header::CONTENT_TYPE, value)), expected, "{value}");
@@ -237,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn resets_mean_grpc_statuses() {
+    fn resets_map_to_grpc_statuses() {
         for (reset, code) in [
             (h2::Reason::REFUSED_STREAM, Code::Unavailable),
             (h2::Reason::CANCEL, Code::Cancelled),
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn http_statuses_mean_grpc_statuses() {
+    fn http_statuses_map_to_grpc_statuses() {
         for (http, code) in [
             (400, "INTERNAL"),
             (401, "UNAUTHENTICATED"),
@@ -271,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_statuses_mean_http_statuses() {
+    fn grpc_statuses_map_to_http_statuses() {
         let all = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401];
         for (number, http) in all.into_iter().enumerate() {
             assert_eq!(http_of(number as u32), http, "{}", NAMES[number]);
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_as_specified() {
+    fn timeouts_are_parsed_as_specified() {
         for (text, expected) in [
             ("1n", Some(Duration::from_nanos(1))),
             ("20u", Some(Duration::from_micros(20))),
@@ -328,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_written_as_exactly_as_they_fit_and_never_as_more() {
+    fn timeouts_are_formatted_precisely_and_never_rounded_up() {
         for (time, expected) in [
             (Duration::ZERO, "1n"),
             (Duration::from_nanos(7), "7n"),
@@ -347,7 +351,7 @@ mod tests {
         for _ in 0..10_000 {
             let time = Duration::from_nanos(random.u64(1..) >> random.u32(0..63)).max(Duration::from_nanos(1));
             let read = parse_timeout(&format_timeout(time)).unwrap();
-            // Cut off by less than one unit, where eight digits (or the next smaller unit's) must hold the count.
+            // Truncated by less than one unit, where eight digits (or the next smaller unit's) must hold the count.
             assert!(
                 read <= time && time.as_nanos() - read.as_nanos() <= time.as_nanos() / 100_000,
                 "{time:?} {read:?}"

@@ -1,8 +1,9 @@
-//! gRPC-Web (grpc/doc/PROTOCOL-WEB.md): gRPC for clients that see neither HTTP/2 frames nor trailers, browsers above all.
+//! gRPC-Web (grpc/doc/PROTOCOL-WEB.md): gRPC for clients that have no access to HTTP/2 frames or trailers, mainly
+//! browsers.
 //!
-//! A request becomes one of gRPC before any filter sees it, and its response becomes one of gRPC-Web after all have: filters
-//! and upstreams know nothing of it. The trailers become the last frame of the body; in the text variant, bodies are in base64.
-//! What browsers want beside this (CORS) is a filter's affair.
+//! A request is translated to gRPC before any filter sees it, and its response is translated to gRPC-Web after all
+//! filters have, so filters and upstreams are unaware of it. The trailers become the last frame of the body; in the
+//! text variant, bodies are base64-encoded. CORS, which browsers also require, is left to filters.
 
 use std::{
     pin::Pin,
@@ -22,17 +23,17 @@ use super::{
 const TYPE: &str = "application/grpc-web";
 const TEXT: &str = "-text";
 
-/// The flag of a frame that holds trailers.
+/// The flag of a frame with trailers.
 const TRAILERS: u8 = 0x80;
 
-/// A request that was translated, and what its response is translated to.
+/// A translated request, with the format of its response.
 #[derive(Debug)]
 pub struct Translation {
     content_type: HeaderValue,
     text: bool,
 }
 
-/// Of a media type: whether it is the text variant, and what follows (`+proto`, or nothing). `None`: it is not gRPC-Web.
+/// Parses a media type: whether it is the text variant, and its suffix (`+proto` or empty). `None`: it is not gRPC-Web.
 fn variant(media_type: &str) -> Option<(bool, String)> {
     let essence = media_type.split(';').next()?.trim_ascii().to_ascii_lowercase();
     let rest = essence.strip_prefix(TYPE)?;
@@ -41,14 +42,15 @@ fn variant(media_type: &str) -> Option<(bool, String)> {
 }
 
 impl Translation {
-    /// Makes a request of gRPC of one of gRPC-Web. `None`, and nothing is changed, if it is none, as only a `POST` is one.
+    /// Translates a gRPC-Web request to gRPC. Returns `None` and changes nothing for any other request; only a `POST`
+    /// can be gRPC-Web.
     pub fn begin(request: &mut Request<Body>) -> Option<Translation> {
         if request.method() != Method::POST {
             return None;
         }
         let fields = request.headers_mut();
         let (text, suffix) = variant(fields.get(header::CONTENT_TYPE)?.to_str().ok()?)?;
-        // The client may want the other variant for the response.
+        // The client may accept the other variant for the response.
         let accepted = fields.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
         let wanted = accepted.flat_map(|v| v.split(',')).find_map(variant);
         let text_back = wanted.map_or(text, |(text, _)| text);
@@ -67,8 +69,8 @@ impl Translation {
         Some(Translation { content_type, text: text_back })
     }
 
-    /// Makes a response of gRPC-Web of one of gRPC. Another one stays as it is: clients go by its HTTP status. So does the
-    /// head of one that has nothing else, since clients find the status there.
+    /// Translates a gRPC response to gRPC-Web. Other responses are unchanged, because clients use their HTTP status. So
+    /// is a response that has only a head, because clients find the status there.
     pub fn end(self, response: Response<Body>) -> Response<Body> {
         if !grpc::is_grpc(response.headers()) {
             return response;
@@ -78,35 +80,35 @@ impl Translation {
         if body.is_end_stream() {
             return Response::from_parts(parts, body);
         }
-        // The trailers come to it, whose names are in no field then.
+        // The body grows by the trailers, which are then no longer announced as fields.
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.remove(header::TRAILER);
         Response::from_parts(parts, Body::stream(Encoded { body, text: self.text }))
     }
 }
 
-/// The body is not base64.
+/// An error: the body is not base64.
 #[derive(Debug, thiserror::Error)]
-#[error("the body is not base64, as its media type says")]
+#[error("the body is not base64, which its media type requires")]
 struct NotBase64;
 
-/// A request's body out of base64. It may be in several pieces, each with padding of its own, whose ends need not be where
-/// those of the parts are that come over the wire.
+/// A request's body, decoded from base64. It may consist of several base64 pieces, each with its own padding, whose
+/// boundaries need not match those of the frames received.
 struct Decoded {
     body: Body,
-    /// The beginning of a group of four.
+    /// The beginning of an incomplete group of four characters.
     rest: BytesMut,
 }
 
 impl Decoded {
-    /// What is whole so far.
+    /// Decodes the complete groups so far.
     fn decode(&mut self, data: &[u8]) -> Result<Bytes, NotBase64> {
         self.rest.extend_from_slice(data);
         let whole = self.rest.split_to(self.rest.len() / 4 * 4);
         let mut out = Vec::with_capacity(whole.len() / 4 * 3);
         let mut left = &whole[..];
         while !left.is_empty() {
-            // A piece ends with the group that is padded.
+            // A piece ends with its padded group.
             let padded = left.iter().position(|b| *b == b'=');
             let (piece, more) = left.split_at(padded.map_or(left.len(), |at| (at / 4 + 1) * 4));
             STANDARD.decode_vec(piece, &mut out).map_err(|_| NotBase64)?;
@@ -144,8 +146,8 @@ impl http_body::Body for Decoded {
     }
 }
 
-/// A response's body with its trailers as the last frame; as text, each part in base64 of its own, so that none has to wait
-/// for the next one.
+/// A response's body with its trailers as the last frame. In the text variant each frame is encoded separately, so that
+/// none waits for the next one.
 struct Encoded {
     body: Body,
     text: bool,
@@ -170,12 +172,12 @@ impl http_body::Body for Encoded {
     }
 }
 
-/// Trailers as a frame: lines as in HTTP/1.1, in lower case.
+/// Encodes trailers as a frame: lines as in HTTP/1.1, in lower case.
 fn trailers_frame(trailers: &HeaderMap) -> Bytes {
     let length: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let mut frame = BytesMut::with_capacity(5 + length);
     frame.put_u8(TRAILERS);
-    // Nobody's trailers have 4 GiB.
+    // Trailers are never anywhere near 4 GiB.
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     for (name, value) in trailers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_decoded_wherever_it_is_cut() {
+    fn base64_is_decoded_wherever_it_is_split() {
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..500 {
             let mut expected = Vec::new();
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_base64_is_an_error() {
+    fn invalid_base64_is_an_error() {
         for parts in [
             &[&b"AAA"[..]][..],
             &[b"AAAAA"],
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_are_base64_that_the_same_decoder_reads() {
+    fn base64_responses_decode_with_the_same_decoder() {
         for parts in [&[][..], &[&b"a"[..]], &[b"ab", b"c", b"defg"], &[b"\0\0\0\0\x01", b"\xff"]] {
             let encoded = read(answered("application/grpc-web-text", parts).into_body()).unwrap();
             let mut request = request(&[("content-type", "application/grpc-web-text")], body(&[&encoded], &[]));
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_grpc_stays_as_it_is() {
+    fn non_grpc_responses_are_unchanged() {
         let mut request = request(&[("content-type", "application/grpc-web")], Body::Empty);
         let translation = Translation::begin(&mut request).unwrap();
         let response =

@@ -1,5 +1,5 @@
-//! HTTP with clients: HTTP/1.1 as [`crate::h1`] reads and writes it, HTTP/2 as [`crate::h2`] and the crate h2 do, HTTP/3 as h3 does; the connections'
-//! time and end, the headers that a proxy must take away or add.
+//! HTTP vocabulary shared by all versions: bodies, dates, header fields that a proxy removes or adds, gRPC and
+//! gRPC-Web.
 
 pub mod body;
 mod date;

@@ -1,4 +1,4 @@
-//! The requests of a connection, one after the other: read, answered, and the answer sent.
+//! The requests of an HTTP/1.1 connection, one after the other: read, passed to the exchange, and answered.
 
 use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
@@ -16,20 +16,20 @@ use crate::{
     upstream::MOST_INTERIM,
 };
 
-/// How much of a response waits for the client before more of it is asked for, in bytes.
+/// Bytes of a response that wait for the client before no more are requested (backpressure).
 const ENOUGH: usize = 64 << 10;
 
-/// Why there are no more requests.
+/// The reason why there are no more requests.
 pub(super) enum RequestsEnd {
-    /// There was the last one.
+    /// The last request was answered.
     Done,
-    /// The client has closed the connection.
+    /// The client closed the connection (disconnect).
     Gone,
-    /// A response was not sent to its end.
+    /// A response was not sent completely.
     Cut,
-    /// What has come is no request.
+    /// The client sent an invalid request.
     Refused(HeadError),
-    /// It has become a tunnel.
+    /// The connection became a tunnel.
     Tunnel(Box<Tunnel>),
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn serve(
         let mut finder = head::HeadScanner::default();
         let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
             Ok(Some(request)) => request,
-            // No request is waited for any more, or none will come.
+            // The connection is draining, or the client has closed it.
             Ok(None) if line.ending.get() => return RequestsEnd::Done,
             Ok(None) => return RequestsEnd::Gone,
             Err(error) => return RequestsEnd::Refused(error),
@@ -66,7 +66,7 @@ pub(super) async fn serve(
             (false, false) => Body::Http1(line.begin(request.body)),
             (false, true) => Body::Http1(line.begin(request.body)).expected(progress),
         };
-        // Boxed, so that an idle connection does not carry the space for it.
+        // Boxed, so that an idle connection does not reserve the space.
         let mut serving = Box::pin(exchange::serve(
             handle.site(),
             info.clone(),
@@ -78,7 +78,7 @@ pub(super) async fn serve(
             line.write_interims(progress.interims.take());
             match answer {
                 Poll::Ready(answer) => Poll::Ready(answer.ok()),
-                // A client that is gone wants no answer.
+                // A disconnected client needs no response.
                 Poll::Pending => match line.poll_waiting(cx) {
                     Poll::Ready(Err(_)) => Poll::Ready(None),
                     Poll::Ready(Ok(())) | Poll::Pending => line.poll_gone(cx).map(|()| None),
@@ -90,16 +90,17 @@ pub(super) async fn serve(
         let Some(answer) = answer else { return RequestsEnd::Cut };
         client.switches = answer.tunnel.is_some();
         let last = most != 0 && info.requests.get() >= most;
-        // A close is announced (RFC 9112 section 9.6): a request that is sent meanwhile would be lost.
+        // Announce the close (RFC 9112 section 9.6), because a request sent in the meantime would be lost.
         client.persists &=
             !(last || info.closing.get() || !line.has_next(progress.interims.is_awaited())) || client.switches;
-        // The upload may go on beside the response, which no word to go on can follow.
+        // The upload may continue alongside the response, but a 100 (Continue) can no longer be sent.
         progress.interims.end();
         let (head, body) = answer.response.into_parts();
         let written = line
             .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
         let Some((encoder, persists)) = written else { return RequestsEnd::Gone };
-        // Where the end of the connection is that of the response, only a reset tells them apart (RFC 9112 section 8).
+        // If the end of the connection marks the end of the response, only a reset distinguishes a truncated response
+        // (RFC 9112 section 8).
         let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
         if send(line, progress, body, encoder).await.is_err() {
             return RequestsEnd::Cut;
@@ -109,14 +110,14 @@ pub(super) async fn serve(
             return RequestsEnd::Tunnel(Box::new(tunnel));
         }
         line.end_request();
-        // The connection's clock counts this as an idle time.
+        // The connection's timer counts this as idle time.
         if !persists || !poll_fn(|cx| line.poll_rest(cx)).await {
             return RequestsEnd::Done;
         }
     }
 }
 
-/// Resets a connection whose end would be taken for the end of a response.
+/// Resets a connection on drop, because its regular end would be taken for the end of a response.
 struct AbortOnDrop<'a>(&'a ServerConnection);
 
 impl Drop for AbortOnDrop<'_> {
@@ -125,10 +126,10 @@ impl Drop for AbortOnDrop<'_> {
     }
 }
 
-/// The response could not be sent to its end.
+/// An error: the response could not be sent completely.
 struct ResponseCut;
 
-/// Sends a response whose head is written: head and body in one write, if the body is there.
+/// Sends a response whose head is already in the write buffer: head and body in one write, if the body is available.
 async fn send(
     line: &ServerConnection,
     progress: &StreamProgress,
@@ -142,7 +143,7 @@ async fn send(
             return Poll::Ready(Err(ResponseCut));
         }
         loop {
-            // What the client has not taken of it yet counts: being woken for something else, it is given no more.
+            // Data that the client has not taken yet counts: if the task is woken for another reason, no more is added.
             let (mut waits, mut filled) = (false, line.with(|wire| wire.outbox.len()).unwrap_or(0));
             while !over && filled < ENOUGH {
                 let frame = match Pin::new(&mut body).poll_frame(cx) {
@@ -168,7 +169,7 @@ async fn send(
                         }
                     },
                     Some(Err(_)) => {
-                        // What there was of it is the client's; that there is not all of it, it sees by the framing.
+                        // The client gets what is there; the framing shows it that the response is incomplete.
                         let _ = line.poll_flush(cx);
                         return Poll::Ready(Err(ResponseCut));
                     }
@@ -179,13 +180,13 @@ async fn send(
                 }
             }
             if over {
-                // Its end is settled before the client can know of it.
+                // Drop the body, so that its end is settled before the client can know of it.
                 body = Body::Empty;
             }
             let blocked = line.blocked_since.get();
             let flushed = line.poll_flush(cx);
             if blocked.is_some() && line.blocked_since.get() != blocked {
-                // The client takes it, however long ago the upstream sent it.
+                // The client is taking data, however long ago the upstream sent it.
                 progress.active.set(Instant::now());
             }
             match flushed {

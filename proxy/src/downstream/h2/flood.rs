@@ -1,8 +1,7 @@
-//! An eye on the frames that a client sends, before h2 sees them: one that sends nothing but frames which make work and
-//! lead to nothing is cut off.
+//! Counting of a client's frames before h2 sees them: a client that sends only unproductive frames is disconnected.
 //!
-//! h2 answers each PING and SETTINGS, and takes empty DATA as it comes: none of it needs memory, but all of it needs time.
-//! So such frames are counted; see [`Flood`].
+//! h2 acknowledges each PING and SETTINGS, and accepts empty DATA frames: they need no memory, but they cost time. So
+//! such frames are counted; see [`FrameLimiter`].
 
 use std::{
     io::{self, IoSlice},
@@ -40,7 +39,7 @@ impl<T> CountedFrames<T> {
     }
 
     fn wrote(&mut self, slices: &[IoSlice<'_>], written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        // A response's data allows for what a client says of its windows, and for what it measures.
+        // A response's data allows for the client's window updates and pings.
         if let Poll::Ready(Ok(n)) = written {
             let mut left = n;
             for slice in slices {
@@ -72,7 +71,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for CountedFrames<T> {
             count(&me.flood, frame);
         });
         if me.flood.is_one() {
-            return Poll::Ready(Err(io::Error::other("too many frames that lead to nothing")));
+            return Poll::Ready(Err(io::Error::other("too many unproductive frames")));
         }
         Poll::Ready(Ok(()))
     }

@@ -1,6 +1,6 @@
 //! One request on an HTTP/2 connection: from its stream to the exchange, and the response back.
 //!
-//! Each is a task, and thousands may be under way: what a task carries from one step to the next is small, or boxed.
+//! Each request is a task, and thousands may be in flight: the state that a task keeps across awaits is small or boxed.
 
 use std::{future::poll_fn, pin::Pin, rc::Rc, task::Poll};
 
@@ -21,14 +21,14 @@ use crate::{
     upstream::MOST_INTERIM,
 };
 
-/// What follows a response's head.
+/// The part of a response after its head.
 enum ResponseRest {
     Nothing,
     Body(Box<BodySender<Body>>),
     Tunnel(Pin<Box<dyn Future<Output = ()>>>),
 }
 
-/// Serves a request in a task of its own.
+/// Serves a request in its own task.
 pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let requests = &connection.info.requests;
     requests.set(requests.get().saturating_add(1));
@@ -36,7 +36,7 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let site = connection.handle.site();
     let Some(size) = measure(&parts.headers) else {
         connection.log_malformed(detail::MALFORMED_FIELD);
-        // If that was found before h2 has seen it, it is told now.
+        // If this was found before h2 saw the stream, h2 learns of it now.
         connection.malformed.take();
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     };
@@ -47,12 +47,12 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     HeadTooLarge::mark(&mut parts, size, &site);
     let connects = parts.method == Method::CONNECT;
     if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
-        // What follows is not its content (RFC 9110 section 9.3.6).
+        // What follows is tunnelled, not content (RFC 9110 section 9.3.6).
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     }
     let (body, received) = match connects {
-        // What follows is none of the exchange's business. What its client is told of an abort depends on who has named it (RFC
-        // 8441 section 5, RFC 9113 section 8.5).
+        // The exchange does not see the tunnelled bytes. The error code for an abort depends on which RFC defines it
+        // (RFC 8441 section 5, RFC 9113 section 8.5).
         true if parts.extensions.get::<Protocol>().is_some() => (Body::Empty, Some((received, Reason::CANCEL))),
         true => (Body::Empty, Some((received, Reason::CONNECT_ERROR))),
         false if received.is_end_stream() => (Body::Empty, None),
@@ -80,12 +80,12 @@ async fn serve(
     let rest = poll_fn(|cx| {
         let answer = serving.as_mut().poll(cx);
         for interim in progress.interims.take() {
-            // A client to which it cannot be sent is gone, or gets to know that it cannot be served.
+            // If sending fails, the client is gone, or will learn that it cannot be served.
             let _ = respond.send_informational(interim);
         }
         match answer {
             Poll::Ready(answer) => Poll::Ready(Some(send_head(answer, &mut respond, received.take()))),
-            // A client that has reset the stream wants no answer.
+            // A client that reset the stream needs no response.
             Poll::Pending => respond.poll_reset(cx).map(|_| None),
         }
     })
@@ -97,7 +97,8 @@ async fn serve(
     match rest {
         ResponseRest::Nothing => {}
         ResponseRest::Body(mut sending) => {
-            // If it is cut, the exchange has said why. Dropped before its end, it resets the stream.
+            // If the body is truncated, the exchange has logged the reason. Dropping the sender before the end resets
+            // the stream.
             let _ = poll_fn(|cx| match progress.evicted.get() {
                 true => Poll::Ready(Ok(())),
                 false => sending.poll_noting(cx, || progress.active.set(Instant::now())),
@@ -105,14 +106,14 @@ async fn serve(
             .await;
         }
         ResponseRest::Tunnel(tunnel) => {
-            // It has a clock of its own, which always runs.
+            // The tunnel has its own timeouts, which always run.
             drop(place);
             tunnel.await;
         }
     }
 }
 
-/// Sends a response's head, or resets the stream if there is none.
+/// Sends a response's head, or resets the stream if there is no response.
 fn send_head(
     answer: Result<ServedResponse, StreamClosed>,
     respond: &mut SendResponse<Bytes>,

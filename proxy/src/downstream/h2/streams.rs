@@ -1,4 +1,4 @@
-//! The streams of a connection, and what is known of how they move.
+//! The streams of an HTTP/2 connection, and the detection of stalled ones.
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
 use super::Connection;
 use crate::chain::stream::StreamProgress;
 
-/// What a stream's own clock is given, before the connection ends the stream in its place.
+/// Margin left to a stream's own deadline before the connection ends the stream instead.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// The streams of a connection.
@@ -24,7 +24,7 @@ struct Stream {
 }
 
 impl Streams {
-    /// Ends the streams on which nothing has moved for `idle`, and those whose time is over: their own clocks do not run while
+    /// Ends streams without progress for `idle` and streams past their deadline: their own timers do not run while
     /// their clients do not read.
     pub(super) fn end_stalled(&self, idle: Option<Duration>) {
         let now = Instant::now();
@@ -32,21 +32,21 @@ impl Streams {
             let idle = idle.is_some_and(|idle| progress.active.get() + idle + MARGIN <= now);
             if idle || progress.due.get().is_some_and(|due| due + MARGIN <= now) {
                 progress.stalled.set(true);
-                // Dropped before its end, the task resets the stream.
+                // Dropping the task before its end resets the stream.
                 task.abort();
             }
         }
     }
 }
 
-/// A stream's place among those of its connection, until this is dropped.
+/// A stream's entry in its connection's table, removed on drop.
 pub(super) struct StreamSlot {
     pub(super) connection: Rc<Connection>,
     key: usize,
 }
 
 impl StreamSlot {
-    /// Makes a task for a stream.
+    /// Spawns a task for a stream.
     pub(super) fn spawn<F: Future<Output = ()> + 'static>(
         connection: &Rc<Connection>,
         progress: Rc<StreamProgress>,

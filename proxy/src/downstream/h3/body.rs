@@ -1,4 +1,4 @@
-//! A request's body, as h3 reads it.
+//! Request bodies over HTTP/3, as the h3 crate reads them.
 
 use std::{
     future::poll_fn,
@@ -17,7 +17,7 @@ use crate::{
     http::body::{Body, BodyError},
 };
 
-/// How far it has been read.
+/// The part of the body that is read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Data,
@@ -29,30 +29,30 @@ enum Part {
 pub(super) struct Incoming {
     stream: RequestStream<Receiver, Bytes>,
     watch: Rc<StreamWatch>,
-    /// Bytes that are still to come, if the head has said how many.
+    /// Bytes still expected, if the head announced a length.
     left: Option<u64>,
     part: Part,
-    /// What had come with the head.
+    /// A frame that had already arrived when the body was created.
     early: Option<Result<Frame<Bytes>, BodyError>>,
 }
 
-/// The head has promised a body of another length (RFC 9114 section 4.1.2).
+/// An error: the body's length differs from the announced one (RFC 9114 section 4.1.2).
 #[derive(Debug, thiserror::Error)]
-#[error("the body is not as long as its head says")]
+#[error("the body's length differs from its `Content-Length`")]
 struct Length;
 
-/// A field of the trailers is none (RFC 9114 section 4.2).
+/// An error: a malformed field in the trailers (RFC 9114 section 4.2).
 #[derive(Debug, thiserror::Error)]
-#[error("a field of the trailers is malformed")]
+#[error("malformed field in the trailers")]
 struct Malformed;
 
 impl Incoming {
-    /// All that is sent on a stream.
+    /// Wraps the receiving half of a stream.
     pub(super) fn new(stream: RequestStream<Receiver, Bytes>, watch: Rc<StreamWatch>) -> Incoming {
         Incoming { stream, watch, left: None, part: Part::Data, early: None }
     }
 
-    /// A request's body. If there is none, and that can be seen already, the exchange may know it.
+    /// Converts into a request's body. If it is already known to be empty, the exchange gets an empty body.
     pub(super) async fn into_body(mut self, length: Option<u64>) -> Body {
         self.left = length;
         match poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await {

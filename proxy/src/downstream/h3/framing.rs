@@ -1,10 +1,10 @@
-//! Checks the frames that a client sends before h3 sees them.
+//! Validation of a client's HTTP/3 frames before h3 sees them.
 //!
-//! h3 keeps a frame until it is whole, however long it says it is, reads on while nobody takes what it has, looks through all
-//! that it keeps for each piece that comes, and takes a body that is cut off within a frame for one that has ended. So it gets
-//! frames of a bounded length, whole, and only those that mean something to it: unknown ones are dropped here (RFC 9114
-//! section 9). Of data it gets no more than it can hand on at once; see `Watch` in `transport`. Heads and trailers that are
-//! malformed it does not get at all; see `qpack`.
+//! h3 buffers a frame until it is complete, whatever its announced length; it keeps reading while its data is not
+//! consumed; it scans the whole buffer again for each piece received; and it takes a body truncated within a frame for
+//! a complete one. So h3 only gets complete frames of limited length, and only types that it knows: unknown ones are
+//! dropped here (RFC 9114 section 9). It gets no more data than it can pass on immediately; see `StreamWatch` in
+//! `transport`. Malformed heads and trailers never reach it; see `qpack`.
 
 use std::collections::VecDeque;
 
@@ -15,43 +15,43 @@ use smallvec::SmallVec;
 use super::qpack;
 use crate::downstream::flood::FrameLimiter;
 
-/// Bytes that a frame on a control stream may have. The largest that anybody needs is SETTINGS.
+/// Maximum length in bytes of a frame on a control stream. The largest useful one is SETTINGS.
 const MAX_CONTROL: u64 = 4 << 10;
 
 // RFC 9114 section 7.2.
 const DATA: u64 = 0x0;
 const HEADERS: u64 = 0x1;
-/// Those that h3 knows. Among them are some of HTTP/2, which are errors here (section 7.2.8).
+/// The types that h3 knows. They include some HTTP/2 types, which are errors here (section 7.2.8).
 const KNOWN: [u64; 11] = [DATA, HEADERS, 0x2, 0x3, 0x4, 0x5, 0x6, 0x7, 0x8, 0x9, 0xd];
 
 /// The type of a control stream (RFC 9114 section 6.2.1).
 const CONTROL: u64 = 0x0;
 
-/// What a client must not do.
+/// A client's violation of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameViolation {
-    /// A head, or trailers, over the bound.
+    /// A head or trailers over the limit.
     #[error("a field section is too large")]
     HeadTooLarge,
-    /// Another frame that is far too long.
+    /// Another frame over the limit.
     #[error("a frame is too large")]
     FrameTooLarge,
     /// A stream that ends within a frame.
     #[error("a stream ends within a frame")]
     Truncated,
-    /// Nothing but frames that lead to nothing.
-    #[error("too many frames that lead to nothing")]
+    /// Too many unproductive frames.
+    #[error("too many unproductive frames")]
     Flood,
-    /// A head, or trailers, that are none.
+    /// Malformed head or trailers.
     #[error("a field section is malformed")]
     Malformed,
-    /// What should be one of these, and is no field section.
+    /// A field section that cannot be decoded.
     #[error("a field section cannot be decoded")]
     Undecodable,
 }
 
 impl FrameViolation {
-    /// What its client is told.
+    /// Returns the error code sent to the client.
     pub fn code(self) -> Code {
         match self {
             FrameViolation::Truncated => Code::H3_FRAME_ERROR,
@@ -62,52 +62,52 @@ impl FrameViolation {
     }
 }
 
-/// What is on a stream.
+/// The kind of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A request.
+    /// A request stream.
     Request,
-    /// It begins with a number that says so.
+    /// A unidirectional stream whose type has not been read yet.
     Unknown,
-    /// Frames about the connection.
+    /// A control stream.
     Control,
-    /// No frames.
+    /// A stream without frames.
     Opaque,
 }
 
-/// What is done with the frame whose payload is next.
+/// The treatment of the frame whose payload comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Frame {
-    /// Passed on as it comes.
+    /// Passed on as it arrives.
     Data,
-    /// Passed on when it is whole.
+    /// Passed on once complete.
     Whole,
-    /// The same; it is a head, or trailers.
+    /// Passed on once complete, after validation: a head or trailers.
     Fields,
     /// Dropped.
     Skipped,
 }
 
-/// Follows the frames of one stream.
+/// Tracks the frames of one stream.
 #[derive(Debug)]
 pub struct Framing {
     kind: Kind,
     max_head: u64,
-    /// A head has come.
+    /// Whether a head was received.
     has_head: bool,
-    /// What has come of a frame's header, or of the stream's type.
+    /// The bytes received of a frame's header, or of the stream's type.
     header: SmallVec<[u8; 16]>,
     frame: Frame,
-    /// Bytes of its payload that are still to come.
+    /// Bytes of the payload not received yet.
     left: u64,
-    /// What has come of a frame that is passed on when it is whole.
+    /// The bytes received of a frame that is passed on once complete.
     held: BytesMut,
-    /// What may be passed on.
+    /// Pieces ready to be passed on.
     ready: VecDeque<Bytes>,
 }
 
 impl Framing {
-    /// Of a request's stream, whose field sections may have this many bytes as they are sent.
+    /// Creates the state of a request stream whose encoded field sections are limited to `max_head` bytes.
     pub fn request(max_head: u64) -> Framing {
         Framing {
             kind: Kind::Request,
@@ -121,17 +121,17 @@ impl Framing {
         }
     }
 
-    /// Of a stream in one direction.
+    /// Creates the state of a unidirectional stream.
     pub fn one_way() -> Framing {
         Framing { kind: Kind::Unknown, ..Framing::request(0) }
     }
 
-    /// The next piece that may be passed on; never an empty one.
+    /// Returns the next piece to pass on, never an empty one.
     pub fn pop(&mut self) -> Option<Bytes> {
         self.ready.pop_front()
     }
 
-    /// Looks at what has come. How many bytes of data are among what may be passed on now.
+    /// Processes received bytes. Returns the number of data bytes newly ready to be passed on.
     pub fn push(&mut self, chunk: &Bytes, flood: &FrameLimiter) -> Result<u64, FrameViolation> {
         let (mut at, mut data) = (0, 0);
         while at < chunk.len() {
@@ -185,11 +185,11 @@ impl Framing {
         Ok(data)
     }
 
-    /// A whole frame may be passed on, unless it is a head or trailers that are malformed.
+    /// Passes a complete frame on, unless it is a malformed head or trailers.
     fn pass(&mut self, frame: Bytes) -> Result<(), FrameViolation> {
         if self.frame == Frame::Fields {
             let section = varint(&frame).and_then(|(_, rest)| varint(rest)).map_or(&[][..], |(_, section)| section);
-            // h3 may take what this does not, so it gets nothing else.
+            // h3 might accept what this check rejects, so it gets nothing else.
             if !qpack::is_sound(section, self.has_head).ok_or(FrameViolation::Undecodable)? {
                 return Err(FrameViolation::Malformed);
             }
@@ -199,14 +199,15 @@ impl Framing {
         Ok(())
     }
 
-    /// The stream has ended.
+    /// Checks that the stream may end here.
     pub fn end(&self) -> Result<(), FrameViolation> {
         let cut = self.left > 0 || !self.header.is_empty();
-        // Of the others nobody knows where they may end.
+        // The end of other streams is unknown.
         if cut && matches!(self.kind, Kind::Request | Kind::Control) { Err(FrameViolation::Truncated) } else { Ok(()) }
     }
 
-    /// Reads on in a frame's header, or in the stream's type. How many bytes that took; none: all, and it is not whole yet.
+    /// Continues reading a frame's header or the stream's type. Returns the number of bytes consumed; `None` if all
+    /// were and it is still incomplete.
     fn read_header(&mut self, bytes: &[u8], flood: &FrameLimiter) -> Result<Option<usize>, FrameViolation> {
         for (index, byte) in bytes.iter().enumerate() {
             self.header.push(*byte);
@@ -235,7 +236,7 @@ impl Framing {
         }
         self.frame = match kind {
             DATA if length == 0 => Frame::Skipped,
-            // On a control stream it is an error, which h3 has a word for.
+            // On a control stream this is an error, which h3 reports.
             DATA => Frame::Data,
             HEADERS if self.kind == Kind::Request && length > self.max_head => {
                 return Err(FrameViolation::HeadTooLarge);
@@ -250,7 +251,7 @@ impl Framing {
     }
 }
 
-/// A number at the beginning (RFC 9000 section 16), and what follows it.
+/// Parses a variable-length integer (RFC 9000 section 16); returns it and the bytes after it.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let length = 1 << (bytes.first()? >> 6);
     let (number, rest) = bytes.split_at_checked(length)?;

@@ -1,12 +1,12 @@
-//! Heads and trailers as they are encoded (QPACK, RFC 9204), before h3 sees them: whether they are malformed (RFC 9114 sections
-//! 4.1.2 and 4.3).
+//! Validation of encoded heads and trailers (QPACK, RFC 9204) before h3 sees them: whether they are malformed (RFC 9114
+//! sections 4.1.2 and 4.3).
 //!
-//! h3 forgets what it has decoded in which order, and takes the last of several equal pseudo-headers. Nobody has a dynamic table
-//! here, since the proxy allows none. So everything there is to know is in the section.
+//! h3 does not keep the order of decoded fields, and uses the last of several equal pseudo-headers. The proxy allows no
+//! dynamic table, so each section can be checked by itself.
 
 use crate::h2::hpack::text::{Name, Text, number};
 
-/// Indices of the static table that are not the names of ordinary fields (RFC 9204 appendix A), and how many there are.
+/// Maps an index of the static table (RFC 9204 appendix A) to the kind of field name; `None` beyond the table.
 fn of_static(index: usize) -> Option<Name> {
     Some(match index {
         0 => Name::Authority,
@@ -22,7 +22,7 @@ fn of_static(index: usize) -> Option<Name> {
 /// The index of `:method: CONNECT`.
 const CONNECT: usize = 15;
 
-/// The pseudo-headers that a head has.
+/// The pseudo-headers seen in a head.
 #[derive(Default)]
 struct Head {
     authority: bool,
@@ -30,14 +30,14 @@ struct Head {
     path: bool,
     protocol: bool,
     scheme: bool,
-    /// Its method is `CONNECT`.
+    /// Whether the method is `CONNECT`.
     connects: bool,
-    /// An ordinary field has come.
+    /// Whether an ordinary field was seen.
     has_fields: bool,
 }
 
 impl Head {
-    /// Adds a field. Whether it may stand here.
+    /// Adds a field; returns whether it is allowed at this position.
     fn add(&mut self, name: Name) -> bool {
         let pseudo = match name {
             Name::Field => {
@@ -54,7 +54,7 @@ impl Head {
         !std::mem::replace(pseudo, true) && !self.has_fields
     }
 
-    /// Whether it has those that it must have, and no others (RFC 9114 sections 4.3.1 and 4.4, RFC 9220).
+    /// Returns whether the head has exactly the required pseudo-headers (RFC 9114 sections 4.3.1 and 4.4, RFC 9220).
     fn is_complete(&self) -> bool {
         match self.connects {
             true if !self.protocol => self.authority && !self.scheme && !self.path,
@@ -63,10 +63,11 @@ impl Head {
     }
 }
 
-/// Whether a field section is as it should be. None: it cannot be decoded, which ends the connection (RFC 9204 section 2.2).
+/// Returns whether a field section is well-formed. `None`: it cannot be decoded, which ends the connection (RFC 9204
+/// section 2.2).
 pub fn is_sound(mut section: &[u8], in_trailers: bool) -> Option<bool> {
     let rest = &mut section;
-    // What it needs of the dynamic table, and where that begins.
+    // The Required Insert Count and the Base, which refer to the dynamic table.
     let (needed, _) = (number(rest, 8)?, number(rest, 7)?);
     if needed > 0 {
         return None;
@@ -99,7 +100,7 @@ pub fn is_sound(mut section: &[u8], in_trailers: bool) -> Option<bool> {
     Some(in_trailers || head.is_complete())
 }
 
-/// Takes a value. Whether it is one that the field may have.
+/// Reads a value; returns whether the field allows it.
 fn read_value(rest: &mut &[u8], name: Name, head: &mut Head) -> Option<bool> {
     let value = Text::read(rest, 7)?;
     head.connects |= name == Name::Method && value.with(|value| value == b"CONNECT")?;
@@ -111,7 +112,7 @@ fn read_value(rest: &mut &[u8], name: Name, head: &mut Head) -> Option<bool> {
 mod tests {
     use super::*;
 
-    /// A section in which everything is spelled out.
+    /// Encodes a section entirely with literals.
     fn section(fields: &[(&str, &[u8])]) -> Vec<u8> {
         let mut section = vec![0, 0];
         for (name, value) in fields {
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_each_pseudo_header_once_and_first() {
+    fn pseudo_headers_come_once_and_first() {
         let right = [METHOD, SCHEME, AUTHORITY, PATH];
         assert!(head(&right));
         assert!(head(&[PATH, METHOD, SCHEME, ("host", b"h"), ("x", b""), ("x", b"\xff")]));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn pseudo_headers_are_known_by_their_indices() {
+    fn pseudo_headers_are_recognised_by_index() {
         // GET, https, "/", and `:authority` with a value.
         let right = [0, 0, 0xd1, 0xd7, 0xc1, 0x50, 1, b'h'];
         assert!(is_sound(&right, false).unwrap());
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_section_is_told_from_a_malformed_one() {
+    fn undecodable_section_is_distinguished_from_a_malformed_one() {
         for broken in [&[][..], &[0], &[1, 0, 0xd1], &[0, 0, 0x80], &[0, 0, 0xff, 0x40], &[0, 0, 0x27], &[0, 0, 0x10]] {
             assert_eq!(is_sound(broken, false), None, "{broken:x?}");
         }

@@ -1,7 +1,7 @@
 //! One request on an HTTP/3 connection: from its stream to the exchange, and the response back.
 //!
-//! Each is a task. While the client does not read, nothing polls the response's body and so its clock: the task sees to the
-//! time itself.
+//! Each request is a task. While the client does not read, the response's body and its deadline are not polled, so the
+//! task enforces the timeouts itself.
 
 use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
 
@@ -31,15 +31,15 @@ use crate::{
     upstream::MOST_INTERIM,
 };
 
-/// What a request that could not be read is said to be.
+/// The protocol logged for a request that could not be read.
 const PROTOCOL: &str = "HTTP/3";
 
-/// Bytes of a frame of data, at most. Clients that take this much have moved.
+/// Maximum bytes per DATA frame. A client that takes this much counts as making progress.
 const FRAME: usize = 64 << 10;
 
 type Send = RequestStream<Sender, Bytes>;
 
-/// One of a connection's requests under way; dropping it ends that.
+/// A guard that counts an in-flight request of a connection.
 struct UnderWay(Rc<Connection>);
 
 impl Drop for UnderWay {
@@ -50,7 +50,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// Serves the request that comes on a stream.
+/// Serves the request on a stream.
 pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver: RequestResolver<Transport, Bytes>) {
     connection.under_way.set(connection.under_way.get() + 1);
     let (cut, under_way) = (connection.resets.opened(), UnderWay(connection));
@@ -58,11 +58,11 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver
         let connection = &under_way.0;
         let finished = tokio::select! {
             biased;
-            // The client has taken the request back, or is gone.
+            // The client has reset the request or disconnected.
             _ = watch.over() => return,
             finished = serve(connection, &watch, resolver, cut) => finished,
         };
-        // A connection that is closed takes with it what its client has not got yet.
+        // Wait for delivery, because closing the connection discards undelivered data.
         if finished {
             let idle = connection.handle.site().config.timeouts.idle.bound();
             delivered(connection, &watch, idle).await;
@@ -70,8 +70,8 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver
     });
 }
 
-/// Waits until the client has all of a response, or seems not to want it: for `idle` the connection has sent nothing of any.
-/// quinn takes more than the client's window has room for.
+/// Waits until the client has the whole response, or seems not to want it: for `idle`, the connection has sent no
+/// response data. (quinn accepts more than the client's window allows.)
 async fn delivered(connection: &Connection, watch: &StreamWatch, idle: Option<Duration>) {
     let mut sent = connection.ledger.frames_sent();
     while let Err(_elapsed) = timeout(idle.unwrap_or(Duration::MAX), watch.over()).await {
@@ -82,7 +82,7 @@ async fn delivered(connection: &Connection, watch: &StreamWatch, idle: Option<Du
     }
 }
 
-/// Whether a response has been sent to its end.
+/// Serves a request; returns whether the response was sent completely.
 async fn serve(
     connection: &Connection,
     watch: &Rc<StreamWatch>,
@@ -134,13 +134,13 @@ async fn serve(
     };
     let mut request = request;
     if let Some(protocol) = request.extensions_mut().remove::<h3::ext::Protocol>() {
-        // As h2 says it.
+        // In h2's form.
         request.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
     }
     let expects = expects_continue(request.headers());
     progress.interims.begin(MOST_INTERIM, expects);
     let (body, recv) = match *request.method() {
-        // What follows it is none of the exchange's business.
+        // The exchange does not see the tunnelled bytes.
         Method::CONNECT => (Body::Empty, Some(recv)),
         _ => (recv.into_body(length).await, None),
     };
@@ -162,7 +162,7 @@ async fn serve(
         })
         .await;
         for interim in interims {
-            // If it does not get through, nothing else will.
+            // If this fails, the response will fail as well.
             let _ = unless_stalled(watch, &progress, idle, send.send_response(interim)).await;
         }
         if let Some(answer) = answer.take() {
@@ -187,7 +187,7 @@ async fn serve(
     }
 }
 
-/// What h3 does not look at (RFC 9114 section 4.2). The length of the body, if it is told, and that of the fields.
+/// Checks what h3 does not (RFC 9114 section 4.2). Returns the body's length, if announced, and the size of the fields.
 fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
     if has_of_connection(fields) {
         return Err(detail::CONNECTION_FIELDS);
@@ -197,7 +197,7 @@ fn check(fields: &HeaderMap) -> Result<(Option<u64>, usize), Detail> {
     Ok((length, size))
 }
 
-/// A response's head as it is sent.
+/// Prepares a response's head for sending.
 fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
     let mut head = response;
     *head.version_mut() = http::Version::HTTP_3;
@@ -205,7 +205,7 @@ fn head(response: Response<()>, is_tunnel: bool) -> Response<()> {
     head
 }
 
-/// Sends a response. Whether that has come to an end.
+/// Sends a response; returns whether it was sent completely.
 async fn respond(
     send: &mut Send,
     response: Response<Body>,
@@ -222,7 +222,7 @@ async fn respond(
             return send.finish().await.is_ok();
         };
         let Ok(frame) = frame else {
-            // The exchange has said why.
+            // The exchange has logged the reason.
             send.stop_stream(Code::H3_INTERNAL_ERROR);
             return false;
         };
@@ -236,22 +236,22 @@ async fn respond(
             }
             Err(frame) => {
                 let mut trailers = frame.into_trailers().unwrap_or_default();
-                // Filters may have set some.
+                // Filters may have added connection-specific fields.
                 remove_of_connection(&mut trailers);
                 if trailers.is_empty() {
-                    // Some clients cannot read a section of no fields.
+                    // Some clients cannot parse an empty field section.
                     continue;
                 }
                 sent = unless_stalled(watch, progress, idle, send.send_trailers(trailers)).await;
             }
         }
     }
-    // Dropped before its end, the stream is reset.
+    // Dropping the stream before its end resets it.
     false
 }
 
-/// Waits for the client to take something, unless nothing has moved for `idle`, or the response's time is over, or others need its
-/// place.
+/// Waits for the client to accept data, unless there is no progress for `idle`, the response's deadline passes, or the
+/// stream is evicted in favour of others.
 async fn unless_stalled<T>(
     watch: &StreamWatch,
     progress: &StreamProgress,
@@ -274,7 +274,7 @@ async fn unless_stalled<T>(
         if let Ok(sent) = timeout_at(until, &mut sending).await {
             return sent;
         }
-        // The request may have moved meanwhile.
+        // The deadline may have moved meanwhile.
         if bound().is_some_and(|bound| bound <= Instant::now()) {
             progress.stalled.set(true);
             return None;

@@ -1,7 +1,7 @@
-//! What h3 needs of QUIC, by quinn.
+//! The QUIC transport for h3, on top of quinn.
 //!
-//! There is a crate for this, `h3-quinn`. It hides quinn's streams, and so the one sign by which a client that has sent its
-//! request takes it back; it ends a response that was broken off as if it were whole; and there is no place in it for
+//! The crate `h3-quinn` does this too, but it hides quinn's streams, and with them the only sign that a client cancels
+//! a request that it has sent completely. It also ends an aborted response as if it were complete, and has no place for
 //! [`framing`](super::framing).
 
 use std::{
@@ -25,36 +25,36 @@ use tokio::{sync::Notify, time::timeout};
 use super::framing::{FrameViolation, Framing};
 use crate::downstream::flood::FrameLimiter;
 
-/// A response 431 with nothing in it: a HEADERS frame (RFC 9114 section 7.2.2) whose one line has its name from the static table
-/// of QPACK and its value spelled out (RFC 9204 section 4.5.4).
+/// An empty 431 response: a HEADERS frame (RFC 9114 section 7.2.2) with a single field line, whose name refers to
+/// QPACK's static table and whose value is a literal (RFC 9204 section 4.5.4).
 const HEAD_TOO_LARGE: [u8; 10] = [0x01, 8, 0, 0, 0x5f, 0x09, 3, b'4', b'3', b'1'];
 
-/// Bytes of a request that are read though nobody wants them, and for how long, before the client is told to stop.
+/// Bytes of an unneeded request body that are read before the client is told to stop.
 const DISCARDED: usize = 1 << 20;
-/// See [`DISCARDED`].
+/// Time limit for the same.
 const DISCARDING: Duration = Duration::from_secs(5);
 
-/// What quinn comes to when a stream is over, one way or another.
+/// quinn's future for the end of a stream.
 type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
 
-/// What a connection and its transport know together.
+/// State shared by a connection and its transport.
 pub(super) struct ConnectionFacts {
     quic: quinn::Connection,
     max_head: u64,
     flood: FrameLimiter,
     violation: Cell<Option<FrameViolation>>,
-    /// The stream that h3 has been given last.
+    /// The stream most recently handed to h3.
     latest: Cell<Option<Rc<StreamWatch>>>,
-    /// The first stream that has not been taken.
+    /// The id of the first stream not accepted yet.
     next: Cell<u64>,
-    /// Streams from this one on are refused.
+    /// Streams with this id or above are rejected.
     refused: Cell<u64>,
-    /// Something has happened that the connection must look at.
+    /// Notifies the connection's task of changes.
     pub(super) changed: Notify,
 }
 
 impl ConnectionFacts {
-    /// Of a connection whose requests' field sections may have this many bytes as they are sent.
+    /// Creates the state of a connection whose requests' encoded field sections are limited to `max_head` bytes.
     pub(super) fn new(quic: quinn::Connection, max_head: u64) -> Rc<ConnectionFacts> {
         Rc::new(ConnectionFacts {
             quic,
@@ -68,58 +68,61 @@ impl ConnectionFacts {
         })
     }
 
-    /// The stream of the request that h3 has just given.
+    /// Takes the stream of the request that h3 has just returned.
     pub(super) fn latest(&self) -> Option<Rc<StreamWatch>> {
         self.latest.take()
     }
 
-    /// Whether no request has been taken.
+    /// Returns whether no request was accepted yet.
     pub(super) fn is_new(&self) -> bool {
         self.next.get() == 0
     }
 
-    /// Takes no further requests: the next ones are said to be unprocessed.
+    /// Rejects all further requests as unprocessed.
     pub(super) fn refuse_more(&self) {
         self.refused.set(self.next.get());
     }
 
-    /// Frames that have carried anything of any response.
+    /// Returns the number of STREAM frames sent on the connection.
     pub(super) fn frames_sent(&self) -> u64 {
         self.quic.stats().frame_tx.stream
     }
 
-    /// Why the connection must end.
+    /// Returns the violation for which the connection must end.
     pub(super) fn violation(&self) -> Option<FrameViolation> {
         self.violation.get()
     }
 
     fn violated(&self, violation: FrameViolation) -> StreamErrorIncoming {
         self.violation.set(Some(violation));
-        // At once: when h3 drops the stream, quinn would end it, and the client might take that for the answer.
+        // Close immediately: when h3 drops the stream, quinn would finish it, and the client might take that for the
+        // response.
         self.quic.close(code(violation.code().value()), b"");
         self.changed.notify_one();
         StreamErrorIncoming::Unknown(Box::new(violation))
     }
 }
 
-/// What is known of one request's stream beside what h3 tells of it.
+/// Facts about a request's stream that h3 does not report.
 pub(super) struct StreamWatch {
-    /// Bytes of data that h3 has been given and nobody has taken. While there are some it gets no more: it reads on each time
-    /// that it is asked, so a client that is faster than the upstream would fill the memory.
+    /// Bytes of data handed to h3 but not consumed yet. While there are any, h3 gets no more: it reads on each poll, so
+    /// a client faster than the upstream would fill the memory.
     pub(super) unread: Cell<u64>,
-    /// The head was too large, which the client has been told.
+    /// Whether the head was too large and the client was sent a 431.
     pub(super) head_too_large: Cell<bool>,
-    /// The head, or the trailers, were malformed: the stream is reset, and says so.
+    /// Whether the head or the trailers were malformed: the stream is then reset with that error.
     pub(super) malformed: Cell<bool>,
-    /// A response is being made. If its stream is dropped before its end, that is no end of the response.
+    /// Whether a response has started. Dropping the stream before its end must then not look like the end of the
+    /// response.
     pub(super) answering: Cell<bool>,
-    /// Something of what is sent has been taken since this was last looked at.
+    /// Whether the client has accepted data since this was last cleared.
     pub(super) moved: Cell<bool>,
     stopped: RefCell<Stopped>,
 }
 
 impl StreamWatch {
-    /// Ready when the client does not want the response any more, or has it, or the connection has ended. Whether it has it.
+    /// Ready when the client no longer wants the response, has received it, or the connection has ended. Returns
+    /// whether it was received.
     pub(super) async fn over(&self) -> bool {
         let over = poll_fn(|cx| self.stopped.borrow_mut().as_mut().poll(cx)).await;
         matches!(over, Ok(None))
@@ -129,7 +132,7 @@ impl StreamWatch {
 type Incoming<T> = Pin<Box<dyn Stream<Item = Result<T, quinn::ConnectionError>>>>;
 type Opening = Pin<Box<dyn Future<Output = Result<quinn::SendStream, quinn::ConnectionError>>>>;
 
-/// A connection.
+/// A QUIC connection.
 pub(super) struct Transport {
     quic: quinn::Connection,
     requests: Incoming<(quinn::SendStream, quinn::RecvStream)>,
@@ -139,7 +142,7 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    /// On a connection of quinn's.
+    /// Wraps a quinn connection.
     pub(super) fn new(quic: quinn::Connection, ledger: Rc<ConnectionFacts>) -> Transport {
         let requests = unfold(quic.clone(), |quic| async { Some((quic.accept_bi().await, quic)) });
         let one_way = unfold(quic.clone(), |quic| async { Some((quic.accept_uni().await, quic)) });
@@ -161,9 +164,9 @@ fn lost(error: quinn::ConnectionError) -> StreamErrorIncoming {
     StreamErrorIncoming::ConnectionErrorIncoming { connection_error: closed(error) }
 }
 
-/// An end that the unfolded streams never come to.
+/// An error that does not occur, because the unfolded streams never end.
 fn over() -> ConnectionErrorIncoming {
-    ConnectionErrorIncoming::InternalError("the connection gives no more streams".to_owned())
+    ConnectionErrorIncoming::InternalError("the connection returned no more streams".to_owned())
 }
 
 fn code(code: u64) -> VarInt {
@@ -192,7 +195,7 @@ impl quic::Connection<Bytes> for Transport {
             let (mut send, mut recv) = streams.map_err(closed)?;
             let id = u64::from(VarInt::from(send.id()));
             if id >= self.ledger.refused.get() {
-                // What GOAWAY has promised. h3 would take the first one of them.
+                // As GOAWAY has announced. h3 would accept the first one of them.
                 let rejected = code(Code::H3_REQUEST_REJECTED.value());
                 let _ = (send.reset(rejected), recv.stop(rejected));
                 continue;
@@ -248,7 +251,7 @@ impl quic::OpenStreams<Bytes> for Transport {
     }
 }
 
-/// What opens streams beside the connection, which servers have no use for.
+/// The opener of streams that h3's traits require; a server has no use for it.
 pub(super) struct Never;
 
 impl quic::OpenStreams<Bytes> for Never {
@@ -266,7 +269,7 @@ impl quic::OpenStreams<Bytes> for Never {
     fn close(&mut self, _: Code, _: &[u8]) {}
 }
 
-/// What is sent on a stream.
+/// The sending half of a stream.
 pub(super) struct Sender {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
@@ -282,7 +285,7 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        // quinn would end it as if it were whole.
+        // quinn would finish the stream as if it were complete.
         if !self.ended && self.watch.as_ref().is_some_and(|watch| watch.answering.get()) {
             quic::SendStream::reset(self, Code::H3_REQUEST_CANCELLED.value());
         }
@@ -331,14 +334,14 @@ impl quic::SendStream<Bytes> for Sender {
     }
 }
 
-/// What is received on a stream.
+/// The receiving half of a stream.
 pub(super) struct Receiver {
     id: quinn::StreamId,
-    /// There until this is dropped.
+    /// Present until dropped.
     stream: Option<quinn::RecvStream>,
     framing: Framing,
     ledger: Rc<ConnectionFacts>,
-    /// Of a request's stream.
+    /// Present on request streams.
     watch: Option<Rc<StreamWatch>>,
     ended: bool,
 }
@@ -352,7 +355,7 @@ impl Receiver {
             if self.watch.as_ref().is_some_and(|watch| watch.unread.get() > 0) {
                 return Poll::Pending;
             }
-            // It keeps nothing between polls that would be lost.
+            // The future is recreated per poll; it holds no state that would be lost.
             let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
             let chunk = ready!(pin!(stream.read_chunk(usize::MAX, true)).poll(cx));
             let chunk = chunk.map_err(|error| match error {
@@ -394,8 +397,9 @@ impl Drop for Receiver {
     }
 }
 
-/// Reads what nobody is interested in, up to a bound, before the client is told to stop sending it (RFC 9114 section 4.1). It is
-/// answered already, but a browser that is told to stop before it has read the answer takes that for a failure, and may ask again.
+/// Reads an unneeded body up to a limit before telling the client to stop sending it (RFC 9114 section 4.1). The
+/// response has already been sent, but a browser told to stop before it has read the response treats that as a failure
+/// and may retry.
 async fn discard(mut stream: quinn::RecvStream) {
     let reading = async {
         let mut left = DISCARDED;
@@ -406,7 +410,7 @@ async fn discard(mut stream: quinn::RecvStream) {
             }
         }
     };
-    // A stream that is over takes no such word, which is no harm.
+    // A finished stream ignores this, which does no harm.
     let _ = timeout(DISCARDING, reading).await;
     let _ = stream.stop(code(Code::H3_NO_ERROR.value()));
 }
@@ -430,7 +434,7 @@ impl quic::RecvStream for Receiver {
     }
 }
 
-/// Both directions of a request's stream.
+/// Both halves of a request's stream.
 pub(super) struct Both {
     send: Sender,
     recv: Receiver,
@@ -454,7 +458,7 @@ impl quic::RecvStream for Both {
             quic::SendStream::reset(&mut self.send, Code::H3_MESSAGE_ERROR.value());
         }
         if self.recv.watch.as_ref().is_some_and(|watch| watch.head_too_large.get()) && !self.send.ended {
-            // h3 will not answer what it has not seen.
+            // h3 will not respond to a head that it has not seen.
             let _ = Pin::new(&mut self.send.stream).poll_write(cx, &HEAD_TOO_LARGE);
             let _ = self.send.stream.finish();
             self.send.ended = true;
@@ -493,9 +497,9 @@ impl quic::SendStream<Bytes> for Both {
     }
 }
 
-/// A stream's number as h3 has it.
+/// Converts a stream id to h3's type.
 fn id(id: quinn::StreamId) -> StreamId {
-    // Numbers of QUIC are below 2^62, and so are those that h3 takes.
+    // QUIC stream ids are below 2^62, which is also h3's limit.
     let number = u64::from(VarInt::from(id));
     StreamId::try_from(number).unwrap_or_else(|_| unreachable!("{number} is a stream's number"))
 }

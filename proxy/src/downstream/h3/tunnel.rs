@@ -1,6 +1,7 @@
-//! `CONNECT` (RFC 9114 section 4.4): what becomes of a request's stream when its request was to be a tunnel.
+//! Tunnels (`CONNECT`, RFC 9114 section 4.4) on an HTTP/3 request stream.
 //!
-//! h3 cannot be polled for whether it takes bytes, so the tunnel ends in a pipe, and two loops carry between that and h3.
+//! h3 cannot be polled for whether it accepts bytes, so the tunnel ends in an in-memory pipe, and two loops copy
+//! between the pipe and h3.
 
 use std::{
     cell::Cell,
@@ -26,19 +27,19 @@ use crate::{
     net::{Transport, pass_writes},
 };
 
-/// Bytes that wait in the pipe, each way.
+/// Bytes buffered in the pipe per direction.
 const PIPE: usize = 64 << 10;
 
-/// What has become of the client's side, beside what the pipe tells.
+/// The state of the client's side that the pipe cannot express.
 #[derive(Debug, Default)]
 struct ClientEnd {
-    /// The client has not ended it: it has broken off.
+    /// The client aborted the stream instead of ending it.
     broke: Cell<bool>,
-    /// The client is to be told of an abort.
+    /// The abort is to be reported to the client.
     aborts: Cell<bool>,
 }
 
-/// The pipe's end for the tunnel.
+/// The tunnel's end of the pipe.
 struct Near {
     pipe: DuplexStream,
     fate: Rc<ClientEnd>,
@@ -61,8 +62,8 @@ impl Transport for Near {
     }
 }
 
-/// Carries bytes until the tunnel or the client ends it. Whether the client has been told all that it was to be told; for what
-/// is left of that when the tunnel has ended, it has `patience`.
+/// Copies bytes until the tunnel or the client ends. Returns whether everything was sent to the client. After the
+/// tunnel has ended, sending the rest may take up to `patience`.
 pub(super) async fn run(
     tunnel: Tunnel,
     mut send: RequestStream<Sender, Bytes>,
@@ -112,7 +113,7 @@ async fn carry(
 async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &ClientEnd) -> Result<(), ()> {
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut recv).poll_frame(cx)).await {
         let Ok(frame) = frame else {
-            // The tunnel gets what came before, and then this.
+            // The tunnel receives the bytes before the abort, and then an error.
             fate.broke.set(true);
             break;
         };

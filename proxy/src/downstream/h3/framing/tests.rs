@@ -1,12 +1,12 @@
 use super::*;
 
-/// A frame as it is sent.
+/// Encodes a frame.
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap() | 0x4000;
     [&[kind], &length.to_be_bytes()[..], payload].concat()
 }
 
-/// What is passed on of a stream that comes in pieces of this size, and how much of it is data.
+/// Returns what is passed on of a stream received in pieces of this size, and how many of the bytes are data.
 fn passed(mut framing: Framing, sent: &[u8], size: usize) -> Result<(Vec<Bytes>, u64), FrameViolation> {
     let flood = FrameLimiter::default();
     let (mut all, mut data) = (Vec::new(), 0);
@@ -26,7 +26,7 @@ const HEAD: &[u8] = b"\0\0\xd1\xd7\xc1";
 const TRAILERS: &[u8] = b"\0\0\xdd";
 
 #[test]
-fn numbers_are_read_as_they_are_written() {
+fn variable_length_integers_are_parsed() {
     // RFC 9000 appendix A.1.
     for (bytes, number) in [
         (&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c][..], 151_288_809_941_952_652),
@@ -40,7 +40,7 @@ fn numbers_are_read_as_they_are_written() {
 }
 
 #[test]
-fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
+fn heads_are_complete_and_unknown_frames_dropped_in_any_pieces() {
     let sent = [
         frame(UNKNOWN, b"grease"),
         frame(1, HEAD),
@@ -62,18 +62,18 @@ fn heads_are_whole_and_unknown_frames_are_gone_however_it_comes() {
 }
 
 #[test]
-fn a_head_over_the_bound_is_not_waited_for() {
+fn oversized_head_is_rejected_immediately() {
     let start = &frame(1, &[0; 9])[..3];
     assert_eq!(passed(Framing::request(8), start, 9), Err(FrameViolation::HeadTooLarge));
     let head = frame(1, &[HEAD, &[0xdd; 4]].concat());
     assert_eq!(passed(Framing::request(9), &head, 4).unwrap().0.concat(), head);
-    // The longest that can be said.
+    // The greatest length that can be encoded.
     let longest = [&[1][..], &[0xff; 8]].concat();
     assert_eq!(passed(Framing::request(u64::MAX >> 3), &longest, 9), Err(FrameViolation::HeadTooLarge));
 }
 
 #[test]
-fn field_sections_that_are_none_are_not_passed_on() {
+fn malformed_field_sections_are_not_passed_on() {
     for size in 1..9 {
         let passed = |sent: &[Vec<u8>]| passed(Framing::request(8), &sent.concat(), size);
         let (head, trailers) = (frame(1, HEAD), frame(1, TRAILERS));
@@ -85,7 +85,7 @@ fn field_sections_that_are_none_are_not_passed_on() {
 }
 
 #[test]
-fn a_stream_ends_between_frames() {
+fn stream_must_end_between_frames() {
     let whole = [frame(1, HEAD), frame(0, b"body")].concat();
     for end in 0..=whole.len() {
         let may_end = [0, 8, whole.len()].contains(&end);
@@ -94,7 +94,7 @@ fn a_stream_ends_between_frames() {
 }
 
 #[test]
-fn streams_in_one_direction_are_what_they_say() {
+fn unidirectional_streams_are_treated_by_type() {
     let control = [&[0][..], &frame(4, &[1, 0]), &frame(UNKNOWN, b"grease"), &frame(7, &[0])].concat();
     let wanted = [&[0][..], &frame(4, &[1, 0]), &frame(7, &[0])].concat();
     for size in 1..control.len() {
@@ -102,11 +102,11 @@ fn streams_in_one_direction_are_what_they_say() {
     }
     let settings = |length| [&[0][..], &frame(4, &vec![0; length])].concat();
     assert_eq!(passed(Framing::one_way(), &settings(4097), 100), Err(FrameViolation::FrameTooLarge));
-    // What is no head here is for h3 to refuse.
+    // Not a head here: h3 rejects it.
     for control in [settings(4096), [&[0][..], &frame(1, b"none")].concat()] {
         assert_eq!(passed(Framing::one_way(), &control, 100).unwrap().0.concat(), control);
     }
-    // QPACK, and what nobody knows: no frames.
+    // QPACK and unknown streams have no frames.
     for kind in [&[2][..], &[0x40, 0x54]] {
         let sent = [kind, &frame(UNKNOWN, b"not a frame")[..5]].concat();
         for size in 1..sent.len() {
@@ -116,11 +116,11 @@ fn streams_in_one_direction_are_what_they_say() {
 }
 
 #[test]
-fn frames_that_lead_to_nothing_are_not_taken_for_ever() {
+fn unproductive_frames_are_limited() {
     for (useful, idle) in [(frame(0, b"x"), frame(0, b"")), (frame(1, HEAD), frame(UNKNOWN, b""))] {
         let flood = FrameLimiter::default();
         let push = |frame: &Vec<u8>| Framing::request(8).push(&frame.clone().into(), &flood);
-        // Those that bring something allow for others.
+        // Productive frames allow for others.
         for _ in 0..100_000 {
             push(&useful).unwrap();
             push(&idle).unwrap();
