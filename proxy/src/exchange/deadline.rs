@@ -1,4 +1,4 @@
-//! When a stream's time is over: one timer for all its bounds, set anew only when it fires or something has moved it.
+//! Deadlines of a stream: one timer for all of its timeouts, reset only when it fires or a deadline moves earlier.
 
 use std::{
     pin::Pin,
@@ -12,28 +12,28 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{ListenerContext, min_rate::MinRate, reply::LocalFailure, upload::Upload};
 use crate::{chain::Stream, net::poll_timer};
 
-/// Which bound was passed.
+/// The timeout that expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeadlineKind {
     /// The time for the response's head.
     Head,
     /// The time for the whole response.
     Total,
-    /// The time that a gRPC client has set.
+    /// The timeout set by a gRPC client.
     Call,
-    /// The age that the listener lets a stream reach.
+    /// The listener's maximum age of a stream.
     Age,
-    /// The time for one try.
+    /// The time for one attempt.
     PerTry,
-    /// The request's body comes too slowly.
+    /// The minimum rate of the request's body.
     Pace,
-    /// Nothing has moved for too long.
+    /// The idle timeout.
     Idle,
 }
 
 impl DeadlineKind {
-    /// What the request is answered with, unless its response has begun. `awaits_client`: more of its body is waited for, so
-    /// it is the client that is late; otherwise it is the upstream.
+    /// Returns the failure that answers the request, unless its response has begun. `awaits_client`: the proxy is
+    /// waiting for more of the request's body, so the client is late; otherwise the upstream is.
     pub(super) fn fault(self, awaits_client: bool) -> LocalFailure {
         match self {
             DeadlineKind::Head => LocalFailure::HeadTimeout,
@@ -47,38 +47,41 @@ impl DeadlineKind {
         }
     }
 
-    /// What it is called where it is set, if an upstream that does not answer, or does not take the request's body, has let it pass.
+    /// Returns the timeout's configuration name if the upstream caused it to expire by not responding or by not reading
+    /// the request's body.
     pub(super) fn of_upstream(self, awaits_client: bool) -> Option<&'static str> {
         match self {
             DeadlineKind::Head => Some("`response_head_timeout`"),
             DeadlineKind::Total => Some("`request_timeout` or the route's `timeout`"),
             DeadlineKind::PerTry => Some("`per_try_timeout`"),
             DeadlineKind::Idle if !awaits_client => Some("`timeouts.idle`"),
-            // The client's own wish, the listener's, or the client's fault.
+            // Set by the client or the listener, or caused by the client.
             DeadlineKind::Call | DeadlineKind::Age | DeadlineKind::Pace | DeadlineKind::Idle => None,
         }
     }
 }
 
-/// The bounds of a stream.
+/// The deadlines of a stream.
 pub(super) struct Deadline {
     stream: Rc<Stream>,
-    /// Until the response begins; from the request's end, or from when the filters have let it go, if that is later.
+    /// Time until the response begins, from the end of the request or, if later, from when the filters passed it on.
     head: Option<Duration>,
-    /// Until the response ends; from the same time on.
+    /// Time until the response ends, from the same moment.
     total: Option<Duration>,
-    /// From the request's head.
+    /// Maximum age, from the request's head.
     age: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Instant>,
-    /// Until the response begins: who sends while it comes may have to say little.
+    /// The minimum upload rate, enforced until the response begins: a client that sends while it receives may have
+    /// little to send.
     pace: Option<Rc<MinRate>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        // Still set for this stream's bounds: the next one's are later, and it finds that out if ever it fires.
+        // Keep the timer for the connection's next stream. Its deadlines are later, which the timer finds out if it
+        // fires.
         if let Some(sleep) = self.sleep.take() {
             self.stream.progress.timer.set(Some(sleep));
         }
@@ -86,7 +89,7 @@ impl Drop for Deadline {
 }
 
 impl Deadline {
-    /// All bounds.
+    /// Creates all deadlines.
     pub(super) fn new(
         site: &ListenerContext,
         stream: &Rc<Stream>,
@@ -105,58 +108,58 @@ impl Deadline {
         }
     }
 
-    /// Only those that hold while no upstream is asked: something must move, and the stream does not last for ever.
+    /// Creates only the deadlines that apply while no upstream is involved: the idle timeout and the maximum age.
     pub(super) fn idle(site: &ListenerContext, stream: &Rc<Stream>) -> Deadline {
         Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
     }
 
-    /// The same, and a response must have begun within this time.
+    /// Adds a time limit for the response's head.
     pub(super) fn with_head(mut self, limit: Option<Duration>) -> Deadline {
         self.head = limit;
         self
     }
 
-    /// The same, and the request's body must come fast enough until a response begins.
+    /// Adds the minimum rate of the request's body, until the response begins.
     pub(super) fn with(mut self, upload: &Upload) -> Deadline {
         self.pace = upload.pace();
         self
     }
 
-    /// How long nothing may move.
+    /// Returns the idle timeout.
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
         self.idle
     }
 
-    /// A try begins.
+    /// Starts the time for an attempt.
     pub(super) fn begin_try(&mut self, limit: Option<Duration>) {
         self.per_try = limit.and_then(|limit| Instant::now().checked_add(limit));
     }
 
-    /// The try has got its response; only the whole is bounded now.
+    /// Ends the time for the attempt, which has got its response; the total limits remain.
     pub(super) fn end_try(&mut self) {
         self.per_try = None;
     }
 
-    /// The response has begun.
+    /// Records that the response has begun.
     pub(super) fn answered(&mut self) {
         self.end_try();
         (self.head, self.pace) = (None, None);
     }
 
-    /// This long after the request has ended, if it has. What filters take before they let it go (a delay, a callout) is not the
-    /// upstream's.
+    /// Returns the moment `limit` after the end of the request, if it has ended. Time that filters take before passing
+    /// it on (a delay, a callout) is not charged to the upstream.
     fn after_request(&self, limit: Option<Duration>) -> Option<Instant> {
         let limit = limit?;
         let (ended, routed) = (self.stream.times.request_end.get()?, self.stream.times.routed.get());
         routed.map_or(ended, |routed| ended.max(routed)).checked_add(limit)
     }
 
-    /// When the stream is as old as it may become.
+    /// Returns when the stream reaches its maximum age.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.stream.start.checked_add(self.age?)
     }
 
-    /// When the whole must be over, as far as that is known, and by which bound.
+    /// Returns when the whole response must be complete, as far as that is known, and by which timeout.
     pub(super) fn whole(&self) -> Option<(Instant, DeadlineKind)> {
         let total = self.after_request(self.total).map(|at| (at, DeadlineKind::Total));
         let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, DeadlineKind::Call));
@@ -164,19 +167,20 @@ impl Deadline {
         [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// The bound of the whole, if it was passed by this time. For streams that always have something to move, and so never come
-    /// to wait for the timer.
+    /// Returns the total timeout if it had expired at `now`. For streams that always have something to move, and so
+    /// never wait for the timer.
     pub(super) fn passed(&self, now: Instant) -> Option<DeadlineKind> {
         self.whole().filter(|(end, _)| *end <= now).map(|(_, bound)| bound)
     }
 
-    /// When the whole must be over, as far as that is known.
+    /// Returns when the whole response must be complete, as far as that is known.
     pub(super) fn end(&self) -> Option<Instant> {
         self.whole().map(|(at, _)| at)
     }
 
-    /// How much time is left of the whole. The time for one try is no part of it: a try is given up here, and an upstream that was
-    /// told of it would race with that, and would hold to it when the try has succeeded.
+    /// Returns the time left for the whole response. The per-attempt timeout is excluded: the proxy enforces that
+    /// itself. An upstream that knew of it would race with the proxy, and would still apply it after the attempt has
+    /// succeeded.
     pub(super) fn left(&self) -> Option<Duration> {
         Some(self.end()?.saturating_duration_since(Instant::now()))
     }
@@ -192,14 +196,14 @@ impl Deadline {
         [self.whole(), head, per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Ready when a bound is passed.
+    /// Ready when a timeout has expired.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DeadlineKind> {
         loop {
             let Some((at, which)) = self.next() else { return Poll::Pending };
             let sleep = self
                 .sleep
                 .get_or_insert_with(|| self.stream.progress.timer.take().unwrap_or_else(|| Box::pin(sleep_until(at))));
-            // Moved to later: it may fire too early, and is set again then. Moved to earlier: now.
+            // If the deadline moved later, the timer may fire too early and is reset then; if earlier, it is reset now.
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);
             }

@@ -1,4 +1,4 @@
-//! Sends a request to an upstream: which endpoint, within what time, how often.
+//! Dispatch of a request to an upstream: choice of endpoint, deadlines, and retries.
 
 use std::{future::poll_fn, io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
@@ -36,14 +36,14 @@ use crate::{
     },
 };
 
-/// How a try ended without a response that can be sent on.
+/// The reason why an attempt ended without a response to forward.
 enum AttemptError {
     Failed(RequestErrorKind),
     TimedOut(DeadlineKind),
     Interrupted(Interrupted),
 }
 
-/// Sends the request by its route.
+/// Sends the request to the cluster of its route.
 pub(super) async fn run(
     site: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
@@ -67,22 +67,22 @@ pub(super) async fn run(
         None => return Err(fault(LocalFailure::Overflow)),
     };
     let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
-    // HTTP/2 upstreams may say that they have not begun with a request, which is sent again then without any policy.
+    // HTTP/2 upstreams may report that they have not processed a request, which is then retried without any policy.
     if policy.is_some() || cluster.protocol != ClusterProtocol::H1 {
         upload.keep(site.buffered_body);
     }
-    // A client that sets a time itself is not bound by the cluster's, which is for those that do not.
+    // A client that sets its own timeout is exempt from the cluster's, which applies to clients that do not.
     let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
     let (head, of_cluster) = if own { (None, None) } else { (cluster.response_head_timeout, cluster.request_timeout) };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
     let mut deadline = Deadline::new(site, stream, total, idle);
-    // A call may say nothing for as long as it likes, and so may its server: streams of a server's often begin with their first
-    // message.
+    // A gRPC call may be silent for as long as it likes, and so may its server: response streams often begin with their
+    // first message.
     if !grpc::is_call_to(stream, cluster) {
         deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
-    // What becomes of a connection that has switched protocols cannot be copied.
+    // The outcome of a protocol switch cannot be mirrored.
     if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| switch.is_none())
         && fastrand::u32(..1_000_000) < *per_million
     {
@@ -142,7 +142,7 @@ pub(super) async fn run(
                 if kind.is_stale()
                     && let Some(failures) = &stream.state.borrow().failures
                 {
-                    // It has cost the request, whosever fault it is.
+                    // It has failed the request, whoever is at fault.
                     active.endpoint().note_failure(&cluster.name, FailureCategory::Reset, &failures.upstream);
                 }
                 Err(fault(failed(&kind, upload)))
@@ -151,12 +151,12 @@ pub(super) async fn run(
     }
 }
 
-/// Says why a try has come to nothing where that is looked for: in the access log, with the endpoint, in the log.
+/// Reports why an attempt failed in the access log, in the endpoint's status and in the log.
 #[cold]
 fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, upload: &Upload, after: Duration) {
     let AttemptTarget { cluster, endpoint, .. } = aim;
     let (trouble, mut why) = match missed {
-        // The upload is to blame then, and its reason is noted.
+        // The upload caused the failure and has recorded its reason.
         AttemptError::Failed(_) if upload.fault().is_some() => return,
         AttemptError::Failed(kind) => match kind.reason(after) {
             Some(reason) => reason,
@@ -200,14 +200,15 @@ fn failed(kind: &RequestErrorKind, upload: &Upload) -> LocalFailure {
     }
 }
 
-/// The head of a stream's request as it goes out: the filters' word, but for what only this try knows.
+/// The head of a stream's request as it is sent upstream: the one that filters produced, with the changes specific to
+/// this attempt.
 struct OutgoingHead<'s> {
     site: &'s ListenerContext,
     stream: &'s Stream,
-    /// The endpoint's own name, for a request of HTTP/1.0 that names no host.
+    /// The endpoint's own name, for an HTTP/1.0 request without a host.
     host: Option<String>,
     replaced: SmallVec<[(HeaderName, Option<HeaderValue>); 2]>,
-    /// The length that it promises of a body that filters may change.
+    /// The announced length of a body that filters may change.
     promised: Option<u64>,
 }
 
@@ -242,7 +243,7 @@ impl<'s> OutgoingHead<'s> {
         OutgoingHead { site, stream, host: None, replaced, promised }
     }
 
-    /// On its way to this endpoint.
+    /// Addresses the head to this endpoint.
     fn to(mut self, endpoint: &Endpoint) -> Self {
         if self.stream.state.borrow().request.authority.is_empty() {
             self.host = Some(match &endpoint.address {
@@ -260,14 +261,14 @@ impl Head for OutgoingHead<'_> {
     }
 
     fn interim(&self, response: response::Parts) {
-        // HTTP/1.0 knows none (RFC 9110 section 15.2).
+        // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
         if !self.site.config.interim_responses || self.stream.version < Version::HTTP_11 {
             return;
         }
         let response::Parts { status, version, headers: mut fields, .. } = response;
         let present = Present::of(&fields);
         remove_hop_by_hop(&mut fields, present);
-        // There is no body.
+        // Interim responses have no body.
         for name in [header::CONTENT_LENGTH, header::TRAILER] {
             fields.remove(name);
         }
@@ -287,20 +288,20 @@ impl Head for OutgoingHead<'_> {
     }
 }
 
-/// Where a try goes.
+/// The target of an attempt.
 struct AttemptTarget<'a> {
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
     switch: Option<&'a Upgrade>,
-    /// Its place among unfinished uploads and tunnels, if it has one.
+    /// The client's share of unfinished uploads and tunnels that this request uses, if any.
     place: &'a UsageGuard,
-    /// Only by a connection that is opened for it: one that has been idle has just turned out to be closed.
+    /// Use only a newly opened connection: an idle one has just turned out to be closed.
     anew: bool,
-    /// Only by a connection that no other request uses.
+    /// Use only a connection that carries no other request.
     alone: bool,
 }
 
-/// One try, ended by a response, a failure, a filter's word, or time.
+/// Makes one attempt, which ends with a response, a failure, a filter's decision or a timeout.
 async fn attempt(
     site: &ListenerContext,
     stream: &Rc<Stream>,
@@ -310,7 +311,7 @@ async fn attempt(
 ) -> Result<Response<PooledBody>, AttemptError> {
     let AttemptTarget { cluster, endpoint, switch, place, anew, alone } = &aim;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
-    // Nothing has been waited for since then.
+    // Nothing has been awaited since `routed`, so it can be reused.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
     let head = OutgoingHead::new(site, stream, upload, deadline, *switch).to(endpoint);
@@ -319,8 +320,8 @@ async fn attempt(
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
         match switch {
-            // Nothing is said to the endpoint: it is the client that will speak to it.
-            // Boxed, so that requests which are none do not carry the space for this.
+            // No request is sent to the endpoint: the client will talk to it. Boxed, so that ordinary requests do not
+            // reserve the space.
             Some(Upgrade::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client, place)).await,
             _ => {
                 let on_behalf_of = Some(stream.client.ip());
@@ -339,7 +340,7 @@ async fn attempt(
     };
     let mut sending = pin!(sending);
     let result = poll_fn(|cx| {
-        // A fault of the upload comes first: it is the cause of what happens to the connection then.
+        // Check the upload first: its failure is the cause of what then happens to the connection.
         if let Poll::Ready(result) = sending.as_mut().poll(cx) {
             return Poll::Ready(result.map_err(|RequestError { kind, .. }| AttemptError::Failed(kind)));
         }
@@ -371,7 +372,7 @@ async fn attempt(
     result
 }
 
-/// Waits before another try, unless the whole time is over first.
+/// Waits before a retry, unless the total timeout expires first.
 async fn pause(
     stream: &Rc<Stream>,
     wait: Duration,
@@ -387,47 +388,47 @@ async fn pause(
     .await
 }
 
-/// How often a request is sent again that was on connections which their upstreams end, and which have not looked at it. An upstream
-/// whose connections are for few requests each ends several at once when it is busy.
+/// Maximum number of resends of a request whose upstream connections closed without processing it. An upstream that
+/// limits requests per connection closes several at once when it is busy.
 const UNPROCESSED: u32 = 3;
 
-/// The tries of one request.
+/// The retry state of one request.
 struct RetryState<'p> {
     policy: Option<&'p RetryPolicy>,
     left: u32,
     backoff: Backoff,
     tried: Vec<Arc<Endpoint>>,
-    /// To how many other endpoints it may still go whose connection could not be made.
+    /// How many more endpoints may be tried after failures to connect.
     detours: u32,
-    /// The one repetition that HTTP allows without asking anyone.
+    /// Whether the one repetition that HTTP allows without a retry policy was used.
     repeated: bool,
-    /// How often upstreams have said that they have not looked at it.
+    /// How often upstreams reported that they have not processed the request.
     unprocessed: u32,
-    /// The next try needs a new connection.
+    /// Whether the next attempt needs a new connection.
     anew: bool,
-    /// And one that no other request uses.
+    /// Whether that connection may carry no other request.
     alone: bool,
-    /// Held while retries are under way.
+    /// The retry permit, held while retries are in progress.
     budget: Option<crate::upstream::RetryGuard>,
 }
 
-/// Another try, after a while.
+/// A retry after a wait.
 struct Retry {
     wait: Duration,
     endpoint: Arc<Endpoint>,
 }
 
-/// Why there might be another try.
+/// A reason for a possible retry.
 enum RetryReason {
-    /// A policy may want it.
+    /// Retry if the policy includes one of these conditions.
     Policy(&'static [RetryOn]),
-    /// There was no connection: another endpoint may have one.
+    /// The connection failed; another endpoint may accept one.
     Connect,
-    /// The upstream has closed a connection that was idle until now, or for the sake of another request: not this one's fault, and no
-    /// retry by any policy (RFC 9112 section 9.3.1). Other idle connections may be closed as well. `alone`: it may be this one's fault
-    /// after all.
+    /// The upstream closed a connection that had been idle, or closed it because of another request. That is not this
+    /// request's fault and does not count as a retry (RFC 9112 section 9.3.1). Other idle connections may be closed as
+    /// well. `alone`: this request may be the cause after all.
     Stale { alone: bool },
-    /// The upstream has said that it has done nothing of the request, or has not got it.
+    /// The upstream reported that it has not processed the request, or has not received it.
     Unprocessed,
 }
 
@@ -462,8 +463,8 @@ impl<'p> RetryState<'p> {
     fn reason_of_failure(&self, missed: &AttemptError, stream: &Stream) -> Option<RetryReason> {
         Some(match missed {
             AttemptError::Failed(RequestErrorKind::Connect(_)) => RetryReason::Connect,
-            // The upstream has said that it has done nothing of it (RFC 9113 section 8.7).
-            // Who refuses single streams has enough to do: once.
+            // The upstream has not processed the request (RFC 9113 section 8.7). An upstream that refuses single
+            // streams is overloaded, so only one resend.
             AttemptError::Failed(RequestErrorKind::Reset { request_sent: false, reused: true, source, .. })
                 if self.unprocessed == 0 || (self.unprocessed < UNPROCESSED && is_go_away(source)) =>
             {
@@ -482,7 +483,7 @@ impl<'p> RetryState<'p> {
         })
     }
 
-    /// Whether there is another try, where, and after which wait.
+    /// Decides whether to retry, with which endpoint, and after which wait.
     fn again(
         &mut self,
         reason: RetryReason,
@@ -502,8 +503,8 @@ impl<'p> RetryState<'p> {
                     RetryReason::Stale { alone } => (self.repeated, self.anew, self.alone) = (true, true, alone),
                     _ => {
                         self.unprocessed += 1;
-                        // An HTTP/2 connection that takes no streams is not among those that are used. But another one may be about to
-                        // end as well.
+                        // An HTTP/2 connection that accepts no more streams is no longer used, but another one may also
+                        // be about to close.
                         self.anew = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
                     }
                 }
@@ -525,7 +526,7 @@ impl<'p> RetryState<'p> {
         };
         let policy = self.policy.filter(|p| wanted.iter().any(|w| p.on.contains(w)))?;
         let allowed = self.left > 0 && {
-            // One place in the budget does for all retries of a request: they are never under way at the same time.
+            // One retry permit covers all retries of a request, since they never run concurrently.
             self.budget = self.budget.take().or_else(|| cluster.try_retry());
             self.budget.is_some()
         };
@@ -544,7 +545,7 @@ impl<'p> RetryState<'p> {
     }
 }
 
-/// Whether an HTTP/2 connection has ended in good order.
+/// Returns whether an HTTP/2 connection was closed gracefully (GOAWAY).
 fn is_go_away(error: &io::Error) -> bool {
     error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_go_away)
 }

@@ -1,5 +1,4 @@
-//! What the exchange does differently for gRPC calls: their deadline, responses of the proxy's own, and what they come to in
-//! the end.
+//! gRPC specifics of the exchange: deadlines, local replies and the final status of calls.
 
 use std::time::Duration;
 
@@ -18,30 +17,30 @@ use crate::{
     upstream::Cluster,
 };
 
-/// Bytes of a body that may become a message: what is longer is a document for people.
+/// Maximum length in bytes of a body that is used as a gRPC message; a longer one is a document for people.
 const MAX_MESSAGE: usize = 1024;
 
-/// Notes that a stream is a gRPC call, if it is one: calls are `POST` requests and nothing else.
+/// Marks a stream as a gRPC call if it is one. Only `POST` requests are calls.
 pub(super) fn begin(stream: &Stream) {
     let is_call = {
         let request = &stream.state.borrow().request;
         request.method == Method::POST && grpc::is_grpc(&request.fields)
     };
     if is_call {
-        // Set here only.
+        // Only set here, so it cannot fail.
         let _ = stream.grpc.set(GrpcCall::default());
         set_deadline(stream, None);
     }
 }
 
-/// Whether a stream is a gRPC call to a cluster that may speak HTTP/2, without which there is no gRPC. Any client can claim to
-/// make a call, so only such calls are let off what other requests are held to.
+/// Returns whether a stream is a gRPC call to a cluster that may use HTTP/2, which gRPC requires. Since any client can
+/// claim to make a call, only such calls are exempt from limits on other requests.
 pub(super) fn is_call_to(stream: &Stream, cluster: &Cluster) -> bool {
     stream.grpc.get().is_some() && cluster.may_speak_h2()
 }
 
-/// Sets a call's deadline as its head says now: filters may have changed or removed it. A client may ask for `most` and no more.
-/// Whether there is one.
+/// Sets a call's deadline from its current head, because filters may have changed or removed the timeout; at most
+/// `most`. Returns whether it has a deadline.
 pub(super) fn set_deadline(stream: &Stream, most: Option<Duration>) -> bool {
     let Some(call) = stream.grpc.get() else { return false };
     let timeout = stream.state.borrow().request.fields.get(grpc::TIMEOUT).and_then(grpc::parse_timeout);
@@ -50,14 +49,14 @@ pub(super) fn set_deadline(stream: &Stream, most: Option<Duration>) -> bool {
     call.deadline.get().is_some()
 }
 
-/// How much of a call's time is left, for the upstream.
+/// Returns the remaining time of a call, as the upstream's timeout.
 pub(super) fn time_left(stream: &Stream, deadline: &Deadline) -> Option<HeaderValue> {
     stream.grpc.get()?.deadline.get()?;
     deadline.left().map(grpc::format_timeout)
 }
 
-/// A response of the proxy's own, as a gRPC client understands it: a head with a status and nothing else. The details stay
-/// in the access log, so without a body that can be a message, the message is the HTTP status in words.
+/// Converts a local reply for a gRPC client: a head with a gRPC status and no body. If the body cannot serve as the
+/// message, the HTTP reason phrase does; the details are only in the access log.
 pub(super) fn local(status: StatusCode, given: Option<u32>, mut fields: HeaderMap, body: &Bytes) -> ResponseHead {
     if !fields.contains_key(grpc::STATUS) {
         let number = given.unwrap_or_else(|| Code::of_http(status).number());
@@ -73,8 +72,8 @@ pub(super) fn local(status: StatusCode, given: Option<u32>, mut fields: HeaderMa
     ResponseHead { status: StatusCode::OK, fields }
 }
 
-/// The trailers of a call whose time is over when its response has begun. None: it is no call, or trailers would be lost on its way
-/// to the client.
+/// Returns the trailers of a call whose deadline passed after its response began. `None`: it is not a call, or trailers
+/// would be lost on the way to the client.
 pub(super) fn exceeded(stream: &Stream) -> Option<HeaderMap> {
     stream.grpc.get().filter(|_| stream.version >= Version::HTTP_2)?;
     let mut trailers = HeaderMap::new();
@@ -83,7 +82,7 @@ pub(super) fn exceeded(stream: &Stream) -> Option<HeaderMap> {
     Some(trailers)
 }
 
-/// Notes a call's status, if a response's head or its trailers have it.
+/// Records a call's status if the head or trailers contain one.
 pub(super) fn note(stream: &Stream, fields: &HeaderMap) {
     if let Some(call) = stream.grpc.get()
         && let Some(status) = grpc::status(fields)
@@ -92,8 +91,8 @@ pub(super) fn note(stream: &Stream, fields: &HeaderMap) {
     }
 }
 
-/// Notes what a call's client makes of a response that is cut off, unless it has been told a status: over HTTP/2 that of the reset,
-/// over HTTP/1.1 that the connection is gone.
+/// Records the status that a client derives from a truncated response, unless it has already received one: over HTTP/2
+/// from the reset code, over HTTP/1.1 from the closed connection.
 pub(super) fn note_cut(stream: &Stream, error: &BodyError) {
     if let Some(call) = stream.grpc.get()
         && call.status.get().is_none()
@@ -107,18 +106,18 @@ pub(super) fn note_cut(stream: &Stream, error: &BodyError) {
     }
 }
 
-/// What a call came to: its status, or what stands for one if it ended without. `None`: the stream is no call.
+/// Returns a call's status, or an equivalent if it ended without one. `None`: the stream is not a call.
 pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -> Option<u32> {
     let told = stream.grpc.get()?.status.get();
     Some(told.unwrap_or_else(|| {
         let code = match status {
             _ if flags & flag::DOWNSTREAM_TERMINATED != 0 => Code::Cancelled,
-            // The connection is gone.
+            // The connection was lost.
             _ if stream_guard::has_worker_ended() => Code::Unavailable,
             None if stream.version < Version::HTTP_2 => Code::Unavailable,
-            // The stream was reset without a head.
+            // The stream was reset before a head was sent.
             None => Code::Internal,
-            // The client does not read, so the stream was given up.
+            // The client did not read, so the stream was abandoned.
             Some(_) if flags & (flag::UPSTREAM_TIMEOUT | flag::IDLE_TIMEOUT | flag::UPSTREAM_OVERFLOW) != 0 => {
                 Code::Cancelled
             }
@@ -128,7 +127,7 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
     }))
 }
 
-/// Which retries a response asks for that is nothing but a head with a status.
+/// Returns the retry conditions that a response consisting only of a head with a status meets.
 pub(super) fn retries(stream: &Stream, fields: &HeaderMap) -> Option<&'static [RetryOn]> {
     stream.grpc.get()?;
     Some(match grpc::status(fields)? {
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_of_the_proxys_own_is_a_head_with_a_status() {
+    fn local_reply_is_a_head_with_a_status() {
         for (status, given, body, code, message) in [
             (403, None, "access denied\n", "7", "access denied"),
             (404, None, "", "12", "Not Found"),
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_filter_has_said_itself_stays() {
+    fn status_set_by_a_filter_is_kept() {
         let fields = reply(403, Some(3), &[("grpc-status", "16"), ("grpc-message", "who are you")], "denied");
         assert_eq!(
             (&fields[grpc::STATUS], &fields[grpc::MESSAGE]),

@@ -1,5 +1,5 @@
-//! Figures of gRPC calls by method. Series are made as methods are seen, since no configuration lists them; their number is
-//! bounded, and requests that are no calls never come here.
+//! Metrics of gRPC calls by method. Series are created when methods are first seen, because they are not configured.
+//! Their number is limited, and requests other than calls are not counted here.
 
 use std::sync::{
     Arc, OnceLock,
@@ -14,17 +14,17 @@ use crate::{
     observe::{Buckets, Counter, Histogram, Registry, Shard},
 };
 
-/// How many methods of a listener have series of their own.
+/// Maximum number of methods per listener with their own series.
 const MAX_METHODS: usize = 500;
 
-/// The name of methods that have none of their own, and of statuses that gRPC does not know.
+/// The label of methods without their own series, and of statuses that gRPC does not define.
 const OTHER: &str = "other";
 
-/// A listener's methods. Looked up without a lock; whoever sees one for the first time puts a larger map in the old one's place.
+/// A listener's methods. Lookups take no lock; the first call of a method replaces the map with a larger copy.
 pub struct GrpcMethodMetrics {
     registry: Registry,
     listener: Box<str>,
-    /// By path.
+    /// Methods by path.
     known: ArcSwap<FxHashMap<Box<[u8]>, Arc<GrpcMethod>>>,
     other: OnceLock<Arc<GrpcMethod>>,
     full: AtomicBool,
@@ -33,13 +33,13 @@ pub struct GrpcMethodMetrics {
 struct GrpcMethod {
     service: Box<str>,
     name: Box<str>,
-    /// By status, made as they are seen; the last one is for unknown ones.
+    /// Counters by status, created when first seen; the last one is for unknown statuses.
     calls: [OnceLock<Counter>; grpc::NAMES.len() + 1],
     duration: Histogram,
 }
 
 impl GrpcMethodMetrics {
-    /// None seen yet.
+    /// Creates an empty table.
     pub fn new(registry: Registry, listener: &str) -> GrpcMethodMetrics {
         GrpcMethodMetrics {
             registry,
@@ -50,8 +50,9 @@ impl GrpcMethodMetrics {
         }
     }
 
-    /// Counts a call that has ended. `path` is as the client has sent it; `tried`: it went to an upstream. A method is known
-    /// once it went there and was implemented, so that nobody can use up the series with names of their own.
+    /// Counts a completed call. `path` is the client's path; `tried`: the call went to an upstream. A method gets its
+    /// own series only once an upstream has implemented it, so that clients cannot exhaust the series with invented
+    /// names.
     pub(super) fn count(&self, path: &[u8], status: u32, tried: bool, shard: Shard, micros: u64) {
         let path = path.split(|b| *b == b'?').next().unwrap_or_default();
         let known = self.known.load();
@@ -66,7 +67,7 @@ impl GrpcMethodMetrics {
         method.duration.observe(shard, micros);
     }
 
-    /// The method of a path that is not known yet.
+    /// Adds the method of an unknown path.
     fn learn(&self, path: &[u8]) -> Arc<GrpcMethod> {
         let named = str::from_utf8(path).ok().and_then(grpc::split_path);
         let Some((service, name)) = named.filter(|_| !self.full.load(Relaxed)) else { return self.other().clone() };
@@ -103,7 +104,7 @@ impl GrpcMethodMetrics {
             service: service.into(),
             name: name.into(),
             calls: Default::default(),
-            // The names are right, so there is no error; if there were, the figures would be missing, and nothing else.
+            // The names are valid, so this does not fail; if it did, only these metrics would be missing.
             duration: duration.unwrap_or_else(|_| Histogram::new(Buckets::Latency, 1)),
         }
     }
@@ -144,7 +145,7 @@ mod tests {
             methods.count(path, status, tried, Shard::CONTROL, 10);
         }
         assert_eq!(value(&registry, "a.B", "C", "OK"), Some(2.0));
-        assert_eq!(value(&registry, "a.B", "C", "UNAVAILABLE"), Some(1.0), "it is known by now");
+        assert_eq!(value(&registry, "a.B", "C", "UNAVAILABLE"), Some(1.0), "the method is known by now");
         assert_eq!(value(&registry, "a.B", "C", "other"), Some(1.0));
         assert_eq!(value(&registry, "other", "other", "UNIMPLEMENTED"), Some(1.0));
         assert_eq!(value(&registry, "other", "other", "PERMISSION_DENIED"), Some(1.0));
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_only_so_many_methods() {
+    fn number_of_methods_is_limited() {
         let registry = Registry::new(1);
         let methods = GrpcMethodMetrics::new(registry.clone(), "l");
         for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! What a worker knows of a listener: the rules of one snapshot.
+//! A worker's view of a listener: the rules and metrics of one configuration snapshot.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 
@@ -18,38 +18,38 @@ use crate::{
     upstream::Pools,
 };
 
-/// What a worker knows of a listener.
+/// A worker's view of a listener.
 pub struct ListenerContext {
     /// The listener's name.
     pub name: Rc<str>,
     /// Its configuration.
     pub config: Arc<model::Listener>,
-    /// Its filters.
+    /// The listener's filters.
     pub chain: Rc<Chain>,
     /// The route of requests that no filter has routed.
     pub default_route: Option<Arc<Route>>,
-    /// The values of `Via`.
+    /// The values for `Via`.
     pub via: Via,
-    /// The value of `Alt-Svc`, if HTTP/3 is spoken too.
+    /// The value of `Alt-Svc`, if HTTP/3 is enabled.
     pub alt_svc: Option<HeaderValue>,
-    /// Bytes of a body that are held back.
+    /// Maximum bytes of a body that are buffered.
     pub buffered_body: usize,
-    /// TLS, if there is any.
+    /// TLS settings, if enabled.
     pub tls: Option<Arc<ServerTls>>,
-    /// Where requests are logged.
+    /// The access log, if requests are logged.
     pub access_log: Option<AccessLog>,
-    /// The listener's figures.
+    /// The listener's metrics.
     pub metrics: ListenerMetrics,
-    /// The clusters' figures, by name.
+    /// Metrics per cluster, by name.
     pub clusters: FxHashMap<Box<str>, ClusterMetrics>,
-    /// Retries of clusters, unless a route says otherwise.
+    /// Retry policies per cluster, for routes without their own.
     pub retries: FxHashMap<Box<str>, RetryPolicy>,
-    /// The way to upstreams.
+    /// The connection pools to upstreams.
     pub pools: Pools<Body>,
 }
 
 impl ListenerContext {
-    /// The rules of a listener, with no logs, and nothing known of clusters.
+    /// Creates the context of a listener without access log, cluster metrics and retry policies.
     pub fn new(
         config: Arc<model::Listener>,
         chain: Rc<Chain>,
@@ -73,13 +73,13 @@ impl ListenerContext {
         }
     }
 
-    /// Counts a connection that was ended for what the client did.
+    /// Counts a connection that was closed because of the client's behaviour.
     pub fn refuse(&self, refusal: RejectReason) {
         self.metrics.connections.refused[refusal as usize].inc(observe::shard());
     }
 
-    /// The same, and says why: in the log once a minute at most, and, if there was no request yet, in the access log.
-    /// `protocol`: what the connection had got to.
+    /// Counts a rejected connection and logs the reason, at most once a minute, and in the access log if there was no
+    /// request yet. `protocol` is the protocol that the connection had reached.
     #[cold]
     pub fn reject(&self, peer: SocketAddr, protocol: &str, refused: &RejectedConnection) {
         let RejectedConnection { refusal, cause, why } = refused;
@@ -99,24 +99,24 @@ impl ListenerContext {
     }
 }
 
-/// Where HTTP/3 is spoken (RFC 9114 section 3.1.1): on the port of the first address that has one.
+/// Returns the value that advertises HTTP/3 (RFC 9114 section 3.1.1), with the port of the first address that has one.
 fn alt_svc(config: &model::Listener) -> Option<HeaderValue> {
     let address = config.all_addresses().find_map(Address::inet).filter(|_| config.http3)?;
     HeaderValue::from_str(&format!("h3=\":{}\"; ma=86400", address.port())).ok()
 }
 
-/// The values of `Via` (RFC 9110 section 7.6.3), one for each version that a message may have been received in.
+/// The values of `Via` (RFC 9110 section 7.6.3), one per HTTP version of the received message.
 #[derive(Debug, Clone, Default)]
 pub struct Via([Option<HeaderValue>; 4]);
 
 impl Via {
-    /// With this name for the proxy; empty: none at all. A name that cannot be in a field counts as none.
+    /// Creates the values for this proxy name. An empty name, or one that is invalid in a field, disables `Via`.
     pub fn new(name: &str) -> Via {
         let value = |version| HeaderValue::from_str(&format!("{version} {name}")).ok().filter(|_| !name.is_empty());
         Via(["1.0", "1.1", "2", "3"].map(value))
     }
 
-    /// The value for a message that was received in this version.
+    /// Returns the value for a message received in this version.
     pub fn of(&self, version: Version) -> Option<&HeaderValue> {
         let index = match version {
             Version::HTTP_10 => 0,
@@ -128,46 +128,46 @@ impl Via {
     }
 }
 
-/// A listener's figures.
+/// A listener's metrics.
 #[derive(Clone)]
 pub struct ListenerMetrics {
-    /// Requests by the class of their status; 0: none was sent.
+    /// Requests by status class; 0: no response was sent.
     pub requests: [Counter; 6],
     /// Seconds from a request's head to the end of its response.
     pub duration: Histogram,
-    /// Requests under way.
+    /// In-flight requests.
     pub active: Gauge,
     /// Bytes of bodies, by direction.
     pub bytes: [Counter; 2],
-    /// Responses by their flags.
+    /// Responses per response flag.
     pub flags: Vec<(u32, Counter)>,
     /// gRPC calls by method.
     pub methods: Arc<GrpcMethodMetrics>,
-    /// Connections.
+    /// Connection metrics.
     pub connections: ConnectionMetrics,
-    /// Requests that have become tunnels and have not ended.
+    /// Open tunnels.
     pub tunnels: Gauge,
 }
 
-/// A listener's connections.
+/// A listener's connection metrics.
 #[derive(Clone)]
 pub struct ConnectionMetrics {
-    /// Accepted.
+    /// Accepted connections.
     pub accepted: Counter,
-    /// There are now.
+    /// Open connections.
     pub active: Gauge,
-    /// Ended by the proxy for what the client did, by [`Refusal`].
+    /// Connections closed because of the client's behaviour, by [`RejectReason`].
     pub refused: [Counter; RejectReason::COUNT],
-    /// Handshakes that failed, by [`Cause`](crate::tls::Cause); none if the listener has no TLS.
+    /// Failed handshakes, by [`HandshakeError`](crate::tls::HandshakeError); `None` if the listener has no TLS.
     pub handshakes: Option<Arc<[Counter]>>,
-    /// When what was logged.
+    /// Rate limits of the rejection log.
     pub warned: Arc<RejectLogLimiter>,
 }
 
-/// A cluster's figures.
+/// A cluster's metrics.
 #[derive(Clone)]
 pub struct ClusterMetrics {
-    /// Responses by class; 0: none.
+    /// Responses by status class; 0: no response.
     pub responses: [Counter; 6],
     /// Seconds until a response's head.
     pub latency: Histogram,

@@ -1,38 +1,38 @@
-//! How fast a request's body comes: whether its client sends enough while it is waited for. What the proxy does not ask for,
-//! since the upstream or a filter is slower, is not held against the client, nor is the time in which its connection has no window.
+//! The minimum rate of a request's body. Only time in which the proxy waits for the client counts: not while the
+//! upstream or a filter is slower, nor while the connection's flow-control window is exhausted.
 
 use std::{cell::Cell, time::Duration};
 
 use tokio::time::Instant;
 
-/// A body that must come at a rate.
+/// The progress of a body with a minimum rate.
 #[derive(Debug)]
 pub(super) struct MinRate {
-    /// Bytes a second.
+    /// Bytes per second.
     rate: u64,
-    /// What is waited in any case.
+    /// Waiting time allowed in addition.
     grace: Duration,
     bytes: Cell<u64>,
-    /// How long it has been waited for, up to `since`.
+    /// Total waiting time up to `since`.
     waited: Cell<Duration>,
-    /// Since when it is waited for again.
+    /// Start of the current wait.
     since: Cell<Option<Instant>>,
 }
 
 impl MinRate {
-    /// So many bytes a second on average, after `grace`.
+    /// Requires `rate` bytes per second on average, after `grace`.
     pub(super) fn new(rate: u64, grace: Duration) -> MinRate {
         MinRate { rate, grace, bytes: Cell::new(0), waited: Cell::default(), since: Cell::new(None) }
     }
 
-    /// The client is waited for.
+    /// Starts waiting for the client.
     pub(super) fn waits(&self) {
         if self.since.get().is_none() {
             self.since.set(Some(Instant::now()));
         }
     }
 
-    /// Something has come by now.
+    /// Records received bytes, which ends the wait.
     pub(super) fn came(&self, bytes: usize, now: Instant) {
         self.bytes.set(self.bytes.get() + bytes as u64);
         if let Some(since) = self.since.take() {
@@ -40,14 +40,14 @@ impl MinRate {
         }
     }
 
-    /// Nobody waits for the client any more.
+    /// Stops waiting for the client.
     pub(super) fn rests(&self) {
         if self.since.get().is_some() {
             self.came(0, Instant::now());
         }
     }
 
-    /// When the client will have been waited for for too long, unless something comes. Never earlier than it was before.
+    /// Returns when the waiting time is exhausted unless more bytes arrive. It never moves earlier.
     pub(super) fn due(&self) -> Option<Instant> {
         let earned = Duration::from_millis(self.bytes.get().saturating_mul(1000) / self.rate);
         self.since.get()?.checked_add((self.grace + earned).saturating_sub(self.waited.get()))
@@ -61,10 +61,10 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_is_waited_for_counts() {
+    async fn only_waiting_time_counts() {
         let pace = MinRate::new(100, 10 * SECOND);
         let start = Instant::now();
-        assert_eq!(pace.due(), None, "nobody waits");
+        assert_eq!(pace.due(), None, "not waiting");
         pace.waits();
         assert_eq!(pace.due(), Some(start + 10 * SECOND));
         tokio::time::advance(4 * SECOND).await;
@@ -72,17 +72,17 @@ mod tests {
         assert_eq!(pace.due(), Some(start + 10 * SECOND), "it is still the same wait");
         pace.came(200, Instant::now());
         assert_eq!(pace.due(), None);
-        // The upstream is slow, or a filter is.
+        // The upstream or a filter is slow.
         tokio::time::advance(3600 * SECOND).await;
         pace.waits();
-        assert_eq!(pace.due(), Some(Instant::now() + 8 * SECOND), "ten, and two for what came, less the four");
+        assert_eq!(pace.due(), Some(Instant::now() + 8 * SECOND), "ten, plus two for the bytes received, minus four");
         pace.rests();
         assert_eq!(pace.due(), None);
     }
 
-    /// So the timer need not be set anew with each part.
+    /// So the timer need not be reset for each part.
     #[tokio::test(start_paused = true)]
-    async fn the_end_only_moves_on() {
+    async fn deadline_only_moves_later() {
         let pace = MinRate::new(240, 10 * SECOND);
         let mut last = None;
         for bytes in [1, 0, 100_000, 3, 240] {

@@ -1,5 +1,5 @@
-//! A copy of a request for another cluster, whose response nobody waits for. It must never be felt by the request itself: a
-//! mirror that cannot keep up loses its copy.
+//! Mirroring: sends a copy of a request to another cluster and discards its response. It must never affect the request
+//! itself: a mirror that cannot keep up loses its copy.
 
 use std::{
     pin::Pin,
@@ -23,14 +23,14 @@ use crate::{
     upstream::{Cluster, Pools, ProtocolChoice, RequestError, UsageGuard},
 };
 
-/// Parts of a body that a slow mirror may lag behind.
+/// Parts of a body by which a slow mirror may lag behind.
 const LAG: usize = 64;
 
-/// The upload's end of a mirrored body.
+/// The upload's side of a mirrored body.
 pub(super) struct MirrorTee(Option<mpsc::Sender<Result<Bytes, BodyError>>>);
 
 impl MirrorTee {
-    /// Copies a part, or gives the mirror up if it lags too far behind.
+    /// Copies a part, or abandons the mirror if it lags too far behind.
     pub(super) fn send(&mut self, data: Bytes) {
         if let Some(sender) = &self.0
             && sender.try_send(Ok(data)).is_err()
@@ -40,16 +40,16 @@ impl MirrorTee {
         }
     }
 
-    /// The body has ended.
+    /// Ends the body.
     pub(super) fn end(&mut self) {
         if let Some(sender) = self.0.take() {
-            // Nothing at all would look the same as a body given up.
+            // An empty part marks the end; a closed channel would look like an abandoned body.
             let _ = sender.try_send(Ok(Bytes::new()));
         }
     }
 }
 
-/// The mirror's end.
+/// The mirror's side of a mirrored body.
 struct MirrorBody {
     parts: mpsc::Receiver<Result<Bytes, BodyError>>,
     whole: bool,
@@ -74,7 +74,7 @@ impl http_body::Body for MirrorBody {
     }
 }
 
-/// Sends a copy of a stream's request.
+/// Starts sending a copy of a stream's request.
 pub(super) fn start(
     site: &Rc<ListenerContext>,
     stream: &Stream,
@@ -89,7 +89,7 @@ pub(super) fn start(
             Err(crowded) => {
                 return tracing::debug!(
                     target: target::UPSTREAM,
-                    cluster = &*cluster.name, ?crowded, "an upload was not mirrored"
+                    cluster = &*cluster.name, ?crowded, "upload not mirrored"
                 );
             }
         }
@@ -108,7 +108,7 @@ pub(super) fn start(
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
         let sent = tokio::time::timeout(limit, send(&pools, &cluster, client, &place, &head, body)).await;
         if !matches!(sent, Ok(Some(()))) {
-            tracing::debug!(target: target::UPSTREAM, cluster = &*cluster.name, "a mirrored request had no response");
+            tracing::debug!(target: target::UPSTREAM, cluster = &*cluster.name, "mirrored request got no response");
         }
     });
 }
@@ -128,7 +128,7 @@ async fn send(
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
     let way = ProtocolChoice { client: Some(client), place: Some(place), ..ProtocolChoice::default() };
     let mut body = pools.send(cluster, endpoint, way, head, body).await.map_err(failed).ok()?.into_body();
-    // Read to the end, so that the connection can be used again.
+    // Read the body to its end, so that the connection can be reused.
     while !body.is_end_stream() {
         match body.frame().await {
             Some(Ok(_)) => {}

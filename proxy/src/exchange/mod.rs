@@ -1,9 +1,9 @@
-//! One request's life: the only place that knows the whole story.
+//! The exchange: the lifecycle of one request, from its arrival to the end of its response.
 //!
-//! [`serve`] takes a request from a connection and gives back its response. In between: [`request`] makes a stream of it,
-//! the chain's request filters see it, [`dispatch`] sends it to an upstream (perhaps several times), the response filters
-//! see what came back, and [`response`] sends that on. Whatever goes wrong ends in [`reply`], with one status and one flag.
-//! [`ending`] settles the accounts, whichever way the stream ended.
+//! [`serve`] takes a request from a connection and returns its response. In between, [`request`] creates a stream from
+//! it, the chain's request filters process it, [`dispatch`] sends it to an upstream (possibly several times), the
+//! response filters process the upstream's response, and [`response`] forwards that. Every failure becomes a [`reply`],
+//! with one status and one response flag. [`stream_guard`] updates metrics and the access log, however the stream ends.
 
 mod deadline;
 mod dispatch;

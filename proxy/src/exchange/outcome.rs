@@ -1,4 +1,4 @@
-//! How a request can end: an upstream's response, a local reply, or a closed stream.
+//! The possible outcomes of a request: an upstream's response, a local reply, or a closed stream.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::{
     upstream::{ActiveGuard, Cluster, PooledBody, RequestGuard, Upgrading, UpstreamBodyError, UsageGuard},
 };
 
-/// What a request comes to.
+/// The response to a request.
 pub struct ServedResponse {
-    /// What the client is sent.
+    /// The response for the client.
     pub response: Response<Body>,
-    /// What becomes of the connection, or of the HTTP/2 stream, after that.
+    /// The tunnel that continues on the connection or HTTP/2 stream, if any.
     pub tunnel: Option<Tunnel>,
 }
 
-/// A filter has ended the stream without a response: the connection is closed.
+/// An error: a filter closed the stream without a response, so the connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("a filter closed the stream")]
 pub struct StreamClosed;
@@ -37,52 +37,51 @@ pub(super) fn closed(stream: &Stream) -> StreamClosed {
     StreamClosed
 }
 
-/// Why a request got no response from an upstream.
+/// The reason why a request got no response from an upstream.
 pub(super) enum Interrupted {
-    /// It is answered with this; so many filters have seen it.
+    /// A local reply, with the number of filters that have seen the request.
     Reply(Box<LocalReply>, usize),
-    /// It is not answered at all.
+    /// No response at all.
     Closed,
 }
 
-/// What an upstream has answered. A response to an upgrade with which it switches protocols is a 101, in whichever version of
-/// HTTP it was said.
+/// An upstream's response. A response that accepts an upgrade has the status 101, in every version of HTTP.
 pub(super) struct UpstreamResponse {
     pub(super) parts: http::response::Parts,
     pub(super) body: UpstreamBody,
     pub(super) deadline: Deadline,
-    /// Held until the response has ended.
+    /// Guards held until the response has ended.
     pub(super) guards: ResponseGuards,
 }
 
-/// What follows a response's head.
+/// The part of a response after its head.
 pub(super) enum UpstreamBody {
     /// Its body.
     Body(PooledBody),
-    /// Another protocol.
+    /// Bytes of another protocol.
     Switched(Upgrading),
 }
 
-/// Whether a response has no body whatever its head says (RFC 9112 section 6.3).
+/// Returns whether a response has no body, regardless of its fields (RFC 9112 section 6.3).
 pub(super) fn is_bodiless(status: http::StatusCode, head_only: bool) -> bool {
     head_only || matches!(status.as_u16(), 100..=199 | 204 | 304)
 }
 
-/// What counts as under way until the response has ended.
+/// The guards that count a response as in flight until it has ended.
 pub(super) struct ResponseGuards {
     pub(super) request: RequestGuard,
     pub(super) endpoint: ActiveGuard,
-    /// A tunnel's place among those that clients hold.
+    /// A tunnel's share of the client's limit.
     pub(super) _tunnel: Option<Box<UsageGuard>>,
 }
 
 impl ResponseGuards {
-    /// Where the request has gone.
+    /// Returns the cluster that the request was sent to.
     pub(super) fn cluster(&self) -> &Arc<Cluster> {
         self.request.cluster()
     }
 
-    /// Notes that the endpoint has failed after the head of its response, of whose body so many bytes had come.
+    /// Records that the endpoint failed after its response's head and `bytes` bytes of the body.
     #[cold]
     pub(super) fn broken(&self, stream: &Stream, error: &UpstreamBodyError, bytes: u64) {
         let (trouble, why) = error.reason(bytes);

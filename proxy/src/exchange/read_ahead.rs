@@ -1,32 +1,32 @@
-//! What of a request's body is read before a connection to the upstream is taken for it, so that slow clients wait here, where
-//! waiting costs little, and not on connections that others need. Bounded for each request, and for all of a worker's.
+//! Read-ahead: request bodies are read before an upstream connection is taken, so that slow clients wait here, where
+//! waiting costs little, rather than on connections that others need. Limited per request and per worker.
 
 use std::{cell::Cell, collections::VecDeque, time::Duration};
 
 use super::upload::UploadFrame;
 
-/// What all requests of a worker have read ahead, in bytes, at most. Beyond it, requests go on without.
+/// Maximum bytes read ahead for all requests of a worker. Beyond it, requests proceed without read-ahead.
 const ALL: usize = 16 << 20;
 
-/// How long a body is waited for whose length is not known: its client may wait for the response before it sends more.
+/// Time to wait for a body of unknown length: its client may be waiting for the response before it sends more.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// What this worker's requests have read ahead.
+    /// Bytes read ahead by this worker's requests.
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What has been read ahead of a body.
+/// The parts of a body that were read ahead.
 #[derive(Default)]
 pub(super) struct ReadAhead {
     parts: VecDeque<UploadFrame>,
     bytes: usize,
-    /// The body's end is among it.
+    /// Whether the end of the body was reached.
     over: bool,
 }
 
 impl ReadAhead {
-    /// Whether more may be read, up to `limit` bytes for this request.
+    /// Returns whether more may be read, up to `limit` bytes for this request.
     pub(super) fn has_room(&self, limit: usize) -> bool {
         self.bytes < limit && HELD.get() < ALL
     }
@@ -37,17 +37,17 @@ impl ReadAhead {
         self.parts.push_back(part);
     }
 
-    /// The body has ended with what is here.
+    /// Records the end of the body.
     pub(super) fn end(&mut self) {
         self.over = true;
     }
 
-    /// Whether trailers are among it.
+    /// Returns whether trailers were read.
     pub(super) fn has_trailers(&self) -> bool {
         matches!(self.parts.back(), Some(UploadFrame::Trailers(_)))
     }
 
-    /// The next part; `Some(None)`: the end.
+    /// Removes and returns the next part; `Some(None)` is the end of the body.
     pub(super) fn pop(&mut self) -> Option<Option<UploadFrame>> {
         let Some(part) = self.parts.pop_front() else { return self.over.then_some(None) };
         self.bytes -= part.weight();
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_have_read_is_bounded_and_given_back() {
+    fn total_is_limited_and_returned() {
         let part = || UploadFrame::Data(Bytes::from_static(&[0; 4096]));
         let mut all = Vec::new();
         while ReadAhead::default().has_room(64 << 10) {
@@ -86,13 +86,13 @@ mod tests {
         assert!(ReadAhead::default().has_room(1));
         sent.end();
         while let Some(Some(_)) = sent.pop() {}
-        assert!(matches!(sent.pop(), Some(None)), "its end stays");
+        assert!(matches!(sent.pop(), Some(None)), "the end is kept");
         drop((sent, all));
         assert_eq!(HELD.get(), 0);
     }
 
     #[test]
-    fn a_part_takes_memory_however_short_it_is() {
+    fn short_parts_count_with_a_minimum() {
         let mut ahead = ReadAhead::default();
         let mut count = 0;
         while ahead.has_room(64 << 10) {

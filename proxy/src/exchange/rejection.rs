@@ -1,4 +1,4 @@
-//! Clients that are turned away: why, how that is counted, and where it is said.
+//! Rejected connections: reasons, metrics and log entries.
 
 use std::net::SocketAddr;
 
@@ -9,33 +9,33 @@ use crate::{
     tls::HandshakeError,
 };
 
-/// Why the proxy ended a connection on which no request could be answered.
+/// The reason why the proxy closed a connection without serving a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectReason {
-    /// The listener has as many as it may.
+    /// The listener's connection limit is reached.
     Limit,
-    /// There are no more file descriptors for clients.
+    /// No file descriptors are left for clients.
     Descriptors,
-    /// Nothing that shows what is spoken has come in time.
+    /// The client did not send enough to identify its protocol in time.
     Silent,
-    /// The PROXY protocol's header is wrong, or missing.
+    /// The PROXY protocol header is invalid or missing.
     ProxyProtocol,
-    /// What is spoken is none of what the listener takes.
+    /// The client's protocol is not one that the listener serves.
     Protocol,
-    /// The TLS handshake has failed.
+    /// The TLS handshake failed.
     Handshake,
-    /// The client broke HTTP/2 (RFC 9113).
+    /// The client violated HTTP/2 (RFC 9113).
     Http2,
-    /// The client broke HTTP/3 (RFC 9114).
+    /// The client violated HTTP/3 (RFC 9114).
     Http3,
-    /// The client sent so much of what leads to nothing that it must be an attack.
+    /// The client sent so much unproductive traffic that it must be an attack.
     Flood,
 }
 
 impl RejectReason {
-    /// How many there are.
+    /// Number of reasons.
     pub const COUNT: usize = 9;
-    /// All, with their names in metrics.
+    /// All reasons, with their names in metrics.
     pub const ALL: [(RejectReason, &'static str); RejectReason::COUNT] = [
         (RejectReason::Limit, "limit"),
         (RejectReason::Descriptors, "descriptors"),
@@ -48,7 +48,8 @@ impl RejectReason {
         (RejectReason::Flood, "flood"),
     ];
 
-    /// The flag and the details in the access log, for connections that are ended before there was a request; none for others.
+    /// Returns the flag and the detail for the access log, for connections closed before any request; `None` for
+    /// others.
     pub(super) fn logged(self) -> Option<(u32, Detail)> {
         match self {
             RejectReason::Silent => Some((flag::DOWNSTREAM_TIMEOUT, detail::HANDSHAKE_TIMEOUT)),
@@ -64,14 +65,14 @@ impl RejectReason {
     }
 }
 
-/// A client that is turned away.
+/// A rejected client.
 #[derive(Debug)]
 pub struct RejectedConnection {
-    /// What for.
+    /// The reason.
     pub refusal: RejectReason,
-    /// Why its handshake failed, if it did.
+    /// The handshake error, if the handshake failed.
     pub cause: Option<HandshakeError>,
-    /// The reason in words; empty if nobody need be told.
+    /// The reason as text; empty if it is not to be logged.
     pub why: String,
 }
 
@@ -82,18 +83,18 @@ impl From<RejectReason> for RejectedConnection {
 }
 
 impl RejectedConnection {
-    /// For a reason other than its handshake.
+    /// Creates a rejection for a reason other than the handshake.
     pub fn new(refusal: RejectReason, why: String) -> RejectedConnection {
         RejectedConnection { refusal, cause: None, why }
     }
 
-    /// For a handshake that failed.
+    /// Creates a rejection for a failed handshake.
     pub fn handshake(cause: HandshakeError, why: String) -> RejectedConnection {
         RejectedConnection { refusal: RejectReason::Handshake, cause: Some(cause), why }
     }
 }
 
-/// When which refusals of a listener were logged.
+/// Rate limits for logging a listener's rejections, per reason.
 #[derive(Debug, Default)]
 pub struct RejectLogLimiter {
     refusals: [LogLimiter; RejectReason::COUNT],
@@ -101,7 +102,7 @@ pub struct RejectLogLimiter {
 }
 
 impl RejectLogLimiter {
-    /// Logs one, unless one for the same reason was logged within the last minute.
+    /// Logs a rejection, unless one with the same reason was logged within the last minute.
     pub fn warn(&self, listener: &str, peer: SocketAddr, refused: &RejectedConnection) {
         let (seldom, reason) = match refused.cause {
             Some(cause) => (&self.handshakes[cause as usize], HandshakeError::ALL[cause as usize].1),
@@ -110,7 +111,7 @@ impl RejectLogLimiter {
         if let Some(left_out) = seldom.may_warn() {
             tracing::warn!(
                 target: target::DOWNSTREAM,
-                listener, %peer, reason, left_out, "a client was turned away: {}", refused.why
+                listener, %peer, reason, left_out, "client rejected: {}", refused.why
             );
         }
     }

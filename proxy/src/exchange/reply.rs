@@ -1,4 +1,5 @@
-//! What the proxy answers itself: for each failure one status, one flag, one word for the access log.
+//! Local replies: responses by the proxy itself. Each failure maps to one status, one response flag and one detail for
+//! the access log.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -12,93 +13,93 @@ use crate::{
     upstream::ClientLimit,
 };
 
-/// A failure that is answered by the proxy.
+/// A failure that the proxy itself answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LocalFailure {
-    /// No `Host`, or several, or one that is none (RFC 9112 section 3.2).
+    /// No `Host`, several, or an invalid one (RFC 9112 section 3.2).
     BadHost,
     /// The path cannot be normalised.
     BadPath(BadPath),
-    /// A method with small letters.
+    /// A method with lower-case letters.
     BadMethod,
-    /// A field's name has a `_`, where that is not allowed.
+    /// A field name with a `_`, where that is not allowed.
     Underscore,
-    /// `CONNECT`, which is not offered.
+    /// `CONNECT`, which is not enabled.
     Connect,
-    /// An upgrade that is not offered.
+    /// An upgrade that is not enabled.
     Upgrade,
     /// More header fields than allowed.
     TooManyFields,
     /// More bytes of header fields than allowed.
     HeadTooLarge,
-    /// An `OPTIONS` request that may go no further.
+    /// An `OPTIONS` request whose `Max-Forwards` is 0.
     LastHop,
-    /// A `TRACE` request that may go no further.
+    /// A `TRACE` request whose `Max-Forwards` is 0.
     LastHopTrace,
-    /// No filter has routed it, and the listener has no cluster.
+    /// No filter selected a route, and the listener has no cluster.
     NoRoute,
     /// The cluster has no endpoint.
     NoEndpoint,
-    /// The cluster has as many requests as it may.
+    /// The cluster's request limit is reached (circuit breaking).
     Overflow,
-    /// No connection could be made.
+    /// Connecting failed.
     ConnectFailure,
-    /// No connection could be made in time.
+    /// Connecting timed out.
     ConnectTimeout,
-    /// The upstream ended the connection before a response.
+    /// The upstream closed the connection before a response.
     Reset,
-    /// The upstream's response was none.
+    /// The upstream's response was invalid.
     Protocol,
-    /// The upstream sent interim responses and no response.
+    /// The upstream sent only interim responses.
     Interim,
-    /// The target cannot be sent in the version of HTTP that the upstream speaks.
+    /// The target cannot be expressed in the upstream's version of HTTP.
     Target,
-    /// The response had not begun when the time for its head was over.
+    /// The response's head did not arrive in time.
     HeadTimeout,
-    /// The head is longer than the upstream takes over HTTP/2.
+    /// The request's head exceeds the upstream's HTTP/2 limit.
     UpstreamHead,
-    /// The request's time was over.
+    /// The request timeout expired.
     Timeout,
-    /// The time that a gRPC client had set was over.
+    /// The timeout set by a gRPC client expired.
     Deadline,
-    /// The stream was as old as the listener lets it become.
+    /// The stream reached the listener's maximum age.
     StreamAge,
-    /// The last try's time was over.
+    /// The timeout of the last attempt expired.
     PerTryTimeout,
-    /// Nothing came from the upstream for too long.
+    /// The upstream was silent for too long.
     Idle,
-    /// Nothing of the request's body came for too long.
+    /// The client sent nothing of the request's body for too long.
     SlowBody,
-    /// The request's body came too slowly.
+    /// The request's body arrived too slowly.
     SlowUpload,
-    /// Unfinished uploads and tunnels hold as much of the cluster as they may: all of them, or those of this client.
+    /// The limit on unfinished uploads and tunnels to the cluster is reached: the total, or this client's share.
     Crowded(ClientLimit),
-    /// The client does not read the response, and others need its place.
+    /// The client does not read the response, and its place is needed by others.
     Evicted,
-    /// The request's body broke HTTP.
+    /// The request's body violated HTTP.
     BadBody,
-    /// The client has given its request up amid the body.
+    /// The client aborted the request within the body.
     ClientReset,
-    /// The request's body is longer than the listener lets it be.
+    /// The request's body exceeds the listener's limit.
     RequestBodyLimit,
-    /// A filter holds more of the request's body than it may.
+    /// A filter exceeds its limit for held request body bytes.
     RequestTooLarge,
-    /// The worker's filters hold as much of all bodies as they may.
+    /// The worker's filters exceed the limit for all held bodies.
     HeldBodies,
-    /// A filter holds more of the response's body than it may.
+    /// A filter exceeds its limit for held response body bytes.
     ResponseTooLarge,
-    /// A filter has failed.
+    /// A filter failed.
     FilterFailed,
-    /// A filter has ended the stream when its response had begun.
+    /// A filter closed the stream after its response had begun.
     FilterClosed,
-    /// A body is not as long as its head says, by a filter's doing.
+    /// A filter changed a body so that its length differs from the announced one.
     FilterLength,
-    /// A filter has held the request for too long.
+    /// A filter held the request for too long.
     FilterStalled,
 }
 
 impl LocalFailure {
-    /// Status, flag, details.
+    /// Returns the status, flag and detail.
     fn table(self) -> (StatusCode, u32, Detail) {
         use StatusCode as S;
         match self {
@@ -129,7 +130,7 @@ impl LocalFailure {
             LocalFailure::HeadTooLarge => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, flag::DOWNSTREAM_PROTOCOL, detail::HEAD_TOO_LARGE)
             }
-            // Of what it would show, much is nobody's business but the upstream's (RFC 9110 section 9.3.8).
+            // A TRACE response would show fields that only the upstream should see (RFC 9110 section 9.3.8).
             LocalFailure::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
             LocalFailure::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
             LocalFailure::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
@@ -180,17 +181,17 @@ impl LocalFailure {
         }
     }
 
-    /// The flag in the access log.
+    /// Returns the flag for the access log.
     pub(super) fn flags(self) -> u32 {
         self.table().1
     }
 
-    /// The word in the access log.
+    /// Returns the detail for the access log.
     pub(super) fn details(self) -> Detail {
         self.table().2
     }
 
-    /// The gRPC status, where the HTTP status would say less.
+    /// Returns the gRPC status, where it is more specific than the HTTP status.
     fn grpc_status(self) -> Option<Code> {
         match self {
             LocalFailure::HeadTimeout
@@ -212,7 +213,7 @@ impl LocalFailure {
         }
     }
 
-    /// The response. The client learns the status, the access log why.
+    /// Creates the response. The client sees the status; the reason goes to the access log.
     pub(super) fn reply(self, stream: &Stream) -> LocalReply {
         let (status, flags, details) = self.table();
         stream.flag(flags);
@@ -221,26 +222,26 @@ impl LocalFailure {
         let reason = status.canonical_reason().unwrap_or("error");
         let body = match stream.grpc.get() {
             None => Bytes::from_static(reason.as_bytes()),
-            // It becomes the call's message. Which of several failures it was is no secret; the reason may be one, and stays in
-            // the access log.
+            // The body becomes the call's message. The failure's detail is not confidential; the underlying reason may
+            // be, and stays in the access log.
             Some(_) => format!("{reason} ({})", details.text()).into(),
         };
         LocalReply { status, details: details.into(), fields, body, grpc_status: self.grpc_status().map(Code::number) }
     }
 
-    /// The same, as an end of the request's way; so many filters have seen it.
+    /// Creates the response as an interruption of a request that `seen` filters have seen.
     pub(super) fn into_stop(self, stream: &Stream, seen: usize) -> Interrupted {
         Interrupted::Reply(Box::new(self.reply(stream)), seen)
     }
 
-    /// The same, before any filter has seen it.
+    /// Creates the response as an interruption before any filter has seen the request.
     pub(super) fn into_reply(self, stream: &Stream) -> Interrupted {
         self.into_stop(stream, 0)
     }
 }
 
 impl From<BodyAborted> for LocalFailure {
-    /// For request bodies.
+    /// Converts for request bodies.
     fn from(stopped: BodyAborted) -> LocalFailure {
         match stopped {
             BodyAborted::TooLarge => LocalFailure::RequestTooLarge,

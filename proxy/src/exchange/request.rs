@@ -1,4 +1,4 @@
-//! From a request as it was read to a stream as filters see it.
+//! Creation of a stream, as filters see it, from a received request.
 
 use std::{borrow::Cow, rc::Rc};
 
@@ -22,8 +22,8 @@ use crate::{
     tls::xfcc,
 };
 
-/// The one host that a request is for (RFC 9112 section 3.2), in its one spelling: of its target if that is absolute, else of
-/// `Host`.
+/// Returns the one host that a request is for (RFC 9112 section 3.2), in its normal form: that of an absolute target,
+/// or else of `Host`.
 pub(crate) fn authority(
     method: &Method,
     uri: &Uri,
@@ -39,20 +39,20 @@ pub(crate) fn authority(
         }
     };
     let host = match (uri.scheme(), uri.authority()) {
-        // Whatever the target says, a request has a Host (RFC 9112 section 3.2).
+        // `Host` is required even with an absolute target (RFC 9112 section 3.2).
         (Some(_), Some(_)) if version == Version::HTTP_11 && host.is_none() => return Err(LocalFailure::BadHost),
         (Some(_), Some(authority)) => {
-            // Later versions have nothing to do with proxies that would change one and not the other (RFC 9113 section 8.3.1).
+            // Later versions do not have to cope with proxies that change one of the two (RFC 9113 section 8.3.1).
             if version >= Version::HTTP_2 && host.is_some_and(|host| host != authority.as_str()) {
                 return Err(LocalFailure::BadHost);
             }
             Bytes::copy_from_slice(authority.as_str().as_bytes())
         }
-        // A tunnel goes to a port (RFC 9110 section 9.3.6).
+        // A tunnel needs a port (RFC 9110 section 9.3.6).
         (None, Some(authority)) if method == Method::CONNECT && authority.port_u16().is_some_and(|port| port > 0) => {
             Bytes::copy_from_slice(authority.as_str().as_bytes())
         }
-        // Only CONNECT has a target that is nothing but a host (RFC 9112 section 3.2.3).
+        // Only CONNECT may have an authority-form target (RFC 9112 section 3.2.3).
         (None, Some(_)) => return Err(LocalFailure::BadHost),
         (_, None) if method == Method::CONNECT => return Err(LocalFailure::BadHost),
         (_, None) => Bytes::copy_from_slice(host.ok_or(LocalFailure::BadHost)?.as_bytes()),
@@ -67,17 +67,17 @@ pub(crate) fn authority(
     Ok(respelled.unwrap_or(host))
 }
 
-/// A mark on a request of HTTP/2 or HTTP/3 whose head is longer than the listener lets it be, and not so long that it could not be
-/// read. Those of HTTP/1.1 are not read any further.
+/// A mark on an HTTP/2 or HTTP/3 request whose head exceeds the listener's limit but was short enough to be read.
+/// Oversized HTTP/1.1 heads are not read at all.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadTooLarge;
 
 impl HeadTooLarge {
-    /// Marks a request whose fields are so long.
+    /// Marks a request if its head, with `fields` bytes of fields, exceeds the limit.
     pub fn mark(parts: &mut Parts, fields: usize, site: &ListenerContext) {
         let uri = &parts.uri;
         let target = uri.authority().map_or(0, |host| host.as_str().len()) + uri.path().len();
-        // With what the four pseudo-fields count for beside these (RFC 9113 section 6.5.2).
+        // Add the size of the four pseudo-header fields (RFC 9113 section 6.5.2).
         let target = target + uri.query().map_or(0, str::len) + 4 * 32 + ":method:scheme:authority:path".len();
         if (fields + target) as u64 > site.config.limits.header_bytes.0 {
             parts.extensions.insert(HeadTooLarge);
@@ -85,7 +85,7 @@ impl HeadTooLarge {
     }
 }
 
-/// Path and query, with the path in its one spelling.
+/// Returns path and query, with the path in its normal form.
 fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, LocalFailure> {
     if method == Method::CONNECT {
         return Ok(Bytes::from_static(b"/"));
@@ -94,7 +94,7 @@ fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, Loc
     if path == "*" && method == Method::OPTIONS {
         return Ok(Bytes::from_static(b"*"));
     }
-    // An absolute target may have an empty path, which is `/`.
+    // An absolute target may have an empty path, which means `/`.
     let path = if path.is_empty() { "/" } else { path };
     let normal = spelling::path(path.as_bytes(), &site.config.path).map_err(LocalFailure::BadPath)?;
     Ok(match uri.query() {
@@ -103,21 +103,21 @@ fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, Loc
     })
 }
 
-/// A request at its beginning.
+/// A request prepared for the filters.
 pub(super) struct PreparedRequest {
-    /// What filters see.
+    /// The stream as filters see it.
     pub(super) stream: Rc<Stream>,
-    /// Why it must be refused. The stream is there all the same, to be logged.
+    /// The reason to reject it. The stream exists nevertheless, for logging.
     pub(super) fault: Option<LocalFailure>,
-    /// What it wants to switch to.
+    /// The upgrade that it requests.
     pub(super) switch: Option<Upgrade>,
-    /// What goes no further than to the filters.
+    /// The fields listed in `Connection`, which only filters see.
     pub(super) listed: ConnectionOptions,
-    /// The client waits for a word before it sends the body.
+    /// Whether the client waits for a 100 (Continue) before it sends the body.
     pub(super) expects: bool,
 }
 
-/// Makes a stream of a request.
+/// Creates a stream from a request.
 pub(super) fn begin(
     site: &Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
@@ -129,7 +129,7 @@ pub(super) fn begin(
     let switch = Upgrade::wanted(site, &mut parts, present, bodiless);
     let too_large = parts.extensions.get::<HeadTooLarge>().is_some();
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
-    // HTTP/1.0 knows no `Host`.
+    // HTTP/1.0 has no `Host`.
     let authority = match version == Version::HTTP_10 && uri.authority().is_none() && !fields.contains_key(header::HOST)
     {
         true => Ok(Bytes::new()),
@@ -137,7 +137,7 @@ pub(super) fn begin(
     };
     let path = path(site, &method, &uri);
     if version >= Version::HTTP_2 {
-        // Before fields are counted: clients do not count crumbs.
+        // Before fields are counted, because clients do not count cookie crumbs.
         join_cookies(&mut fields);
     }
     let too_many = fields.len() > site.config.limits.headers as usize;
@@ -166,7 +166,7 @@ pub(super) fn begin(
         xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
     }
     if present.expect {
-        // It is answered here, when the body is first wanted.
+        // The proxy answers it itself when the body is first read.
         fields.remove(header::EXPECT);
     }
     add_via(&mut fields, site.via.of(version));
@@ -180,8 +180,8 @@ pub(super) fn begin(
     PreparedRequest { stream, fault, switch, listed, expects: present.expect }
 }
 
-/// Counts this hop off `Max-Forwards`, which bounds how far `OPTIONS` and `TRACE` go (RFC 9110 section 7.6.2). A request that may
-/// go no further is answered here.
+/// Decrements `Max-Forwards`, which limits how far `OPTIONS` and `TRACE` travel (RFC 9110 section 7.6.2). A request at
+/// its last hop is answered here.
 pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), LocalFailure> {
     if !matches!(head.method, Method::OPTIONS | Method::TRACE) {
         return Ok(());
@@ -198,7 +198,8 @@ pub(super) fn count_hop(head: &mut RequestHead) -> Result<(), LocalFailure> {
     Ok(())
 }
 
-/// HTTP/2 may have cut a `Cookie` into several fields, which nobody behind a proxy expects (RFC 9113 section 8.2.3).
+/// Joins `Cookie` fields that HTTP/2 may have split, which servers behind a proxy do not expect (RFC 9113 section
+/// 8.2.3).
 fn join_cookies(fields: &mut HeaderMap) {
     let mut cookies = fields.get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };

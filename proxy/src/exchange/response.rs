@@ -1,4 +1,4 @@
-//! A response on its way to the client: past the filters, within its time.
+//! Forwarding of a response to the client: through the filters, within its deadlines.
 
 use std::{
     future::poll_fn,
@@ -34,10 +34,10 @@ use crate::{
     upstream::{Download, PooledBody, Upgrading, UpstreamBodyError},
 };
 
-/// Where a response's body comes from.
+/// The source of a response's body.
 struct ResponseSource {
     origin: Origin,
-    /// It has given everything.
+    /// Whether everything was read.
     drained: bool,
 }
 
@@ -60,7 +60,7 @@ impl ResponseSource {
         }
     }
 
-    /// How long it is, or will be, if that is known.
+    /// Returns the total length, if known.
     fn length(&self) -> Option<u64> {
         match &self.origin {
             Origin::Upstream(body) => body.size_hint().exact(),
@@ -88,7 +88,7 @@ impl ResponseSource {
         Poll::Ready(frame)
     }
 
-    /// A part of it has come just now.
+    /// Records that a part of the body has just arrived.
     fn moved(&self, stream: &Stream) {
         stream.touch();
         if self.drained && matches!(self.origin, Origin::Upstream(_)) {
@@ -97,7 +97,7 @@ impl ResponseSource {
     }
 }
 
-/// Sends an upstream's response on.
+/// Forwards an upstream's response.
 pub(super) async fn from_upstream(
     site: &Rc<ListenerContext>,
     ending: StreamGuard,
@@ -126,7 +126,7 @@ pub(super) async fn from_upstream(
     pending.send(head, source, HeadFlow::new(&stream, Direction::Response)).await
 }
 
-/// Sends a response of the proxy's or a filter's own; `seen` filters have seen the request, and see its response.
+/// Sends a local reply of the proxy or a filter. The `seen` filters that have seen the request also see its response.
 pub(super) async fn local(
     site: &Rc<ListenerContext>,
     ending: StreamGuard,
@@ -148,7 +148,8 @@ fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, ResponseSou
     {
         let mut state = stream.state.borrow_mut();
         state.details = details;
-        // A browser takes an error without them (CORS) for another one. This response is a new one: nothing is there twice.
+        // Apply the route's response headers: without them (CORS) a browser reports a different error. The response is
+        // new, so no header is duplicated.
         if let Some(selected) = &state.route {
             selected.route.response_headers.apply(&mut fields);
         }
@@ -167,9 +168,9 @@ struct PendingResponse<'s> {
     site: &'s Rc<ListenerContext>,
     ending: StreamGuard,
     head_only: bool,
-    /// The version that the response was received in.
+    /// The HTTP version that the response was received in.
     received: Version,
-    /// The other protocol that follows it.
+    /// The upgraded upstream connection, if the protocol is switched.
     switched: Option<Upgrading>,
     deadline: Option<Deadline>,
     guards: Option<ResponseGuards>,
@@ -186,7 +187,7 @@ impl PendingResponse<'_> {
         let limit = self.site.buffered_body;
         let body_past = |flow: &HeadFlow| BodyFlow::new(&stream, Direction::Response, limit).skipping(flow.passed());
         let mut body_flow = body_past(&flow);
-        // A filter that answers instead, and one that fails, put another response in this one's place.
+        // A filter that replies instead, or that fails, replaces this response.
         let had_body = loop {
             let bodiless = is_bodiless(head.status, self.head_only) || source.drained;
             stream.state.borrow_mut().response = Some(head);
@@ -203,7 +204,7 @@ impl PendingResponse<'_> {
         let (status, mut fields) = {
             let mut state = stream.state.borrow_mut();
             let eventual = std::mem::take(&mut state.eventual);
-            // The filters' own word stays: the access log shows it.
+            // Keep the filters' version if the access log or a filter needs it.
             let response = state.response.get_or_insert_default();
             eventual.into_iter().for_each(|(name, value)| {
                 response.fields.append(name, value);
@@ -215,7 +216,8 @@ impl PendingResponse<'_> {
         };
         let without_body = self.head_only || status == StatusCode::NOT_MODIFIED;
         if without_body && stream.chain.sees_body(Direction::Response) {
-            // Its length would be that of the response with a body (RFC 9110 section 8.6), which filters might have changed.
+            // The length would be that of the response with a body (RFC 9110 section 8.6), which filters might have
+            // changed.
             fields.remove(header::CONTENT_LENGTH);
         }
         grpc::note(&stream, &fields);
@@ -255,7 +257,7 @@ impl PendingResponse<'_> {
         Ok(ServedResponse { response, tunnel: None })
     }
 
-    /// Moves the head past the filters. A response, if one takes this one's place.
+    /// Passes the head through the filters. Returns a local reply if one replaces this response.
     async fn past_filters(
         &mut self,
         stream: &Rc<Stream>,
@@ -302,7 +304,7 @@ impl PendingResponse<'_> {
                 }
                 return match passed {
                     Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(false))),
-                    // Another response of the proxy's own would be held as well.
+                    // Another local reply would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
                         Poll::Ready(Ok(Outcome::Closed))
@@ -320,7 +322,7 @@ impl PendingResponse<'_> {
     }
 }
 
-/// Tells a client that could speak HTTP/3 where, unless somebody else has said what it should speak.
+/// Advertises HTTP/3 to a client that could use it, unless `Alt-Svc` is already set.
 fn advertise(site: &ListenerContext, stream: &Stream, fields: &mut http::HeaderMap) {
     if let Some(alt_svc) = &site.alt_svc
         && stream.connection.tls.is_some()
@@ -330,7 +332,7 @@ fn advertise(site: &ListenerContext, stream: &Stream, fields: &mut http::HeaderM
     }
 }
 
-/// Notes why an upstream's response ended early, if it is the upstream that has ended it.
+/// Records why an upstream's response ended early, if the upstream caused it.
 fn note_broken(stream: &Stream, guards: Option<&ResponseGuards>, error: &BodyError) {
     if let (BodyError::Upstream(error), Some(guards)) = (error, guards) {
         let bytes = stream.state.borrow().bytes[Direction::Response as usize];
@@ -346,7 +348,7 @@ fn response_fault(stopped: BodyAborted) -> LocalFailure {
     }
 }
 
-/// Moves one part of a body into the filters. Whether the filter that holds the head lets it go.
+/// Moves one part of a body into the filters. Returns whether the filter that holds the head lets it go.
 fn poll_into(
     stream: &Rc<Stream>,
     source: &mut ResponseSource,
@@ -359,7 +361,7 @@ fn poll_into(
         return Poll::Ready(Ok(false));
     }
     if source.drained {
-        // A filter holds the end.
+        // A filter holds the end of the body.
         stream.register(Direction::Response, cx);
         return Poll::Pending;
     }
@@ -385,20 +387,20 @@ fn poll_into(
 
 /// A response's body.
 struct ResponseBody {
-    /// What had come of it before the head was sent.
+    /// A part that arrived before the head was sent.
     first: Option<Result<Frame<Bytes>, BodyError>>,
     source: ResponseSource,
     flow: BodyFlow,
     filtered: bool,
-    /// The length that the head has promised.
+    /// The length announced in the head.
     promised: Option<u64>,
     sent: u64,
     deadline: Option<Deadline>,
     guards: Option<ResponseGuards>,
     over: bool,
-    /// It may have to end for others if its client does not read it.
+    /// A guard that allows this response to be evicted if its client does not read it.
     held: Option<Download>,
-    /// The bound of its time that was passed.
+    /// The timeout that expired.
     passed: Option<DeadlineKind>,
     ending: StreamGuard,
 }
@@ -411,10 +413,10 @@ impl ResponseBody {
         bodiless: bool,
     ) -> Result<Response<Body>, StreamClosed> {
         if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
-            // Wait for the first part, so that the head can tell the truth about the length.
+            // Wait for the first part, so that the head announces the correct length.
             match poll_fn(|cx| self.poll_prime(cx)).await {
                 Some(Outcome::Closed) => return Err(closed(self.ending.stream())),
-                // Nothing has been sent yet. The filters are past the point where they could see another head.
+                // Nothing has been sent yet, but the filters can no longer see another head.
                 Some(Outcome::Reply(reply)) => return Ok(self.replaced(reply)),
                 Some(Outcome::Done) | None => {}
             }
@@ -433,7 +435,7 @@ impl ResponseBody {
         }
         if !bodiless && !self.ending.stream().chain.filters().is_empty() {
             let said = fields.get(header::CONTENT_LENGTH).and_then(|said| length(said.as_bytes()).ok());
-            // An upstream is held to its own word as it is read.
+            // The length announced by an upstream is checked as its body is read.
             self.promised = said.filter(|said| self.filtered || self.source.length() != Some(*said));
         }
         self.ending.set_due(self.deadline.as_ref());
@@ -441,13 +443,14 @@ impl ResponseBody {
         *response.status_mut() = status;
         *response.headers_mut() = fields;
         let over = bodiless || (!self.filtered && self.source.drained) || self.flow.is_over();
-        // A length that a filter has promised for nothing is cut off, as any other.
+        // A body that falls short of the length announced by a filter is aborted, even if it is empty.
         if over && self.promised.is_none_or(|promised| promised == 0) {
             self.ending.complete();
-            // An upstream's body that is not sent is read no further: its connection is closed, unless it has ended.
+            // An upstream's body that is not sent is not read further: its connection is closed, unless the body has
+            // ended.
             return Ok(response);
         }
-        // What has come with the head is taken at once: if that is all, nothing need be kept until it is sent.
+        // Take what arrived with the head: if that is everything, no state needs to be kept until it is sent.
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut self).poll_frame(cx))).await;
         *response.body_mut() = match first {
             Poll::Ready(Some(Ok(frame))) if self.is_end_stream() && frame.is_data() => {
@@ -469,7 +472,7 @@ impl ResponseBody {
         Ok(response)
     }
 
-    /// From now on it may have to wait for its client. Whoever asks is who sends it.
+    /// Makes this response evictable while it waits for its client. Called by the task that sends it.
     fn hold(&mut self, cx: &Context<'_>) {
         let Some(guards) = self.guards.as_ref().filter(|_| !self.source.drained) else { return };
         let stream = self.ending.stream();
@@ -479,7 +482,7 @@ impl ResponseBody {
         self.held = Some(self.ending.site().pools.download(guards.cluster(), client, receiver));
     }
 
-    /// Another response in place of this one.
+    /// Replaces this response with another one.
     fn replaced(mut self, reply: LocalReply) -> Response<Body> {
         let (head, source) = taken_apart(self.ending.stream(), reply);
         let mut response = Response::new(Body::Empty);
@@ -498,7 +501,7 @@ impl ResponseBody {
         response
     }
 
-    /// Until something is through the filters, or nothing more will be, or a filter puts another end to it.
+    /// Ready when something has passed the filters, when nothing more will, or when a filter ends the response.
     fn poll_prime(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
         loop {
             if let Some(outcome) = interrupted(self.ending.stream()) {
@@ -528,7 +531,7 @@ impl ResponseBody {
     fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let stream = self.ending.stream();
         if !self.filtered {
-            // A filter that wants no bodies may end the stream all the same, by a timer, say.
+            // A filter without interest in bodies may still end the stream, for example from a timer.
             let watched = !stream.chain.filters().is_empty();
             if watched && is_interrupted(stream) {
                 return Poll::Ready(Some(Err(BodyError::Closed)));
@@ -542,7 +545,7 @@ impl ResponseBody {
             return Poll::Ready(frame);
         }
         loop {
-            // The head is gone; all that a filter can still do is to cut it off.
+            // The head has been sent, so a filter can only abort the response.
             if is_interrupted(self.ending.stream()) {
                 return Poll::Ready(Some(Err(BodyError::Closed)));
             }
@@ -591,7 +594,7 @@ impl http_body::Body for ResponseBody {
             return Poll::Ready(None);
         }
         if me.held.is_some() {
-            // The client has taken all that there was.
+            // The client has taken everything so far.
             me.ending.stream().progress.waits_since.set(None);
         }
         let frame = me.poll_through(cx);
@@ -601,7 +604,7 @@ impl http_body::Body for ResponseBody {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(passed) => Some(passed),
             },
-            // A part of an upstream's that comes too late is as good as none. When it came was looked at just now.
+            // A part from an upstream that arrived too late is discarded. Its arrival time was recorded just now.
             (Poll::Ready(Some(Ok(frame))), Some(deadline)) if me.guards.is_some() && frame.is_data() => {
                 deadline.passed(me.ending.stream().progress.active.get())
             }
@@ -611,7 +614,7 @@ impl http_body::Body for ResponseBody {
             (_, Some(passed)) => {
                 me.passed = Some(passed);
                 if let Some(trailers) = grpc::exceeded(me.ending.stream()) {
-                    // A client would take a reset for a fault of somebody's.
+                    // A client would take a reset for a fault of the proxy or the upstream.
                     me.fail(&BodyError::Timeout);
                     grpc::note(me.ending.stream(), &trailers);
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -637,13 +640,13 @@ impl http_body::Body for ResponseBody {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     grpc::note(me.ending.stream(), trailers);
                 }
-                // What is the last part is known to be so.
+                // The last part is always recognised as such.
                 let is_wrong = |promised| me.sent > promised || (me.sent < promised && me.is_end_stream());
                 if me.promised.is_some_and(is_wrong) {
                     me.fail(&BodyError::Length);
                     return Poll::Ready(Some(Err(BodyError::Length)));
                 }
-                // A client of HTTP/1.1 that has all of the length may leave before the upstream has said that this was all.
+                // An HTTP/1.1 client that has the announced length may leave before the upstream reports the end.
                 if me.is_end_stream() || (!me.filtered && me.source.length() == Some(0)) {
                     me.ending.complete();
                 }
@@ -671,7 +674,7 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match (&self.source.origin, &self.first) {
             (Origin::Upstream(body), None) if !self.filtered => body.size_hint(),
-            // Before trailers no length may be told: over HTTP/1.1 they need chunks.
+            // With trailers the length must not be announced: over HTTP/1.1 they require chunked encoding.
             (Origin::Upstream(body), Some(Ok(first))) if !self.filtered && first.is_data() => {
                 let first = first.data_ref().map_or(0, Bytes::len) as u64;
                 body.size_hint().exact().map_or(SizeHint::default(), |left| SizeHint::with_exact(left + first))

@@ -1,4 +1,4 @@
-//! One request from its arrival to its response: the request filters, the upstream, the response filters.
+//! The flow of one request from its arrival to its response: request filters, upstream, response filters.
 
 use std::{future::poll_fn, rc::Rc, task::Poll};
 
@@ -26,7 +26,7 @@ use crate::{
 /// Serves one request.
 ///
 /// # Errors
-/// A filter has closed the stream.
+/// A filter closed the stream.
 pub async fn serve(
     site: Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
@@ -59,7 +59,7 @@ pub async fn serve(
     Ok(answer)
 }
 
-/// Past the request filters, and to an upstream.
+/// Passes the request through the request filters and sends it to an upstream.
 pub(super) async fn forward(
     site: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
@@ -70,11 +70,11 @@ pub(super) async fn forward(
 ) -> Result<UpstreamResponse, Interrupted> {
     let mut deadline = Deadline::idle(site, stream).with(upload);
     let seen = request_filters(stream, upload, &mut deadline).await?;
-    // Without filters no time has passed, and reading the clock takes some.
+    // Without filters no time has passed, and reading the clock is not free.
     let filtered = seen > 0 || upload.is_filtered();
     stream.times.routed.set(Some(if filtered { tokio::time::Instant::now() } else { stream.start }));
-    // A body whose length filters may change is awaited until its first part is through, so that the head can tell the truth
-    // about it, and so that filters can decide by the body where the request goes.
+    // If filters may change the body's length, wait for its first part, so that the head announces the correct length,
+    // and so that filters can choose the route by the body.
     if upload.is_filtered() {
         let passed = upload.prime(&mut deadline).await;
         check(stream, upload, passed, seen)?;
@@ -100,8 +100,8 @@ pub(super) async fn forward(
         return Err(LocalFailure::RequestBodyLimit.into_stop(stream, seen));
     }
     let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
-    // A client that waits for a word has it when there is somebody to send the body to, and one that makes a call may wait for an
-    // answer before it says more.
+    // Not for a client that waits for a 100 (Continue), which it gets once the upstream is known, nor for a gRPC call,
+    // whose client may wait for a response before it sends more.
     if ahead > 0 && upload.is_unfinished() && !expects && !super::grpc::is_call_to(stream, &selected.cluster) {
         let passed = upload.read_ahead(ahead, &mut deadline).await;
         check(stream, upload, passed, seen)?;
@@ -113,7 +113,7 @@ pub(super) async fn forward(
     })
 }
 
-/// What has come of waiting for a request's body.
+/// Checks the outcome of waiting for a request's body.
 pub(super) fn check(
     stream: &Stream,
     upload: &Upload,
@@ -131,8 +131,8 @@ pub(super) fn check(
     }
 }
 
-/// Moves the head past the request filters; feeds the body to one that holds the head and wants to see it. Returns how many
-/// filters have seen the request.
+/// Passes the head through the request filters, and feeds the body to a filter that holds the head and needs the body.
+/// Returns the number of filters that have seen the request.
 pub(super) async fn request_filters(
     stream: &Rc<Stream>,
     upload: &Rc<Upload>,
@@ -155,7 +155,7 @@ pub(super) async fn request_filters(
             let Some(nth) = head.held_by() else { return Poll::Pending };
             if head.feeds_body(stream) && !upload.is_empty() {
                 match upload.poll_held(nth, cx) {
-                    // It lets the head go: on with the next filter.
+                    // The filter lets the head go: continue with the next one.
                     Poll::Ready(Ok(true)) => {
                         head.release();
                         if let Err(fault) = upload.release(nth, None) {

@@ -1,5 +1,5 @@
-//! The end of a stream: filters are told, figures are counted, a line is logged. Whichever way it ends, this happens once,
-//! because it happens when the last holder of the stream lets go.
+//! The guard that settles a stream's accounts: notifies filters of the end (including client disconnects), updates the
+//! metrics and writes the access log entry. It acts on drop, so this happens exactly once however the stream ends.
 
 use std::{cell::Cell, rc::Rc};
 
@@ -19,16 +19,16 @@ use crate::{
 };
 
 thread_local! {
-    /// This worker has ended, and drops what is under way.
+    /// Whether this worker has stopped and drops in-flight requests.
     static WORKER_ENDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What this worker drops from now on has been cut off by the end of the process, and not by its clients.
+/// Marks everything that this worker drops from now on as ended by the shutdown of the process, not by clients.
 pub fn worker_ends() {
     WORKER_ENDED.set(true);
 }
 
-/// Whether this worker's process ends.
+/// Returns whether this worker has stopped.
 pub(super) fn has_worker_ended() -> bool {
     WORKER_ENDED.get()
 }
@@ -37,9 +37,9 @@ pub(super) fn has_worker_ended() -> bool {
 pub(super) struct StreamGuard {
     site: Rc<ListenerContext>,
     stream: Rc<Stream>,
-    /// The response's last byte has been handed over.
+    /// Whether the response's last byte was handed over.
     complete: Cell<bool>,
-    /// The bound that ends the whole, if its client reads at all.
+    /// The total timeout in effect while the client reads.
     due: Cell<Option<DeadlineKind>>,
 }
 
@@ -59,27 +59,28 @@ impl StreamGuard {
         &self.stream
     }
 
-    /// Tells whoever carries the stream when its response must be over.
+    /// Publishes the response's deadline to the connection driver, which enforces it while the client does not read.
     pub(super) fn set_due(&self, deadline: Option<&Deadline>) {
         let whole = deadline.and_then(Deadline::whole);
         self.stream.progress.due.set(whole.map(|(at, _)| at));
         self.due.set(whole.map(|(_, bound)| bound));
     }
 
-    /// Why a response was cut off that nobody but its client seems to have ended.
+    /// Returns the failure for a response that was dropped without a recorded reason, if it was not the client that
+    /// ended it.
     fn unsaid(&self) -> Option<LocalFailure> {
         let progress = &self.stream.progress;
         let late = progress.due.get().is_some_and(|due| due <= Instant::now());
         match self.due.get().filter(|_| late) {
             _ if progress.evicted.get() => Some(LocalFailure::Evicted),
             _ if !progress.stalled.get() => None,
-            // A client that reads, but too slowly, has moved something.
+            // A client that reads, but too slowly, has made progress.
             Some(bound) => Some(bound.fault(false)),
             None => Some(LocalFailure::Idle),
         }
     }
 
-    /// Nothing of the response is left to be sent.
+    /// Records that the response was sent completely.
     pub(super) fn complete(&self) {
         self.complete.set(true);
     }
@@ -98,7 +99,7 @@ impl Drop for StreamGuard {
                 let (flags, details) = match self.unsaid() {
                     _ if has_worker_ended() => (flag::UPSTREAM_TIMEOUT, Some(detail::SHUTDOWN)),
                     Some(fault) => (fault.flags(), Some(fault.details())),
-                    // Nobody but the client ends a stream without a word.
+                    // Only a client ends a stream without a recorded reason.
                     None => (flag::DOWNSTREAM_TERMINATED, None),
                 };
                 state.flags |= flags;
@@ -130,7 +131,7 @@ impl Drop for StreamGuard {
         }
 
         if let Some(status) = grpc_status {
-            // Nothing but an upstream knows which methods there are.
+            // Only upstreams know which methods exist.
             figures.methods.count(&stream.original_path, status, state.attempts > 0, shard, total);
         }
 

@@ -1,7 +1,9 @@
-//! What is left of a request when both sides have switched to another protocol: bytes, both ways, until somebody ends it.
+//! Tunnels: after both sides have switched to another protocol, bytes are copied in both directions until either side
+//! ends.
 //!
-//! An end is passed on as an end, and an abort (a reset, an error) as an abort, in whichever way the other side's protocol says it
-//! (RFC 9113 section 8.5, RFC 8441 section 5, RFC 9114 section 4.4). What came before an abort is delivered first.
+//! An end is forwarded as an end, and an abort (a reset, an error) as an abort, in the form of the other side's
+//! protocol (RFC 9113 section 8.5, RFC 8441 section 5, RFC 9114 section 4.4). Bytes received before an abort are
+//! delivered first.
 
 use std::{
     future::poll_fn,
@@ -26,7 +28,7 @@ use crate::{
     upstream::{Upgrading, UpstreamBodyError},
 };
 
-/// A connection to an upstream that speaks another protocol now, to be joined with the client's.
+/// An upgraded upstream connection, to be joined with the client's.
 pub struct Tunnel {
     pub(super) upstream: Upgrading,
     pub(super) ending: StreamGuard,
@@ -35,7 +37,7 @@ pub struct Tunnel {
     pub(super) guards: ResponseGuards,
 }
 
-/// An upstream's side of a tunnel. The upstream of a client that has vanished, together with its side, is told of an abort.
+/// The upstream's side of a tunnel. If the client disappears and drops this, the upstream sees an abort.
 struct Upstream {
     stream: Box<dyn Transport>,
     aborts: bool,
@@ -49,17 +51,17 @@ impl Drop for Upstream {
     }
 }
 
-/// One of the two ways, with the side that sends on it.
+/// One direction of a tunnel, named after the side that sends.
 #[derive(Default)]
 struct TunnelDirection {
     carry: CopyDirection,
     is_over: bool,
-    /// Why the side has not come to a clean end.
+    /// The error, if the side did not end cleanly.
     broke: Option<io::Error>,
 }
 
 impl TunnelDirection {
-    /// Carries what can be carried now. `back` is the receiver's own way.
+    /// Copies as much as possible now. `back` is the opposite direction.
     fn poll(
         &mut self,
         back: &mut TunnelDirection,
@@ -75,14 +77,14 @@ impl TunnelDirection {
         match carried {
             Ok(()) => {}
             Err(CopyError::Sender(error)) => {
-                // Nobody is there to read what comes back.
+                // The sender is gone and cannot read responses.
                 back.is_over = true;
                 self.broke.get_or_insert(error);
             }
-            // Who has ended its side may close all of it: that is no abort.
+            // A receiver that has ended its own side may close completely: that is not an abort.
             Err(CopyError::Receiver(_)) if back.carry.has_ended() => {}
             Err(CopyError::Receiver(error)) => {
-                // What it has sent before is still delivered, and what then looks like an end is none.
+                // Bytes that it sent before are still delivered, but the following end is not a regular one.
                 back.carry.cut();
                 back.broke.get_or_insert(error);
             }
@@ -90,7 +92,7 @@ impl TunnelDirection {
     }
 }
 
-/// Both ways: the client sends forth, the upstream back.
+/// Both directions: the client sends `forth`, the upstream `back`.
 #[derive(Default)]
 struct Directions {
     forth: TunnelDirection,
@@ -98,7 +100,7 @@ struct Directions {
 }
 
 impl Directions {
-    /// Carries what can be carried now. Ready when nothing is left to be carried.
+    /// Copies as much as possible now. Ready when nothing is left to copy.
     fn poll(
         &mut self,
         client: &mut impl Transport,
@@ -111,14 +113,14 @@ impl Directions {
         if forth.is_over && back.is_over { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// What has moved so far, either way.
+    /// Returns the number of bytes moved so far in both directions.
     fn moved(&self) -> u64 {
         [&self.forth, &self.back].into_iter().map(|way| way.carry.received() + way.carry.sent()).sum()
     }
 }
 
 impl Tunnel {
-    /// Copies until both sides have ended, or one has failed, or nothing has moved for too long.
+    /// Copies until both sides have ended, one has failed, or the idle timeout expires.
     pub async fn run(self, mut client: impl Transport) {
         let Tunnel { upstream, ending, idle, ends, guards } = self;
         let stream = ending.stream().clone();
@@ -132,7 +134,7 @@ impl Tunnel {
                 return;
             }
         };
-        // Also when its client drops all of this.
+        // A guard, so that the gauge is also correct if the client drops the tunnel.
         let counted = tunnels.hold(observe::shard());
         let mut directions = Directions::default();
         let (mut moved, mut active) = (0, Instant::now());
@@ -185,7 +187,7 @@ impl Tunnel {
         }
         ending.complete();
         if broke {
-            // h2 throws away what waits to be sent on a stream that is reset. Its connection gets a turn to send it first.
+            // h2 discards data queued on a stream that is reset, so let its connection send it first.
             yield_now().await;
         }
         if client_aborts {

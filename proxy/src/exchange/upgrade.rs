@@ -1,8 +1,8 @@
-//! Requests that want another protocol: `Upgrade` (RFC 9110 section 7.8), extended `CONNECT` (RFC 8441, RFC 9220), and `CONNECT`
-//! itself.
+//! Requests to switch protocols: `Upgrade` (RFC 9110 section 7.8), extended `CONNECT` (RFC 8441, RFC 9220), and plain
+//! `CONNECT`.
 //!
-//! Filters and the rest of the exchange see all upgrades in the form of HTTP/1.1: a `GET` with an `Upgrade` field, answered with
-//! 101. Only where bytes come in and go out is it what the version there wants.
+//! Filters and the rest of the exchange see all upgrades in HTTP/1.1 form: a `GET` with an `Upgrade` field, answered
+//! with 101. They are translated from and to the client's and the upstream's version only at the edges.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header
 use super::{ListenerContext, reply::LocalFailure};
 use crate::http::fields::Present;
 
-/// What a request wants to switch to.
+/// The protocol switch that a request asks for.
 #[derive(Debug, Clone)]
 pub(super) enum Upgrade {
     /// Another protocol, spoken with the upstream.
     Upgrade {
-        /// Its name.
+        /// The protocol's name.
         token: HeaderValue,
     },
     /// A tunnel to an endpoint of the cluster.
@@ -25,8 +25,8 @@ pub(super) enum Upgrade {
 const WEBSOCKET: &[u8] = b"websocket";
 
 impl Upgrade {
-    /// What the request wants and may have. An upgrade that is not offered over HTTP/1.1 is ignored, as that version allows.
-    /// One over HTTP/2 leaves the request as a `GET`.
+    /// Returns the switch that the request asks for, if enabled. An upgrade over HTTP/1.1 that is not enabled is
+    /// ignored, as that version allows. An extended `CONNECT` is rewritten to a `GET`.
     pub(super) fn wanted(
         site: &ListenerContext,
         parts: &mut Parts,
@@ -40,7 +40,7 @@ impl Upgrade {
                 Some(token) if offered(token.as_bytes()) => {
                     parts.method = Method::GET;
                     if token.as_bytes().eq_ignore_ascii_case(WEBSOCKET) {
-                        // RFC 8441 section 5 does without the key; HTTP/1.1 upstreams want one.
+                        // RFC 8441 section 5 omits the key, but HTTP/1.1 upstreams require it.
                         let key = BASE64_STANDARD.encode(fastrand::u128(..).to_ne_bytes());
                         let key = HeaderValue::from_str(&key).unwrap_or(HeaderValue::from_static(""));
                         parts.headers.insert(header::SEC_WEBSOCKET_KEY, key);
@@ -62,14 +62,14 @@ impl Upgrade {
         Ok(token.map(|token| Upgrade::Upgrade { token: token.clone() }))
     }
 
-    /// Puts what the removal of hop-by-hop fields has taken away back, for filters to see.
+    /// Restores the `Upgrade` field, which was removed as hop-by-hop, for filters to see.
     pub(super) fn restore(&self, fields: &mut HeaderMap) {
         if let Upgrade::Upgrade { token } = self {
             fields.insert(header::UPGRADE, token.clone());
         }
     }
 
-    /// What a request says to an upstream, in the form of HTTP/1.1: its `Upgrade`.
+    /// Returns the value of `Upgrade` for the upstream, in HTTP/1.1 form.
     pub(super) fn token(&self) -> Option<&HeaderValue> {
         match self {
             Upgrade::Upgrade { token } => Some(token),
@@ -77,22 +77,22 @@ impl Upgrade {
         }
     }
 
-    /// Whether an upstream that has switched protocols has switched to this one (RFC 9110 section 7.8). HTTP/2 says so with its
-    /// status alone.
+    /// Returns whether the upstream has switched to this protocol (RFC 9110 section 7.8). In HTTP/2 the status alone
+    /// says so.
     pub(super) fn is_agreed(&self, version: Version, fields: &HeaderMap) -> bool {
         match self {
             Upgrade::Upgrade { token } if version < Version::HTTP_2 => {
                 let said =
                     fields.get_all(header::UPGRADE).iter().flat_map(|said| said.as_bytes().split(|b| *b == b','));
                 let mut said = said.map(<[u8]>::trim_ascii);
-                // Some old servers leave it out.
+                // Some old servers omit the field.
                 !fields.contains_key(header::UPGRADE) || said.any(|said| said.eq_ignore_ascii_case(token.as_bytes()))
             }
             Upgrade::Upgrade { .. } | Upgrade::Connect => true,
         }
     }
 
-    /// Brings a response that switches into the form that the client's version wants.
+    /// Translates a switching response into the form of the client's version.
     pub(super) fn finish(&self, version: Version, response: &mut Response<crate::http::body::Body>) {
         let fields = response.headers_mut();
         match self {

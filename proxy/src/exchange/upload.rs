@@ -1,8 +1,8 @@
-//! A request's body on its way to the upstream: past the filters, read ahead if it is short, kept for a retry as long as that is
-//! small, copied to a mirror.
+//! A request's body on its way to the upstream: passed through the filters, read ahead if short, kept for retries while
+//! small, and copied to a mirror.
 //!
-//! The upload outlives the tries: each try reads it through an [`UploadBody`] of its own, which gives first what earlier
-//! tries have read.
+//! The upload outlives the attempts: each attempt reads it through its own [`UploadBody`], which first replays what
+//! earlier attempts have read.
 
 use std::{
     cell::{Cell, RefCell},
@@ -39,64 +39,64 @@ use crate::{
     upstream::{ClientPermit, UsageGuard, reason::chain_of},
 };
 
-/// What a part of a kept body counts for at least: it takes memory however short it is.
+/// Minimum weight of a kept part, because even a short one takes memory.
 const LEAST_KEPT: usize = 64;
 
-/// Trailers are longer than the listener lets heads be.
+/// An error: the trailers exceed the listener's limit on heads.
 #[derive(Debug, thiserror::Error)]
-#[error("its trailers are longer than `limits.header_bytes`")]
+#[error("the trailers exceed `limits.header_bytes`")]
 struct TrailersTooLarge;
 
 /// A request's body.
 pub(super) struct Upload {
     stream: Rc<Stream>,
-    /// There is no body, so nothing of what follows matters.
+    /// Whether there is no body; the other fields are then irrelevant.
     empty: bool,
     filtered: bool,
-    /// Names of fields may have a `_`.
+    /// Whether field names may contain a `_`.
     keeps_underscores: bool,
-    /// Bytes that trailers may have.
+    /// Maximum size of trailers in bytes.
     max_trailers: u64,
     source: RefCell<UploadSource>,
     ahead: RefCell<ReadAhead>,
     kept: RefCell<ReplayBuffer>,
-    /// No other try will want what is kept.
+    /// Whether no further attempt will need the kept parts.
     settled: Cell<bool>,
-    /// A try has begun to read it.
+    /// Whether an attempt has begun to read the body.
     begun: Cell<bool>,
-    /// Why it ended early, if it did.
+    /// The reason why it ended early, if it did.
     fault: Cell<Option<LocalFailure>>,
     ended: Cell<bool>,
-    /// The length that the head of the try under way has promised.
+    /// The length announced in the head of the current attempt.
     promised: Cell<Option<u64>>,
     tee: RefCell<Option<MirrorTee>>,
-    /// When it was last read there was nothing, and its client could have sent something.
+    /// Whether nothing was available at the last read although the client could have sent more.
     awaits_client: Cell<bool>,
-    /// How fast it must come, if that is bounded.
+    /// The minimum rate, if there is one.
     pace: Option<Rc<MinRate>>,
-    /// Bytes that it may have.
+    /// Maximum length in bytes.
     limit: Option<u64>,
-    /// Its place among the unfinished uploads to the cluster.
+    /// The permit among the unfinished uploads to the cluster.
     place: UsageGuard,
 }
 
 struct UploadSource {
     incoming: Body,
-    /// The client has sent everything.
+    /// Whether the client has sent everything.
     drained: bool,
     flow: BodyFlow,
 }
 
-/// What has been read, for another try.
+/// The parts already read, for replay in another attempt.
 struct ReplayBuffer {
     frames: Vec<UploadFrame>,
     bytes: usize,
     limit: usize,
-    /// Not everything is kept.
+    /// Whether parts were discarded, so that no replay is possible.
     lost: bool,
 }
 
-/// A part of a body as it is sent.
+/// A part of a body.
 #[derive(Clone)]
 pub(super) enum UploadFrame {
     Data(Bytes),
@@ -104,11 +104,11 @@ pub(super) enum UploadFrame {
 }
 
 impl UploadFrame {
-    /// What it counts for where memory is bounded.
+    /// Returns the number of bytes that count towards memory limits.
     pub(super) fn weight(&self) -> usize {
         match self {
             UploadFrame::Data(data) => data.len().max(LEAST_KEPT),
-            // There is one of them, with a bound of its own.
+            // There is at most one, with its own limit.
             UploadFrame::Trailers(_) => 0,
         }
     }
@@ -153,22 +153,23 @@ impl Upload {
         })
     }
 
-    /// Whether there is no body.
+    /// Returns whether there is no body.
     pub(super) fn is_empty(&self) -> bool {
         self.empty
     }
 
-    /// Whether filters see the body.
+    /// Returns whether filters see the body.
     pub(super) fn is_filtered(&self) -> bool {
         self.filtered
     }
 
-    /// Whether its client is to send more of it now. It is not while what has come waits for the upstream, or a filter.
+    /// Returns whether the proxy waits for the client to send more. It does not while received data waits for the
+    /// upstream or a filter.
     pub(super) fn awaits_client(&self) -> bool {
         self.awaits_client.get()
     }
 
-    /// Whether filters have let trailers through, or have added some.
+    /// Returns whether trailers have passed the filters or were added by them.
     pub(super) fn has_filtered_trailers(&self) -> bool {
         self.filtered
             && (self.source.borrow().flow.has_trailers()
@@ -176,12 +177,12 @@ impl Upload {
                 || matches!(self.kept.borrow().frames.last(), Some(UploadFrame::Trailers(_))))
     }
 
-    /// Whether its client has still something to send.
+    /// Returns whether the client has more to send.
     pub(super) fn is_unfinished(&self) -> bool {
         !self.empty && self.stream.times.request_end.get().is_none()
     }
 
-    /// Holds its place among the unfinished uploads until it is none.
+    /// Holds a permit among the unfinished uploads until this one is finished.
     pub(super) fn hold(&self, place: ClientPermit) {
         if self.is_unfinished() {
             self.stream.progress.uploads.set(true);
@@ -189,24 +190,24 @@ impl Upload {
         }
     }
 
-    /// That place.
+    /// Returns the guard that holds that permit.
     pub(super) fn place(&self) -> &UsageGuard {
         &self.place
     }
 
-    /// How fast it must come.
+    /// Returns the minimum rate.
     pub(super) fn pace(&self) -> Option<Rc<MinRate>> {
         self.pace.clone()
     }
 
-    /// Nobody reads it for now, so its client is not too slow.
+    /// Pauses the minimum rate while the body is not being read.
     pub(super) fn rests(&self) {
         if let Some(pace) = &self.pace {
             pace.rests();
         }
     }
 
-    /// Whether it is known to be longer than it may be.
+    /// Returns whether the body is known to exceed its limit.
     pub(super) fn is_too_long(&self) -> bool {
         self.exceeds(&self.source.borrow().incoming)
     }
@@ -217,39 +218,39 @@ impl Upload {
         left.saturating_add(self.stream.state.borrow().bytes[Direction::Request as usize]) > limit
     }
 
-    /// Why it ended early.
+    /// Returns the reason why it ended early.
     pub(super) fn fault(&self) -> Option<LocalFailure> {
         self.fault.get()
     }
 
-    /// Keeps up to this many bytes for another try.
+    /// Keeps up to this many bytes for another attempt.
     pub(super) fn keep(&self, limit: usize) {
         let mut kept = self.kept.borrow_mut();
         (kept.limit, kept.lost) = (limit, false);
     }
 
-    /// There will be no other try: what was kept is let go once it is sent.
+    /// Records that there will be no other attempt: kept parts are freed once sent.
     pub(super) fn settle(&self) {
         self.settled.set(true);
     }
 
-    /// Whether another try could send the same body.
+    /// Returns whether another attempt could send the same body.
     pub(super) fn can_repeat(&self) -> bool {
         self.empty || !self.begun.get() || !self.kept.borrow().lost
     }
 
-    /// Copies what is read from now on.
+    /// Copies everything read from now on to a mirror.
     pub(super) fn set_tee(&self, tee: MirrorTee) {
         *self.tee.borrow_mut() = Some(tee);
     }
 
-    /// What the head of the next try says about the length. A client is held to its own word as it is read; filters, which may
-    /// say or send something else, are here.
+    /// Sets the length announced in the next attempt's head. The client's own announcement is checked as its body is
+    /// read; this one is for filters, which may announce or send a different length.
     pub(super) fn promise(&self, length: Option<u64>) {
         self.promised.set(length);
     }
 
-    /// The body for one try: first what earlier tries have read, then the rest.
+    /// Returns the body for one attempt: first the parts read by earlier attempts, then the rest.
     pub(super) fn body(self: &Rc<Self>) -> Body {
         if self.empty {
             Body::Empty
@@ -258,9 +259,10 @@ impl Upload {
         }
     }
 
-    /// What `Content-Length` must say in place of these fields' own, if that cannot be promised any more: as it came if no filter
-    /// can change it; else what it has become, if all of it is through, and nothing if it has changed already. Over HTTP/1.1 a body
-    /// with a length has no trailers, so there is nothing either if trailers are announced, or there.
+    /// Returns the replacement for `Content-Length` if the original can no longer be guaranteed: the filtered length if
+    /// everything has passed the filters, no length if it has changed or may change. If filters cannot change it, the
+    /// original is kept. Over HTTP/1.1 a body with a length has no trailers, so there is no length either if trailers
+    /// are announced or present.
     pub(super) fn length(&self, fields: &HeaderMap) -> Option<Option<HeaderValue>> {
         if self.empty || !self.filtered || !fields.contains_key(header::CONTENT_LENGTH) {
             return None;
@@ -275,8 +277,8 @@ impl Upload {
         }
     }
 
-    /// Waits until a first part is through the filters, or everything is, or nothing more will be; or until a bound is
-    /// passed.
+    /// Waits until a first part or everything has passed the filters, or nothing more will; or until a timeout expires,
+    /// which is returned.
     pub(super) async fn prime(&self, deadline: &mut Deadline) -> Option<DeadlineKind> {
         std::future::poll_fn(|cx| {
             let mut source = self.source.borrow_mut();
@@ -297,8 +299,8 @@ impl Upload {
         .await
     }
 
-    /// Reads it to its end if that is known to come within `most` bytes; if the end is not known, what comes of it soon. Until then
-    /// no upstream is asked. A bound, if one is passed.
+    /// Reads the body before any upstream is involved: to its end if the length is known and at most `most`, or else
+    /// what arrives soon. Returns a timeout if one expires.
     pub(super) async fn read_ahead(&self, most: usize, deadline: &mut Deadline) -> Option<DeadlineKind> {
         let length = self.source.borrow().incoming.size_hint().exact();
         if !self.is_unfinished() || length.is_some_and(|length| length > most as u64) {
@@ -334,13 +336,13 @@ impl Upload {
         .await
     }
 
-    /// Lets go what the filter `nth` holds, now that it has let the head go.
+    /// Releases the parts held by filter `nth`, which has let the head go.
     pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), LocalFailure> {
         let mut source = self.source.borrow_mut();
         source.flow.release(&self.stream, nth, until).map_err(LocalFailure::from)
     }
 
-    /// Shows the next part to a filter that holds the head. Whether that filter lets the head go.
+    /// Passes the next part to a filter that holds the head. Returns whether that filter lets the head go.
     pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, LocalFailure>> {
         let mut source = self.source.borrow_mut();
         self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.fault.get().unwrap_or(LocalFailure::BadBody))
@@ -361,7 +363,7 @@ impl Upload {
         }
         let frame = match self.poll_incoming(incoming, cx) {
             Poll::Pending => {
-                // A filter may resume what it holds before more comes.
+                // A filter may resume what it holds before more arrives.
                 self.stream.register(Direction::Request, cx);
                 return Poll::Pending;
             }
@@ -393,18 +395,18 @@ impl Upload {
         Poll::Ready(moved.map_err(|e| self.fail(e.into(), e.into())))
     }
 
-    /// The next frame from the client. It is looked at here how fast it comes, and how much of it.
+    /// Reads the next frame from the client, and checks its rate and the total length.
     fn poll_incoming(
         &self,
         incoming: &mut Body,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        // Before anything is read, so that no client is told to send it.
+        // Before anything is read, so that the client is not sent a 100 (Continue).
         if self.exceeds(incoming) {
             return Poll::Ready(Some(Err(BodyError::TooLong)));
         }
         let Poll::Ready(mut frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-            // What others on its connection have sent, and nobody reads, may leave it no room.
+            // Unread data on other streams may have exhausted the connection's flow-control window.
             let awaits = incoming.may_come(cx);
             self.awaits_client.set(awaits);
             if let Some(pace) = &self.pace {
@@ -439,12 +441,12 @@ impl Upload {
             self.stream.times.request_end.set(Some(Instant::now()));
             self.place.end();
             self.stream.progress.uploads.set(false);
-            // The time for the response begins now.
+            // The response timeout starts now; wake the task to set it.
             self.stream.wake();
         }
     }
 
-    /// Reading it has failed.
+    /// Records that reading from the client failed.
     #[cold]
     fn fail_by(&self, error: BodyError) -> BodyError {
         let fault = match error {
@@ -465,7 +467,7 @@ impl Upload {
         error
     }
 
-    /// The next part of it, read ahead or not.
+    /// Returns the next part, read ahead or not.
     fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<UploadFrame, BodyError>>> {
         let ahead = self.ahead.borrow_mut().pop();
         match ahead {
@@ -474,7 +476,7 @@ impl Upload {
         }
     }
 
-    /// The next part from the client, through the filters.
+    /// Returns the next part from the client, through the filters.
     fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<UploadFrame, BodyError>>> {
         let mut source = self.source.borrow_mut();
         if !self.filtered {
@@ -511,17 +513,17 @@ impl Upload {
     }
 }
 
-/// The body of one try.
+/// The body of one attempt.
 struct UploadBody {
     upload: Rc<Upload>,
-    /// How many of the kept frames it has given.
+    /// Number of kept frames already replayed.
     at: usize,
-    /// Bytes that are still to come, if the head has said how many.
+    /// Bytes still expected, if the head announced a length.
     left: Option<u64>,
 }
 
 impl UploadBody {
-    /// Holds a part, or the end, to what the head has promised.
+    /// Checks a part, or the end, against the announced length.
     fn check(&mut self, sent: Option<UploadFrame>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let data = if let Some(UploadFrame::Data(data)) = &sent { data.len() as u64 } else { 0 };
         let ends = !matches!(sent, Some(UploadFrame::Data(_))) || self.is_end_stream();
@@ -586,7 +588,7 @@ impl http_body::Body for UploadBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // The head says what the length is, and whoever sends the body holds it to that.
+        // The head carries the length, and the sender enforces it.
         SizeHint::default()
     }
 }

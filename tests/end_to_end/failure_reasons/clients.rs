@@ -76,7 +76,7 @@ fn assert_turned_away(name: &str, proxy: &Proxy, details: &str, parts: &[&str]) 
     let entry = proxy.entry(|entry| entry["details"] == details);
     let why = entry["downstream_failure"].as_str().unwrap_or_else(|| panic!("{name}: no reason in {entry}"));
     parts.iter().for_each(|part| assert!(why.contains(part), "{name}: no {part:?} in {why:?}"));
-    proxy.wait_for_output(&format!("a client was turned away: {why}"));
+    proxy.wait_for_output(&format!("client rejected: {why}"));
     entry
 }
 
@@ -199,7 +199,7 @@ fn tls_on_a_plain_port_is_called_that() {
     // A listener that speaks nothing but HTTP/2 has no answer to that.
     let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("protocol: http2"));
     Client::new(&ours).ask(&proxy);
-    proxy.wait_for_output(&format!("a client was turned away: {why}"));
+    proxy.wait_for_output(&format!("client rejected: {why}"));
     proxy.refused_one("http2");
 }
 
@@ -214,7 +214,7 @@ fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_no
     site.entry_for("/");
     assert_eq!(site.entries().len(), 1, "{:?}", site.entries());
     assert_eq!(site.metrics().sum("tollgate_tls_handshake_failures_total", &[]), 0.0);
-    assert!(!site.output().contains("turned away"), "{}", site.output());
+    assert!(!site.output().contains("client rejected"), "{}", site.output());
     let proxy = behind(&upstream, &ours, "", "timeouts: {handshake: 300ms}");
     let mut client = proxy.client();
     client.send([0x16, 3, 1]);
