@@ -238,7 +238,7 @@ fn trailers_that_are_too_long_are_no_part_of_a_request() {
             let entry = proxy.entry_for(path);
             assert_eq!(entry["details"], "bad_request_body", "{entry}");
             let why = entry["downstream_failure"].as_str().unwrap_or_default();
-            assert!(why.contains("trailers are longer than `limits.header_bytes`"), "{why}");
+            assert!(why.contains("trailers exceed `limits.header_bytes`"), "{why}");
         }
     }
 }
