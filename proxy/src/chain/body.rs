@@ -1,7 +1,8 @@
 //! Moves a message's body and trailers past the filters of a chain.
 //!
-//! What a filter holds (by pausing) is kept here, up to a bound for each filter and one for all of a worker's bodies; what has
-//! passed all of them comes out as frames. A message whose filters do not look at bodies goes straight through.
+//! Data that a filter holds by pausing (backpressure) is stored here, up to a limit per filter and one for all bodies
+//! of a worker. Data that has passed all filters is emitted as frames. If no filter subscribes to bodies, a message
+//! passes straight through.
 
 use std::{cell::Cell, collections::VecDeque, rc::Rc};
 
@@ -10,55 +11,55 @@ use http::HeaderMap;
 
 use super::{Action, Direction, OnFailure, Stream, body_bit, stream::Buffer, trailers_bit};
 
-/// What a worker's filters hold of all bodies together, in bytes, at most.
+/// Maximum bytes of all bodies that a worker's filters hold together.
 const ALL: usize = 256 << 20;
 
 thread_local! {
-    /// What this worker's filters hold.
+    /// Bytes that this worker's filters hold.
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What filters have let out.
+/// A frame that has passed all filters.
 #[derive(Debug)]
 pub enum FilteredFrame {
     /// A part of the body.
     Data(Bytes),
-    /// The trailers, after which nothing comes.
+    /// The trailers, always last.
     Trailers(HeaderMap),
 }
 
-/// Why a body cannot go on.
+/// Why a body was aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyAborted {
-    /// A filter holds more than it may.
-    #[error("a filter holds back more of the body than it may")]
+    /// A filter exceeded its buffer limit.
+    #[error("a filter exceeded its limit on a buffered body")]
     TooLarge,
-    /// This worker's filters hold as much of all bodies as they may.
-    #[error("filters hold back more of all bodies than they may")]
+    /// The worker's filters exceeded the limit on all bodies.
+    #[error("filters exceeded the worker's limit on buffered bodies")]
     Crowded,
-    /// A filter has failed, and its policy is to deny.
+    /// A filter failed and its policy is to deny.
     #[error("a filter has failed")]
     FilterFailed,
 }
 
-/// What one filter holds.
+/// What one filter holds of a body.
 #[derive(Debug, Default)]
 struct HeldBody {
     data: Buffer,
-    /// The body's end is among what it holds.
+    /// The end of the body is included.
     end: bool,
-    /// It has paused in a body or trailers callback.
+    /// The filter has paused in a body or trailers callback.
     paused: bool,
-    /// The trailers are held, before or after its callback.
+    /// The held trailers, and whether the filter's callback has seen them.
     trailers: Option<(HeaderMap, bool)>,
 }
 
-/// What one body counts for among what the worker's filters hold.
+/// One body's share of the bytes that the worker's filters hold.
 #[derive(Debug, Default)]
 struct BufferShare(usize);
 
 impl BufferShare {
-    /// It has become this large.
+    /// Updates the share to this size.
     fn set(&mut self, bytes: usize) -> Result<(), BodyAborted> {
         let all = HELD.get() - self.0 + bytes;
         if bytes > self.0 && all > ALL {
@@ -76,27 +77,27 @@ impl Drop for BufferShare {
     }
 }
 
-/// A body on its way.
+/// The progress of a body.
 #[derive(Debug)]
 pub struct BodyFlow {
     direction: Direction,
     limit: usize,
-    /// One for each filter, in this direction's order.
+    /// Per filter, in this direction's order.
     held: Vec<HeldBody>,
     share: BufferShare,
     /// The first filter that sees it.
     first: usize,
     out: VecDeque<FilteredFrame>,
-    /// The end has come out.
+    /// The end was emitted.
     ended: bool,
-    /// Filters may have changed the body's length: what went in, what came out.
+    /// Bytes that entered and bytes that were emitted; they differ if filters change the body.
     lengths: (u64, u64),
 }
 
 impl BodyFlow {
-    /// A body at its beginning; a filter may hold `limit` bytes of it.
+    /// Starts a body; each filter may hold up to `limit` bytes of it.
     pub fn new(stream: &Stream, direction: Direction, limit: usize) -> BodyFlow {
-        // If no filter wants to see it, nothing is ever asked of this.
+        // If no filter subscribes to bodies, the list is never used.
         let filters = if stream.chain.wants_body(direction) { stream.chain.filters().len() } else { 0 };
         let held = (0..filters).map(|_| HeldBody::default()).collect();
         BodyFlow {
@@ -111,48 +112,48 @@ impl BodyFlow {
         }
     }
 
-    /// The same for a local reply that so many filters, counted from the upstream's end, do not see.
+    /// For a local reply: skips this many filters, counted from the upstream's end.
     pub fn skipping(self, filters: usize) -> BodyFlow {
         BodyFlow { first: filters, ..self }
     }
 
-    /// The next frame that is through.
+    /// Takes the next emitted frame.
     pub fn pop(&mut self) -> Option<FilteredFrame> {
         self.out.pop_front()
     }
 
-    /// Whether the end has come out, and everything before it.
+    /// Whether the end was emitted and every frame taken.
     pub fn is_over(&self) -> bool {
         self.ended && self.out.is_empty()
     }
 
-    /// Whether the end has come out, if not everything before it yet.
+    /// Whether the end was emitted, even if frames remain to be taken.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Whether trailers are among what waits to be taken.
+    /// Whether trailers remain to be taken.
     pub fn has_trailers(&self) -> bool {
         self.out.iter().any(|frame| matches!(frame, FilteredFrame::Trailers(_)))
     }
 
-    /// Whether something has come out and waits to be taken.
+    /// Whether frames remain to be taken.
     pub fn is_ready(&self) -> bool {
         !self.out.is_empty()
     }
 
-    /// Bytes that have gone in and have come out (taken or not).
+    /// Bytes that entered, and bytes that were emitted (taken or not).
     pub fn lengths(&self) -> (u64, u64) {
         self.lengths
     }
 
-    /// Bytes that wait to be taken.
+    /// Bytes that remain to be taken.
     pub fn waiting(&self) -> u64 {
         self.out.iter().map(|f| if let FilteredFrame::Data(d) = f { d.len() as u64 } else { 0 }).sum()
     }
 
-    /// A part has come. `until`: the filter (its number in this direction) that still holds the head, if one does; it gets
-    /// the part and nobody after it does. Returns whether that filter lets the head go.
+    /// Processes a part of the body. `until`: the filter (its number in this direction) that still holds the head, if
+    /// any; it receives the part, and later filters do not. Returns whether that filter releases the head.
     pub fn data(
         &mut self,
         stream: &Rc<Stream>,
@@ -166,7 +167,7 @@ impl BodyFlow {
         Ok(lets_head_go)
     }
 
-    /// The trailers have come. `until` and the result: as for `data`.
+    /// Processes the trailers. `until` and the result are as for [`data`](Self::data).
     pub fn trailers(
         &mut self,
         stream: &Rc<Stream>,
@@ -178,12 +179,12 @@ impl BodyFlow {
         Ok(lets_head_go)
     }
 
-    /// Counts what filters hold now.
+    /// Updates the accounting of held bytes.
     fn count(&mut self) -> Result<(), BodyAborted> {
         self.share.set(self.held.iter().map(|held| held.data.as_slice().len()).sum())
     }
 
-    /// Lets out what filters hold that have resumed the stream. `until`: as for `data`.
+    /// Releases what is held by filters that have resumed the stream. `until` is as for [`data`](Self::data).
     pub fn resume(&mut self, stream: &Rc<Stream>, until: Option<usize>) -> Result<(), BodyAborted> {
         for nth in 0..until.unwrap_or(self.held.len()).min(self.held.len()) {
             if !self.held[nth].paused {
@@ -202,7 +203,7 @@ impl BodyFlow {
         Ok(())
     }
 
-    /// Lets out what the filter `nth` holds. `until`: as for `data`.
+    /// Releases what the filter `nth` holds. `until` is as for [`data`](Self::data).
     pub fn release(&mut self, stream: &Rc<Stream>, nth: usize, until: Option<usize>) -> Result<(), BodyAborted> {
         let Some(held) = self.held.get_mut(nth) else { return Ok(()) };
         held.paused = false;
@@ -244,7 +245,7 @@ impl BodyFlow {
                 if holds_head {
                     return self.hold(nth, data).map(|()| false);
                 }
-                // One that has failed holds nothing any more: that goes on with this part.
+                // A failed filter no longer holds anything: its data goes on with this part.
                 self.held[nth].paused = false;
                 continue;
             }
@@ -263,11 +264,11 @@ impl BodyFlow {
             if data.is_overflown() {
                 return Err(BodyAborted::TooLarge);
             }
-            // The filter may have added trailers: then the body's end is no more the message's.
+            // If the filter has added trailers, the end of the body is no longer the end of the message.
             let added = if end { state.trailers[self.direction as usize].take() } else { None };
             let added = added.filter(|trailers| !trailers.is_empty());
             let p = &mut state.positions[position];
-            // A resume while the callback ran counts like going on.
+            // A resume during the callback has the same effect as `Continue`.
             let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
             match action {
                 Action::Pause if !resumed => {
@@ -300,14 +301,14 @@ impl BodyFlow {
         Ok(false)
     }
 
-    /// Keeps the trailers that a filter has added, with what it holds.
+    /// Stores the trailers that a filter has added, with the data it holds.
     fn keep_added(&mut self, nth: usize, added: Option<HeaderMap>) {
         if let Some(trailers) = added {
             (self.held[nth].end, self.held[nth].trailers) = (false, Some((trailers, true)));
         }
     }
 
-    /// Moves a last part on, and the trailers that were added to it.
+    /// Moves on a last part and the trailers that were added to it.
     fn push_with(
         &mut self,
         stream: &Rc<Stream>,
@@ -321,7 +322,7 @@ impl BodyFlow {
             false => self.push(stream, from, Buffer::new(data.take()), false, until)?,
         };
         match until {
-            // The filter that has held the head holds the part until that is gone, and hears of the trailers then.
+            // The filter that has held the head holds the part until the head is gone, and receives the trailers then.
             Some(nth) if lets_head_go => {
                 self.held[nth].trailers = Some((trailers, false));
                 Ok(true)
@@ -347,7 +348,7 @@ impl BodyFlow {
         Ok(())
     }
 
-    /// Whether the filter that holds the head lets it go.
+    /// Returns whether the filter that holds the head releases it.
     fn push_trailers(
         &mut self,
         stream: &Rc<Stream>,
@@ -363,7 +364,7 @@ impl BodyFlow {
             let holds_head = until == Some(nth);
             let wants = |bit| filter.phases() & bit != 0;
             let gone = self.is_gone(stream, position)?;
-            // A filter that waits for more of the body, and hears of no trailers, must be told that there is no more.
+            // A filter that waits for more of the body but does not subscribe to trailers must be notified of the end.
             let told_of_body = !wants(trailers_bit(self.direction)) && wants(body_bit(self.direction));
             let told_of_body = told_of_body && (holds_head || self.held[nth].paused);
             if gone || !(told_of_body || wants(trailers_bit(self.direction))) {
@@ -421,11 +422,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_bodies_hold_is_bounded_and_given_back() {
+    fn total_of_held_bodies_is_limited_and_returned() {
         let (mut first, mut second) = (BufferShare::default(), BufferShare::default());
         assert_eq!((first.set(ALL - 10), second.set(10)), (Ok(()), Ok(())));
         assert_eq!(second.set(11), Err(BodyAborted::Crowded));
-        assert_eq!((HELD.get(), second.0), (ALL, 10), "what is refused is not counted");
+        assert_eq!((HELD.get(), second.0), (ALL, 10), "a rejected part is not counted");
         assert_eq!((first.set(ALL - 20), second.set(20)), (Ok(()), Ok(())));
         drop(first);
         assert_eq!(HELD.get(), 20);

@@ -1,6 +1,7 @@
-//! What the host keeps for guests, counted in bytes. Each instance has a [`Ledger`] with a budget (`limits.host_memory`). Whatever a
-//! guest makes the host keep holds a [`Charge`], which gives its bytes back when it is dropped, on whichever thread that is.
-//! Past the budget nothing more is kept, and the host function says so.
+//! Accounting of the memory that the host holds for guests. Each instance has a [`MemoryBudget`]
+//! (`limits.host_memory`), and everything that the host stores for it holds a [`MemoryCharge`], which returns its bytes
+//! when dropped, on any thread. When the budget is used up, nothing more is stored and the host function returns an
+//! error.
 
 use std::sync::{
     Arc,
@@ -11,54 +12,55 @@ use bytes::Bytes;
 
 use crate::observe::{self, Gauge};
 
-/// A call under way: its task, its head, its share of a connection.
+/// Bytes charged for a call: its task, its head, its share of a connection.
 pub const CALL: usize = 4096;
 
-/// A timer: its task.
+/// Bytes charged for a timer: its task.
 pub const TIMER: usize = 512;
 
-/// Anything small in a list or a map, beside its bytes.
+/// Overhead charged for a small item in a list or map.
 pub const ITEM: usize = 128;
 
-/// How far filters may make a stream's heads and log fields grow before they are weighed: less than the stream itself takes.
+/// Bytes by which filters may grow a stream's heads and log fields before they are measured: less than the stream
+/// itself takes.
 const UNWEIGHED: usize = 4096;
 
-/// Bytes of all heads and trailers of a stream, once filters make them grow.
+/// Maximum bytes of all heads and trailers of a stream when filters grow them.
 const MAX_HEADS: usize = 2 << 20;
 
-/// There is no room for more.
+/// The budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the budget (`limits.host_memory`) is used up")]
 pub struct BudgetExceeded;
 
-/// A budget, and how much of it is used.
+/// A budget and its usage.
 #[derive(Debug)]
 pub struct MemoryBudget {
     held: AtomicUsize,
     limit: usize,
-    /// Shows it in the metrics.
+    /// Exports the usage.
     gauge: Option<Gauge>,
 }
 
 impl MemoryBudget {
-    /// A budget of which nothing is used yet.
+    /// Creates an unused budget.
     pub fn new(limit: usize, gauge: Option<Gauge>) -> Arc<MemoryBudget> {
         Arc::new(MemoryBudget { held: AtomicUsize::new(0), limit, gauge })
     }
 
-    /// Charges these bytes, if they fit.
+    /// Charges these bytes if they fit.
     pub fn charge(self: &Arc<Self>, bytes: usize) -> Result<MemoryCharge, BudgetExceeded> {
         let mut charge = self.open();
         charge.grow(bytes)?;
         Ok(charge)
     }
 
-    /// A charge of nothing, which may grow.
+    /// Creates an empty charge, which may grow.
     pub fn open(self: &Arc<Self>) -> MemoryCharge {
         MemoryCharge { ledger: self.clone(), bytes: 0 }
     }
 
-    /// How much is used.
+    /// The usage in bytes.
     #[cfg(test)]
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
@@ -81,7 +83,7 @@ impl MemoryBudget {
     }
 }
 
-/// Bytes of a budget; dropping it gives them back.
+/// Bytes charged to a budget, returned on drop.
 #[derive(Debug)]
 pub struct MemoryCharge {
     ledger: Arc<MemoryBudget>,
@@ -89,14 +91,14 @@ pub struct MemoryCharge {
 }
 
 impl MemoryCharge {
-    /// Charges more, if that fits.
+    /// Charges more bytes if they fit.
     pub fn grow(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
         self.ledger.take(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Charges so much in all, if that fits.
+    /// Changes the total charge to `bytes` if that fits.
     pub fn set(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
@@ -108,12 +110,12 @@ impl MemoryCharge {
         }
     }
 
-    /// Whether it is of this budget.
+    /// Whether it is a charge on this budget.
     pub fn is_of(&self, ledger: &Arc<MemoryBudget>) -> bool {
         Arc::ptr_eq(&self.ledger, ledger)
     }
 
-    /// Bytes that hold the charge for as long as any part of them is there.
+    /// Wraps bytes so that they hold the charge for as long as any part of them exists.
     pub fn hold(self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(ChargedBytes { bytes, _charge: self })
     }
@@ -138,17 +140,17 @@ impl AsRef<[u8]> for ChargedBytes {
     }
 }
 
-/// What filters are charged for what they make a stream's heads, trailers and log fields grow by. To weigh those takes a look at
-/// each field, so it is done only once for a few kilobytes more.
+/// What filters are charged for the growth of a stream's heads, trailers and log fields. Measuring these visits each
+/// field, so it is done only once per a few kilobytes of growth.
 #[derive(Debug, Default)]
 pub struct DeferredCharge {
     grown: usize,
-    /// One for each instance that has made it grow that far.
+    /// One per instance that has caused such growth.
     charges: Vec<MemoryCharge>,
 }
 
 impl DeferredCharge {
-    /// Whether so many bytes more need not be weighed.
+    /// Adds to the growth. Returns whether it is too small to measure.
     #[inline]
     pub fn add(&mut self, more: usize) -> bool {
         if more > 0 {
@@ -157,7 +159,7 @@ impl DeferredCharge {
         more == 0 || self.grown <= UNWEIGHED
     }
 
-    /// Charges an instance for all that there is, and for so many bytes more. Whether they may be added.
+    /// Charges an instance for everything that exists plus `more` bytes. Returns whether they may be added.
     #[cold]
     pub fn weigh(&mut self, ledger: &Arc<MemoryBudget>, there: usize, more: usize) -> bool {
         let all = there.saturating_add(more);
@@ -193,7 +195,7 @@ mod tests {
         drop(first);
         second.set(1).unwrap();
         assert_eq!(ledger.held(), 1);
-        assert_eq!(ledger.charge(usize::MAX).unwrap_err(), BudgetExceeded, "it does not wrap");
+        assert_eq!(ledger.charge(usize::MAX).unwrap_err(), BudgetExceeded, "it does not overflow");
         drop(second);
         assert_eq!(ledger.held(), 0);
     }
@@ -213,12 +215,12 @@ mod tests {
     fn what_a_stream_owes_is_what_it_weighs_and_never_past_the_budget() {
         let ledger = MemoryBudget::new(10_000, None);
         let mut owed = DeferredCharge::default();
-        assert!(owed.add(UNWEIGHED) && owed.add(0), "a little is free");
+        assert!(owed.add(UNWEIGHED) && owed.add(0), "small growth is free");
         assert!(!owed.add(1));
         assert!(owed.weigh(&ledger, 6000, 1) && ledger.held() == 6001);
         assert!(owed.add(UNWEIGHED) && !owed.add(1));
-        assert!(!owed.weigh(&ledger, 10_000, 1), "past the budget");
-        assert!(!owed.add(1), "and so it stays until there is less");
+        assert!(!owed.weigh(&ledger, 10_000, 1), "over the budget");
+        assert!(!owed.add(1), "stays rejected until usage drops");
         assert!(owed.weigh(&ledger, 50, 1) && ledger.held() == 51);
         let wide = MemoryBudget::new(usize::MAX, None);
         assert!(!owed.weigh(&wide, MAX_HEADS, 1));

@@ -1,7 +1,7 @@
 //! Moves a message's head past the filters of a chain.
 //!
-//! Polled, not awaited: a filter that pauses makes it pending until somebody resumes the stream, and the same task goes on
-//! with whatever else it has to do.
+//! It is polled rather than awaited: while a filter pauses it, it is pending until the stream is resumed, and the same
+//! task continues with its other work.
 
 use std::{
     rc::Rc,
@@ -16,26 +16,26 @@ use super::{
 };
 use crate::observe::detail;
 
-/// Where a head has got to.
+/// The progress of a head.
 #[derive(Debug)]
 pub struct HeadFlow {
     direction: Direction,
     /// How many filters it has passed.
     passed: usize,
-    /// The next one holds it.
+    /// The next filter holds it.
     paused: bool,
-    /// How many filters see it at all.
+    /// How many filters process it in total.
     last: usize,
 }
 
 /// How a head's way through the chain ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It is through.
+    /// It has passed all filters.
     Done,
-    /// A filter answers itself, or has failed and its policy is to deny. For a request, `passed` filters have seen it.
+    /// A filter sent a local reply, or failed with the policy to deny. For a request, `passed` filters have seen it.
     Reply(LocalReply),
-    /// A filter ends the stream without a response.
+    /// A filter ended the stream without a response.
     Closed,
 }
 
@@ -49,13 +49,13 @@ pub fn failed_reply() -> LocalReply {
 }
 
 impl HeadFlow {
-    /// A head on its way through the whole chain.
+    /// Starts a head's way through the whole chain.
     pub fn new(stream: &Stream, direction: Direction) -> HeadFlow {
         HeadFlow { direction, passed: 0, paused: false, last: stream.chain.filters().len() }
     }
 
-    /// A local reply on its way back through the filters that have seen the request, but for `skip` of them, counted from
-    /// the upstream's end.
+    /// Starts a local reply's way back through the filters that have seen the request, except the first `skip`, counted
+    /// from the upstream's end.
     pub fn reply(stream: &Stream, skip: usize) -> HeadFlow {
         HeadFlow { passed: skip, ..HeadFlow::new(stream, Direction::Response) }
     }
@@ -65,23 +65,23 @@ impl HeadFlow {
         self.passed
     }
 
-    /// How many filters the head has passed, or been held by.
+    /// How many filters the head has passed or is held by.
     pub fn seen(&self) -> usize {
         (self.passed + 1).min(self.last)
     }
 
-    /// The filter that holds the head, if one does: its number in this direction.
+    /// The filter that holds the head, if any: its number in this direction.
     pub fn held_by(&self) -> Option<usize> {
         self.paused.then_some(self.passed)
     }
 
-    /// Whether the filter that holds the head wants to see the body meanwhile.
+    /// Whether the filter that holds the head receives the body meanwhile.
     pub fn feeds_body(&self, stream: &Stream) -> bool {
         let filter = || &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
         self.paused && filter().headers_pause() == HeadersPause::HoldHeaders && stream.chain.wants_body(self.direction)
     }
 
-    /// The time is over for the filter that holds the head. It is told, if it was shown nothing of a body that it wants.
+    /// Notifies the filter that held the head until the timeout, if it subscribes to a body and received none of it.
     pub fn stalled(&self, stream: &Stream) {
         let filter = &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
         let wants_body = filter.phases() & body_bit(self.direction) != 0;
@@ -90,13 +90,13 @@ impl HeadFlow {
         }
     }
 
-    /// The filter that holds the head lets it go (its body callback has answered so).
+    /// Releases the head from the filter that holds it, as its body callback requested.
     pub fn release(&mut self) {
         self.passed += 1;
         self.paused = false;
     }
 
-    /// Moves on as far as filters allow. `end`: no body follows.
+    /// Proceeds as far as filters allow. `end`: no body follows.
     pub fn poll(&mut self, stream: &Rc<Stream>, end: bool, cx: &mut Context<'_>) -> Poll<Outcome> {
         loop {
             let mut state = stream.state.borrow_mut();
@@ -150,13 +150,14 @@ impl HeadFlow {
     }
 }
 
-/// Whether [`interrupted`] would say so, without taking it.
+/// Whether [`interrupted`] would return an outcome; does not take it.
 pub fn is_interrupted(stream: &Stream) -> bool {
     let state = stream.state.borrow();
     state.closed || state.reply.is_some()
 }
 
-/// Whether a filter (of this phase, or a timer or callout in between) has put an end to the stream's normal course.
+/// Takes the outcome if a filter (in a callback, timer or callout) has interrupted the stream with a reply or by
+/// closing it.
 pub fn interrupted(stream: &Stream) -> Option<Outcome> {
     taken(&mut stream.state.borrow_mut())
 }
@@ -166,7 +167,7 @@ fn taken(state: &mut StreamState) -> Option<Outcome> {
         return Some(Outcome::Closed);
     }
     let (reply, flag) = state.reply.take()?;
-    // Not before: what comes too late answers nothing.
+    // The flag is set only now: a reply that comes too late has no effect.
     state.flags |= flag;
     Some(Outcome::Reply(reply))
 }

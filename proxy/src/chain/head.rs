@@ -1,5 +1,5 @@
-//! The heads of a request and its response, as filters see them: header fields and pseudo-headers (`:path`, `:status`, …)
-//! under one roof, in the naming of HTTP/2 whatever the wire speaks.
+//! The heads of a request and its response, as filters see them: header fields and pseudo-headers (`:path`, `:status`,
+//! …) in one map, named as in HTTP/2 whatever the wire protocol.
 
 use std::borrow::Cow;
 
@@ -10,14 +10,14 @@ use tollgate_abi::doc;
 use super::charge::ITEM;
 use crate::{h1::encoder, upstream};
 
-/// A header's name, resolved once.
+/// A header's name, parsed once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Name {
     /// `:method`
     Method,
     /// `:path`, with the query.
     Path,
-    /// `:authority`; `host` is another name for it, as in HTTP/2.
+    /// `:authority`; `host` is an alias, as in HTTP/2.
     Authority,
     /// `:scheme`
     Scheme,
@@ -28,7 +28,7 @@ pub enum Name {
 }
 
 impl Name {
-    /// Reads a name in any case. `None` if it is no field name (RFC 9110 section 5.1) and no pseudo-header.
+    /// Parses a name in any case. `None` if it is neither a field name (RFC 9110 section 5.1) nor a pseudo-header.
     pub fn parse(bytes: &[u8]) -> Option<Name> {
         Some(match bytes {
             b":method" => Name::Method,
@@ -44,18 +44,19 @@ impl Name {
     }
 }
 
-/// A header could not be changed: the value is not one, the map has no such header, or it would become too large.
+/// A header could not be changed: the value is invalid, the map cannot have this header, or it would become too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid header name or value here")]
 pub struct BadHeader;
 
-/// Fields that a filter may make a map have. More than clients may send, far less than `HeaderMap` can hold.
+/// Maximum number of fields in a map changed by a filter. More than clients may send, far less than `HeaderMap` can
+/// hold.
 pub const MAX_FIELDS: usize = 10_000;
 
-/// Bytes of a value that a filter may set, of a pseudo-header too.
+/// Maximum bytes of a value set by a filter, including pseudo-headers.
 pub const MAX_VALUE: usize = 64 << 10;
 
-/// What fields take, names and values and what the map needs for each.
+/// Memory cost of fields: names, values, and the map's overhead per field.
 pub fn size(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ITEM).sum()
 }
@@ -65,9 +66,9 @@ pub fn size(fields: &HeaderMap) -> usize {
 pub struct RequestHead {
     /// The method.
     pub method: Method,
-    /// Path and query, as they go to the upstream: normalised before any filter sees them.
+    /// Path and query as sent to the upstream; normalized before any filter sees them.
     pub path: Bytes,
-    /// Host and port that the request is for.
+    /// The host and port that the request is for.
     pub authority: Bytes,
     /// `http` or `https`.
     pub scheme: &'static str,
@@ -84,14 +85,14 @@ pub struct ResponseHead {
     pub fields: HeaderMap,
 }
 
-/// RFC 3986 section 3.2.3 lets a port be empty.
+/// RFC 3986 section 3.2.3 allows an empty port.
 fn is_port(text: &str) -> bool {
     text.is_empty() || text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
-/// Whether it is a host, with or without a port (RFC 9110 section 7.2): no user information, and a port that is one.
+/// Whether the text is a host with an optional port (RFC 9110 section 7.2): no user information, and a valid port.
 pub fn is_host(text: &str) -> bool {
-    // Most hosts are names, with a port or without one: nothing needs to be parsed for that.
+    // Fast path: most hosts are plain names, which need no parser.
     let name_ends = text.bytes().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-')));
     if let Some((name, rest)) = text.split_at_checked(name_ends.unwrap_or(text.len()))
         && !name.is_empty()
@@ -109,20 +110,20 @@ pub fn is_host(text: &str) -> bool {
     })
 }
 
-/// `HeaderMap` hashes names byte by byte. It takes less to compare a name with all that there are, if they are no more than
-/// this: their lengths mostly differ.
+/// `HeaderMap` hashes names byte by byte. Up to this many names, comparing with each is cheaper, because their lengths
+/// mostly differ.
 const FEW: usize = 16;
 
-/// Names that are looked for at one look.
+/// The number of names looked up in one pass.
 const AT_ONCE: usize = 8;
 
-/// The lengths of a few names, a byte each: whether a length is among them is told without a look at each of them.
+/// The lengths of a few names, one byte each: tests for a length without comparing each of them.
 struct Lengths(u64);
 
 impl Lengths {
     const ONES: u64 = 0x0101_0101_0101_0101;
 
-    /// Those of fields among the names. Of the others it is 0, which no field's name has.
+    /// Packs the lengths of the field names. Other names count as 0, a length that no field's name has.
     fn of(names: &[Option<&Name>]) -> Lengths {
         debug_assert!(names.len() <= AT_ONCE);
         let length = |name: &Option<&Name>| match name {
@@ -132,14 +133,14 @@ impl Lengths {
         Lengths(names.iter().fold(0, |all, name| all << 8 | u64::from(length(name))))
     }
 
-    /// Whether one of them is this long. It may be said of a length that none has, seldom; not the other way round.
+    /// Whether any of them has this length. May rarely return a false positive, never a false negative.
     fn have(&self, length: usize) -> bool {
         let differences = self.0 ^ (u64::from(length as u8) * Self::ONES);
         differences.wrapping_sub(Self::ONES) & !differences & (Self::ONES << 7) != 0
     }
 }
 
-/// Adds a field's value to those before it of the same name (RFC 9110 section 5.3).
+/// Appends a field's value to the earlier ones of the same name (RFC 9110 section 5.3).
 fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a HeaderValue) {
     match values {
         None => *values = Some(Cow::Borrowed(value.as_bytes())),
@@ -151,7 +152,7 @@ fn join<'a>(values: &mut Option<Cow<'a, [u8]>>, name: &HeaderName, value: &'a He
     }
 }
 
-/// The value of a field; several of one name are joined.
+/// The value of a field; multiple values are joined.
 fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut all = None;
     if fields.keys_len() <= FEW {
@@ -184,14 +185,14 @@ fn set_field(fields: &mut HeaderMap, name: &HeaderName, bytes: &[u8]) -> Result<
     Ok(())
 }
 
-/// What there is of a name.
+/// The result of looking up a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found<'a> {
     /// No value.
     Nothing,
-    /// One.
+    /// One value.
     One(&'a [u8]),
-    /// Several, which [`Headers::get`] joins.
+    /// Multiple values, which [`Headers::get`] joins.
     Several,
 }
 
@@ -201,30 +202,30 @@ impl<'a> Found<'a> {
     }
 }
 
-/// A head, or trailers: what the header functions of the ABI work on.
+/// A head or trailers, as accessed by the header functions of the ABI.
 pub trait Headers {
-    /// The value; several fields of one name are joined.
+    /// The value; multiple fields of one name are joined.
     fn get(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
-    /// What there is of each of several names, at one look; of those that are none, nothing. `found` is as long as `names`,
-    /// and empty.
+    /// Looks up several names in one pass; `None` entries are skipped. `found` is as long as `names`, and initially
+    /// empty.
     fn get_many<'a>(&'a self, names: &[Option<&Name>], found: &mut [Found<'a>]);
-    /// The value of the first field of this name, which is what Proxy-Wasm's `get_header_map_value` gives.
+    /// The value of the first field of this name, as returned by Proxy-Wasm's `get_header_map_value`.
     fn first(&self, name: &Name) -> Option<Cow<'_, [u8]>>;
     /// Sets a header to one value.
     fn set(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader>;
-    /// Adds a field; a pseudo-header is set.
+    /// Adds a field; sets a pseudo-header.
     fn add(&mut self, name: &Name, value: &[u8]) -> Result<(), BadHeader>;
-    /// Removes all fields of this name; pseudo-headers stay.
+    /// Removes all fields of this name; pseudo-headers are kept.
     fn remove(&mut self, name: &Name);
     /// Calls `f` for each pair, pseudo-headers first.
     fn each<'a>(&'a self, f: &mut dyn FnMut(&'a [u8], &'a [u8]));
     /// Replaces everything.
     fn replace(&mut self, pairs: &[(Name, &[u8])]) -> Result<(), BadHeader>;
-    /// How many pairs there are.
+    /// The number of pairs.
     fn count(&self) -> usize;
 }
 
-/// Blanks around a value are no part of it (RFC 9110 section 5.5), and with them it would be malformed in HTTP/2.
+/// Whitespace around a value is not part of it (RFC 9110 section 5.5), and would make it malformed in HTTP/2.
 fn without_blanks(bytes: &[u8]) -> &[u8] {
     match bytes {
         [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] => without_blanks(rest),
@@ -239,7 +240,7 @@ fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
     HeaderValue::from_bytes(without_blanks(bytes)).map_err(|_| BadHeader)
 }
 
-/// Whether a field may have this value.
+/// Whether bytes are a valid field value.
 pub fn is_value(bytes: &[u8]) -> bool {
     value(bytes).is_ok()
 }
@@ -255,7 +256,7 @@ impl RequestHead {
         })
     }
 
-    /// Removes what says how a body is framed: that is up to who sends it.
+    /// Removes the framing fields, which are up to the sender.
     pub fn remove_framing(&mut self) {
         use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
         for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE] {
@@ -263,7 +264,7 @@ impl RequestHead {
         }
     }
 
-    /// As it goes to an upstream.
+    /// The head in the form in which it is sent to an upstream.
     pub fn outgoing(&self) -> encoder::RequestHead<'_> {
         let RequestHead { method, path, authority, fields, .. } = self;
         encoder::RequestHead { method, target: path, host: Some(authority), fields, replaced: &[] }
@@ -276,7 +277,7 @@ impl RequestHead {
         match name {
             Name::Method => self.method = Method::from_bytes(value).map_err(|_| BadHeader)?,
             Name::Path => {
-                // What goes into a request line must not break out of it.
+                // Nothing in a request line may break out of it.
                 let fits = matches!(value.first(), Some(b'/' | b'*'))
                     && value.iter().all(|b| (0x21..0x7f).contains(b) || *b >= 0x80);
                 fits.then(|| self.path = Bytes::copy_from_slice(value)).ok_or(BadHeader)?;
@@ -400,7 +401,7 @@ impl Headers for ResponseHead {
         match name {
             Name::Status => {
                 let status = StatusCode::from_bytes(bytes).map_err(|_| BadHeader)?;
-                // An interim or impossible status would break the framing of what follows.
+                // An interim or invalid status would break the framing of what follows.
                 if !(200..=599).contains(&status.as_u16()) {
                     return Err(BadHeader);
                 }
@@ -508,10 +509,10 @@ impl Headers for HeaderMap {
     }
 }
 
-/// Changes of one route.
+/// Maximum number of header changes per route.
 const MAX_OPS: usize = 1000;
 
-/// Changes to header fields that were checked when they were defined.
+/// Changes to header fields, validated when they were defined.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderOps {
     remove: Box<[HeaderName]>,
@@ -520,7 +521,7 @@ pub struct HeaderOps {
 }
 
 impl HeaderOps {
-    /// Checks the names and values of a document.
+    /// Validates the names and values of a document.
     pub fn new(doc: &doc::HeaderOps) -> Result<HeaderOps, BadHeader> {
         if doc.remove.len() + doc.set.len() + doc.add.len() > MAX_OPS {
             return Err(BadHeader);
@@ -536,7 +537,7 @@ impl HeaderOps {
         })
     }
 
-    /// Makes the changes.
+    /// Applies the changes.
     pub fn apply(&self, fields: &mut HeaderMap) {
         for name in &self.remove {
             fields.remove(name);
@@ -607,7 +608,7 @@ mod tests {
                 assert_eq!(found, expected, "{name:?}, {fields} fields");
             }
         };
-        // Few fields, and as many as are not looked at one by one any more.
+        // Few fields, and too many to compare one by one.
         for more in [0, 100] {
             let mut head = request();
             for value in ["1", "2"] {

@@ -1,7 +1,8 @@
-//! Interim responses (RFC 9110 section 15.2) on their way to a client: those of the upstream, and the proxy's own 100 (Continue).
+//! Interim responses (RFC 9110 section 15.2) on their way to a client: the upstream's, and the proxy's own 100
+//! (Continue).
 //!
-//! The exchange puts them here while it serves a request. The client's connection polls the exchange and sends what it finds here
-//! after each poll. Both run in one task, so nobody needs to be woken.
+//! The exchange queues them here while it serves a request. The client's connection polls the exchange and sends the
+//! queued responses after each poll. Both run in one task, so no waking is needed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -10,40 +11,41 @@ use std::{
 
 use http::{Response, StatusCode};
 
-/// The interim responses of the request under way.
+/// The interim responses of the current request.
 #[derive(Debug, Default)]
 pub struct Interims {
     waiting: RefCell<Vec<Response<()>>>,
-    /// How many more the client may get.
+    /// How many more the client may receive.
     left: Cell<u32>,
     /// The client waits for a 100 before it sends the body (RFC 9110 section 10.1.1).
     awaited: Cell<bool>,
 }
 
 impl Interims {
-    /// A request begins. Its client may get `most` interim responses. `awaited`: it waits for a 100 before it sends the body.
+    /// Starts a request whose client may receive up to `most` interim responses. `awaited`: it waits for a 100 before
+    /// it sends the body.
     pub fn begin(&self, most: u32, awaited: bool) {
         self.waiting.borrow_mut().clear();
         self.left.set(most);
         self.awaited.set(awaited);
     }
 
-    /// The response itself begins: nothing may come before it any more, and a 100 would come too late.
+    /// The final response starts: no interim responses may follow.
     pub fn end(&self) {
         self.begin(0, false);
     }
 
-    /// Whether the client still waits for a 100.
+    /// Whether the client is still waiting for a 100.
     pub fn is_awaited(&self) -> bool {
         self.awaited.get()
     }
 
-    /// The client has sent a part of its body without waiting for the 100.
+    /// The client has started to send its body without waiting for the 100.
     pub fn is_not_awaited(&self) {
         self.awaited.set(false);
     }
 
-    /// Tells the client to send its body, if it waits for that.
+    /// Tells the client to send its body, if it is waiting for that.
     pub fn go_on(&self) {
         if self.awaited.replace(false) {
             let mut go_on = Response::new(());
@@ -52,8 +54,8 @@ impl Interims {
         }
     }
 
-    /// Passes an upstream's interim response on. A 100 that the client does not wait for is dropped: either it was told already, or
-    /// it has never asked.
+    /// Forwards an upstream's interim response. A 100 that the client is not waiting for is dropped: it was sent
+    /// already or never requested.
     pub fn pass(&self, response: Response<()>) {
         if response.status() == StatusCode::CONTINUE {
             self.go_on();
@@ -63,7 +65,7 @@ impl Interims {
         }
     }
 
-    /// Takes what is to be sent now.
+    /// Takes the responses to send now.
     pub fn take(&self) -> Vec<Response<()>> {
         mem::take(&mut self.waiting.borrow_mut())
     }

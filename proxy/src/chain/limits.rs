@@ -1,18 +1,18 @@
-//! Bounds on how many streams do something at once, over all workers.
+//! Limits on how many streams do something concurrently, over all workers.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
 };
 
-/// Places that are held.
+/// The number of permits in use.
 #[derive(Debug, Default)]
 pub struct ConcurrencyLimit {
     held: AtomicU32,
 }
 
 impl ConcurrencyLimit {
-    /// Takes a place, if fewer than `max` are held.
+    /// Acquires a permit if fewer than `max` are in use.
     pub fn acquire(self: &Arc<Self>, max: u32) -> Option<Permit> {
         let free = |held| (held < max).then_some(held + 1);
         self.held.try_update(Ordering::AcqRel, Ordering::Relaxed, free).ok()?;
@@ -20,12 +20,12 @@ impl ConcurrencyLimit {
     }
 }
 
-/// A place of a limit; dropping it gives it back.
+/// A permit of a limit, released on drop.
 #[derive(Debug)]
 pub struct Permit(Arc<ConcurrencyLimit>);
 
 impl Permit {
-    /// Whether it is one of this limit's.
+    /// Whether it belongs to this limit.
     pub fn is_of(&self, limit: &Arc<ConcurrencyLimit>) -> bool {
         Arc::ptr_eq(&self.0, limit)
     }

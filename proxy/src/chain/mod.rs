@@ -1,8 +1,8 @@
-//! The filter chain: which filters see a stream (a request and its response), in which order, and what their answers do.
-//! It knows nothing of WebAssembly: a filter is anything that implements [`Filter`].
+//! The filter chain: which filters process a stream (a request and its response), in which order, and the effect of
+//! their actions. It is independent of WebAssembly: a filter is anything that implements [`Filter`].
 //!
-//! The request goes through the filters in order, the response in the reverse order; [`stream`] holds what they work on,
-//! [`flow`] moves heads, bodies and trailers past them.
+//! The request passes the filters in order, the response in reverse order. [`stream`] holds the state they work on,
+//! [`flow`] moves heads past them, and [`body`] moves bodies and trailers.
 
 pub mod body;
 pub mod charge;
@@ -25,7 +25,7 @@ pub use self::{
     stream::{LocalReply, Stream},
 };
 
-/// Which way a message goes.
+/// The direction of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the upstream.
@@ -34,69 +34,70 @@ pub enum Direction {
     Response = 1,
 }
 
-/// What a filter answers to a callback.
+/// A callback's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The message goes on.
+    /// The message proceeds.
     Continue,
-    /// It is held until the filter resumes the stream.
+    /// The message is held until the filter resumes the stream.
     Pause,
-    /// The filter could not answer (trap, time, memory, no instance); its policy decides.
+    /// The filter could not run (trap, timeout, memory, no instance); its policy applies.
     Failed(OnFailure),
 }
 
 pub use crate::config::model::{HeadersPause, OnFailure};
 
-/// A filter, as one worker has it.
+/// A filter on one worker.
 ///
-/// Everything a filter does to a stream it does to the [`Stream`] itself, at `position`; the action only says how to go on.
+/// A filter changes the [`Stream`] itself, at its `position`; the returned action only specifies how to proceed.
 pub trait Filter {
     /// Its name.
     fn name(&self) -> &str;
-    /// The callbacks it wants, as bits of [`phase`].
+    /// The callbacks that it subscribes to, as bits of [`phase`].
     fn phases(&self) -> u32;
-    /// What it means by pausing in the header phase.
+    /// What pausing in the header phase means for it.
     fn headers_pause(&self) -> HeadersPause;
-    /// Whether it has asked for the bodies that go this way, and so may well change them. A filter of the standard never
-    /// asks; one that changes a body's length is known to change `content-length` itself.
+    /// Whether it has subscribed to the bodies of this direction and may therefore change them. Standard filters never
+    /// subscribe; one that changes a body's length must remove `content-length` itself.
     fn changes_body(&self, direction: Direction) -> bool;
-    /// The message's head is in the stream. `end`: no body follows.
+    /// Called when the message's head is in the stream. `end`: no body follows.
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action;
-    /// The stream's buffer holds a part of the body. `end`: nothing follows.
+    /// Called when the stream's buffer holds a part of the body. `end`: it is the last part.
     fn on_body(&self, direction: Direction, stream: &Rc<Stream>, position: usize, len: usize, end: bool) -> Action;
-    /// The message's trailers are in the stream.
+    /// Called when the message's trailers are in the stream.
     fn on_trailers(&self, direction: Direction, stream: &Rc<Stream>, position: usize) -> Action;
-    /// The stream is over; its heads can be read for the last time.
+    /// Called at the end of the stream, whose heads can still be read.
     fn on_end(&self, stream: &Rc<Stream>, position: usize);
-    /// It has held a message's head until the time was over. It wants to see bodies, and was shown none meanwhile.
+    /// Called when the filter has paused a message's head until the timeout, subscribes to bodies, and received none
+    /// meanwhile.
     fn on_stall(&self, _direction: Direction) {}
 }
 
-/// The filters of a listener, as one worker has them.
+/// The filters of a listener on one worker.
 pub struct Chain {
     filters: Box<[Rc<dyn Filter>]>,
-    /// The callbacks that any of them wants.
+    /// The callbacks that any filter subscribes to.
     phases: u32,
 }
 
 impl Chain {
-    /// A chain of these filters, in the order in which they see a request.
+    /// Creates a chain of these filters, in request order.
     pub fn new(filters: Vec<Rc<dyn Filter>>) -> Chain {
         let phases = filters.iter().fold(0, |all, f| all | f.phases());
         Chain { filters: filters.into(), phases }
     }
 
-    /// The filters in the order in which they see a request.
+    /// The filters in request order.
     pub fn filters(&self) -> &[Rc<dyn Filter>] {
         &self.filters
     }
 
-    /// Whether any filter wants to see the heads that go this way.
+    /// Whether any filter subscribes to heads of this direction.
     pub fn wants_head(&self, direction: Direction) -> bool {
         self.phases & headers_bit(direction) != 0
     }
 
-    /// Whether any filter wants to see bodies or trailers that go this way.
+    /// Whether any filter subscribes to bodies or trailers of this direction.
     pub fn wants_body(&self, direction: Direction) -> bool {
         let bits = match direction {
             Direction::Request => phase::REQUEST_BODY | phase::REQUEST_TRAILERS,
@@ -105,22 +106,22 @@ impl Chain {
         self.phases & bits != 0
     }
 
-    /// Whether any filter sees bodies that go this way, and so may change their length.
+    /// Whether any filter subscribes to bodies of this direction, and may therefore change their length.
     pub fn sees_body(&self, direction: Direction) -> bool {
         self.phases & body_bit(direction) != 0
     }
 
-    /// Whether any filter may look at a response's head after it has passed the head callbacks.
+    /// Whether any filter may read a response's head after the header callbacks.
     pub fn looks_back(&self) -> bool {
         self.phases & (phase::RESPONSE_BODY | phase::RESPONSE_TRAILERS | phase::LOG | phase::LIFECYCLE) != 0
     }
 
-    /// Whether a body that goes this way must be expected to change its length.
+    /// Whether the length of a body in this direction may change.
     pub fn changes_body(&self, direction: Direction) -> bool {
         self.filters.iter().any(|f| f.changes_body(direction))
     }
 
-    /// The position of the `nth` filter that sees a message going this way.
+    /// The position of the `nth` filter in this direction.
     fn position(&self, direction: Direction, nth: usize) -> usize {
         match direction {
             Direction::Request => nth,

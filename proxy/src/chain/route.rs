@@ -1,5 +1,5 @@
-//! A route: what the core does with a request once a filter has chosen it. Defined when the filter is configured, so that
-//! choosing one for a request is choosing an integer.
+//! A route: what the proxy does with a request after a filter has selected it. Routes are defined when the filter is
+//! configured, so selecting one for a request takes only an integer.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,31 +9,31 @@ use tollgate_abi::{doc, fast, proxy_wasm::Status};
 use super::head::{BadHeader, HeaderOps, RequestHead, is_host};
 use crate::upstream::Cluster;
 
-/// The clusters there are, by name.
+/// The clusters by name.
 pub type Clusters = HashMap<String, Arc<Cluster>>;
 
-/// When and how often a failed request is tried again.
+/// When and how often a failed request is retried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
-    /// What is tried again.
+    /// The conditions for a retry.
     pub on: Box<[doc::RetryOn]>,
-    /// How often, at most, beside the first try.
+    /// Maximum number of retries, not counting the first attempt.
     pub attempts: u32,
-    /// Time for each try.
+    /// The timeout of each attempt.
     pub per_try_timeout: Option<Duration>,
-    /// Longest wait before the first retry.
+    /// Maximum delay before the first retry.
     pub backoff: Duration,
 }
 
 impl RetryPolicy {
-    /// Whether requests are tried again whose connection could not be made.
+    /// Whether requests are retried if no connection could be established.
     pub fn is_for_connecting(&self) -> bool {
         self.on.iter().any(|on| CONNECTING.contains(on))
     }
 
-    /// To how many other endpoints a request goes at once whose connection could not be made. Nothing has been sent then, so this
-    /// is no retry: it is safe for any request, no load is multiplied, and neither budget nor back-off has a part in it. Each
-    /// endpoint is asked once, so it ends.
+    /// The number of other endpoints tried immediately if no connection could be established. Nothing was sent then, so
+    /// this is not a retry: it is safe for any request, multiplies no load, and is exempt from retry budget and
+    /// back-off. Each endpoint is tried once, so the number is finite.
     pub fn detours(policy: Option<&RetryPolicy>) -> u32 {
         match policy {
             Some(policy) if policy.attempts == 0 => 0,
@@ -43,24 +43,24 @@ impl RetryPolicy {
     }
 }
 
-/// What stands for a connection that could not be made.
+/// The retry conditions that cover connect failures.
 pub const CONNECTING: [doc::RetryOn; 3] =
     [doc::RetryOn::ConnectFailure, doc::RetryOn::GatewayError, doc::RetryOn::ServerError];
 
-/// A route, checked and resolved.
+/// A route, validated and resolved.
 #[derive(Debug)]
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,
-    /// Clusters, each with the sum of the weights up to and with its own.
+    /// The clusters, each with the cumulative weight up to and including its own.
     clusters: Box<[(u64, Arc<Cluster>)]>,
-    /// Total time; `Some(None)`: no bound; `None`: the cluster's.
+    /// Total timeout. `Some(None)`: no timeout; `None`: the cluster's.
     pub timeout: Option<Option<Duration>>,
-    /// Idle time, in the same way; else the listener's.
+    /// Idle timeout, encoded likewise; `None`: the listener's.
     pub idle_timeout: Option<Option<Duration>>,
-    /// Retries; else the cluster's.
+    /// The retry policy; `None`: the cluster's.
     pub retry: Option<RetryPolicy>,
-    /// Where a copy is sent, and for how many of a million requests.
+    /// The destination of mirrored requests, and their number per million.
     pub mirror: Option<(Arc<Cluster>, u32)>,
     host: Option<Bytes>,
     prefix: Option<(usize, Bytes)>,
@@ -73,14 +73,14 @@ fn bound(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }
 
-/// Whether it is a path and nothing else.
+/// Whether the text is a path without a query.
 fn is_path(text: &str) -> bool {
     let whole = |p: &http::uri::PathAndQuery| p.as_str() == text && p.query().is_none();
     text.starts_with('/') && http::uri::PathAndQuery::try_from(text).is_ok_and(|p| whole(&p))
 }
 
 impl Route {
-    /// Checks a document. `NotFound`: a cluster does not exist; `BadArgument`: a value is out of range.
+    /// Validates a document. `NotFound`: a cluster does not exist; `BadArgument`: a value is out of range.
     pub fn new(doc: doc::Route, clusters: &Clusters) -> Result<Route, Status> {
         let find = |name: &String| clusters.get(name).cloned().ok_or(Status::NotFound);
         let bad = |_: BadHeader| Status::BadArgument;
@@ -120,7 +120,7 @@ impl Route {
         })
     }
 
-    /// A route to one cluster, with nothing else said.
+    /// A route to one cluster, with defaults for everything else.
     pub fn to_cluster(cluster: Arc<Cluster>) -> Route {
         Route {
             name: "".into(),
@@ -136,7 +136,7 @@ impl Route {
         }
     }
 
-    /// Changes the request's head as the route says. Done once, when all filters have seen what the client asked for.
+    /// Rewrites the request's head as the route specifies. Called once, after all filters have seen the original head.
     pub fn rewrite(&self, head: &mut RequestHead) {
         if let Some(host) = &self.host {
             head.authority = host.clone();
@@ -144,7 +144,7 @@ impl Route {
         if let Some((strip, with)) = &self.prefix {
             let path_len = head.path.iter().position(|b| *b == b'?').unwrap_or(head.path.len());
             let rest = &head.path[(*strip).min(path_len)..];
-            // `/api/` → `/` leaves `x` of `/api/x`, and `/api` → `/` leaves `/x`: exactly one slash belongs between.
+            // Exactly one slash belongs between: `/api/` → `/` leaves `x` of `/api/x`, and `/api` → `/` leaves `/x`.
             let rest = if with.ends_with(b"/") { rest.strip_prefix(b"/").unwrap_or(rest) } else { rest };
             let slash: &[u8] = match rest.first() {
                 None | Some(b'/' | b'?') => b"",
@@ -168,19 +168,19 @@ impl Route {
     }
 }
 
-/// The route of a request, with the choices made.
+/// The route of a request, with the cluster chosen.
 #[derive(Debug, Clone)]
 pub struct SelectedRoute {
     /// The route.
     pub route: Arc<Route>,
-    /// The cluster chosen among the route's.
+    /// The cluster chosen from the route's.
     pub cluster: Arc<Cluster>,
-    /// What chooses among the cluster's endpoints.
+    /// The hash that selects the endpoint.
     pub balance: Option<u64>,
 }
 
 impl SelectedRoute {
-    /// Selects a route for a request. `given` says which of the hashes count.
+    /// Selects a route for a request. `given`: which of the two hashes are set.
     pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64) -> SelectedRoute {
         let cluster = route.choose((given & fast::hash::SPLIT != 0).then_some(split)).clone();
         SelectedRoute { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
@@ -191,7 +191,7 @@ impl SelectedRoute {
 mod tests {
     use super::*;
 
-    /// The document with these weights of the clusters `0`, `1` and so on, and the route that comes of it.
+    /// A document with these weights for the clusters `0`, `1` and so on, and the resulting route.
     fn route(weights: &[u32], change: impl FnOnce(&mut doc::Route)) -> Arc<Route> {
         let names = || (0..weights.len()).map(|n| n.to_string());
         let cluster = |name: &String| serde_json::from_value(serde_json::json!({"name": name})).unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_zero_is_no_bound() {
+    fn timeout_of_zero_means_no_timeout() {
         for (ms, expected) in [(None, None), (Some(0), Some(None)), (Some(5), Some(Some(Duration::from_millis(5))))] {
             let route = route(&[1], |doc| (doc.timeout_ms, doc.idle_timeout_ms) = (ms, ms));
             assert_eq!((route.timeout, route.idle_timeout), (expected, expected));

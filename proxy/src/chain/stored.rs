@@ -1,5 +1,5 @@
-//! What filters store with a stream, for each other and for themselves: Envoy's filter state, which is bytes by keys, and its
-//! dynamic metadata, which is typed and in namespaces. Bounded, because guests are not trusted.
+//! Data that filters store with a stream, for themselves and each other: Envoy's filter state (bytes by key) and
+//! dynamic metadata (typed values in namespaces). Limited in size, because guests are not trusted.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use tollgate_abi::{fast::limit, value::Value};
 
 use super::charge::{ITEM, MemoryBudget, MemoryCharge};
 
-/// The state that names the cluster of a TCP connection. Filters made for Envoy choose it so.
+/// The state that names the cluster of a TCP connection; filters made for Envoy select it this way.
 pub const CLUSTER_STATE: &[u8] = b"envoy.tcp_proxy.cluster";
 
-/// Bytes of all keys and values of a stream's state.
+/// Maximum bytes of all keys and values of a stream's state.
 const MAX_STATE: usize = 1 << 20;
 
 type Key = Box<[u8]>;
 
-/// What is stored with a stream.
+/// The filter state and dynamic metadata of a stream.
 #[derive(Debug, Default)]
 pub struct StreamMetadata {
     state: Vec<(Key, Box<[u8]>, MemoryCharge)>,
@@ -31,14 +31,14 @@ struct Metadatum {
     charge: MemoryCharge,
 }
 
-/// Why something was not stored.
+/// Why a value was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// A name or a value is too large, or the value is not of its type.
-    #[error("too large, or not of its type")]
+    /// A name or value is too large, or the value does not match its type.
+    #[error("too large, or the value does not match its type")]
     Bad,
-    /// There is no room.
-    #[error("there is no room for more")]
+    /// The budget or a limit is exhausted.
+    #[error("the limit is reached")]
     Full,
 }
 
@@ -58,12 +58,12 @@ impl StreamMetadata {
         self.find_state(|known| known == key)
     }
 
-    /// The state under the first key that fits.
+    /// The first state whose key satisfies `fits`.
     pub fn find_state(&self, fits: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
         self.state.iter().find(|(known, ..)| fits(known)).map(|(_, value, _)| &**value)
     }
 
-    /// Sets the state under a key, at the cost of whoever has this ledger.
+    /// Sets the state under a key, charged to `ledger`.
     pub fn set_state(&mut self, key: &[u8], value: &[u8], ledger: &Arc<MemoryBudget>) -> Result<(), StoreError> {
         if key.len() > limit::STATE_BYTES || value.len() > limit::STATE_BYTES {
             return Err(StoreError::Bad);
@@ -85,7 +85,7 @@ impl StreamMetadata {
         Ok(())
     }
 
-    /// Removes the state under a key. Whether there was any.
+    /// Removes the state under a key. Returns whether it existed.
     pub fn delete_state(&mut self, key: &[u8]) -> bool {
         let at = self.state.iter().position(|(known, ..)| **known == *key);
         at.map(|at| self.state.swap_remove(at)).is_some()
@@ -95,7 +95,7 @@ impl StreamMetadata {
         self.metadata.iter().position(|m| *m.space == *space && *m.key == *key)
     }
 
-    /// The type and the bytes of a value of metadata.
+    /// The type and bytes of a metadata value.
     pub fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])> {
         let m = &self.metadata[self.position(space, key)?];
         Some((m.kind, &m.value))
@@ -106,7 +106,7 @@ impl StreamMetadata {
         self.metadata.iter().filter(move |m| *m.space == *space).map(|m| (&*m.key, &*m.value))
     }
 
-    /// Sets a value of metadata, at the cost of whoever has this ledger.
+    /// Sets a metadata value, charged to `ledger`.
     pub fn set_metadata(
         &mut self,
         (space, key): (&[u8], &[u8]),
@@ -135,7 +135,7 @@ impl StreamMetadata {
         Ok(())
     }
 
-    /// Removes a value of metadata. Whether there was one.
+    /// Removes a metadata value. Returns whether it existed.
     pub fn delete_metadata(&mut self, space: &[u8], key: &[u8]) -> bool {
         self.position(space, key).map(|at| self.metadata.swap_remove(at)).is_some()
     }
@@ -193,7 +193,7 @@ mod tests {
         );
         let large = vec![0; limit::STATE_BYTES];
         let set = (0..64u32).take_while(|i| stored.set_state(&i.to_le_bytes(), &large, &ledger()).is_ok()).count();
-        assert_eq!(set, 15, "1 MiB in all");
+        assert_eq!(set, 15, "1 MiB in total");
 
         let set = (0..1000u32)
             .take_while(|i| stored.set_metadata((b"s", &i.to_le_bytes()), kind::BYTES, b"", &ledger()).is_ok());
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stores_something_is_charged_for_it_as_long_as_it_is_there() {
+    fn stored_values_are_charged_to_their_owner_until_removed() {
         let (ledger, mut stored) = (MemoryBudget::new(2 * ITEM + 20, None), StreamMetadata::default());
         stored.set_state(b"k", b"12345", &ledger).unwrap();
         stored.set_metadata((b"s", b"k"), kind::TEXT, b"text", &ledger).unwrap();

@@ -1,8 +1,8 @@
-//! A stream: one request and its response, as the filters of a chain work on it.
+//! A stream: one request and its response, as the filters of a chain process it.
 //!
-//! Filters change it through host functions while they run, and others (a timer, a callout's answer) may change it between
-//! callbacks; whoever waits for it is woken. It lives on one worker, so a `RefCell` guards it; a borrow is held for one host
-//! function at most, never while a filter runs.
+//! Filters change it through host functions while they run; timers and callout responses may change it between
+//! callbacks, and wake the task that drives it. It lives on one worker, guarded by a `RefCell`; a borrow lasts for one
+//! host function at most, never across a filter's callback.
 
 use std::{
     borrow::Cow,
@@ -37,33 +37,33 @@ use super::{
 };
 use crate::{config::units::Address, tls::ConnectionTls, upstream::DownloadSink};
 
-/// What is known of the connection that a stream came on.
+/// Information on the connection that a stream arrived on.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// A number for each connection of the process.
+    /// A process-wide unique number.
     pub id: u64,
     /// The name of the listener.
     pub listener: Rc<str>,
-    /// The other end.
+    /// The peer's address.
     pub peer: SocketAddr,
-    /// Its address, as a field's value.
+    /// The peer's IP address as a header value.
     pub peer_value: HeaderValue,
-    /// This end.
+    /// The local address.
     pub local: SocketAddr,
-    /// Its TLS; none: it is plain.
+    /// Its TLS session; `None` for plain text.
     pub tls: Option<Rc<ConnectionTls>>,
-    /// The connection ends with the next response.
+    /// The connection closes after the next response.
     pub closing: Cell<bool>,
-    /// Requests under way.
+    /// Number of active requests.
     pub active: Cell<u32>,
-    /// Requests so far.
+    /// Number of requests so far.
     pub requests: Cell<u32>,
-    /// Since when there has been none under way.
+    /// When the last active request ended.
     pub idle_since: Cell<time::Instant>,
 }
 
 impl ConnectionInfo {
-    /// A connection that has just been accepted.
+    /// A newly accepted connection.
     pub fn new(listener: Rc<str>, peer: SocketAddr, local: SocketAddr) -> ConnectionInfo {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let peer_value = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
@@ -81,36 +81,37 @@ impl ConnectionInfo {
         }
     }
 
-    /// The same, with what its TLS handshake has come to.
+    /// Adds the result of the TLS handshake.
     pub fn with_tls(self, tls: Option<Rc<ConnectionTls>>) -> ConnectionInfo {
         ConnectionInfo { tls, ..self }
     }
 
-    /// What URLs of requests on it begin with.
+    /// The URL scheme of its requests.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
 }
 
-/// How a stream moves, for whoever carries it: of an HTTP/1.1 connection, which has one at a time, or of one HTTP/2 stream.
+/// A stream's progress, as seen by its transport: an HTTP/1.1 connection, which has one stream at a time, or an HTTP/2
+/// stream.
 pub struct StreamProgress {
-    /// When a byte last moved.
+    /// When a byte was last moved.
     pub active: Cell<Instant>,
-    /// When the response must be over, if its client reads at all.
+    /// The deadline of the response if its client reads at all.
     pub due: Cell<Option<Instant>>,
-    /// The stream was given up because the client does not read.
+    /// The stream was aborted because the client does not read.
     pub stalled: Cell<bool>,
-    /// Since when the client has not taken what there is of an upstream's response.
+    /// Since when the client has left a received part of the upstream's response unread.
     pub waits_since: Cell<Option<Instant>>,
-    /// The request's body holds a place among the unfinished uploads.
+    /// The request's body is counted among the unfinished uploads.
     pub uploads: Cell<bool>,
-    /// The stream was ended because others need its upstream, and its client does not read.
+    /// The stream was ended because others need its upstream and its client does not read.
     pub evicted: Cell<bool>,
-    /// Who sends the response, once it may have to wait for its client.
+    /// Wakes the task that sends the response, once that may have to wait for the client.
     pub sender: Cell<Option<Waker>>,
     /// Interim responses for the client.
     pub interims: Interims,
-    /// A timer that nobody waits for: taking it over, as it is set, costs less than making one for each stream.
+    /// A spare timer for reuse, which costs less than creating one per stream.
     pub timer: Cell<Option<Pin<Box<Sleep>>>>,
 }
 
@@ -157,32 +158,32 @@ impl Default for StreamProgress {
     }
 }
 
-/// A response made by a filter or by the proxy.
+/// A response generated by a filter or by the proxy.
 #[derive(Debug, Default)]
 pub struct LocalReply {
     /// The status.
     pub status: StatusCode,
-    /// Why; for the access log.
+    /// The reason, for the access log.
     pub details: Cow<'static, str>,
     /// The fields.
     pub fields: HeaderMap,
     /// The body.
     pub body: Bytes,
-    /// The gRPC status in place of the one that follows from `status`, if the request is gRPC.
+    /// For gRPC requests, replaces the gRPC status derived from `status`.
     pub grpc_status: Option<u32>,
 }
 
-/// A part of a body that is shown to a filter: as it came, or changed by it.
+/// A part of a body that is passed to a filter: as received, or changed by it.
 #[derive(Debug, Default)]
 pub struct Buffer {
     bytes: Bytes,
     own: Option<Vec<u8>>,
-    /// What a filter wanted to put into it was too much.
+    /// A filter tried to exceed its limit.
     overflown: bool,
 }
 
 impl Buffer {
-    /// These bytes, unchanged.
+    /// Wraps these bytes.
     pub fn new(bytes: Bytes) -> Buffer {
         Buffer { bytes, own: None, overflown: false }
     }
@@ -192,14 +193,14 @@ impl Buffer {
         self.own.as_deref().unwrap_or(&self.bytes)
     }
 
-    /// The bytes, for changing them.
+    /// The bytes, for modification.
     pub fn to_mut(&mut self) -> &mut Vec<u8> {
         let Buffer { bytes, own, .. } = self;
         own.get_or_insert_with(|| std::mem::take(bytes).into())
     }
 
-    /// Replaces `size` bytes from `start` on, both cut to what is there, unless the buffer would grow beyond `limit`: then it
-    /// stays, and is marked.
+    /// Replaces `size` bytes from `start` on, both clamped to the buffer. If it would grow beyond `limit`, it is left
+    /// unchanged and marked.
     pub fn splice(&mut self, start: usize, size: usize, data: &[u8], limit: usize) {
         let len = self.as_slice().len();
         let start = start.min(len);
@@ -212,12 +213,12 @@ impl Buffer {
         self.to_mut().splice(start..end, data.iter().copied());
     }
 
-    /// Whether a filter has wanted to put more into it than fits.
+    /// Whether a filter tried to exceed its limit.
     pub fn is_overflown(&self) -> bool {
         self.overflown
     }
 
-    /// Adds bytes at the end.
+    /// Appends bytes.
     pub fn append(&mut self, more: Bytes) {
         match self.as_slice().is_empty() {
             true => *self = Buffer::new(more),
@@ -225,44 +226,44 @@ impl Buffer {
         }
     }
 
-    /// Takes the bytes out.
+    /// Takes the bytes.
     pub fn take(&mut self) -> Bytes {
         self.own.take().map_or_else(|| std::mem::take(&mut self.bytes), Bytes::from)
     }
 }
 
-/// What one filter knows and has done of a stream.
+/// One filter's state of a stream.
 #[derive(Debug, Default)]
 pub struct FilterState {
-    /// The filter's context for this stream; 0: none yet.
+    /// The filter's context for this stream; 0 before it is created.
     pub context: u32,
-    /// Which incarnation of the filter's instance the context lives in.
+    /// The incarnation of the filter's instance that the context belongs to.
     pub incarnation: u32,
-    /// The context lives in an instance apart, which serves clients whose requests have made the filter fail.
+    /// The context belongs to the quarantine instance, for clients whose requests made the filter fail.
     pub quarantined: bool,
-    /// The filter is out of this stream: it has failed.
+    /// The filter has failed and is out of this stream.
     pub gone: bool,
-    /// It has failed because of another stream, and its policy is to deny; that has still to be done, as soon as something
-    /// comes that it wanted to see.
+    /// It failed because of another stream and its policy is to deny; the denial is due at the next event that it
+    /// subscribes to.
     pub denies: bool,
     /// It holds the message (by direction).
     pub paused: [bool; 2],
-    /// It has asked for the message (by direction) to go on.
+    /// It has resumed the message (by direction).
     pub resumed: [bool; 2],
-    /// Timers under way.
+    /// Its active timers.
     pub timers: SmallVec<[AbortHandle; 1]>,
-    /// The stream is over for the filter: nothing can be set for it any more.
+    /// The stream has ended for the filter: no timers can be set any more.
     pub over: bool,
 }
 
 impl FilterState {
-    /// A callback for the message that goes `way` begins. Asking for a message to go on that is not held means nothing, and
-    /// must not let out what is held later.
+    /// Marks the start of a callback in direction `way`. Resuming a message that is not held has no effect, and must
+    /// not release a message that is held later.
     pub(super) fn begin(&mut self, way: usize) {
         self.resumed[way] &= self.paused[way];
     }
 
-    /// The stream is over for the filter.
+    /// Marks the end of the stream for the filter.
     pub fn end(&mut self) {
         self.over = true;
         if !self.timers.is_empty() {
@@ -271,66 +272,67 @@ impl FilterState {
     }
 }
 
-/// Why the transport on either side has failed, for the access log; empty where it has not.
+/// Transport errors on either side, for the access log; empty if none.
 #[derive(Debug, Default)]
 pub struct TransportFailures {
-    /// Towards the upstream, in the last try that failed.
+    /// The upstream side, in the last failed attempt.
     pub upstream: String,
-    /// Towards the client.
+    /// The client's side.
     pub downstream: String,
 }
 
-/// What filters can see and change of a stream.
+/// The state of a stream that filters can read and change.
 #[derive(Debug)]
 pub struct StreamState {
     /// The request's head.
     pub request: RequestHead,
     /// The response's head, once there is one.
     pub response: Option<ResponseHead>,
-    /// Trailers, by direction, while they are under way.
+    /// Trailers by direction, while they pass the filters.
     pub trailers: [Option<HeaderMap>; 2],
-    /// The last part of a body (by direction) is shown to a filter, and no trailers follow, so that it may add some.
+    /// A filter is processing the last part of the body (by direction) and no trailers follow, so it may add some.
     pub shows_end: [bool; 2],
-    /// The part of a body (by direction) that is shown to a filter.
+    /// The part of the body (by direction) that a filter is processing.
     pub buffers: [Option<Buffer>; 2],
-    /// Where the request goes.
+    /// The selected route.
     pub route: Option<SelectedRoute>,
-    /// A response that a filter wants to be sent, or that is due to a filter's failure, and the flag that says which.
+    /// A local reply by a filter or because of a filter's failure, and the response flag for it.
     pub reply: Option<(LocalReply, u32)>,
-    /// A filter wants the stream to be ended without a response.
+    /// A filter has closed the stream without a response.
     pub closed: bool,
-    /// Fields for whatever response there will be.
+    /// Fields to add to whatever response is sent.
     pub eventual: Vec<(HeaderName, HeaderValue)>,
     /// Response flags, as bits of [`flag`].
     pub flags: u32,
-    /// Why the proxy or a filter has answered itself.
+    /// Why the proxy or a filter sent a local reply.
     pub details: Cow<'static, str>,
-    /// What has failed beneath it; nothing at all unless something has.
+    /// Transport errors, if any.
     pub failures: Option<Box<TransportFailures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
-    /// What filters have stored with the stream.
+    /// Filter state and dynamic metadata.
     pub stored: StreamMetadata,
-    /// Where the request was sent.
+    /// The endpoint that the request was sent to.
     pub endpoint: Option<Address>,
-    /// This end's address of the connection by which it was sent there.
+    /// The local address of the upstream connection.
     pub upstream_local: Option<SocketAddr>,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
-    /// Bytes of bodies, by direction.
+    /// Body bytes by direction.
     pub bytes: [u64; 2],
-    /// How far filters may make a part of a body grow.
+    /// Maximum bytes of a body part after changes by a filter.
     pub buffer_limit: usize,
-    /// One for each filter of the chain.
+    /// One per filter of the chain.
     pub positions: SmallVec<[FilterState; 6]>,
-    /// Places of limits that are held, given back when the stream ends.
+    /// Permits of concurrency limits, released when the stream ends.
     pub held: SmallVec<[Permit; 1]>,
-    /// What filters are charged for.
+    /// The charges for growth caused by filters.
     pub owed: DeferredCharge,
 }
 
 impl StreamState {
-    /// Charges a filter for so many bytes more in heads, trailers and log fields. Whether they may be added.
+    /// Charges a filter for `more` additional bytes of heads, trailers or log fields. Returns whether they may be
+    /// added.
     #[inline]
     pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         if self.owed.add(more) {
@@ -345,90 +347,90 @@ impl StreamState {
     }
 }
 
-/// What fields for the access log take.
+/// Memory cost of access log fields.
 pub fn size_of_log_fields(fields: &[(String, String)]) -> usize {
     fields.iter().map(|(name, value)| name.len() + value.len() + ITEM).sum()
 }
 
-/// When things happened, for timings.
+/// Timestamps for timings.
 #[derive(Debug, Default)]
 pub struct StreamTimes {
-    /// The request filters were through with the head.
+    /// The request's head has passed the filters.
     pub routed: Cell<Option<Instant>>,
-    /// The request's last byte had come.
+    /// The request's last byte was received.
     pub request_end: Cell<Option<Instant>>,
-    /// How long it waited for a connection to the upstream; none if one was idle.
+    /// Time spent waiting for an upstream connection; `None` if one was idle.
     pub connected: Cell<Option<Duration>>,
-    /// The response's head had come.
+    /// The response's head was received.
     pub response_start: Cell<Option<Instant>>,
-    /// The last try had begun; if it had to wait for a connection (`connected`), that began then.
+    /// The last attempt started, including any wait for a connection (`connected`).
     pub tried: Cell<Option<Instant>>,
-    /// The response's last byte had come.
+    /// The response's last byte was received.
     pub response_end: Cell<Option<Instant>>,
 }
 
 impl StreamTimes {
-    /// From the first byte that was sent to the upstream to the last one that came from there, once that is over.
+    /// Time from the first byte sent to the upstream to the last byte received, once complete.
     pub fn of_upstream(&self) -> Option<Duration> {
         let sent = self.tried.get()? + self.connected.get().unwrap_or_default();
         Some(self.response_end.get()?.saturating_duration_since(sent))
     }
 }
 
-/// What is known of a gRPC call, beside what any request has.
+/// Additional state of a gRPC call.
 #[derive(Debug, Default)]
 pub struct GrpcCall {
-    /// When it must be over, by its client's word.
+    /// The deadline set by its client.
     pub deadline: Cell<Option<Instant>>,
-    /// Its status, once a head or trailers have told it.
+    /// Its status, once received in a head or trailers.
     pub status: Cell<Option<u32>>,
 }
 
-/// A request, as it came.
+/// A request as received.
 #[derive(Debug, Clone)]
 pub struct IncomingRequest {
     /// The client's address, as far as it can be trusted.
     pub client: SocketAddr,
     /// Its head.
     pub head: RequestHead,
-    /// The path and query as they were asked for.
+    /// The path and query as requested.
     pub original_path: Bytes,
-    /// The version of HTTP that the client speaks.
+    /// The client's HTTP version.
     pub version: Version,
-    /// A name for it across proxies.
+    /// The request id, which identifies it across proxies.
     pub request_id: HeaderValue,
 }
 
 /// A stream.
 pub struct Stream {
-    /// The connection it came on.
+    /// The connection it arrived on.
     pub connection: Rc<ConnectionInfo>,
     /// The client's address, as far as it can be trusted.
     pub client: SocketAddr,
-    /// The filters that see it.
+    /// The filters that process it.
     pub chain: Rc<Chain>,
-    /// When its head had come.
+    /// When its head was received.
     pub start: Instant,
-    /// The path and query as they were asked for.
+    /// The path and query as requested.
     pub original_path: Bytes,
-    /// The version of HTTP that the client speaks.
+    /// The client's HTTP version.
     pub version: Version,
-    /// A name for it across proxies.
+    /// The request id, which identifies it across proxies.
     pub request_id: HeaderValue,
-    /// What filters see and change.
+    /// The state that filters can read and change.
     pub state: RefCell<StreamState>,
-    /// When things happened.
+    /// Timestamps.
     pub times: StreamTimes,
     /// Set if the request is gRPC.
     pub grpc: OnceCell<GrpcCall>,
-    /// How it moves.
+    /// Its progress.
     pub progress: Rc<StreamProgress>,
     start_time: OnceCell<SystemTime>,
     wakers: RefCell<[Option<Waker>; 2]>,
 }
 
 impl Stream {
-    /// What the client speaks, for logs and filters.
+    /// The client's protocol, for logs and filters.
     pub fn protocol(&self) -> &'static str {
         match self.version {
             Version::HTTP_10 => "HTTP/1.0",
@@ -438,7 +440,7 @@ impl Stream {
         }
     }
 
-    /// A stream at its beginning.
+    /// Starts a stream.
     pub fn new(
         connection: Rc<ConnectionInfo>,
         progress: Rc<StreamProgress>,
@@ -489,17 +491,17 @@ impl Stream {
         })
     }
 
-    /// When its head had come, by the clock on the wall.
+    /// When its head was received, in wall-clock time.
     pub fn start_time(&self) -> SystemTime {
         *self.start_time.get_or_init(|| SystemTime::now() - self.start.elapsed())
     }
 
-    /// Notes why the transport to the upstream has failed.
+    /// Records why the transport to the upstream failed.
     pub fn upstream_failed(&self, why: String) {
         self.state.borrow_mut().failures.get_or_insert_default().upstream = why;
     }
 
-    /// Notes why the transport from the client has failed.
+    /// Records why the transport from the client failed.
     pub fn downstream_failed(&self, why: String) {
         self.state.borrow_mut().failures.get_or_insert_default().downstream = why;
     }
@@ -509,7 +511,7 @@ impl Stream {
         self.state.borrow_mut().flags |= flags;
     }
 
-    /// Lets the message go on past a filter that has paused, and wakes who waits for that.
+    /// Resumes a message that a filter has paused, and wakes the stream's task.
     pub fn resume(&self, position: usize, direction: Direction) {
         if let Some(p) = self.state.borrow_mut().positions.get_mut(position) {
             p.resumed[direction as usize] = true;
@@ -517,7 +519,7 @@ impl Stream {
         self.wake();
     }
 
-    /// Answers the request, unless the response has begun to be sent, and wakes who waits for that. `flag`: why.
+    /// Sends a local reply unless the response has started, and wakes the stream's task. `flag`: the reason.
     pub fn reply(&self, reply: LocalReply, flag: u32) {
         self.state.borrow_mut().reply.get_or_insert((reply, flag));
         self.wake();
@@ -529,7 +531,7 @@ impl Stream {
         self.wake();
     }
 
-    /// Remembers whom to wake, for one half of the stream, when something changes that no future of its own announces.
+    /// Registers the waker for one half of the stream, for changes that no future of its own reports.
     pub fn register(&self, direction: Direction, cx: &Context<'_>) {
         let slot = &mut self.wakers.borrow_mut()[direction as usize];
         match slot {
@@ -538,8 +540,8 @@ impl Stream {
         }
     }
 
-    /// Whether the filter at this position is out of the stream, and whether the stream must be denied for it, which is said
-    /// once and flagged.
+    /// Whether the filter at this position is out of the stream, and whether the stream must be denied because of it,
+    /// which is reported and flagged once.
     pub fn gone(&self, position: usize) -> (bool, bool) {
         let mut state = self.state.borrow_mut();
         let p = &mut state.positions[position];
@@ -550,14 +552,14 @@ impl Stream {
         (gone, denies)
     }
 
-    /// Wakes whoever works on the stream.
+    /// Wakes the task that drives the stream.
     pub fn wake(&self) {
         for waker in self.wakers.borrow_mut().iter_mut().filter_map(Option::take) {
             waker.wake();
         }
     }
 
-    /// A byte has moved.
+    /// Records that a byte was moved.
     pub fn touch(&self) {
         self.progress.active.set(Instant::now());
     }

@@ -1,11 +1,12 @@
 //! Moves a connection and its bytes past the filters of a chain.
 //!
-//! The connection itself goes first: each filter is told of it in order, and one that pauses then keeps it from the filters
-//! behind it and from the upstream. Bytes follow. What a filter holds lies in its [`Place`](super::Place), where it can still
-//! look at it; what has passed all of them comes out here.
+//! The connection itself goes first: each filter is notified of it in order, and a filter that pauses then withholds it
+//! from later filters and from the upstream. Bytes follow. Data that a filter holds stays in its
+//! [`ConnectionFilterState`](super::ConnectionFilterState), where it can still read it; data that has passed all
+//! filters is emitted here.
 //!
-//! A filter that holds the connection is shown the client's bytes all the same, so that it can decide by them. What it lets
-//! pass waits with the connection.
+//! A filter that holds the connection still receives the client's bytes, so that it can decide based on them. Bytes
+//! that it lets pass wait with the connection.
 
 use std::{collections::VecDeque, rc::Rc};
 
@@ -15,12 +16,12 @@ use tollgate_abi::fast::phase;
 use super::{ClosedBy, NetworkStream, Side};
 use crate::chain::{Action, OnFailure, stream::Buffer};
 
-/// Why a connection cannot go on: a filter has failed, and its policy is to deny.
+/// A filter failed and its policy is to deny.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a filter has failed")]
 pub struct ConnectionDenied;
 
-/// A connection on its way through a chain.
+/// The progress of a connection through a chain.
 #[derive(Debug, Default)]
 pub struct ConnectionFlow {
     /// How many filters the connection has passed.
@@ -46,7 +47,7 @@ impl ConnectionFlow {
                     _ => true,
                 };
                 let mut state = stream.state.borrow_mut();
-                // A resume while the callback ran counts like going on.
+                // A resume during the callback has the same effect as `Continue`.
                 let resumed = std::mem::take(&mut state.positions[position].resumed[0]);
                 state.places[position].open = open || resumed;
             }
@@ -63,7 +64,7 @@ impl ConnectionFlow {
         self.passed == stream.chain.filters.len()
     }
 
-    /// Bytes have come from a side. `end`: nothing follows.
+    /// Processes bytes from a side. `end`: nothing follows.
     pub fn data(
         &mut self,
         stream: &Rc<NetworkStream>,
@@ -74,7 +75,7 @@ impl ConnectionFlow {
         self.deliver(stream, side, 0, Buffer::new(data), end)
     }
 
-    /// Whether a filter holds as much of a side as it may, so that no more should be read there.
+    /// Whether a filter has reached its buffer limit for a side, so that reading there must stop (backpressure).
     pub fn is_full(&self, stream: &NetworkStream, side: Side) -> bool {
         let state = stream.state.borrow();
         let full = |buffer: &Buffer| buffer.as_slice().len() >= stream.buffer_limit;
@@ -84,22 +85,22 @@ impl ConnectionFlow {
         })
     }
 
-    /// The next bytes that are through.
+    /// Takes the next emitted bytes.
     pub fn pop(&mut self, side: Side) -> Option<Bytes> {
         self.out[side as usize].pop_front()
     }
 
-    /// Whether nothing of a side is through that was not taken, not even its end.
+    /// Whether everything emitted of a side was taken, and its end was not emitted.
     pub fn is_clear(&self, side: Side) -> bool {
         self.out[side as usize].is_empty() && !self.ended[side as usize]
     }
 
-    /// Whether the end of a side is through, and everything before it was taken.
+    /// Whether the end of a side was emitted and everything before it taken.
     pub fn is_over(&self, side: Side) -> bool {
         self.ended[side as usize] && self.out[side as usize].is_empty()
     }
 
-    /// Lets go on what filters hold that have resumed it, and what they have added.
+    /// Releases what is held by filters that have resumed it, and what they have added.
     pub fn resume(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
         for position in 0..stream.chain.filters.len() {
             let goes_on = |side: Side| {
@@ -111,7 +112,7 @@ impl ConnectionFlow {
                 if resumed {
                     self.release(stream, side, position)?;
                 }
-                // What is through is sent first: who adds faster than that comes to the bound of what it may add.
+                // Emitted data is sent first: a filter that adds faster than that reaches its limit.
                 if !self.out[side as usize].is_empty() {
                     continue;
                 }
@@ -124,7 +125,7 @@ impl ConnectionFlow {
         Ok(())
     }
 
-    /// Lets go what a filter holds of a side, and with the downstream side, the connection.
+    /// Releases what a filter holds of a side and, for the downstream side, the connection.
     fn release(&mut self, stream: &Rc<NetworkStream>, side: Side, position: usize) -> Result<(), ConnectionDenied> {
         let (held, waited) = {
             let mut state = stream.state.borrow_mut();
@@ -142,11 +143,11 @@ impl ConnectionFlow {
             return Ok(());
         }
         let (data, end) = held.unwrap_or_default();
-        // The filter's number in this direction: positions are their own mirror image.
+        // The filter's number in this direction; the mapping is its own inverse.
         self.pass(stream, side, stream.chain.position(side, position), data, end)
     }
 
-    /// Moves bytes that filter `nth` has let pass on, behind those that wait there with the connection.
+    /// Moves on bytes that filter `nth` has let pass, after those that wait there with the connection.
     fn pass(
         &mut self,
         stream: &Rc<NetworkStream>,
@@ -161,7 +162,7 @@ impl ConnectionFlow {
         }
     }
 
-    /// Shows bytes to the filters from `nth` on.
+    /// Passes bytes to the filters from `nth` on.
     fn deliver(
         &mut self,
         stream: &Rc<NetworkStream>,
@@ -188,7 +189,7 @@ impl ConnectionFlow {
         Ok(())
     }
 
-    /// Shows bytes to one filter, with those that it holds already. `None`: it holds all of them.
+    /// Passes bytes to one filter, appended to those that it holds. `None`: it holds all of them.
     fn show(
         &mut self,
         stream: &Rc<NetworkStream>,
@@ -253,7 +254,7 @@ impl ConnectionFlow {
     }
 }
 
-/// Puts bytes that a filter has let pass to those that wait with the connection. What comes out may go on.
+/// Appends bytes that a filter has let pass to those that wait with the connection. Returns the bytes that may proceed.
 fn wait(stream: &NetworkStream, side: Side, nth: usize, mut data: Buffer, end: bool) -> Option<(Buffer, bool)> {
     if side == Side::Upstream {
         return Some((data, end));
@@ -268,7 +269,7 @@ fn wait(stream: &NetworkStream, side: Side, nth: usize, mut data: Buffer, end: b
     place.open.then(|| (std::mem::take(before), std::mem::take(ended)))
 }
 
-/// Bytes that have come for a filter that has failed, behind those that it held then.
+/// Bytes for a filter that has failed, after those that it held.
 fn behind_held(stream: &NetworkStream, side: Side, position: usize, mut data: Buffer, end: bool) -> (Buffer, bool) {
     let mut state = stream.state.borrow_mut();
     if !std::mem::take(&mut state.positions[position].paused[side as usize]) {

@@ -1,8 +1,8 @@
-//! TCP connections in a chain: which filters see one, in which order, and what they work on. The counterpart of what
-//! [`Filter`](super::Filter), [`Chain`](super::Chain) and [`Stream`](super::Stream) are for HTTP.
+//! TCP connections in a chain: which filters process one, in which order, and the state they work on. The TCP
+//! counterpart of [`Filter`](super::Filter), [`Chain`](super::Chain) and [`Stream`](super::Stream).
 //!
-//! What comes from the client goes through the filters in order, what comes from the upstream in the reverse order;
-//! [`flow`] moves both past them.
+//! Data from the client passes the filters in order, data from the upstream in reverse order; [`flow`] moves both past
+//! them.
 
 pub mod flow;
 
@@ -33,7 +33,7 @@ use crate::{
     observe::{Detail, detail},
 };
 
-/// Where bytes come from.
+/// The source of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The client.
@@ -43,10 +43,10 @@ pub enum Side {
 }
 
 impl Side {
-    /// Both.
+    /// Both sides.
     pub const BOTH: [Side; 2] = [Side::Downstream, Side::Upstream];
 
-    /// The bit of its data's callback.
+    /// The bit of its data callback.
     fn data_bit(self) -> u32 {
         match self {
             Side::Downstream => phase::DOWNSTREAM_DATA,
@@ -55,49 +55,51 @@ impl Side {
     }
 }
 
-/// Who has ended a connection.
+/// Who closed a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosedBy {
     /// The proxy.
     Local,
-    /// Whoever is at the other end.
+    /// The peer.
     Remote,
 }
 
-/// A filter of TCP connections, as one worker has it.
+/// A filter of TCP connections on one worker.
 pub trait NetworkFilter {
-    /// The callbacks it wants, as bits of [`phase`].
+    /// The callbacks that it subscribes to, as bits of [`phase`].
     fn phases(&self) -> u32;
-    /// A client has connected. `Pause`: the connection goes no further until the filter resumes the downstream side.
+    /// Called when a client has connected. `Pause`: the connection is held until the filter resumes the downstream
+    /// side.
     fn on_connection(&self, stream: &Rc<NetworkStream>, position: usize) -> Action;
-    /// The filter's buffer of this side holds what has come: `len` bytes. `end`: nothing follows.
+    /// Called when the filter's buffer of this side has received data; it holds `len` bytes. `end`: nothing follows.
     fn on_data(&self, side: Side, stream: &Rc<NetworkStream>, position: usize, len: usize, end: bool) -> Action;
-    /// Nothing more comes from the upstream.
+    /// Called when the upstream sends nothing more.
     fn on_upstream_close(&self, stream: &Rc<NetworkStream>, position: usize, closed: ClosedBy);
-    /// The connection is over. `upstream`: who has closed the connection to the upstream, if the filter has not been told.
+    /// Called at the end of the connection. `upstream`: who closed the upstream connection, if the filter was not
+    /// notified yet.
     fn on_end(&self, stream: &Rc<NetworkStream>, position: usize, downstream: ClosedBy, upstream: Option<ClosedBy>);
 }
 
-/// The filters of a listener for its TCP connections, as one worker has them.
+/// The filters of a listener for TCP connections on one worker.
 pub struct NetworkChain {
     filters: Box<[Rc<dyn NetworkFilter>]>,
-    /// The callbacks that any of them wants.
+    /// The callbacks that any filter subscribes to.
     phases: u32,
 }
 
 impl NetworkChain {
-    /// A chain of these filters, in the order in which they see what the client sends.
+    /// Creates a chain of these filters, in the order in which they see the client's data.
     pub fn new(filters: Vec<Rc<dyn NetworkFilter>>) -> NetworkChain {
         let phases = filters.iter().fold(0, |all, f| all | f.phases());
         NetworkChain { filters: filters.into(), phases }
     }
 
-    /// Whether any filter wants to see the bytes of a side.
+    /// Whether any filter subscribes to the bytes of a side.
     pub fn wants_data(&self, side: Side) -> bool {
         self.phases & side.data_bit() != 0
     }
 
-    /// The position of the `nth` filter that sees what comes from this side.
+    /// The position of the `nth` filter that processes data from this side.
     fn position(&self, side: Side, nth: usize) -> usize {
         match side {
             Side::Downstream => nth,
@@ -106,66 +108,66 @@ impl NetworkChain {
     }
 }
 
-/// What one filter has of a connection, beside its [`Position`].
+/// One filter's state of a connection, in addition to its [`FilterState`].
 #[derive(Debug, Default)]
 pub struct ConnectionFilterState {
-    /// The bytes of a side that it is shown now, or holds.
+    /// The bytes of a side that it is processing or holds.
     pub buffers: [Option<Buffer>; 2],
-    /// The side's end is among them.
+    /// Whether they include the side's end.
     ends: [bool; 2],
-    /// Bytes that it adds to a side while it is shown none.
+    /// Bytes that it has added to a side outside a data callback.
     pub added: [Buffer; 2],
-    /// The connection may go on past it.
+    /// The connection may proceed past it.
     open: bool,
-    /// It has been told of the connection.
+    /// It was notified of the connection.
     begun: bool,
-    /// What it has let pass, with its end, while the connection may not.
+    /// Bytes that it has let pass, and whether their end is included, while the connection itself is held.
     waiting: (Buffer, bool),
-    /// It has been told that nothing more comes from the upstream.
+    /// It was notified that the upstream sends nothing more.
     upstream_closed: bool,
 }
 
-/// What filters can see and change of a connection.
+/// The state of a connection that filters can read and change.
 #[derive(Debug)]
 pub struct ConnectionState {
-    /// One for each filter of the chain.
+    /// One per filter of the chain.
     pub positions: SmallVec<[FilterState; 6]>,
-    /// The same.
+    /// One per filter of the chain.
     pub places: SmallVec<[ConnectionFilterState; 2]>,
-    /// Where the connection goes, if a filter says so.
+    /// The route, if a filter has selected one.
     pub route: Option<SelectedRoute>,
-    /// The cluster that it goes to, once that is known.
+    /// The cluster, once known.
     pub cluster: Option<Box<str>>,
-    /// The endpoint that it was tried with last.
+    /// The last endpoint that was tried.
     pub endpoint: Option<Address>,
-    /// This end's address of the connection to it.
+    /// The local address of the upstream connection.
     pub upstream_local: Option<SocketAddr>,
-    /// How many endpoints were tried.
+    /// Number of endpoints tried.
     pub attempts: u32,
-    /// A filter, or what became of one, ends the connection.
+    /// The connection is being closed, by a filter or because one failed.
     pub closed: bool,
     /// Response flags, as bits of [`flag`].
     pub flags: u32,
-    /// Why the connection has ended, if not by its ends.
+    /// Why the connection was ended by the proxy.
     pub details: Cow<'static, str>,
-    /// What has failed beneath it; nothing at all unless something has.
+    /// Transport errors, if any.
     pub failures: Option<Box<TransportFailures>>,
     /// Fields for the access log.
     pub log_fields: Vec<(String, String)>,
-    /// What filters have stored with the connection.
+    /// Filter state and dynamic metadata.
     pub stored: StreamMetadata,
-    /// Places of limits that are held, given back when the connection ends.
+    /// Permits of concurrency limits, released when the connection ends.
     pub held: SmallVec<[limits::Permit; 1]>,
-    /// What filters are charged for.
+    /// The charges for growth caused by filters.
     pub owed: DeferredCharge,
-    /// Bytes by the side they came from, as they came.
+    /// Bytes received, by side.
     pub received: [u64; 2],
-    /// Bytes by the side they came from, as they were sent on.
+    /// Bytes forwarded, by the side they came from.
     pub sent: [u64; 2],
 }
 
 impl ConnectionState {
-    /// Charges a filter for so many bytes more in log fields. Whether they may be added.
+    /// Charges a filter for `more` additional bytes of log fields. Returns whether they may be added.
     pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
         self.owed.add(more) || self.owed.weigh(ledger, size_of_log_fields(&self.log_fields), more)
     }
@@ -173,27 +175,27 @@ impl ConnectionState {
 
 /// A TCP connection.
 pub struct NetworkStream {
-    /// What is known of it.
+    /// Information on the connection.
     pub connection: Rc<ConnectionInfo>,
-    /// The filters that see it.
+    /// The filters that process it.
     pub chain: Rc<NetworkChain>,
-    /// The server name that the client has asked for by TLS.
+    /// The server name in the client's TLS ClientHello.
     pub server_name: Option<Box<str>>,
-    /// When it began.
+    /// When it was accepted.
     pub start: Instant,
-    /// The same, by the clock on the wall.
+    /// When it was accepted, in wall-clock time.
     pub start_time: SystemTime,
-    /// How many bytes of a side a filter may hold before no more are read.
+    /// Maximum bytes of a side that a filter may hold before reading stops.
     pub buffer_limit: usize,
-    /// What filters see and change.
+    /// The state that filters can read and change.
     pub state: RefCell<ConnectionState>,
-    /// When a byte last moved.
+    /// When a byte was last moved.
     pub active: Cell<Instant>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl NetworkStream {
-    /// A connection at its beginning.
+    /// Starts a connection.
     pub fn new(
         connection: Rc<ConnectionInfo>,
         chain: Rc<NetworkChain>,
@@ -234,7 +236,8 @@ impl NetworkStream {
         })
     }
 
-    /// Lets what a filter holds of a side go on, and with the downstream side, the connection; wakes who waits for that.
+    /// Releases what a filter holds of a side and, for the downstream side, the connection; wakes the connection's
+    /// task.
     pub fn resume(&self, position: usize, side: Side) {
         if let Some(p) = self.state.borrow_mut().positions.get_mut(position) {
             p.resumed[side as usize] = true;
@@ -242,7 +245,7 @@ impl NetworkStream {
         self.wake();
     }
 
-    /// Notes why one of its two ends has failed.
+    /// Records a transport error of one side.
     pub fn failed(&self, side: Side, why: String) {
         let mut state = self.state.borrow_mut();
         let failures = state.failures.get_or_insert_default();
@@ -252,11 +255,11 @@ impl NetworkStream {
         }
     }
 
-    /// Ends the connection, once what has passed the filters is sent.
+    /// Closes the connection once the data that has passed the filters is sent.
     pub fn close(&self, flags: u32, details: Detail) {
         {
             let mut state = self.state.borrow_mut();
-            // The first reason is the reason.
+            // Only the first reason is recorded.
             if !state.closed {
                 state.closed = true;
                 state.flags |= flags;
@@ -266,7 +269,7 @@ impl NetworkStream {
         self.wake();
     }
 
-    /// Replaces bytes that a filter is shown or holds of a side; adds them to what comes from there if it has none now.
+    /// Replaces bytes of a side that a filter is processing or holds; without any, adds to the side's data.
     pub fn splice(&self, position: usize, side: Side, (start, size): (usize, usize), data: &[u8]) {
         let limit = self.buffer_limit;
         let overflown = {
@@ -294,12 +297,12 @@ impl NetworkStream {
         p.paused[0] || p.paused[1] || (place.begun && !place.open)
     }
 
-    /// Whether any filter does.
+    /// Whether any filter holds the connection, or bytes of it.
     pub fn is_held(&self) -> bool {
         (0..self.chain.filters.len()).any(|position| self.is_held_by(position))
     }
 
-    /// Remembers whom to wake when something changes that no socket announces.
+    /// Registers the waker for changes that no socket reports.
     pub fn register(&self, cx: &Context<'_>) {
         let mut slot = self.waker.borrow_mut();
         match &*slot {
@@ -308,22 +311,22 @@ impl NetworkStream {
         }
     }
 
-    /// Wakes whoever works on the connection.
+    /// Wakes the task that drives the connection.
     pub fn wake(&self) {
-        // Not under the borrow: waking may run anything.
+        // Outside the borrow, because waking may run anything.
         let waker = self.waker.borrow_mut().take();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// A byte has moved.
+    /// Records that a byte was moved.
     pub fn touch(&self) {
         self.active.set(Instant::now());
     }
 
-    /// Whether the filter at this position is out of the connection, and whether that must be denied for it, which is said
-    /// once.
+    /// Whether the filter at this position is out of the connection, and whether the connection must be denied because
+    /// of it, which is reported once.
     fn gone(&self, position: usize) -> (bool, bool) {
         let p = &mut self.state.borrow_mut().positions[position];
         (p.gone, std::mem::take(&mut p.denies))

@@ -1,4 +1,4 @@
-//! Filters that pause, resume, change and add, in chains.
+//! Chains of filters that pause, resume, change and add data.
 
 use std::{cell::RefCell, net::SocketAddr};
 
@@ -6,7 +6,7 @@ use super::*;
 
 type Act = Box<dyn Fn(&Rc<NetworkStream>, usize, &str) -> Action>;
 
-/// A filter that notes what it is told, and does what a test says.
+/// A filter that logs its callbacks and acts as a test specifies.
 struct Scripted {
     name: &'static str,
     phases: u32,
@@ -17,7 +17,7 @@ struct Scripted {
 impl Scripted {
     fn told(&self, stream: &Rc<NetworkStream>, position: usize, what: String) -> Action {
         self.log.borrow_mut().push(format!("{} {what}", self.name));
-        // As a real one: there is a context from now on.
+        // Like a real filter, it has a context from now on.
         stream.state.borrow_mut().positions[position].context = 2;
         (self.act)(stream, position, &what)
     }
@@ -95,7 +95,7 @@ fn always(action: Action) -> Act {
     Box::new(move |_, _, _| action)
 }
 
-/// Pauses whenever it is told something that begins like this.
+/// Pauses in callbacks whose description starts with `at`.
 fn pausing(at: &'static str) -> Act {
     Box::new(move |_, _, what| if what.starts_with(at) { Action::Pause } else { Action::Continue })
 }
@@ -127,11 +127,11 @@ fn data_goes_through_in_order_and_back_in_the_reverse_order() {
     assert_eq!((w.out(Downstream), w.out(Upstream)), ("x".into(), "y".into()));
     assert!(w.flow.is_over(Upstream) && !w.flow.is_over(Downstream));
     w.stream.end(ClosedBy::Local, Some(ClosedBy::Remote));
-    assert_eq!(w.log(), ["a end Local None", "b end Local None"], "they have been told of the upstream");
+    assert_eq!(w.log(), ["a end Local None", "b end Local None"], "both were already notified of the upstream");
 }
 
 #[test]
-fn a_held_connection_goes_no_further_though_its_data_is_shown() {
+fn held_connection_goes_no_further_although_its_data_is_passed_to_the_filter() {
     let mut w = World::new(vec![("a", phase::ALL, pausing("new")), ("b", phase::ALL, always(Action::Continue))]);
     w.flow.advance(&w.stream).unwrap();
     w.data(Downstream, "x", false);
@@ -139,9 +139,9 @@ fn a_held_connection_goes_no_further_though_its_data_is_shown() {
     assert_eq!(w.log(), ["a new", "a down x", "a down y."]);
     assert!(w.stream.is_held() && !w.flow.is_open(&w.stream) && w.flow.is_clear(Downstream));
     w.resume(0, Upstream);
-    assert!(!w.flow.is_open(&w.stream), "the other side is none of the connection's");
+    assert!(!w.flow.is_open(&w.stream), "the other side does not release the connection");
     w.resume(0, Downstream);
-    assert_eq!(w.log(), ["b new", "b down xy."], "what was let pass is not shown again");
+    assert_eq!(w.log(), ["b new", "b down xy."], "data that was let pass is not passed again");
     assert_eq!(w.out(Downstream), "xy");
     assert!(w.flow.is_open(&w.stream) && w.flow.is_over(Downstream) && !w.stream.is_held());
 }
@@ -174,7 +174,7 @@ fn held_data_grows_until_it_is_let_go() {
         w.data(side, "1234", false);
         w.data(side, "5678", false);
         assert!(!w.flow.is_full(&w.stream, side));
-        assert_eq!(shown(&w.stream, 1, side), "12345678", "it can still be looked at");
+        assert_eq!(shown(&w.stream, 1, side), "12345678", "it can still be read");
         w.stream.splice(1, side, (0, 2), b"ab");
         w.data(side, "9_", true);
         assert!(w.flow.is_full(&w.stream, side));
@@ -207,7 +207,7 @@ fn bytes_can_be_added_to_either_side() {
     w.stream.splice(0, Upstream, (0, 0), b"hello");
     w.stream.splice(0, Downstream, (5, 5), b"by a");
     w.flow.resume(&w.stream).unwrap();
-    assert_eq!(w.out(Upstream), "hello", "to the client nobody is in the way");
+    assert_eq!(w.out(Upstream), "hello", "no filter is between it and the client");
     w.resume(0, Downstream);
     assert_eq!(w.log(), ["a new", "b new", "b down by a"]);
     w.stream.splice(1, Upstream, (0, 0), b"by b");
@@ -228,7 +228,7 @@ fn a_filter_that_adds_too_much_ends_the_connection() {
         w.stream.splice(0, Upstream, (0, 0), b"123456");
         w.flow.resume(&w.stream).unwrap();
     }
-    assert!(!w.stream.state.borrow().closed, "the first is through");
+    assert!(!w.stream.state.borrow().closed, "the first one has passed");
     w.stream.splice(0, Upstream, (0, 0), b"123456");
     let state = w.stream.state.borrow();
     assert_eq!((state.closed, state.flags, &*state.details), (true, flag::BODY_TOO_LARGE, "filter_buffer_full"));
@@ -251,7 +251,7 @@ fn a_filter_that_fails_is_passed_by_or_ends_the_connection() {
 }
 
 #[test]
-fn what_a_filter_that_is_gone_has_held_goes_on() {
+fn data_held_by_a_failed_filter_goes_on() {
     let mut w = World::new(vec![("a", phase::ALL, always(Action::Pause))]);
     w.flow.advance(&w.stream).unwrap();
     w.data(Downstream, "x", true);
@@ -262,11 +262,11 @@ fn what_a_filter_that_is_gone_has_held_goes_on() {
     w.data(Upstream, "y", true);
     assert_eq!(w.out(Upstream), "y");
     w.stream.end(ClosedBy::Remote, None);
-    assert_eq!(w.log(), ["a new", "a down x."], "it is told nothing more");
+    assert_eq!(w.log(), ["a new", "a down x."], "it receives no further callbacks");
 }
 
 #[test]
-fn filters_are_only_told_what_they_want_to_hear() {
+fn filters_receive_only_the_callbacks_they_subscribe_to() {
     let mut w = World::new(vec![
         ("a", phase::DOWNSTREAM_CLOSE, always(Action::Pause)),
         ("b", phase::REQUEST_HEADERS, always(Action::Pause)),
@@ -280,7 +280,7 @@ fn filters_are_only_told_what_they_want_to_hear() {
 }
 
 #[test]
-fn what_is_not_held_cannot_be_let_go_in_advance() {
+fn resume_without_held_data_has_no_effect() {
     for side in Side::BOTH {
         let at = if side == Downstream { "down" } else { "up" };
         let mut w = World::new(vec![("a", phase::ALL, pausing(at))]);
@@ -289,7 +289,7 @@ fn what_is_not_held_cannot_be_let_go_in_advance() {
         w.data(side, "x", false);
         w.flow.resume(&w.stream).unwrap();
         assert_eq!(w.out(side), "");
-        // One that is held is let go, also if more comes just then.
+        // Held data is released, even if more arrives at that moment.
         w.stream.resume(0, side);
         w.data(side, "y", false);
         w.flow.resume(&w.stream).unwrap();
@@ -298,14 +298,14 @@ fn what_is_not_held_cannot_be_let_go_in_advance() {
 }
 
 #[test]
-fn bytes_that_come_after_a_failure_come_after_those_that_were_held() {
+fn bytes_after_a_failure_follow_the_held_bytes() {
     for side in Side::BOTH {
         let at = if side == Downstream { "down" } else { "up" };
         for end in [false, true] {
             let mut w = World::new(vec![("a", phase::ALL, pausing(at))]);
             w.flow.advance(&w.stream).unwrap();
             w.data(side, "held", false);
-            // It fails in a callback for the other side, and more comes before anybody has looked.
+            // It fails in a callback for the other side, and more data arrives before anything has reacted.
             w.stream.state.borrow_mut().positions[0].gone = true;
             w.data(side, "new", end);
             w.flow.resume(&w.stream).unwrap();
