@@ -116,8 +116,12 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("every callback", "it recurses for ever", "filters_that_recurse_endlessly"),
     ("every callback", "its memory grows to the bound", "filters_that_exhaust_their_memory"),
     ("memory", "it is refused more, and goes on", "a_filter_that_is_denied_memory_can_continue"),
-    ("allocator", "it traps, never returns, or calls the host, which calls it", "allocators_that_fail"),
-    ("every function", "the same garbage in all arguments: everything overlaps", "garbage_everywhere"),
+    ("allocator", "it traps, never returns, or calls the host, which calls it", "failing_allocators_are_handled"),
+    (
+        "every function",
+        "the same garbage in all arguments: everything overlaps",
+        "garbage_in_all_arguments_is_rejected",
+    ),
     (
         "every function",
         "called while it is configured, at a tick, for a request",

@@ -1,5 +1,4 @@
-//! Header fields that a proxy takes away, and those that it adds: hop-by-hop fields, `Via`, `X-Forwarded-*`,
-//! `X-Request-Id`.
+//! Header fields that the proxy removes or adds: hop-by-hop fields, `Via`, `X-Forwarded-*`, `X-Request-Id`.
 
 use std::collections::HashSet;
 
@@ -9,7 +8,7 @@ use crate::harness::{
     wait_until,
 };
 
-/// Looks at the requests that reach the upstream when clients of each version send these fields to `web.test`.
+/// Calls `look` with the requests that reach the upstream when clients of each version send these fields to `web.test`.
 fn forwarded(listener: &str, fields: &[(&str, &str)], look: impl Fn(Version, &Message)) {
     let upstream = Upstream::saying("ok");
     let proxy = Everywhere::start(Config::to(&upstream).listener(listener));
@@ -19,14 +18,14 @@ fn forwarded(listener: &str, fields: &[(&str, &str)], look: impl Fn(Version, &Me
     });
 }
 
-/// What `X-Forwarded-Proto` says of a version's listener in a proxy of [`Everywhere`].
+/// The expected `X-Forwarded-Proto` for a version's listener in a proxy of [`Everywhere`].
 fn scheme(version: Version) -> Option<&'static str> {
     Some(if version == Version::H3 { "https" } else { "http" })
 }
 
-/// In HTTP/1.1. The other versions have no such fields, and refuse them.
+/// HTTP/1.1 only: the other versions reject such fields.
 #[test]
-fn what_is_for_the_next_hop_goes_no_further() {
+fn hop_by_hop_fields_are_removed() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let fields = [
@@ -46,12 +45,12 @@ fn what_is_for_the_next_hop_goes_no_further() {
         assert_eq!(request.field(gone), None, "{gone}");
     }
     assert_eq!((request.field("te"), request.field("x-kept")), (Some("trailers"), Some("1")));
-    // The proxy's own word about its own TE (RFC 9110 section 10.1.4).
+    // The proxy's own TE (RFC 9110 section 10.1.4).
     assert_eq!(request.field("connection"), Some("te"));
 }
 
 #[test]
-fn a_client_cannot_have_what_others_rely_on_removed() {
+fn connection_cannot_remove_fields_that_others_rely_on() {
     let listed = "host, content-length, authorization, cookie, x-forwarded-for, x-forwarded-proto, x-request-id";
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
@@ -66,7 +65,7 @@ fn a_client_cannot_have_what_others_rely_on_removed() {
 }
 
 #[test]
-fn the_upstreams_connection_fields_are_its_own() {
+fn the_upstreams_connection_fields_are_not_forwarded() {
     let upstream = Upstream::canned(answer(
         200,
         &["Connection: close, X-Internal", "X-Internal: 1", "Keep-Alive: timeout=5", "Upgrade: h2", "X-Kept: 1"],
@@ -101,7 +100,7 @@ fn via_names_the_proxy_in_both_directions() {
     forwarded("via: ''", &[], |_, request| assert_eq!(request.field("via"), None));
 }
 
-/// What clients say about others, and about themselves.
+/// Fields that clients send about others, and about themselves.
 const SAID: &[(&str, &str)] = &[
     ("x-forwarded-for", "192.0.2.1, 192.0.2.2"),
     ("x-forwarded-proto", "ftp"),
@@ -111,7 +110,7 @@ const SAID: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_client_that_is_not_trusted_cannot_speak_for_others() {
+fn forwarded_fields_of_untrusted_clients_are_replaced() {
     forwarded("trusted_hops: 0", SAID, |version, request| {
         assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"), "{version:?}");
         assert_eq!(request.field("x-forwarded-proto"), scheme(version), "{version:?}");
@@ -123,7 +122,7 @@ fn a_client_that_is_not_trusted_cannot_speak_for_others() {
 }
 
 #[test]
-fn the_client_is_as_many_hops_away_as_are_trusted() {
+fn the_client_address_is_trusted_hops_away() {
     for (hops, client) in [(1, "192.0.2.2"), (2, "192.0.2.1"), (3, "192.0.2.1")] {
         let upstream = Upstream::saying("ok");
         let proxy = Everywhere::start(Config::to(&upstream).listener(&format!("trusted_hops: {hops}")));
@@ -136,7 +135,7 @@ fn the_client_is_as_many_hops_away_as_are_trusted() {
             assert_eq!(request.field("x-forwarded-proto"), Some("https"), "{version:?}");
             assert_eq!(request.field("x-forwarded-host"), Some("shop.example"), "{version:?}");
             assert_eq!(request.field("x-request-id"), Some("mine"), "{version:?}");
-            // Nobody has shown a certificate.
+            // There was no client certificate.
             assert_eq!(request.field("x-forwarded-client-cert"), None, "{version:?}");
         });
         wait_until("a line for each version", || proxy.entries().len() == 3);
@@ -146,9 +145,9 @@ fn the_client_is_as_many_hops_away_as_are_trusted() {
     }
 }
 
-/// A client must not look like the proxy in front by what it says itself.
+/// A client must not be able to pose as the proxy in front.
 #[test]
-fn no_client_passes_for_the_proxy_in_front() {
+fn no_client_can_pose_as_the_proxy_in_front() {
     let allow =
         "config: {policies: [{name: p, rules: [{from: [{source: {remote_ip_blocks: [127.0.0.0/8, '::/0']}}]}]}]}";
     let upstream = Upstream::saying("ok");
@@ -167,7 +166,7 @@ fn no_client_passes_for_the_proxy_in_front() {
         (&["127.0.0.1, ,"], 403, None),
         (&[""], 403, None),
         (&["203.0.113.9, 127.0.0.1"], 200, Some("127.0.0.1")),
-        // The peer speaks for itself.
+        // The peer's own address.
         (&[], 200, Some("127.0.0.1")),
     ]
     .into_iter()
@@ -188,7 +187,7 @@ fn no_client_passes_for_the_proxy_in_front() {
 }
 
 #[test]
-fn what_a_trusted_proxy_does_not_say_is_added() {
+fn fields_missing_from_a_trusted_proxy_are_added() {
     forwarded("trusted_hops: 1", &[], |version, request| {
         assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"), "{version:?}");
         assert_eq!(request.field("x-forwarded-proto"), scheme(version), "{version:?}");
@@ -198,7 +197,7 @@ fn what_a_trusted_proxy_does_not_say_is_added() {
 }
 
 #[test]
-fn each_request_has_an_id_of_its_own() {
+fn each_request_has_a_unique_id() {
     let upstream = Upstream::saying("ok");
     let proxy = Everywhere::start(Config::to(&upstream));
     for _ in 0..10 {

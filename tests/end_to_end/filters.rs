@@ -1,5 +1,5 @@
-//! The standard filters in the real proxy: what clients, upstreams, the access log and the metrics get to see of them.
-//! Each filter's own tests go through its options; here it is about the whole way.
+//! The standard filters in the real proxy: what clients, upstreams, the access log and the metrics see of them. Each
+//! filter's own tests cover its options; these cover the whole path.
 
 mod authz;
 mod fault;
@@ -8,7 +8,7 @@ mod router;
 
 use crate::harness::{Config, Proxy, Upstream};
 
-/// In the order of the chain: who is not let in uses up no limit, and who is over the limit reaches no route.
+/// In the order of the chain: a denied client does not use up a rate limit, and a rate-limited client reaches no route.
 #[test]
 fn filters_decide_in_the_order_of_the_chain() {
     let upstream = Upstream::saying("ok");
@@ -30,7 +30,7 @@ fn filters_decide_in_the_order_of_the_chain() {
     }
 }
 
-/// A filter's field for the response is there whoever answers in the end.
+/// A filter's response header is added whatever produces the response.
 #[test]
 fn a_filters_response_header_is_added_to_any_response() {
     let config = Config::new()

@@ -1,4 +1,4 @@
-//! What goes in comes out: requests and responses pass the proxy as RFC 9110 and 9112 want it.
+//! Forwarding: requests and responses pass the proxy as RFC 9110 and 9112 require.
 
 use crate::harness::{Client, Config, Message, Proxy, Upstream, answer, wait_until};
 
@@ -29,13 +29,13 @@ fn all_methods_pass() {
     }
     assert_eq!(client.request("OPTIONS", "*", &[], b"").status(), 200);
     assert_eq!(upstream.requests().last().unwrap().target(), "*");
-    // Tunnels are not offered.
+    // Tunnels are not enabled.
     let refused = proxy.request("CONNECT", "other:443", &[], b"");
     assert_eq!(refused.status(), 405);
     assert_eq!(upstream.requests().len(), 9);
 }
 
-/// Both ways of framing a body, in both directions, must come out as they went in.
+/// Both framings of a body are kept, in both directions.
 #[test]
 fn lengths_stay_lengths_and_chunks_stay_chunks() {
     let upstream = Upstream::replying(|request| match request.target() {
@@ -64,7 +64,7 @@ fn lengths_stay_lengths_and_chunks_stay_chunks() {
 }
 
 #[test]
-fn trailers_that_nobody_has_announced_reach_those_who_want_trailers() {
+fn unannounced_trailers_reach_clients_that_accept_trailers() {
     let upstream = Upstream::replying(|_| {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Late: 1\r\nHost: evil\r\n\r\n".into()
     });
@@ -76,16 +76,16 @@ fn trailers_that_nobody_has_announced_reach_those_who_want_trailers() {
 }
 
 #[test]
-fn a_body_that_nobody_wants_is_not_asked_for() {
+fn an_unneeded_body_gets_no_100_continue() {
     let proxy = Proxy::start(Config::new());
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n");
-    assert_eq!(client.read().status(), 404, "the final response comes without a provisional one");
+    assert_eq!(client.read().status(), 404, "the final response comes without an interim response");
 }
 
 /// RFC 9110 section 7.6.2.
 #[test]
-fn options_and_trace_go_no_further_than_they_may() {
+fn max_forwards_limits_options_and_trace() {
     let upstream = Upstream::replying(|_| answer(200, &[], "upstream"));
     let proxy = Proxy::start(Config::to(&upstream));
     for (method, max, status, passed) in [
@@ -107,7 +107,7 @@ fn options_and_trace_go_no_further_than_they_may() {
 }
 
 #[test]
-fn connections_are_used_again_on_both_sides() {
+fn connections_are_reused_on_both_sides() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).top("workers: 1"));
     let mut client = proxy.client();
@@ -118,14 +118,14 @@ fn connections_are_used_again_on_both_sides() {
 }
 
 #[test]
-fn a_connection_ends_when_the_client_says_so() {
+fn a_connection_is_closed_at_the_clients_request() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
     let response = client.request("GET", "/", &[("Connection", "close")], b"");
     assert_eq!(response.field("connection"), Some("close"));
     assert!(client.wire.is_closed());
-    // HTTP/1.0 knows neither keep-alive nor chunks.
+    // HTTP/1.0 has neither keep-alive nor chunks.
     let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
@@ -136,11 +136,11 @@ fn a_connection_ends_when_the_client_says_so() {
 }
 
 #[test]
-fn http_1_0_is_understood() {
+fn http_1_0_is_supported() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
-    // Without a host, which HTTP/1.0 does not know, and with keep-alive, which it knows by extension.
+    // Without a host, which HTTP/1.0 does not have, and with keep-alive, an extension of HTTP/1.0.
     client.send("GET /old HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
     let response = client.read();
     assert_eq!((response.text(), response.field("connection")), ("ok", Some("keep-alive")));
@@ -154,7 +154,7 @@ fn http_1_0_is_understood() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_order() {
     let upstream = Upstream::replying(|request| answer(200, &[], format!("{} {}", request.target(), request.text())));
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
@@ -176,9 +176,9 @@ fn pipelined_requests_are_answered_in_their_order() {
     assert_eq!(upstream.requests().len(), 50);
 }
 
-/// A body that nobody reads must not be taken for the next request.
+/// An unread body must not be parsed as the next request.
 #[test]
-fn after_a_body_that_was_not_read_the_next_request_is_still_the_next() {
+fn an_unread_body_is_not_parsed_as_the_next_request() {
     let proxy = Proxy::start(Config::new().routes("{respond: {status: 200, body: mine}}"));
     let mut client = proxy.client();
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -193,7 +193,7 @@ fn after_a_body_that_was_not_read_the_next_request_is_still_the_next() {
 }
 
 #[test]
-fn each_listener_goes_by_its_own_rules() {
+fn each_listener_has_its_own_options() {
     let (one, two) = (Upstream::saying("one"), Upstream::saying("two"));
     let config = Config::to(&one).listener("via: a").cluster("two", &[&two], "");
     let proxy = Proxy::start(config.beside("second", "cluster: two\nvia: b\nlimits: {headers: 2}"));
@@ -212,7 +212,7 @@ fn each_listener_goes_by_its_own_rules() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_request_at_the_upstream_too() {
+fn a_client_disconnect_aborts_the_upstream_request() {
     let upstream = Upstream::silent();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();

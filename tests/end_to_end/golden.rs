@@ -1,5 +1,6 @@
-//! What users rely on and only a running proxy shows, compared with golden texts in `proxy/tests/golden`: metrics with
-//! types and labels, and the shapes of the JSON that the admin listener and `tollgate bench load` give.
+//! Interfaces that users rely on and that only a running proxy shows, compared with golden texts in
+//! `proxy/tests/golden`: metrics with types and labels, and the shapes of the JSON from the admin listener and
+//! `tollgate bench load`.
 
 #[path = "../../proxy/tests/golden/compare.rs"]
 mod compare;
@@ -13,7 +14,7 @@ use crate::{
     harness::{Config, Message, Proxy, Upstream, answer, pki::Authority, wait_until},
 };
 
-/// A proxy with what there are metrics and answers of the admin listener for, after some traffic.
+/// A proxy in which every metric and every answer of the admin listener has content, after some traffic.
 struct Busy {
     proxy: Proxy,
     folder: Folder,

@@ -1,5 +1,5 @@
-//! gRPC calls: what the proxy answers itself, what is tried again, what is logged and counted. All of it goes by the media
-//! type, whatever version of HTTP carries it.
+//! gRPC calls: the proxy's own responses, retries, logging and metrics. A call is recognized by its media type,
+//! whatever version of HTTP carries it.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -16,7 +16,7 @@ fn call(client: &mut Client, path: &str) -> Message {
     client.request("POST", path, &GRPC, b"\0\0\0\0\0")
 }
 
-/// A response that is nothing but a head.
+/// A response that consists of a head only.
 pub(crate) fn head_only(status: u32) -> Vec<u8> {
     answer(200, &["content-type: application/grpc", &format!("grpc-status: {status}")], "")
 }
@@ -30,7 +30,7 @@ pub(crate) fn whole(status: u32) -> Vec<u8> {
     .into()
 }
 
-/// The status and the message of a response that is nothing but a head.
+/// The status and the message of a trailers-only response.
 fn told(response: &Message) -> (u32, &str) {
     assert_eq!(response.status(), 200);
     assert_eq!(response.field("content-type"), Some("application/grpc"));
@@ -40,7 +40,7 @@ fn told(response: &Message) -> (u32, &str) {
     (status.parse().expect("a number"), response.field("grpc-message").unwrap_or_default())
 }
 
-/// Waits for the line of a call that got no success, and gives it.
+/// Waits for and returns the access log line of a failed call.
 #[track_caller]
 fn failed(proxy: &Proxy, path: &str, flags: &str, details: &str, grpc_status: u32) -> Entry {
     let entry = proxy.entry_for(path).expect(200, flags).because(details);
@@ -49,7 +49,7 @@ fn failed(proxy: &Proxy, path: &str, flags: &str, details: &str, grpc_status: u3
 }
 
 #[test]
-fn what_the_proxy_answers_is_a_grpc_status() {
+fn local_replies_have_a_grpc_status() {
     let proxy = Proxy::start(Config::new());
     assert_eq!(told(&call(&mut proxy.client(), "/a.B/C")), (12, "Not Found (route_not_found)"));
     failed(&proxy, "/a.B/C", "NR", "route_not_found", 12);
@@ -67,12 +67,12 @@ fn what_the_proxy_answers_is_a_grpc_status() {
 }
 
 #[test]
-fn what_a_filter_answers_is_a_grpc_status() {
+fn filter_replies_have_a_grpc_status() {
     let denies = "config: {policies: [{name: p, action: deny, rules: [{}]}]}";
     let proxy = Proxy::start(Config::new().filter("access", "builtin:authz", denies));
     let response = call(&mut proxy.client(), "/a.B/C");
     assert_eq!(told(&response), (7, "access denied"));
-    assert!(!format!("{response:?}").contains("matched_policy"), "what is for the log stays in the log");
+    assert!(!format!("{response:?}").contains("matched_policy"), "the details appear in the log only");
     assert_eq!(proxy.entry_for("/a.B/C")["details"], "rbac_access_denied_matched_policy[p]");
 
     let fields = guest::pairs(&[("x-own", "1"), ("content-type", "text/plain")]);
@@ -93,7 +93,7 @@ fn what_a_filter_answers_is_a_grpc_status() {
 }
 
 #[test]
-fn the_status_is_logged_wherever_it_stands() {
+fn the_status_is_logged_from_head_or_trailers() {
     let upstream = Upstream::replying(|request| match request.target() {
         "/s/Head" => head_only(9),
         "/s/Whole" => whole(3),
@@ -105,7 +105,7 @@ fn the_status_is_logged_wherever_it_stands() {
     for (path, status, grpc_status) in
         [("/s/Head", 200, 9), ("/s/Whole", 200, 3), ("/s/Http", 503, 14), ("/s/None", 200, 2)]
     {
-        assert_eq!(call(&mut client, path).status(), status, "upstreams' responses stay as they are");
+        assert_eq!(call(&mut client, path).status(), status, "upstream responses are unchanged");
         assert_eq!(proxy.entry_for(path).expect(status, "")["grpc_status"], grpc_status, "{path}");
     }
     client.get("/s/Head?not=grpc");
@@ -113,7 +113,7 @@ fn the_status_is_logged_wherever_it_stands() {
 }
 
 #[test]
-fn filters_can_ask_for_the_status() {
+fn filters_can_read_the_status() {
     let code = r#"(func (export "proxy_on_log") (param i32)
         (drop (call $get_property %"response.grpc_status" (global.get $out) (global.get $out_len)))
         (if (i64.eq (i64.load (i32.load (global.get $out))) (i64.const 3))
@@ -128,7 +128,7 @@ fn filters_can_ask_for_the_status() {
 }
 
 #[test]
-fn a_status_is_tried_again_if_that_was_asked_for() {
+fn configured_statuses_are_retried() {
     for (on, first, tries) in [
         ("grpc_cancelled", head_only(1), 2),
         ("grpc_deadline_exceeded", head_only(4), 2),
@@ -139,7 +139,7 @@ fn a_status_is_tried_again_if_that_was_asked_for() {
         ("grpc_unavailable", head_only(13), 1),
         ("grpc_internal", head_only(0), 1),
         ("5xx", head_only(14), 1),
-        // Something of it has gone to the client by the time that the trailers come.
+        // By the time the trailers arrive, a part of the response has been sent to the client.
         ("grpc_unavailable", whole(14), 1),
     ] {
         let turn = AtomicUsize::new(0);
@@ -149,7 +149,7 @@ fn a_status_is_tried_again_if_that_was_asked_for() {
         let response = call(&mut proxy.client(), "/a.B/C");
         assert_eq!(upstream.requests().len(), tries, "{on}: {response:?}");
     }
-    // To others it is a field like any other.
+    // For other requests it is an ordinary field.
     let upstream = Upstream::replying(|_| head_only(14));
     let proxy = Proxy::start(Config::to_with(&upstream, "retry: {on: [grpc_unavailable]}"));
     proxy.get("/");
@@ -157,7 +157,7 @@ fn a_status_is_tried_again_if_that_was_asked_for() {
 }
 
 #[test]
-fn a_route_can_ask_for_it_too() {
+fn a_route_can_configure_status_retries() {
     let turn = AtomicUsize::new(0);
     let upstream = Upstream::replying(move |_| head_only(if turn.fetch_add(1, SeqCst) == 0 { 14 } else { 0 }));
     let routes = "config: {virtual_hosts: [{name: a, domains: ['*'], routes: [
@@ -192,7 +192,7 @@ fn calls_are_counted_by_method() {
     let labels = [("service", "shop.Cart"), ("method", "Add")];
     assert_eq!(metrics.sum("tollgate_grpc_request_duration_seconds_count", &labels), 2.0);
     assert_eq!(metrics.sum("tollgate_grpc_requests_total", &[]), 5.0);
-    // They go on over a change, and go away with their listener.
+    // The counters continue across reloads, and are removed with their listener.
     proxy.change_config(Config::to(&upstream).top("drain_timeout: 1s"));
     call(&mut client, "/shop.Cart/Add");
     count(&proxy, "Add", "OK", 3.0);
@@ -200,8 +200,8 @@ fn calls_are_counted_by_method() {
     assert_eq!(proxy.metrics().sum("tollgate_grpc_requests_total", &[]), 0.0);
 }
 
-/// An upstream that answers `/a.B/Large` with trailers of so many bytes when a call of `/a.B/Waits` is under way, which
-/// it answers then.
+/// An upstream that answers `/a.B/Large` with trailers of this size while a call of `/a.B/Waits` is in flight, which it
+/// answers afterwards.
 fn with_trailers_of(bytes: usize) -> Upstream {
     Upstream::by_h2(move |h2| {
         let mut waits = None;
@@ -221,9 +221,9 @@ fn with_trailers_of(bytes: usize) -> Upstream {
     })
 }
 
-/// Nobody is told of a success without what belongs to it, and no other call is lost by it.
+/// A success must not be reported without the trailers that belong to it, and no other call may be lost.
 #[test]
-fn trailers_that_are_too_long_fail_their_call_alone() {
+fn oversized_trailers_fail_only_their_call() {
     for (bytes, fits) in [(60_000, true), (66_000, false), (130_000, false), (500_000, false)] {
         let upstream = with_trailers_of(bytes);
         let proxy = Proxy::start(to_h2(&upstream));
@@ -244,9 +244,9 @@ fn trailers_that_are_too_long_fail_their_call_alone() {
     }
 }
 
-/// The server has done what was asked for: asking again could do it twice.
+/// The server has executed the call: a retry could execute it twice.
 #[test]
-fn a_head_that_is_too_long_is_not_asked_for_again() {
+fn a_call_with_an_oversized_head_is_not_retried() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| {
         h2.headers(stream, &[(":status", "200"), ("x-large", &"v".repeat(70_000))], true);
     });
@@ -258,14 +258,14 @@ fn a_head_that_is_too_long_is_not_asked_for_again() {
     assert!(why.contains("its head is longer than 65536 bytes"), "{why}");
 }
 
-/// What the log says is what the client has got, and why.
+/// The log shows what the client received, and why.
 #[test]
-fn a_call_that_is_cut_off_is_logged_as_its_client_sees_it() {
+fn a_truncated_call_is_logged_as_its_client_sees_it() {
     for (sent, passed_on, told) in [
         (code::CANCEL, code::CANCEL, 1),
         (code::ENHANCE_YOUR_CALM, code::ENHANCE_YOUR_CALM, 8),
         (code::INTERNAL_ERROR, code::INTERNAL_ERROR, 13),
-        // The client might ask again, as if nothing had been done.
+        // The client might retry, as if nothing had been executed.
         (code::REFUSED_STREAM, code::INTERNAL_ERROR, 13),
     ] {
         let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
@@ -280,9 +280,9 @@ fn a_call_that_is_cut_off_is_logged_as_its_client_sees_it() {
     }
 }
 
-/// By the listener's bounds, when the response has begun.
+/// When the response has begun, by the listener's timeouts.
 #[test]
-fn a_call_that_stalls_is_logged_with_its_bound() {
+fn a_stalled_call_is_logged_with_its_timeout() {
     for (timeouts, flag, details) in
         [("{idle: 500ms}", "SI", "stream_idle_timeout"), ("{stream_age: 500ms}", "UT", "stream_age")]
     {
@@ -296,9 +296,9 @@ fn a_call_that_stalls_is_logged_with_its_bound() {
     }
 }
 
-/// A call whose metadata is too much is told so as a call.
+/// A call with too much metadata gets a gRPC status.
 #[test]
-fn too_much_metadata_is_answered_as_a_call() {
+fn excessive_metadata_gets_a_grpc_status() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| {
         h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
     });
@@ -310,7 +310,7 @@ fn too_much_metadata_is_answered_as_a_call() {
         fields.extend(names.iter().map(|name| (name.as_str(), value)));
         client.exchange("POST", path, &fields, b"")
     };
-    assert_eq!(ask("/a.B/Some", 120, "v").field("grpc-status"), Some("0"), "not more than calls may have");
+    assert_eq!(ask("/a.B/Some", 120, "v").field("grpc-status"), Some("0"), "within the limit");
     for (path, count, value, details) in [
         ("/a.B/Many", 300, "v".to_owned(), "too_many_fields"),
         ("/a.B/Large", 10, "v".repeat(10_000), "head_too_large"),
@@ -321,5 +321,5 @@ fn too_much_metadata_is_answered_as_a_call() {
         assert_eq!(response.field("grpc-message"), Some(&*message));
         failed(&proxy, path, "DPE", details, 8);
     }
-    assert_eq!(ask("/a.B/After", 1, "v").field("grpc-status"), Some("0"), "the connection is none the worse for it");
+    assert_eq!(ask("/a.B/After", 1, "v").field("grpc-status"), Some("0"), "the connection is still usable");
 }

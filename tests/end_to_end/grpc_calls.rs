@@ -1,4 +1,4 @@
-//! gRPC calls that filters make: one message each way, and streams.
+//! gRPC calls that filters make: unary calls and streams.
 
 use std::sync::mpsc;
 
@@ -10,13 +10,13 @@ use crate::{
     },
 };
 
-/// A message as it is sent.
+/// A message with its gRPC framing.
 fn framed(message: &[u8]) -> Vec<u8> {
     [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat()
 }
 
-/// A filter that makes a call when a request comes, holds the request, and answers it with all that comes back: messages as
-/// they are, `I` for the head, `T` for trailers, and the status as a digit at the end.
+/// A filter that makes a call per request, holds the request, and responds with everything it receives: messages
+/// verbatim, `I` for the head, `T` for trailers, and the status as a digit at the end.
 fn calling(call: &str) -> Vec<u8> {
     let answering = r#"
         (global $stream (mut i32) (i32.const 0))
@@ -65,7 +65,7 @@ fn answer_head(h2: &mut H2, stream: u32) {
     h2.headers(stream, &[(":status", "200"), ("content-type", "application/grpc")], false);
 }
 
-/// The head of an answer, its message, and its end with a status.
+/// The head of a response, its message, and its end with a status.
 fn answer(h2: &mut H2, stream: u32, messages: &[&[u8]], status: &str) {
     answer_head(h2, stream);
     for message in messages {
@@ -80,7 +80,7 @@ fn proxy(upstream: &Upstream, module: &[u8]) -> Proxy {
 }
 
 #[test]
-fn a_call_has_the_form_of_grpc_and_its_answer_is_given_as_a_whole() {
+fn a_unary_call_delivers_its_whole_response() {
     let (seen, saw) = mpsc::channel();
     let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
         seen.send(request).unwrap();
@@ -126,9 +126,9 @@ fn a_call_that_fails_ends_with_its_status() {
     }
 }
 
-/// Whoever always has something to read must look at the clock as well.
+/// A task that always has something to read must check its deadline, too.
 #[test]
-fn a_call_has_its_time_however_many_messages_come() {
+fn a_call_times_out_even_if_messages_keep_arriving() {
     let upstream = Upstream::by_h2(|h2| {
         let Ok((stream, _)) = h2.next_request() else { return };
         answer_head(h2, stream);
@@ -147,7 +147,7 @@ fn a_call_has_its_time_however_many_messages_come() {
 }
 
 #[test]
-fn a_stream_carries_messages_both_ways() {
+fn a_stream_carries_messages_in_both_directions() {
     let upstream = Upstream::replying_by_h2(|h2, stream, request| {
         assert_eq!(request.body, [framed(b"one"), framed(b"two")].concat());
         answer(h2, stream, &[b"three", b"four"], "0");
@@ -164,7 +164,7 @@ fn a_stream_carries_messages_both_ways() {
 }
 
 #[test]
-fn a_stream_that_is_closed_has_no_more_messages_from_here() {
+fn a_closed_stream_sends_no_further_messages() {
     let upstream = Upstream::replying_by_h2(|h2, stream, request| {
         assert!(request.body.is_empty());
         answer(h2, stream, &[b"so"], "0");
@@ -177,7 +177,7 @@ fn a_stream_that_is_closed_has_no_more_messages_from_here() {
 }
 
 #[test]
-fn a_call_that_is_cancelled_is_heard_of_no_more() {
+fn a_cancelled_call_delivers_nothing_more() {
     let (reset, was_reset) = mpsc::channel();
     let upstream = Upstream::by_h2(move |h2| {
         let (stream, _) = h2.next_head().unwrap();
@@ -185,7 +185,7 @@ fn a_call_that_is_cancelled_is_heard_of_no_more() {
         let frame = h2.read_until("the stream's reset", |frame| frame.kind == kind::RST_STREAM);
         reset.send(frame.code()).unwrap();
     });
-    // Cancelled when its head has come; a second time there is none.
+    // Cancelled when its head arrives; a second cancellation finds no call.
     let module = filter(
         r#"(global $stream (mut i32) (i32.const 0))
         (func (export "proxy_on_request_headers") (param $context i32) (param i32 i32) (result i32)

@@ -1,11 +1,11 @@
-//! gRPC-Web becomes gRPC on the way in and comes back as what it was.
+//! gRPC-Web is translated to gRPC for the upstream, and back for the client.
 
 use crate::{
     grpc::{head_only, whole},
     harness::{Config, Message, Proxy, Upstream},
 };
 
-/// The message of [`whole`] and its trailers, as a client of gRPC-Web sees them.
+/// The message of [`whole`] and its trailers, as a gRPC-Web client sees them.
 const BINARY: &[u8] = b"\0\0\0\0\x01m\x80\0\0\0\x24grpc-status: 7\r\ngrpc-message: said\r\n";
 
 fn translating(upstream: &Upstream) -> Proxy {
@@ -37,13 +37,13 @@ fn binary_calls_are_translated() {
 fn text_calls_are_translated() {
     let upstream = Upstream::replying(|_| whole(7));
     let proxy = translating(&upstream);
-    // Two pieces, each padded, cut where no group ends.
+    // Two pieces, each padded, cut in the middle of a base64 group.
     let mut client = proxy.client();
     let fields = [("content-type", "application/grpc-web-text"), ("transfer-encoding", "chunked")];
     client.send_request("POST", "/a.B/C", &fields, b"5\r\nAAAAA\r\n8\r\nAF4eA==e\r\n3\r\nQ==\r\n0\r\n\r\n");
     let response = client.read();
     assert_eq!(response.field("content-type"), Some("application/grpc-web-text"));
-    // The message and the trailers, each in base64 of its own.
+    // The message and the trailers, each encoded separately.
     assert_eq!(response.text(), "AAAAAAFtgAAAACRncnBjLXN0YXR1czogNw0KZ3JwYy1tZXNzYWdlOiBzYWlkDQo=");
     let request = upstream.only_request();
     assert_eq!(request.field("content-type"), Some("application/grpc"));
@@ -51,7 +51,7 @@ fn text_calls_are_translated() {
 }
 
 #[test]
-fn what_is_nothing_but_a_head_stays_one() {
+fn a_trailers_only_response_stays_one() {
     let upstream = Upstream::replying(|_| head_only(5));
     let proxy = translating(&upstream);
     let response = call(&proxy, "application/grpc-web-text+proto", b"AAAAAAA=");
@@ -66,7 +66,7 @@ fn what_is_nothing_but_a_head_stays_one() {
 }
 
 #[test]
-fn a_body_that_is_not_base64_is_refused() {
+fn a_body_that_is_not_base64_is_rejected() {
     let upstream = Upstream::replying(|_| whole(0));
     let proxy = translating(&upstream);
     let response = call(&proxy, "application/grpc-web-text", b"AAAA*");
@@ -86,13 +86,13 @@ fn filters_see_grpc() {
 }
 
 #[test]
-fn it_is_done_only_where_it_was_asked_for() {
+fn only_configured_listeners_translate() {
     let upstream = Upstream::replying(|_| whole(0));
     let proxy = Proxy::start(Config::to(&upstream));
     call(&proxy, "application/grpc-web-text", b"AAAA");
     let request = upstream.only_request();
     assert_eq!((request.field("content-type"), request.text()), (Some("application/grpc-web-text"), "AAAA"));
-    // And not to others.
+    // Other requests are not translated.
     let proxy = translating(&upstream);
     call(&proxy, "text/plain", b"AAAA");
     assert_eq!(upstream.requests()[1].field("content-type"), Some("text/plain"));

@@ -1,4 +1,4 @@
-//! Endpoints that are not well get no requests, as long as enough others are.
+//! Health checks: unhealthy endpoints receive no requests, as long as enough others are healthy.
 
 use std::sync::{
     Arc,
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
 
-/// Checks that are soon through with an endpoint.
+/// Health checks that finish quickly.
 const CHECK: &str = "health_check: {check: {http: {path: /up, host: up.example}}, interval: 20ms, timeout: 20s,
                      unhealthy_threshold: 2, healthy_threshold: 2, panic_threshold: PANIC}";
 
-/// An upstream that says its name, and whether it is well, as the test wants.
+/// An upstream that responds with its name, and whose health the test controls.
 struct Moody {
     upstream: Upstream,
     well: Arc<AtomicBool>,
@@ -37,7 +37,7 @@ fn config(upstreams: &[&Moody], panic: u32) -> Config {
     Config::new().listener("cluster: web").cluster("web", &endpoints, &options)
 }
 
-/// What the admin listener says of the cluster's endpoints.
+/// The cluster's endpoints in `GET /clusters`.
 fn endpoints(proxy: &Proxy) -> Vec<Value> {
     let clusters: Value = serde_json::from_slice(&proxy.admin("GET", "/clusters", "").body).expect("JSON");
     clusters["clusters"][0]["endpoints"].as_array().expect("endpoints").clone()
@@ -47,7 +47,7 @@ fn wait_for_health(proxy: &Proxy, expected: &[bool]) {
     wait_until("the endpoints' health", || endpoints(proxy).iter().map(|e| &e["healthy"]).eq(expected));
 }
 
-/// Who answers, of many requests.
+/// The names of the upstreams that answer a series of requests.
 fn answering(proxy: &Proxy) -> Vec<String> {
     let mut client = proxy.client();
     let mut names: Vec<_> = (0..20).map(|_| client.get("/").text().to_owned()).collect();
@@ -57,10 +57,10 @@ fn answering(proxy: &Proxy) -> Vec<String> {
 }
 
 #[test]
-fn an_endpoint_that_is_not_well_gets_no_requests_until_it_is() {
+fn an_unhealthy_endpoint_gets_no_requests_until_it_recovers() {
     let (a, b) = (Moody::new("a"), Moody::new("b"));
     let mut proxy = Proxy::start(config(&[&a, &b], 50));
-    assert_eq!(answering(&proxy), ["a", "b"], "they begin as healthy");
+    assert_eq!(answering(&proxy), ["a", "b"], "endpoints start healthy");
     a.well.store(false, SeqCst);
     wait_for_health(&proxy, &[false, true]);
     assert_eq!(answering(&proxy), ["b"]);
@@ -70,7 +70,7 @@ fn an_endpoint_that_is_not_well_gets_no_requests_until_it_is() {
     assert_eq!(healthy(&proxy), 1.0);
     proxy.wait_for_metric("tollgate_cluster_health_checks_total", &[("cluster", "web"), ("result", "failure")], 2.0);
 
-    // What is known of an endpoint does not get lost by a change.
+    // A reload keeps the endpoints' health.
     proxy.change_config(config(&[&a, &b], 50).top("drain_timeout: 1s"));
     assert_eq!(answering(&proxy), ["b"]);
 
@@ -83,7 +83,7 @@ fn an_endpoint_that_is_not_well_gets_no_requests_until_it_is() {
 }
 
 #[test]
-fn too_many_that_are_not_well_are_not_believed() {
+fn panic_mode_uses_all_endpoints_when_too_many_are_unhealthy() {
     let (a, b, c) = (Moody::new("a"), Moody::new("b"), Moody::new("c"));
     let proxy = Proxy::start(config(&[&a, &b, &c], 50));
     a.well.store(false, SeqCst);
@@ -96,14 +96,14 @@ fn too_many_that_are_not_well_are_not_believed() {
 }
 
 #[test]
-fn with_none_left_there_is_no_endpoint() {
+fn without_healthy_endpoints_requests_fail() {
     let a = Moody::new("a");
     let mut proxy = Proxy::start(config(&[&a], 0));
     a.well.store(false, SeqCst);
     wait_for_health(&proxy, &[false]);
     assert_eq!(proxy.get("/").status(), 503);
     assert_eq!(proxy.entry_for("/")["flags"], "UH");
-    // Nobody asks any more, so it gets its chance.
+    // Without health checks the endpoint is used again.
     proxy.change_config(Config::to(&a.upstream));
     assert_eq!(proxy.get("/").text(), "a");
     assert_eq!(endpoints(&proxy)[0]["healthy"], Value::Null);
@@ -111,7 +111,7 @@ fn with_none_left_there_is_no_endpoint() {
 }
 
 #[test]
-fn a_port_that_is_closed_is_noticed() {
+fn a_closed_port_is_unhealthy() {
     let a = Moody::new("a");
     let options = "health_check: {check: {tcp: {}}, interval: 20ms, unhealthy_threshold: 1}";
     let cluster =
@@ -123,7 +123,7 @@ fn a_port_that_is_closed_is_noticed() {
     assert!(error.starts_with("no connection: "), "{error}");
 }
 
-/// The clusters as the admin listener shows them, also without checks.
+/// The clusters in the admin listener, also without health checks.
 #[test]
 fn clusters_are_shown() {
     let upstream = Upstream::saying("ok");

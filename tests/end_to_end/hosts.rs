@@ -1,13 +1,13 @@
-//! What requests and responses say of hosts, ports and protocols: taken as the standards want it, or refused.
+//! Hosts, ports and protocols in requests and responses: handled as the standards require, or rejected.
 
 use crate::{
     harness::{Config, Proxy, Upstream, telling},
     whole::to_h2,
 };
 
-/// HTTP/1.0 need not name a host: the upstream is told its own, as by nginx.
+/// HTTP/1.0 requires no host: the upstream gets the endpoint's address, as with nginx.
 #[test]
-fn a_request_without_a_host_is_for_its_endpoint() {
+fn a_request_without_a_host_gets_the_endpoints_address() {
     let (seen, saw) = telling();
     let h2 = Upstream::replying_by_h2(move |h2, stream, request| {
         seen(request);
@@ -28,15 +28,15 @@ fn a_request_without_a_host_is_for_its_endpoint() {
     let proxy = Proxy::start(Config::new().routes("{redirect: {scheme: https}}"));
     let mut client = proxy.client();
     client.send("GET /x HTTP/1.0\r\n\r\n");
-    assert_eq!(client.read().status(), 400, "there is nowhere to send it");
+    assert_eq!(client.read().status(), 400, "without an endpoint there is no host");
 }
 
 #[test]
-fn targets_that_name_no_host_or_no_port_are_refused() {
+fn targets_without_a_host_or_port_are_rejected() {
     let upstream = Upstream::saying("x");
     let proxy = Proxy::start(Config::to(&upstream).listener("connect: true"));
     for (head, status) in [
-        // RFC 9112 section 3.2: whatever the target says.
+        // RFC 9112 section 3.2: whatever the target contains.
         ("GET http://test/ HTTP/1.1\r\n", 400),
         ("GET http://test/ HTTP/1.1\r\nHost: test\r\n", 200),
         ("GET http://test/ HTTP/1.0\r\n", 200),
@@ -58,7 +58,7 @@ fn targets_that_name_no_host_or_no_port_are_refused() {
 
 /// The client would speak another protocol than the upstream (RFC 9110 section 7.8).
 #[test]
-fn an_upgrade_to_something_else_is_no_answer() {
+fn an_upgrade_to_another_protocol_is_an_invalid_response() {
     for (said, status) in [("Upgrade: chat\r\n", 502), ("Upgrade: WebSocket\r\n", 101), ("", 101)] {
         let upstream =
             Upstream::canned(format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n{said}\r\n"));
@@ -69,9 +69,9 @@ fn an_upgrade_to_something_else_is_no_answer() {
     }
 }
 
-/// Nobody can tell where a body ends and another protocol begins, and HTTP/1.0 has no upgrades.
+/// With a body it is unclear where the other protocol begins, and HTTP/1.0 has no upgrades.
 #[test]
-fn an_upgrade_that_cannot_be_one_is_a_request_like_any_other() {
+fn an_impossible_upgrade_is_an_ordinary_request() {
     let upstream = Upstream::saying("x");
     let proxy = Proxy::start(Config::to(&upstream));
     for (version, fields, body) in [("1.1", "Content-Length: 5\r\n", "hello"), ("1.0", "", "")] {
@@ -84,9 +84,9 @@ fn an_upgrade_that_cannot_be_one_is_a_request_like_any_other() {
     }
 }
 
-/// RFC 9112 section 3.2.4: without a path, it asks about the server, and not about `/`.
+/// RFC 9112 section 3.2.4: without a path, the request is about the server, not about `/`.
 #[test]
-fn options_of_a_whole_server_stay_so() {
+fn options_without_a_path_becomes_asterisk() {
     let upstream = Upstream::saying("x");
     let proxy = Proxy::start(Config::to(&upstream));
     for (method, target, sent) in [

@@ -1,4 +1,5 @@
-//! Filters and configurations are swapped while requests are under way: none fails, none meets two versions at once.
+//! Hot reload: filters and configurations are swapped while requests are in flight. No request fails, and none sees two
+//! versions.
 
 mod addresses;
 mod certificates;
@@ -25,22 +26,22 @@ use crate::{
     harness::{Client, Config, Message, Proxy, Signal, Upstream, answer, wait_until, wasm},
 };
 
-/// Clients that send one request after the other until they are told to end.
+/// Clients that send requests one after the other until they are stopped.
 struct Load {
     over: Arc<AtomicBool>,
-    /// For each client, how often it has met each version.
+    /// Per client, how often it has seen each version.
     seen: Arc<Mutex<Vec<BTreeMap<String, usize>>>>,
     clients: Vec<JoinHandle<()>>,
 }
 
 const CLIENTS: usize = 4;
 
-/// What [`Load::connecting`] meets.
+/// The version recorded by [`Load::connecting`].
 const ANY: &str = "an answer";
 
 impl Load {
-    /// Clients that have a connection each. `version` says which version a response is of; it panics if the response is
-    /// not as it should be.
+    /// Starts clients with one connection each. `version` returns a response's version, and panics if the response is
+    /// invalid.
     fn start(proxy: &Proxy, version: fn(&Message) -> String) -> Load {
         Load::by(&[proxy.address("main"); CLIENTS], |address| {
             let mut client = Client::connect(address);
@@ -52,7 +53,7 @@ impl Load {
         })
     }
 
-    /// A client of each of these addresses, which connects anew for each request.
+    /// Starts a client per address, which opens a new connection for each request.
     fn connecting(addresses: &[SocketAddr]) -> Load {
         Load::by(addresses, |address| {
             move || {
@@ -79,17 +80,17 @@ impl Load {
         Load { over, seen, clients }
     }
 
-    /// Waits until every client has met a version several times more.
+    /// Waits until every client has seen a version several more times.
     fn meet(&self, version: &str) {
         let met = || self.seen.lock().unwrap().iter().map(|seen| seen.get(version).copied().unwrap_or(0)).collect();
         let before: Vec<usize> = met();
-        wait_until(&format!("all clients to meet {version}"), || {
+        wait_until(&format!("all clients to see {version}"), || {
             assert!(!self.clients.iter().any(JoinHandle::is_finished), "a request has failed");
             met().iter().zip(&before).all(|(now, before)| *now >= before + 10)
         });
     }
 
-    /// Ends it. The versions that were met, by any client.
+    /// Stops the clients, and returns the versions that any of them has seen.
     fn end(self) -> Vec<String> {
         self.over.store(true, Ordering::Relaxed);
         self.clients.into_iter().for_each(|client| client.join().expect("no request fails"));
@@ -104,20 +105,20 @@ fn with_marker(upstream: &Upstream) -> Config {
     Config::to(upstream).filter("marker", "marker.wasm", "")
 }
 
-/// A proxy whose filter `marker` is this module.
+/// A proxy whose filter `marker` has this module.
 fn marked(upstream: &Upstream, module: &[u8]) -> Proxy {
     Proxy::start_with(with_marker(upstream), &[("marker.wasm", module)])
 }
 
-/// An upstream that says which version of a filter its request has passed.
+/// An upstream that responds with the filter version that its request has passed.
 fn telling() -> Upstream {
     Upstream::replying(|request| answer(200, &[], request.field("x-version").unwrap_or("none")))
 }
 
-/// The version of a response and of its request, which is the same one.
+/// The version that both the response and its request have passed.
 fn version(response: &Message) -> String {
     let version = response.field("x-version").expect("exactly one version of the filter has seen the response");
-    assert_eq!(version, response.text(), "request and response met different versions");
+    assert_eq!(version, response.text(), "request and response saw different versions");
     version.to_owned()
 }
 
@@ -146,7 +147,7 @@ fn a_module_is_swapped_under_load() {
 }
 
 #[test]
-fn a_module_is_swapped_to_and_fro() {
+fn a_module_is_swapped_back_and_forth() {
     let upstream = telling();
     let versions = [guest::version("v0"), guest::version("v1")];
     let proxy = marked(&upstream, &versions[0]);
@@ -162,7 +163,7 @@ fn a_module_is_swapped_to_and_fro() {
     assert_eq!(proxy.metrics().sum("tollgate_filter_instances", &[("filter", "marker")]), 2.0);
 }
 
-/// A configuration whose filter is of the standard ones, so that only the configuration can be swapped.
+/// A configuration with a standard filter, so that only the configuration can be swapped.
 fn said(upstream: &Upstream, version: &str) -> Config {
     let routes = format!(
         "config:
@@ -192,12 +193,12 @@ fn the_configuration_is_swapped_under_load() {
     proxy.put_config(said(&upstream, "v3"));
     proxy.signal(Signal::HUP);
     load.meet("v3");
-    wait_until("the signal to be heeded", || cause(&proxy).as_deref() == Some("SIGHUP"));
+    wait_until("the signal to be handled", || cause(&proxy).as_deref() == Some("SIGHUP"));
 
     proxy.put_config(said(&upstream, "v4"));
     let (status, said) = proxy.reload();
     assert_eq!((status, &said["cause"]), (200, &"admin".into()), "{said}");
-    // The reload was answered, so what comes now is of the new version.
+    // The reload was answered, so requests from now on see the new version.
     assert_eq!(version(&proxy.get("/")), "v4");
     load.meet("v4");
 
@@ -207,7 +208,7 @@ fn the_configuration_is_swapped_under_load() {
 }
 
 #[test]
-fn what_is_under_way_ends_as_it_began() {
+fn in_flight_requests_keep_their_version() {
     let gate = Gate::default();
     let shut = gate.clone();
     let upstream = Upstream::replying(move |request| {
@@ -229,7 +230,7 @@ fn what_is_under_way_ends_as_it_began() {
     no_failures(&proxy);
 }
 
-/// A filter that writes its version at the end of responses.
+/// A filter that appends its version to responses.
 fn signing(version: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
@@ -243,7 +244,7 @@ fn signing(version: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
+fn in_flight_bodies_keep_their_filter_version() {
     let gate = Gate::default();
     let shut = gate.clone();
     let upstream = Upstream::scripted(move |mut connection| {
@@ -270,7 +271,7 @@ fn a_body_under_way_ends_in_the_filter_in_which_it_began() {
 }
 
 #[test]
-fn what_a_filter_holds_is_let_go_by_the_same_filter() {
+fn held_requests_are_released_by_the_same_filter_version() {
     let gate = Gate::default();
     let shut = gate.clone();
     let verifier = Upstream::replying(move |question| {
@@ -302,8 +303,8 @@ fn what_a_filter_holds_is_let_go_by_the_same_filter() {
 }
 
 #[test]
-fn an_old_filter_that_fails_at_its_end() {
-    // Its root context is done when nobody needs it any more, and it does not take that well.
+fn an_old_filter_that_fails_at_its_end_is_handled() {
+    // The old root context is ended when it is no longer used, and traps then.
     let upstream = telling();
     let dying = guest::filter(
         r#"(func (export "proxy_on_done") (param i32) (result i32)
@@ -340,14 +341,14 @@ fn rate_limits_outlive_configurations_and_modules() {
     assert_eq!(proxy.reload().0, 200);
     assert_eq!(proxy.version(), 3);
     assert_eq!(proxy.get("/").status(), 200);
-    assert_eq!(proxy.get("/").status(), 429, "three tokens, whatever was swapped meanwhile");
-    // Other figures make another bucket.
+    assert_eq!(proxy.get("/").status(), 429, "three tokens, across all swaps");
+    // Other numbers make another bucket.
     let more = "config: {limits: [{name: few, requests: 4, per: 1h}]}";
     proxy.change_config(Config::to(&upstream).filter("few", "few.wasm", more));
     assert_eq!(proxy.get("/").status(), 200);
 }
 
-/// A filter that counts requests, up to 9, in the data that its instances share, and tells the upstream.
+/// A filter that counts requests, up to 9, in its shared data, and tells the upstream.
 fn counting(name: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)

@@ -1,5 +1,5 @@
-//! HTTP/2 on both sides, spoken frame by frame: what must pass, what must be refused, and what a peer may do to the
-//! others on its connection, or to the proxy's memory.
+//! HTTP/2 on both sides, frame by frame: what must pass, what must be rejected, and the limits on what a peer can do to
+//! others on its connection or to the proxy's memory.
 
 mod connections;
 mod floods;

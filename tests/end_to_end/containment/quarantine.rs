@@ -2,7 +2,7 @@
 
 use super::{
     crowd::{holding, one_instance},
-    poison::{costly, from_anew},
+    poison::{costly, from_new_client},
 };
 use crate::{
     guest,
@@ -140,7 +140,7 @@ fn clients_that_poison_once_are_not_quarantined() {
     let proxy = one_instance(&upstream, "deny", &holding());
     let mut client = proxy.client();
     for _ in 0..5 {
-        assert_eq!(from_anew(&mut client).status(), 503);
+        assert_eq!(from_new_client(&mut client).status(), 503);
         wait_until("the filter to be available", || client.get("/").status() == 200);
     }
     assert_eq!(proxy.filter("boom")["quarantine"], 0);

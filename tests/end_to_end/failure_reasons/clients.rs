@@ -126,7 +126,7 @@ fn a_certificate_without_a_subject_is_named_by_its_san() {
 }
 
 #[test]
-fn a_stranger_to_a_trust_domain_is_told_of_those() {
+fn an_unknown_issuer_in_a_trust_domain_is_reported() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let stranger = pair::signed(&theirs, "c");
     let proxy = proxy(&ours, "client_certificates: require, trust_domains: {t: [ca.pem]}");
@@ -136,9 +136,9 @@ fn a_stranger_to_a_trust_domain_is_told_of_those() {
 }
 
 #[test]
-fn a_client_of_an_old_version_is_told_that() {
+fn an_old_tls_version_is_reported() {
     let ours = pair::issuer("ours");
-    // TLS 1.1 knows no signature algorithms: a version, a random number, no session, one cipher suite, no compression.
+    // TLS 1.1 has no signature algorithms: a version, a random number, no session, one cipher suite, no compression.
     for (version, name) in [(2, "at most TLS 1.1"), (1, "at most TLS 1.0")] {
         let mut body = vec![3, version];
         body.extend([7; 32]);
@@ -153,7 +153,7 @@ fn a_client_of_an_old_version_is_told_that() {
 }
 
 #[test]
-fn a_client_with_nothing_in_common_is_told() {
+fn an_alpn_mismatch_is_reported() {
     let ours = pair::issuer("ours");
     let versions = proxy(&ours, "min_version: '1.3'");
     Client { versions: &[&TLS12], ..Client::new(&ours) }.ask(&versions);
@@ -165,7 +165,7 @@ fn a_client_with_nothing_in_common_is_told() {
 }
 
 #[test]
-fn a_client_that_does_not_want_us_is_told() {
+fn an_alert_from_the_client_is_reported() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let proxy = proxy(&ours, "");
     Client::new(&theirs).ask(&proxy);
@@ -174,7 +174,7 @@ fn a_client_that_does_not_want_us_is_told() {
 }
 
 #[test]
-fn what_is_no_tls_on_a_port_with_tls_is_shown() {
+fn plain_bytes_on_a_tls_port_are_reported() {
     let ours = pair::issuer("ours");
     for (sent, reason, parts) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain_http", ["speaks HTTP without TLS", "first bytes 47 45 54 20"]),
@@ -189,14 +189,14 @@ fn what_is_no_tls_on_a_port_with_tls_is_shown() {
 }
 
 #[test]
-fn tls_on_a_plain_port_is_called_that() {
+fn tls_on_a_plain_port_is_recognized() {
     let ours = pair::issuer("ours");
     let proxy = Proxy::start(Config::to(Upstream::refusing()));
     Client::new(&ours).ask(&proxy);
     let why = "the client speaks TLS, and the listener has no `tls` section";
     let entry = assert_turned_away("TLS", &proxy, "tls_on_plain_port", &[why]).expect(400, "DPE");
     assert_eq!(entry["downstream_failure"], why);
-    // A listener that speaks nothing but HTTP/2 has no answer to that.
+    // An HTTP/2-only listener has no response to that.
     let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("protocol: http2"));
     Client::new(&ours).ask(&proxy);
     proxy.wait_for_output(&format!("client rejected: {why}"));
@@ -204,11 +204,11 @@ fn tls_on_a_plain_port_is_called_that() {
 }
 
 #[test]
-fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_not() {
+fn a_stalled_handshake_is_reported_but_an_empty_connection_is_not() {
     let ours = pair::issuer("ours");
     let upstream = Upstream::saying("ok");
     let site = behind(&upstream, &ours, "", "");
-    // Somebody looks whether the port is open.
+    // A port probe.
     (0..3).for_each(|_| drop(site.client()));
     assert!(Client::new(&ours).ask(&site).starts_with("HTTP/1.1 200 "));
     site.entry_for("/");
@@ -225,7 +225,7 @@ fn a_client_that_is_silent_in_the_middle_is_told_and_one_that_says_nothing_is_no
 }
 
 #[test]
-fn a_header_of_the_proxy_protocol_that_is_missing_is_told() {
+fn a_missing_proxy_protocol_header_is_reported() {
     let required = "proxy_protocol: {trusted: [127.0.0.1/32], required: true}";
     let proxy = Proxy::start(Config::to(Upstream::refusing()).listener(required));
     let mut client = proxy.client();
@@ -236,7 +236,7 @@ fn a_header_of_the_proxy_protocol_that_is_missing_is_told() {
 }
 
 #[test]
-fn a_request_body_that_breaks_off_names_how() {
+fn a_truncated_request_body_is_reported() {
     let upstream = Upstream::silent();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();

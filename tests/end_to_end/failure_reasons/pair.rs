@@ -1,4 +1,4 @@
-//! Certificates that are wrong in one way each, and servers that show them.
+//! Certificates that are wrong in one way each, and servers that present them.
 
 use std::{
     io::{Read, Write},
@@ -18,7 +18,7 @@ use rustls::{
 
 use crate::harness::{Upstream, answer};
 
-/// All versions of TLS that there are.
+/// All supported TLS versions.
 pub static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
 pub type Pair = CertifiedKey<KeyPair>;
@@ -33,7 +33,7 @@ fn params(common_name: &str) -> CertificateParams {
     params
 }
 
-/// An authority.
+/// A certificate authority.
 pub fn issuer(common_name: &str) -> Issuer {
     let mut params = params(common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,14 +45,14 @@ pub fn signed(issuer: &Issuer, common_name: &str) -> Pair {
     sign(issuer, params(common_name))
 }
 
-/// The same, of the past.
+/// The same, expired.
 pub fn expired(issuer: &Issuer, common_name: &str) -> Pair {
     let mut params = params(common_name);
     (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
     sign(issuer, params)
 }
 
-/// The same without a subject, of the past if `old`, and with these other names only.
+/// The same without a subject and with only these names; expired if `old`.
 pub fn without_subject(issuer: &Issuer, old: bool, names: &[SanType]) -> Pair {
     let mut params = params("");
     params.distinguished_name = DistinguishedName::new();
@@ -63,7 +63,7 @@ pub fn without_subject(issuer: &Issuer, old: bool, names: &[SanType]) -> Pair {
     sign(issuer, params)
 }
 
-/// A workload's name.
+/// A workload identity.
 pub fn spiffe() -> SanType {
     SanType::URI("spiffe://t/w".try_into().expect("a URI"))
 }
@@ -73,14 +73,14 @@ fn sign(issuer: &Issuer, params: CertificateParams) -> Pair {
     CertifiedKey { cert: params.signed_by(&key, issuer).expect("a certificate"), signing_key: key }
 }
 
-/// How a server of TLS speaks.
+/// The configuration of a TLS server.
 pub struct Server<'a> {
     pub pair: &'a Pair,
     pub versions: &'a [&'static SupportedProtocolVersion],
     pub alpn: &'a [&'a str],
-    /// Who must have signed its clients' certificates.
+    /// The issuer of its clients' certificates, if it requires them.
     pub clients: Option<&'a Issuer>,
-    /// Whether it ends a connection when it has read something that looks like the end of a request's head.
+    /// Whether it closes a connection after bytes that look like the end of a request's head.
     pub hangs_up: bool,
 }
 
@@ -89,7 +89,7 @@ impl<'a> Server<'a> {
         Server { pair, versions: &VERSIONS, alpn: &[], clients: None, hangs_up: false }
     }
 
-    /// Starts it: it answers the first request of each connection, if there is one.
+    /// Starts the server: it answers the first request of each connection, if there is one.
     pub fn start(self) -> Upstream {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone());

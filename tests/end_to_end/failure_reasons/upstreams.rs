@@ -1,4 +1,4 @@
-//! Upstreams, each wrong in one way.
+//! Upstreams that each fail in one way.
 
 use std::net::SocketAddr;
 
@@ -13,13 +13,14 @@ use crate::harness::{
     frames::{Frame, code, kind},
 };
 
-/// A proxy in front of one endpoint, with options of its cluster, and PEM files beside its configuration.
+/// A proxy in front of one endpoint, with options of the cluster, and PEM files next to the configuration.
 fn proxy(endpoint: impl std::fmt::Display, options: &str, files: &[(&str, String)]) -> Proxy {
     let files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
     Proxy::start_with(Config::to_with(endpoint, options), &files)
 }
 
-/// One request: its reason has these parts in all places, and nothing of it is for the client.
+/// Sends one request and asserts that its failure reason contains these parts everywhere, and that the client sees none
+/// of them.
 fn assert_reason(name: &str, proxy: &Proxy, details: &str, kind: &str, parts: &[&str]) {
     let response = proxy.get("/fails");
     assert!(response.status() >= 502, "{name}: {response:?}");
@@ -27,11 +28,11 @@ fn assert_reason(name: &str, proxy: &Proxy, details: &str, kind: &str, parts: &[
     assert_eq!(entry["details"], details, "{name}: {entry}");
     assert_told(name, proxy, &entry, kind, parts);
     let told = format!("{:?} {}", response.fields, response.text());
-    parts.iter().for_each(|part| assert!(!told.contains(part), "{name}: the client is told {part}"));
+    parts.iter().for_each(|part| assert!(!told.contains(part), "{name}: the client sees {part}"));
 }
 
 #[test]
-fn a_certificate_that_is_refused_is_described() {
+fn a_rejected_certificate_is_described() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let (right, strange) = (pair::signed(&ours, "w"), pair::signed(&theirs, "w"));
     let old = pair::expired(&ours, "w");
@@ -54,7 +55,7 @@ fn a_certificate_that_is_refused_is_described() {
 }
 
 #[test]
-fn a_certificate_without_a_subject_is_called_by_another_name() {
+fn a_certificate_without_a_subject_is_named_by_its_san() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let strange = pair::without_subject(&theirs, false, &[pair::spiffe()]);
     let old = pair::without_subject(&ours, true, &[pair::spiffe()]);
@@ -72,7 +73,7 @@ fn a_certificate_without_a_subject_is_called_by_another_name() {
 }
 
 #[test]
-fn without_authorities_of_its_own_a_cluster_is_told_to_name_some() {
+fn an_unknown_issuer_without_tls_ca_has_a_hint() {
     let (system, theirs) = (pair::issuer("system"), pair::issuer("theirs"));
     let upstream = Server::new(&pair::signed(&theirs, "w")).start();
     let proxy = proxy(&upstream, "tls: {sni: localhost}", &[("system.pem", system.pem())]);
@@ -81,7 +82,7 @@ fn without_authorities_of_its_own_a_cluster_is_told_to_name_some() {
 }
 
 #[test]
-fn an_authoritys_own_certificate_is_no_servers() {
+fn a_ca_certificate_presented_by_a_server_is_reported() {
     let ours = pair::issuer("ours");
     let key = rcgen::KeyPair::from_pem(&ours.key().serialize_pem()).expect("a key");
     let certificate = rcgen::CertifiedKey { cert: as_certificate(&ours), signing_key: key };
@@ -97,13 +98,13 @@ fn as_certificate(issuer: &pair::Issuer) -> rcgen::Certificate {
 }
 
 #[test]
-fn an_upstream_that_wants_a_certificate_says_so() {
+fn an_upstream_that_requires_a_client_certificate_is_reported() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let (server, strange) = (pair::signed(&ours, "w"), pair::signed(&theirs, "c"));
     let files = [("ca.pem", ours.pem()), ("c.pem", strange.cert.pem()), ("c.key", strange.signing_key.serialize_pem())];
     let none = "tls: {ca: [ca.pem], sni: localhost}";
     let other = "tls: {ca: [ca.pem], sni: localhost, certificate: {certificate: c.pem, key: c.key}}";
-    // With TLS 1.3 the handshake is over for the client before the server has seen what it has to show.
+    // With TLS 1.3 the client's handshake completes before the server has seen the client's certificate.
     let upstream = Server { clients: Some(&ours), ..Server::new(&server) }.start();
     let parts = ["certificate_required: it demands a client certificate: give the cluster `tls.certificate`"];
     assert_reason("none, 1.3", &proxy(&upstream, none, &files), "upstream_reset", "tls", &parts);
@@ -115,7 +116,7 @@ fn an_upstream_that_wants_a_certificate_says_so() {
 }
 
 #[test]
-fn nothing_in_common_is_told_for_what_it_is() {
+fn version_and_alpn_mismatches_are_reported() {
     let ours = pair::issuer("ours");
     let (server, ca) = (pair::signed(&ours, "w"), [("ca.pem", ours.pem())]);
     let upstream = Server { versions: &[&TLS12], ..Server::new(&server) }.start();
@@ -129,7 +130,7 @@ fn nothing_in_common_is_told_for_what_it_is() {
 }
 
 #[test]
-fn http_2_without_alpn_that_comes_to_nothing_hints_at_http_1() {
+fn a_failed_http2_connection_without_alpn_hints_at_http1() {
     let ours = pair::issuer("ours");
     let server = pair::signed(&ours, "w");
     let options = "protocol: h2\ntls: {ca: [ca.pem], sni: localhost}";
@@ -141,10 +142,10 @@ fn http_2_without_alpn_that_comes_to_nothing_hints_at_http_1() {
 }
 
 #[test]
-fn tls_to_a_plain_port_shows_what_came_in_its_place() {
+fn tls_to_a_plain_port_reports_the_received_bytes() {
     let ca = [("ca.pem", pair::issuer("ours").pem())];
     let tls = "tls: {ca: [ca.pem], sni: localhost}";
-    // It answers what is no request, as servers do.
+    // Responds with an error to bytes that are not a request, as servers do.
     let plain = Upstream::scripted(|mut connection| {
         let _ = connection.wire.read_some(&mut [0; 100]);
         connection.send(answer(400, &[], "no"));
@@ -161,7 +162,7 @@ fn tls_to_a_plain_port_shows_what_came_in_its_place() {
     let response = closing.get("/fails");
     assert_eq!(response.status(), 503);
     let said = closing.entry_for("/fails")["upstream_failure"].as_str().expect("a reason").to_owned();
-    // Closed with bytes unread, a connection is reset.
+    // Closing a connection with unread bytes resets it.
     assert!(said.starts_with(parts[0]) && (said.contains(parts[1]) || said.contains("reset")), "{said}");
     let silent = Upstream::scripted(|connection| connection.wait_for_end());
     let parts = ["TLS handshake: no answer within 300ms (`connect_timeout`)", "took the connection"];
@@ -170,7 +171,7 @@ fn tls_to_a_plain_port_shows_what_came_in_its_place() {
 }
 
 #[test]
-fn plain_http_to_a_tls_port_is_recognised_by_its_answer() {
+fn plain_http_to_a_tls_port_is_recognized_by_the_response() {
     let server = pair::signed(&pair::issuer("ours"), "w");
     for (options, expected) in [("", "expected HTTP/1.1"), ("protocol: h2", "expected HTTP/2")] {
         let upstream = Server::new(&server).start();
@@ -180,7 +181,7 @@ fn plain_http_to_a_tls_port_is_recognised_by_its_answer() {
 }
 
 #[test]
-fn another_version_of_http_is_recognised_by_its_first_bytes() {
+fn another_http_version_is_recognized_by_its_first_bytes() {
     let http1 = Upstream::canned(answer(400, &[], "no")).allow_malformed();
     let parts = ["expected HTTP/2 (`protocol`)", "48 54 54 50 2f 31", "it speaks HTTP/1.1; set `protocol: h1`"];
     assert_reason("HTTP/1.1", &proxy(&http1, "protocol: h2", &[]), "upstream_protocol_error", "protocol", &parts);
@@ -199,16 +200,16 @@ fn another_version_of_http_is_recognised_by_its_first_bytes() {
 }
 
 #[test]
-fn a_goaway_is_told_with_its_debug_data() {
+fn a_goaway_is_reported_with_its_debug_data() {
     for code in [code::ENHANCE_YOUR_CALM, code::PROTOCOL_ERROR] {
         let upstream = Upstream::scripted(move |connection| {
             let socket = connection.wire.socket().try_clone().expect("a socket");
             let Ok(mut h2) = H2::accept(connection.wire, &[]) else { return };
             let Ok((stream, _)) = h2.next_head() else { return };
-            // The request counts as taken, so that it is not sent again.
+            // The request counts as processed, so it is not retried.
             let payload = [&stream.to_be_bytes()[..], &code.to_be_bytes(), b"too_many_pings"].concat();
             h2.send(kind::GOAWAY, 0, 0, &payload);
-            // Closed with bytes unread, the connection would be reset, and the GOAWAY might be lost.
+            // Closing with unread bytes would reset the connection, and the GOAWAY might be lost.
             let _ = socket.shutdown(std::net::Shutdown::Write);
             h2.read_to_end();
         });
@@ -221,7 +222,7 @@ fn a_goaway_is_told_with_its_debug_data() {
 }
 
 #[test]
-fn connections_that_are_not_made_name_the_systems_error_and_the_step() {
+fn failed_connections_report_the_system_error_and_the_step() {
     let refusing = Upstream::refusing();
     let parts = ["connecting: Connection refused (os error 111), after "];
     assert_reason("refused", &proxy(refusing, "", &[]), "connect_failure", "connect", &parts);
@@ -231,7 +232,7 @@ fn connections_that_are_not_made_name_the_systems_error_and_the_step() {
 }
 
 #[test]
-fn a_connection_that_ends_early_names_how_and_when() {
+fn an_early_close_is_reported_with_its_phase() {
     for (name, upstream, part) in [
         ("reset", Upstream::resetting(), "Connection reset by peer (os error 104), before a response, after "),
         ("closed", Upstream::canned(""), "the endpoint closed the connection, before a response, after "),
@@ -250,7 +251,7 @@ fn a_connection_that_ends_early_names_how_and_when() {
 }
 
 #[test]
-fn a_body_that_ends_early_names_how_far_it_came() {
+fn a_truncated_body_is_reported_with_its_length() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
@@ -266,7 +267,7 @@ fn a_body_that_ends_early_names_how_far_it_came() {
 }
 
 #[test]
-fn a_failure_stays_told_when_a_retry_mends_it_and_a_success_tells_of_none() {
+fn a_failure_stays_logged_after_a_successful_retry() {
     let (good, other, refusing) = (Upstream::saying("ok"), Upstream::saying("ok"), Upstream::refusing());
     let endpoints = [good.address, other.address, refusing];
     let options = "retry: {on: [connect_failure], attempts: 3, backoff: 1ms}\nretry_budget: {percent: 100}";
@@ -284,11 +285,11 @@ fn a_failure_stays_told_when_a_retry_mends_it_and_a_success_tells_of_none() {
             return;
         }
     }
-    panic!("either all or none of the requests were tried again");
+    panic!("either all or none of the requests were retried");
 }
 
 #[test]
-fn an_outage_is_one_line_in_the_log_and_not_one_a_request() {
+fn an_outage_is_logged_once_not_per_request() {
     let proxy = proxy(Upstream::refusing(), "", &[]);
     let mut client = proxy.client();
     for n in 0..50 {
@@ -300,7 +301,7 @@ fn an_outage_is_one_line_in_the_log_and_not_one_a_request() {
 }
 
 #[test]
-fn an_idle_connection_that_was_closed_is_no_failure() {
+fn closing_an_idle_connection_is_not_a_failure() {
     let upstream = Upstream::scripted(|mut connection| {
         if connection.request().is_some() {
             connection.send(answer(200, &[], "ok"));
@@ -316,7 +317,7 @@ fn an_idle_connection_that_was_closed_is_no_failure() {
 }
 
 #[test]
-fn tcp_connections_tell_why_there_is_no_endpoint() {
+fn tcp_connections_report_failure_reasons() {
     let config = |endpoint: SocketAddr, options: &str| Config::to_with(endpoint, options).listener("protocol: tcp");
     let proxy = Proxy::start(config(Upstream::refusing(), ""));
     assert!(proxy.client().wire.is_closed());
@@ -335,7 +336,7 @@ fn tcp_connections_tell_why_there_is_no_endpoint() {
 }
 
 #[test]
-fn other_versions_of_http_downstream_tell_the_same_and_grpc_clients_the_kind() {
+fn reasons_do_not_depend_on_the_downstream_protocol() {
     let proxy = proxy(Upstream::refusing(), "", &[]);
     let mut client = proxy.h2();
     assert_eq!(client.get("/h2").status(), 503);
@@ -351,7 +352,7 @@ fn other_versions_of_http_downstream_tell_the_same_and_grpc_clients_the_kind() {
 }
 
 #[test]
-fn a_grpc_server_behind_http_1_gets_the_hint() {
+fn a_grpc_server_addressed_by_http1_gets_a_hint() {
     let closing = Upstream::canned("");
     let proxy = proxy(&closing, "", &[]);
     let fields = [("content-type", "application/grpc"), ("te", "trailers")];

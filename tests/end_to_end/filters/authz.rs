@@ -1,4 +1,4 @@
-//! Authorisation: who is denied learns that it is so, and only the log learns why.
+//! Authorization: a denied client gets no reason; the log has it.
 
 use crate::harness::{Config, Proxy, Upstream};
 
@@ -31,7 +31,7 @@ fn the_reason_is_in_the_log_and_not_in_the_response() {
 }
 
 #[test]
-fn a_dry_run_denies_nothing_and_tells() {
+fn a_dry_run_denies_nothing_and_logs() {
     let upstream = Upstream::saying("ok");
     let proxy = guarded(&upstream, "", &format!("{{dry_run: true, policies: {DENY_ADMIN}}}"));
     assert_eq!(proxy.get("/admin").status(), 200);
@@ -64,14 +64,14 @@ fn with_an_allow_policy_all_others_are_denied() {
     assert_eq!(proxy.entry_for("/private")["details"], "rbac_access_denied_matched_policy[none]");
 }
 
-/// The connection's address, and the client's as far as proxies in front are trusted.
+/// The connection's address, and the client's address as far as proxies in front are trusted.
 #[test]
-fn addresses_are_those_that_are_trusted() {
+fn addresses_respect_trusted_hops() {
     let upstream = Upstream::saying("ok");
     let remote = "{policies: [{name: inside, rules: [{from: [{source: {remote_ip_blocks: [192.0.2.0/24]}}]}]}]}";
     let said = [("X-Forwarded-For", "192.0.2.7")];
     let proxy = guarded(&upstream, "trusted_hops: 0", remote);
-    assert_eq!(proxy.request("GET", "/", &said, b"").status(), 403, "anybody can say so");
+    assert_eq!(proxy.request("GET", "/", &said, b"").status(), 403, "an untrusted claim");
     let proxy = guarded(&upstream, "trusted_hops: 1", remote);
     assert_eq!(proxy.request("GET", "/", &said, b"").status(), 200);
     let farther = [("X-Forwarded-For", "192.0.2.7, 198.51.100.1")];
@@ -83,7 +83,7 @@ fn addresses_are_those_that_are_trusted() {
 }
 
 #[test]
-fn hosts_are_compared_as_they_are_meant() {
+fn hosts_are_normalized_before_they_are_compared() {
     let upstream = Upstream::saying("ok");
     let policies = "{policies: [{name: internal, action: deny, rules: [
         {to: [{operation: {hosts: [internal.example]}}]}]}]}";
@@ -92,7 +92,7 @@ fn hosts_are_compared_as_they_are_meant() {
     for host in ["internal.example", "INTERNAL.example", "internal.example:8080", "internal.example."] {
         assert_eq!(client.request("GET", "/", &[("Host", host)], b"").status(), 403, "{host}");
     }
-    // An empty port says nothing.
+    // An empty port means the default port.
     assert_eq!(proxy.request("GET", "/", &[("Host", "internal.example:")], b"").status(), 403);
     assert_eq!(client.request("GET", "/", &[("Host", "example")], b"").status(), 200);
     assert_eq!(client.request("GET", "http://internal.example/", &[("Host", "example")], b"").status(), 403);

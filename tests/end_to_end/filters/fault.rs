@@ -1,4 +1,4 @@
-//! Faults on purpose. Delays are only measured from below: what is slow besides is none of a test's business.
+//! Fault injection. Delays are only measured from below: slow machines must not fail the tests.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn faulty(upstream: &Upstream, config: &str) -> Proxy {
 fn a_request_is_delayed() {
     let upstream = Upstream::saying("ok");
     let proxy = faulty(&upstream, "{delay: {fixed: 300ms, percent: 100}}");
-    // Here and below: a lower bound, which holds on a busy machine too.
+    // Here and below: a lower bound, which holds on a busy machine, too.
     let start = Instant::now();
     assert_eq!(proxy.get("/").text(), "ok");
     assert!(start.elapsed() >= Duration::from_millis(300));
@@ -45,7 +45,7 @@ fn a_request_can_be_delayed_and_then_aborted() {
 }
 
 #[test]
-fn a_request_may_ask_for_its_fault() {
+fn a_request_can_ask_for_its_fault_if_allowed() {
     let upstream = Upstream::saying("ok");
     let proxy = faulty(&upstream, "{headers: true}");
     let abort = [("x-envoy-fault-abort-request", "418")];
@@ -56,23 +56,23 @@ fn a_request_may_ask_for_its_fault() {
     let start = Instant::now();
     assert_eq!(ask(&[("x-envoy-fault-delay-request", "200")]), 200);
     assert!(start.elapsed() >= Duration::from_millis(200));
-    // By default nobody may.
+    // Not allowed by default.
     let proxy = faulty(&upstream, "{}");
     assert_eq!(proxy.request("GET", "/", &abort, b"").status(), 200);
 }
 
 #[test]
-fn a_share_of_the_requests_is_hit() {
+fn a_percentage_of_the_requests_is_affected() {
     let upstream = Upstream::saying("ok");
     let proxy = faulty(&upstream, "{abort: {status: 503, percent: 30}}");
     let mut client = proxy.client();
     let hit = (0..400).filter(|_| client.get("/").status() == 503).count();
-    // 120, give or take six standard deviations.
+    // 120, within six standard deviations.
     assert!((65..=175).contains(&hit), "{hit} of 400");
 }
 
 #[test]
-fn only_so_many_requests_are_under_a_fault() {
+fn the_number_of_concurrent_faults_is_limited() {
     let upstream = Upstream::saying("ok");
     let proxy = faulty(&upstream, "{max_active: 2, delay: {fixed: 1h, percent: 100}}");
     let mut held: Vec<_> = (0..2).map(|_| proxy.client()).collect();
@@ -81,11 +81,11 @@ fn only_so_many_requests_are_under_a_fault() {
     assert_eq!(proxy.get("/passes").status(), 200);
     assert_eq!(proxy.metrics().sum("wasmcustom_fault_overflow_total", &[]), 1.0);
     assert!(proxy.entry_for("/passes")["flags"].is_null());
-    // A client that does not wait gives its place back.
+    // A client that disconnects releases its slot.
     held.clear();
     assert_eq!(proxy.entry_for("/held")["flags"], "DI,DC");
     let mut next = proxy.client();
-    crate::harness::wait_until("a place under the fault", || {
+    crate::harness::wait_until("a slot for a fault", || {
         next = proxy.client();
         next.send_request("GET", "/next", &[], b"");
         proxy.metrics().sum("wasmcustom_fault_delays_total", &[]) >= 3.0

@@ -1,6 +1,6 @@
-//! Rate limits: exact over all workers, told to clients, and felt by nobody in a dry run.
+//! Rate limits: exact across workers, reported to clients, and without effect in a dry run.
 //!
-//! Buckets are filled up so slowly that no test sees it.
+//! Buckets are refilled so slowly that no test notices.
 
 use std::thread;
 
@@ -36,7 +36,7 @@ fn over_the_limit_there_is_429() {
     assert_eq!((counted("allowed"), counted("limited")), (2.0, 1.0));
 }
 
-/// The bucket is one for all workers, and no interleaving lets one more or one fewer pass.
+/// All workers share the bucket, and no interleaving lets one request more or fewer pass.
 #[test]
 fn the_limit_is_exact_under_concurrency() {
     let upstream = Upstream::saying("ok");
@@ -57,18 +57,22 @@ fn the_limit_is_exact_under_concurrency() {
 }
 
 #[test]
-fn each_key_has_a_bucket_of_its_own() {
+fn each_key_has_its_own_bucket() {
     let upstream = Upstream::saying("ok");
     let config = "{limits: [{name: user, key: [{header: x-user}], requests: 1, per: 24h}]}";
     let proxy = limited(&upstream, "", config);
     let ask = |user: &str| proxy.request("GET", "/", &[("X-User", user)], b"").status();
     assert_eq!([ask("ann"), ask("ben"), ask("ann"), ask("ben"), ask("cid")], [200, 200, 429, 429, 200]);
-    assert_eq!([proxy.get("/").status(), proxy.get("/").status()], [200, 200], "it is not for those without the key");
+    assert_eq!(
+        [proxy.get("/").status(), proxy.get("/").status()],
+        [200, 200],
+        "requests without the key are not limited"
+    );
 }
 
-/// Who the client is, is what the listener trusts, not what the client says.
+/// The client is identified by the address that the listener trusts, not by the client's own claim.
 #[test]
-fn a_client_cannot_make_itself_another_one() {
+fn a_client_cannot_change_its_identity() {
     let upstream = Upstream::saying("ok");
     let config = "{limits: [{name: client, key: [{source: client}], requests: 1, per: 24h}]}";
     let ask = |proxy: &Proxy, address: &str| proxy.request("GET", "/", &[("X-Forwarded-For", address)], b"").status();
@@ -76,12 +80,12 @@ fn a_client_cannot_make_itself_another_one() {
     assert_eq!([ask(&proxy, "192.0.2.1"), ask(&proxy, "192.0.2.2")], [200, 429]);
     let proxy = limited(&upstream, "trusted_hops: 1", config);
     assert_eq!([ask(&proxy, "192.0.2.1"), ask(&proxy, "192.0.2.2"), ask(&proxy, "192.0.2.1")], [200, 200, 429]);
-    assert_eq!([ask(&proxy, "unknown"), ask(&proxy, "_hidden")], [200, 429], "who is not known is one client");
+    assert_eq!([ask(&proxy, "unknown"), ask(&proxy, "_hidden")], [200, 429], "all unknown addresses are one client");
 }
 
-/// A limit that refuses costs the others nothing.
+/// A limit that rejects a request takes nothing from the other limits.
 #[test]
-fn a_refused_request_gives_back_what_it_took() {
+fn a_rejected_request_returns_its_tokens() {
     let upstream = Upstream::saying("ok");
     let config = "{limits: [
         {name: wide, requests: 1, per: 24h, burst: 3},
@@ -92,7 +96,7 @@ fn a_refused_request_gives_back_what_it_took() {
 }
 
 #[test]
-fn a_dry_run_limits_nothing_and_tells() {
+fn a_dry_run_limits_nothing_and_logs() {
     let upstream = Upstream::saying("ok");
     let proxy = limited(&upstream, "", "{dry_run: true, limits: [{name: one, requests: 1, per: 24h}]}");
     for path in ["/first", "/second", "/third"] {
@@ -105,7 +109,7 @@ fn a_dry_run_limits_nothing_and_tells() {
     assert_eq!(proxy.metrics().sum("wasmcustom_ratelimit_dry_run_limited_total", &[]), 2.0);
 }
 
-/// A reload is no way to a fresh start.
+/// A reload must not reset the limits.
 #[test]
 fn a_reload_keeps_what_was_used() {
     let upstream = Upstream::saying("ok");

@@ -1,4 +1,4 @@
-//! The router: virtual hosts, matches, and what is done with a request.
+//! The router: virtual hosts, matches, and actions.
 
 use crate::harness::{Client, Config, Message, Proxy, Upstream};
 
@@ -50,7 +50,7 @@ fn the_most_specific_host_wins() {
 }
 
 #[test]
-fn the_first_route_that_matches_is_taken() {
+fn the_first_matching_route_is_used() {
     let routes = "
         {match: {path: {exact: /a}}, respond: {status: 200, body: exact}},
         {match: {path: {prefix: /a}, method: POST}, respond: {status: 200, body: post}},
@@ -80,7 +80,7 @@ fn the_first_route_that_matches_is_taken() {
 }
 
 #[test]
-fn requests_are_rewritten_on_their_way() {
+fn requests_are_rewritten() {
     let routes = "
         {match: {path: {prefix: /api}}, cluster: web, prefix_rewrite: /v1, host_rewrite: inner.example,
          request_headers: {set: {x-set: new}, add: {x-add: more}, remove: [x-gone]},
@@ -102,7 +102,7 @@ fn requests_are_rewritten_on_their_way() {
     assert_eq!((request.target(), request.field("host")), ("/v1/users?q=1", Some("inner.example")));
     assert_eq!((request.field("x-set"), request.all("x-add")), (Some("new"), vec!["some", "more"]));
     assert_eq!((request.field("x-gone"), request.field("x-other")), (None, Some("1")));
-    assert_eq!(request.field("x-forwarded-host"), Some("test"), "what the client asked for");
+    assert_eq!(request.field("x-forwarded-host"), Some("test"), "the host that the client sent");
     assert_eq!((response.field("x-proxy"), response.field("x-internal")), (Some("tollgate"), None));
     assert_eq!(response.field("x-kept"), Some("1"));
 
@@ -123,7 +123,7 @@ fn requests_are_rewritten_on_their_way() {
 }
 
 #[test]
-fn redirects_lead_where_they_should() {
+fn redirects_have_the_right_location() {
     let routes = "
         {match: {path: {prefix: /old}}, redirect: {prefix_rewrite: /new, status: 308}},
         {match: {path: {exact: /login}},
@@ -136,7 +136,7 @@ fn redirects_lead_where_they_should() {
         ("/old/x?q=1", 308, "http://test/new/x?q=1"),
         ("/login?secret", 302, "https://id.example:8443/start"),
         ("/a?b", 301, "https://test/a?b"),
-        // Two slashes at the beginning must not become another host.
+        // Two leading slashes must not become another host.
         ("//evil.example/%2e%2e", 301, "https://test/"),
     ] {
         let response = client.get(target);
@@ -149,7 +149,7 @@ fn redirects_lead_where_they_should() {
 }
 
 #[test]
-fn answers_are_given_without_an_upstream() {
+fn direct_responses_need_no_upstream() {
     let routes = "
         {match: {path: {exact: /robots.txt}}, respond: {status: 200, body: 'Disallow: /', headers: {x-a: b}}},
         {match: {path: {exact: /json}}, respond: {status: 200, body: '{}', headers: {content-type: application/json}}},
@@ -165,12 +165,12 @@ fn answers_are_given_without_an_upstream() {
     assert_eq!((gone.status(), gone.text(), gone.field("content-length")), (410, "", Some("0")));
     let head = client.request("HEAD", "/robots.txt", &[], b"");
     assert_eq!((head.status(), head.field("x-a")), (200, Some("b")));
-    assert_eq!(client.request("POST", "/gone", &[], b"a body that nobody reads").status(), 410);
+    assert_eq!(client.request("POST", "/gone", &[], b"a body that is not read").status(), 410);
 }
 
-/// A browser that misses them in an error takes it for a refusal.
+/// Without these headers (CORS) a browser reports an error response as a rejection.
 #[test]
-fn a_routes_response_headers_reach_whatever_answer_there_is() {
+fn a_routes_response_headers_are_added_to_every_response() {
     let headers = "response_headers: {set: {access-control-allow-origin: 'https://a.test', content-type: text/html}, add: {vary: Origin}}";
     let routes = format!(
         "config: {{virtual_hosts: [{{name: all, domains: ['*'], routes: [
@@ -199,7 +199,7 @@ fn a_routes_response_headers_reach_whatever_answer_there_is() {
         ("/moved", b"", 301, &["Origin"]),
         ("/sound", b"", 200, &["Accept", "Origin"]),
         ("/sound/failing", b"", 503, &["Accept", "Origin"]),
-        // There is no route whose they could be.
+        // No route matched, so no route's headers are added.
         ("/nowhere", b"", 404, &[]),
     ] {
         let response = proxy.request("POST", path, &[], body);
@@ -217,7 +217,7 @@ fn a_routes_response_headers_reach_whatever_answer_there_is() {
 }
 
 #[test]
-fn a_routes_time_is_its_own() {
+fn a_routes_timeout_overrides_the_clusters() {
     let upstream = Upstream::silent();
     let proxy = one_host("{name: fast, cluster: web, timeout: 300ms}", &upstream);
     assert_eq!(proxy.get("/").status(), 504);
@@ -225,7 +225,7 @@ fn a_routes_time_is_its_own() {
     assert_eq!((&entry["flags"], &entry["route"]), (&"UT".into(), &"all/fast".into()));
 }
 
-/// Without a router, or with one that does not decide.
+/// Without a router, and with a router without a matching route.
 #[test]
 fn without_a_route_there_is_404() {
     let proxy = Proxy::start(Config::new());
@@ -234,7 +234,7 @@ fn without_a_route_there_is_404() {
 }
 
 #[test]
-fn mistakes_are_told_with_their_place() {
+fn configuration_errors_have_a_location() {
     let routes = "config:
   virtual_hosts:
     - name: all
@@ -250,9 +250,9 @@ fn mistakes_are_told_with_their_place() {
     }
 }
 
-/// A proxy that ends TLS says with which scheme its clients have come, and is believed if it is trusted.
+/// A TLS-terminating proxy in front reports its clients' scheme, and is believed if it is trusted.
 #[test]
-fn redirects_keep_the_scheme_that_a_trusted_proxy_has_taken_off() {
+fn redirects_keep_the_scheme_of_a_trusted_tls_proxy() {
     let config = "config: {routes: [{redirect: {path: /there}}]}";
     let proxy =
         |listener: &str| Proxy::start(Config::new().listener(listener).filter("routes", "builtin:router", config));
@@ -263,7 +263,7 @@ fn redirects_keep_the_scheme_that_a_trusted_proxy_has_taken_off() {
         (1, &["HTTPS"], "https://shop.test/there"),
         (1, &["http"], "http://shop.test/there"),
         (1, &["wss"], "http://shop.test/there"),
-        // The client's own word stands left of the proxy's.
+        // The client's own value stands left of the proxy's.
         (1, &["https, http"], "http://shop.test/there"),
         (1, &["http", "https"], "https://shop.test/there"),
         (2, &["https, http"], "https://shop.test/there"),
@@ -276,7 +276,7 @@ fn redirects_keep_the_scheme_that_a_trusted_proxy_has_taken_off() {
     }
 }
 
-/// `OPTIONS *` has no path that could be rewritten.
+/// `OPTIONS *` has no path to rewrite.
 #[test]
 fn the_asterisk_is_not_rewritten() {
     let upstream = Upstream::saying("ok");

@@ -1,4 +1,5 @@
-//! A client: one connection, on which any bytes can be sent. Failures are panics; [`Client::wire`] gives errors instead.
+//! A client with one connection, on which any bytes can be sent. Failures panic; [`Client::wire`] returns errors
+//! instead.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -11,17 +12,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects.
     pub fn connect(address: SocketAddr) -> Client {
         Client { wire: Wire::new(TcpStream::connect(address).expect("the proxy accepts connections")) }
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.wire.send(bytes).expect("the proxy reads");
     }
 
-    /// Sends a request, with `Host: test` and a `Content-Length` if there is a body; a field given here goes before these.
+    /// Sends a request, with `Host: test` and a `Content-Length` if there is a body; a given field replaces these.
     pub fn send_request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) {
         let has = |name: &str| fields.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
         let mut head = format!("{method} {target} HTTP/1.1\r\n");
@@ -35,17 +35,17 @@ impl Client {
         self.send([head.as_bytes(), b"\r\n", body].concat());
     }
 
-    /// The next response; an interim one counts.
+    /// Reads the next response, interim or final.
     pub fn read(&mut self) -> Message {
         self.read_for("GET")
     }
 
-    /// The next response, to a request of this method.
+    /// Reads the next response to a request of this method.
     pub fn read_for(&mut self, method: &str) -> Message {
         self.wire.read_response(method).expect("a response")
     }
 
-    /// A request and its response, without the interim ones.
+    /// Sends a request and returns its final response.
     pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
         self.send_request(method, target, fields, body);
         loop {
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// `GET`.
+    /// Sends a `GET`.
     pub fn get(&mut self, target: &str) -> Message {
         self.request("GET", target, &[], b"")
     }

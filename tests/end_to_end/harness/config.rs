@@ -1,11 +1,11 @@
-//! Builds the configuration of most tests: a listener with some filters in a chain, others beside it, some clusters. A
-//! test that needs another shape writes the YAML itself.
+//! Builds the configuration of most tests: a listener with a chain of filters, further listeners, and clusters. Tests
+//! that need another shape write the YAML themselves.
 
 use std::fmt::{Display, Write};
 
 /// A configuration with the listener `main`, which logs to `access.log`.
 ///
-/// Options are YAML, in block or flow style, of any common indentation.
+/// Options are YAML, in block or flow style, with any common indentation.
 #[derive(Default, Clone)]
 pub struct Config {
     top: String,
@@ -18,7 +18,7 @@ pub struct Config {
     modules: Vec<(String, Vec<u8>)>,
 }
 
-/// A configuration's text, and the files beside it.
+/// The text of a configuration, and the files next to it.
 #[derive(Clone)]
 pub struct Setup {
     pub text: String,
@@ -45,12 +45,12 @@ impl From<Config> for Setup {
 }
 
 impl Config {
-    /// Without filters and clusters.
+    /// Creates a configuration without filters and clusters.
     pub fn new() -> Config {
         Config::default()
     }
 
-    /// One cluster `web` with one endpoint, to which everything goes.
+    /// Creates a configuration that sends everything to one cluster `web` with one endpoint.
     pub fn to(endpoint: impl Display) -> Config {
         Config::to_with(endpoint, "")
     }
@@ -60,7 +60,7 @@ impl Config {
         Config::new().listener("cluster: web").cluster("web", &[endpoint], options)
     }
 
-    /// Adds keys beside `listeners` and the like.
+    /// Adds top-level keys.
     pub fn top(mut self, options: &str) -> Config {
         self.top += &indented(options, 0);
         self
@@ -72,13 +72,13 @@ impl Config {
         self
     }
 
-    /// Has the listener log in this way (`access_log`).
+    /// Sets the listener's `access_log`.
     pub fn log(mut self, options: &str) -> Config {
         self.log = Some(options.to_owned());
         self
     }
 
-    /// Adds a listener with these options beside `main`, at the address that `@NAME@` stands for unless they have another.
+    /// Adds a listener with these options, by default at the address that `@NAME@` stands for.
     pub fn beside(mut self, name: &str, options: &str) -> Config {
         let _ = writeln!(self.others, "  - name: {name}");
         if !options.contains("address:") {
@@ -88,7 +88,7 @@ impl Config {
         self
     }
 
-    /// Adds a listener like `main` as it is by now, with these options as well.
+    /// Adds a listener with the current options of `main`, and these in addition.
     pub fn again(self, name: &str, options: &str) -> Config {
         let same = format!(
             "access_log: {}\nchain: [{}]\n{}{}",
@@ -100,14 +100,14 @@ impl Config {
         self.beside(name, &same)
     }
 
-    /// Adds a filter, and puts it at the end of the chain of `main`. `options` are those beside `name` and `wasm`, such
-    /// as `config:`.
+    /// Adds a filter to the end of the chain of `main`. `options` are those other than `name` and `wasm`, such as
+    /// `config:`.
     pub fn filter(mut self, name: &str, wasm: &str, options: &str) -> Config {
         self.chain.push(name.to_owned());
         self.unchained(name, wasm, options)
     }
 
-    /// The same for a filter of this module.
+    /// The same for a filter with this module.
     pub fn module(mut self, name: &str, module: &[u8], options: &str) -> Config {
         let file = format!("{name}.wasm");
         self.modules.push((file.clone(), module.to_vec()));
@@ -125,7 +125,8 @@ impl Config {
         self
     }
 
-    /// Adds a cluster. `options` are those beside `name` and `endpoints`; without endpoints here, they may have some.
+    /// Adds a cluster. `options` are those other than `name` and `endpoints`; if `endpoints` is empty, the options can
+    /// contain them.
     pub fn cluster(mut self, name: &str, endpoints: &[impl Display], options: &str) -> Config {
         let _ = writeln!(self.clusters, "  - name: {name}");
         if !endpoints.is_empty() {
@@ -145,7 +146,7 @@ impl Config {
 
 impl From<Config> for String {
     fn from(config: Config) -> String {
-        assert!(config.modules.is_empty(), "a text has no files beside it");
+        assert!(config.modules.is_empty(), "a text has no files");
         let main = format!("  - name: main\n    address: '@main@'\n    access_log: {}\n", config.access_log());
         let Config { top, listener, others, chain, filters, clusters, .. } = config;
         let section = |name: &str, items: String| match items.is_empty() {
@@ -157,7 +158,7 @@ impl From<Config> for String {
     }
 }
 
-/// The lines of a text, their common indentation replaced by this many spaces.
+/// The lines of a text, with this many spaces instead of their common indentation.
 fn indented(text: &str, spaces: usize) -> String {
     let lines = || text.lines().filter(|line| !line.trim().is_empty());
     let common = lines().map(|line| line.len() - line.trim_start().len()).min().unwrap_or(0);

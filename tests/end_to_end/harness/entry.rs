@@ -1,15 +1,14 @@
-//! A line of the access log, and what tests expect of it.
+//! A line of the access log, and assertions about it.
 
 use std::{fmt, ops::Deref};
 
 use serde_json::Value;
 
-/// A line.
 #[derive(Debug, Clone)]
 pub struct Entry(pub Value);
 
 impl Entry {
-    /// Asserts its status (`()` for none) and its flags (`""` for none).
+    /// Asserts the status (`()` for none) and the flags (`""` for none).
     #[track_caller]
     pub fn expect(self, status: impl Into<Value>, flags: &str) -> Entry {
         let flags = if flags.is_empty() { Value::Null } else { flags.into() };
@@ -17,14 +16,14 @@ impl Entry {
         self
     }
 
-    /// Asserts its flags only.
+    /// Asserts only the flags.
     #[track_caller]
     pub fn flagged(self, flags: &str) -> Entry {
         assert_eq!(self["flags"], flags, "{:#}", self.0);
         self
     }
 
-    /// Asserts its details as well.
+    /// Asserts the details as well.
     #[track_caller]
     pub fn because(self, details: &str) -> Entry {
         assert_eq!(self["details"], details, "{:#}", self.0);

@@ -1,4 +1,4 @@
-//! Envoy, with Proxy-Wasm filters: for what must be the same there and here.
+//! Envoy with Proxy-Wasm filters, to compare its behaviour with Tollgate's.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -7,11 +7,12 @@ use tempfile::TempDir;
 
 use super::{Client, peer::Peer, reserve};
 
-/// A line of its access log, with what filters say of a request.
+/// The access log format, with filters' log fields.
 const LOG: &str = "%REQ(:PATH)% %RESPONSE_CODE% flags=%FILTER_STATE(wasm.tollgate_flags:PLAIN)% \
     dry_run=%FILTER_STATE(wasm.authz_dry_run:PLAIN)%\n";
 
-/// One listener with a chain of filters. Requests go to the cluster `web`, or where a filter's `x-tollgate-cluster` says.
+/// One listener with a chain of filters. Requests go to the cluster `web`, or to the one in a filter's
+/// `x-tollgate-cluster`.
 #[derive(Default)]
 pub struct Site {
     filters: Vec<Value>,
@@ -21,18 +22,18 @@ pub struct Site {
 }
 
 impl Site {
-    /// Without filters and clusters.
+    /// Creates a site without filters and clusters.
     pub fn new() -> Site {
         Site { dir: Some(TempDir::new().expect("a folder")), ..Site::default() }
     }
 
-    /// Filters say where requests go.
+    /// Lets filters choose the cluster.
     pub fn routed(mut self) -> Site {
         self.routed = true;
         self
     }
 
-    /// Adds a filter at the end of the chain.
+    /// Adds a filter to the end of the chain.
     pub fn filter(mut self, name: &str, module: &[u8], config: &Value) -> Site {
         let dir = self.dir.as_ref().expect("it is not started yet");
         let file = dir.path().join(name).with_extension("wasm");
@@ -72,7 +73,7 @@ impl Site {
         self
     }
 
-    /// The same for one that is spoken to by HTTP/2.
+    /// The same for an HTTP/2 endpoint.
     pub fn h2_cluster(mut self, name: &str, endpoint: SocketAddr) -> Site {
         self = self.cluster(name, endpoint);
         let cluster = self.clusters.last_mut().expect("it was added");
@@ -85,7 +86,7 @@ impl Site {
         self
     }
 
-    /// Starts it, with two workers, and waits until it takes connections.
+    /// Starts Envoy with two workers, and waits until it accepts connections.
     pub fn start(self, program: &Path) -> Envoy {
         let Site { mut filters, clusters, dir, routed } = self;
         let (dir, address) = (dir.expect("it is not started yet"), reserve());
@@ -128,20 +129,20 @@ fn socket(address: SocketAddr) -> Value {
 }
 
 impl Envoy {
-    /// Waits until it has written this line, to its access log say.
+    /// Waits until it has written this line, for example to its access log.
     pub fn wait_for(&self, line: &str) {
         self.peer.wait_for(line);
     }
 }
 
-/// A running Envoy; it is killed when dropped, and shown if the test has failed.
+/// A running Envoy. It is killed when dropped; its output is shown if the test has failed.
 pub struct Envoy {
     peer: Peer,
     _dir: TempDir,
 }
 
 impl Envoy {
-    /// A connection to its listener.
+    /// Opens a connection to its listener.
     pub fn client(&self) -> Client {
         Client::connect(self.peer.address)
     }

@@ -1,5 +1,5 @@
-//! One request and what comes of it, in any version of HTTP: a table of requests runs over all of them. Each
-//! [`Speaker`] sends exactly what it is given, right or wrong, and its answer has the same type in each version.
+//! One request and its outcome in any version of HTTP, so that a table of requests can run over all of them. Each
+//! [`Speaker`] sends exactly what it is given, valid or not, and its outcome has the same type in each version.
 
 mod everywhere;
 mod h1;
@@ -18,10 +18,10 @@ pub use self::{
 };
 use super::frames::Fields;
 
-/// How long a client waits for a word before it sends its body all the same.
+/// How long a client waits for a 100 before it sends its body anyway.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A version of HTTP on one side of the proxy.
+/// The version of HTTP on one side of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     H1,
@@ -29,10 +29,10 @@ pub enum Version {
     H3,
 }
 
-/// Where a message stops.
+/// The point at which a message stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// Before its first byte.
+    /// Before the first byte.
     Start,
     /// Within the head.
     Head,
@@ -40,38 +40,38 @@ pub enum Point {
     Body,
     /// After the first piece of the body.
     Piece,
-    /// After the body, before what ends the message: the last chunk, END_STREAM, FIN, or trailers.
+    /// After the body, before the end of the message: the last chunk, END_STREAM, FIN, or trailers.
     End,
     /// Within the trailers.
     Trailers,
-    /// After its end.
+    /// After the end.
     After,
 }
 
-/// What a client sends.
+/// A client's request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
     pub target: String,
     pub host: Option<String>,
     pub fields: Fields,
-    /// In pieces: chunks, or frames. None: the head ends the message.
+    /// The body in pieces: chunks, or frames. `None` if the head ends the message.
     pub body: Option<Vec<Vec<u8>>>,
     pub trailers: Fields,
-    /// The client goes away here: it resets the stream or the connection.
+    /// Where the client aborts: it resets the stream or the connection.
     pub cut: Option<Point>,
-    /// It does not: it only ends the connection in its direction, and listens on. HTTP/1.1 only.
+    /// Whether the client instead only closes its direction of the connection, and keeps reading. HTTP/1.1 only.
     pub half: bool,
-    /// The body waits for an interim answer.
+    /// Whether the body waits for an interim response.
     pub waits: bool,
-    /// Takes the place of method, target and host in HTTP/2 and HTTP/3.
+    /// Replaces method, target and host in HTTP/2 and HTTP/3.
     pub pseudo: Option<Fields>,
-    /// Takes the place of everything after the field `Host` in HTTP/1.1.
+    /// Replaces everything after the field `Host` in HTTP/1.1.
     pub raw: Option<String>,
 }
 
 impl Request {
-    /// `GET` of a target at the host `web.test`.
+    /// A `GET` of this target at the host `web.test`.
     pub fn get(target: &str) -> Request {
         Request {
             method: "GET".to_owned(),
@@ -94,7 +94,7 @@ impl Request {
         self
     }
 
-    /// The fields of its head in HTTP/2 and HTTP/3.
+    /// The fields of the head in HTTP/2 and HTTP/3.
     fn head(&self, scheme: &str) -> Fields {
         let mut all = self.pseudo.clone().unwrap_or_else(|| {
             let mut usual = owned(&[(":method", &self.method), (":scheme", scheme)]);
@@ -107,7 +107,7 @@ impl Request {
     }
 }
 
-/// A response as a client got it; names are in small letters.
+/// A response as received by a client; field names are in lower case.
 #[derive(Debug, Default)]
 pub struct Response {
     pub interim: Vec<(u16, Fields)>,
@@ -117,44 +117,45 @@ pub struct Response {
     pub trailers: Fields,
 }
 
-/// What a client got.
+/// The outcome of a request for the client.
 #[derive(Debug)]
 pub enum Outcome {
     Whole(Response),
-    /// It broke off; the status, if a head had come.
+    /// Aborted; with the status, if a head was received.
     Broken {
         status: Option<u16>,
         end: End,
     },
-    /// Nothing: the client itself went away.
+    /// None: the client itself disconnected.
     Left,
 }
 
-/// How an exchange broke off.
+/// How an exchange was aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The connection of HTTP/1.1 ended, which serves one exchange at a time.
+    /// The HTTP/1.1 connection ended, which serves one exchange at a time.
     Closed,
     /// The stream was reset, with this code.
     Reset(u64),
-    /// The response ended, and is not what its head says.
+    /// The response ended, but does not match its head.
     Unfit,
-    /// The connection of HTTP/2 or HTTP/3 ended, with this code if there was one, and other exchanges with it.
+    /// The HTTP/2 or HTTP/3 connection ended, with this code if there was one, and with it other exchanges.
     Connection(Option<u64>),
 }
 
 impl End {
-    /// Whether other exchanges go on.
+    /// Whether other exchanges continue.
     pub fn is_alone(self) -> bool {
         !matches!(self, End::Connection(_))
     }
 }
 
 impl Outcome {
-    /// What came of blocks of fields and a body, in a version that has streams. `end`: how it ended, if not by its own end.
+    /// The outcome from blocks of fields and a body, in a version with streams. `end` is how the stream ended, if not
+    /// normally.
     fn of(blocks: Vec<Fields>, body: Vec<u8>, end: Option<End>, method: &str) -> Outcome {
         let mut response = Response { body, ..Response::default() };
-        // Not everybody can read one.
+        // Not every peer can read one.
         let is_empty = blocks.iter().any(Fields::is_empty);
         for block in blocks {
             let status = block.iter().find(|(name, _)| name == ":status").and_then(|(_, value)| value.parse().ok());
@@ -177,7 +178,7 @@ impl Outcome {
         }
     }
 
-    /// The status; 400 as well for a stream that was reset because its request is malformed, which says the same.
+    /// The status; also 400 for a stream that was reset because its request is malformed, which is equivalent.
     #[track_caller]
     pub fn status(&self) -> u16 {
         match self {
@@ -193,21 +194,21 @@ impl Outcome {
 pub trait Speaker {
     fn version(&self) -> Version;
 
-    /// Sends a request, and waits for what comes of it. `leave` is called before it goes away early.
+    /// Sends a request and waits for the outcome. `leave` is called before the client aborts.
     fn exchange_until(&mut self, request: &Request, leave: &mut dyn FnMut()) -> Outcome;
 
-    /// The same for one that stays to the end.
+    /// The same for a client that does not abort.
     fn exchange(&mut self, request: &Request) -> Outcome {
         self.exchange_until(request, &mut || ())
     }
 }
 
-/// Fields that own their text.
+/// Fields with owned text.
 pub fn owned(list: &[(&str, &str)]) -> Fields {
     list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// Borrowed, as encoders want them.
+/// Borrowed fields, as encoders take them.
 pub fn borrowed(fields: &Fields) -> Vec<(&str, &str)> {
     fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }

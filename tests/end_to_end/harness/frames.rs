@@ -1,5 +1,5 @@
-//! HTTP/2 by hand: frames as a test wants them, right or wrong, at either end of a connection. What is always the same (the
-//! preface, acknowledgements, windows) is done unless a test says otherwise.
+//! HTTP/2 by hand: a test can send any frames, valid or not, from either end of a connection. Routine work (the
+//! preface, acknowledgements, windows) is done unless a test disables it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use super::wire::Wire;
 
-/// Types of frames (RFC 9113 section 6).
+/// Frame types (RFC 9113 section 6).
 pub mod kind {
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
@@ -22,7 +22,7 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
-/// Flags of frames.
+/// Frame flags.
 pub mod flag {
     pub const END_STREAM: u8 = 1;
     pub const ACK: u8 = 1;
@@ -50,13 +50,13 @@ pub mod code {
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
-/// What a client's side begins with (RFC 9113 section 3.4).
+/// The client connection preface (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A window that no test uses up.
 const WIDE: u32 = 1 << 30;
 
-/// One frame.
+/// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub kind: u8,
@@ -66,19 +66,19 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Its bytes.
+    /// The encoded frame.
     pub fn bytes(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).expect("a frame's length").to_be_bytes();
         [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
 
-    /// The code of a RST_STREAM or GOAWAY.
+    /// The error code of a RST_STREAM or GOAWAY.
     pub fn code(&self) -> u32 {
         let at = if self.kind == kind::GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().expect("four bytes"))
     }
 
-    /// The last stream that a GOAWAY says is processed.
+    /// The last processed stream according to a GOAWAY.
     pub fn last_stream(&self) -> u32 {
         u32::from_be_bytes(self.payload[..4].try_into().expect("four bytes"))
     }
@@ -87,20 +87,20 @@ impl Frame {
 /// A list of fields.
 pub type Fields = Vec<(String, String)>;
 
-/// What has come on one stream.
+/// What was received on one stream.
 #[derive(Debug, Clone, Default)]
 pub struct Message {
-    /// Each block of fields that has come: interim heads, the head, trailers.
+    /// Each received block of fields: interim heads, the head, trailers.
     pub blocks: Vec<Fields>,
     pub body: Vec<u8>,
-    /// It ended with END_STREAM.
+    /// Whether the stream ended with END_STREAM.
     pub ended: bool,
-    /// It was reset, with this code.
+    /// The code of the stream's reset, if any.
     pub reset: Option<u32>,
 }
 
 impl Message {
-    /// The one value of a field of the head, pseudo-fields included; a panic if there are several.
+    /// The only value of a field of the head, pseudo-fields included. Panics if there are several.
     pub fn field(&self, name: &str) -> Option<&str> {
         let head = self.head()?;
         let all: Vec<&str> = head.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect();
@@ -113,7 +113,7 @@ impl Message {
         self.blocks.iter().find(|b| !b.iter().any(|(n, v)| n == ":status" && v.starts_with('1')))
     }
 
-    /// The status; 0 if no head has come.
+    /// The status; 0 if no head was received.
     pub fn status(&self) -> u16 {
         self.field(":status").map_or(0, |s| s.parse().expect("a status"))
     }
@@ -137,24 +137,24 @@ pub struct H2 {
     messages: BTreeMap<u32, Message>,
     block: Option<(u32, Vec<u8>, bool)>,
     next: u32,
-    /// Requests that a server's side was given.
+    /// Received requests, on the server side.
     served: BTreeSet<u32>,
-    /// Whether windows are given as bytes come. If not, bodies stop when the initial windows are used up.
+    /// Whether windows are enlarged as bytes arrive. If not, bodies stop when the initial windows are used up.
     pub generous: bool,
     /// Whether pings are answered.
     pub answers_pings: bool,
-    /// The other side's settings, as the last SETTINGS had them.
+    /// The peer's settings from its last SETTINGS.
     pub settings: BTreeMap<u16, u32>,
-    /// GOAWAYs that have come.
+    /// Received GOAWAYs.
     pub goaways: Vec<Frame>,
-    /// Pings that have come, and were not answers.
+    /// Received pings, without acknowledgements.
     pub pings: usize,
-    /// What may still be sent: on the connection, and on each stream beyond its initial window.
+    /// What can still be sent: on the connection, and on each stream beyond its initial window.
     windows: BTreeMap<u32, i64>,
 }
 
 impl H2 {
-    /// A client's side, with these settings.
+    /// Opens a connection as a client, with these settings.
     pub fn connect_with(address: SocketAddr, settings: &[(u16, u32)]) -> H2 {
         let stream = TcpStream::connect(address).expect("the proxy accepts connections");
         let mut h2 = H2::new(Wire::new(stream));
@@ -163,14 +163,14 @@ impl H2 {
         h2
     }
 
-    /// A client's side.
+    /// Opens a connection as a client.
     pub fn connect(address: SocketAddr) -> H2 {
         let mut h2 = H2::connect_with(address, &[(setting::INITIAL_WINDOW_SIZE, WIDE)]);
         h2.window(0, WIDE);
         h2
     }
 
-    /// A server's side, of a connection on which nothing was said yet.
+    /// Starts the server side of a new connection.
     pub fn accept(mut wire: Wire, settings: &[(u16, u32)]) -> io::Result<H2> {
         match wire.read_exact(PREFACE.len())? == PREFACE {
             true => Ok(H2::accepted(wire, settings)),
@@ -178,7 +178,7 @@ impl H2 {
         }
     }
 
-    /// The same when the preface was read.
+    /// The same if the preface was already read.
     pub fn accepted(wire: Wire, settings: &[(u16, u32)]) -> H2 {
         let mut h2 = H2::new(wire);
         h2.settings(settings);
@@ -203,7 +203,7 @@ impl H2 {
         }
     }
 
-    /// Sends bytes as they are; whether anybody reads them is seen when reading.
+    /// Sends bytes unchanged; whether the peer reads them is noticed when reading.
     pub fn raw(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.wire.send(bytes);
     }
@@ -220,7 +220,7 @@ impl H2 {
         self.send(kind::SETTINGS, 0, 0, &payload);
     }
 
-    /// Gives a window.
+    /// Enlarges a window.
     pub fn window(&mut self, stream: u32, bytes: u32) {
         self.send(kind::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes());
     }
@@ -230,12 +230,12 @@ impl H2 {
         self.send(kind::RST_STREAM, 0, stream, &code.to_be_bytes());
     }
 
-    /// Says that no stream after this one is processed.
+    /// Announces that no stream after this one is processed.
     pub fn goaway(&mut self, last: u32, code: u32) {
         self.send(kind::GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat());
     }
 
-    /// Sends a block of fields, in frames of the size that everybody takes.
+    /// Sends a block of fields, in frames of the size that every peer accepts.
     pub fn headers(&mut self, stream: u32, fields: &[(&str, &str)], end: bool) {
         let block = encode(fields);
         let (mut kind, mut flags) = (kind::HEADERS, if end { flag::END_STREAM } else { 0 });
@@ -249,7 +249,7 @@ impl H2 {
         }
     }
 
-    /// Sends data, in frames of the size that everybody takes.
+    /// Sends data, in frames of the size that every peer accepts.
     pub fn data(&mut self, stream: u32, body: &[u8], end: bool) {
         let mut parts = body.chunks(16 << 10).peekable();
         if parts.peek().is_none() {
@@ -260,14 +260,14 @@ impl H2 {
         }
     }
 
-    /// Bytes that may be sent on a stream now.
+    /// The number of bytes that can be sent on a stream now.
     pub fn window_of(&self, stream: u32) -> usize {
         let initial = i64::from(self.settings.get(&setting::INITIAL_WINDOW_SIZE).copied().unwrap_or(65_535));
         let own = initial + self.windows.get(&stream).copied().unwrap_or(0);
         own.min(self.windows[&0]).try_into().unwrap_or(0)
     }
 
-    /// Sends data as far as the windows allow it now; how many bytes that were.
+    /// Sends as much data as the windows allow now, and returns the number of bytes.
     pub fn data_within(&mut self, stream: u32, body: &[u8]) -> usize {
         let allowed = self.window_of(stream).min(body.len());
         if allowed > 0 {
@@ -290,7 +290,7 @@ impl H2 {
         self.send(kind::DATA, flag::END_STREAM, stream, b"");
     }
 
-    /// The number of the next stream that a client opens.
+    /// The id of the next stream that a client opens.
     pub fn next_stream(&mut self) -> u32 {
         self.next += 2;
         self.next - 2
@@ -303,12 +303,12 @@ impl H2 {
         stream
     }
 
-    /// Opens a stream with a right head: method, path, scheme, authority `test`, and further fields.
+    /// Opens a stream with a valid head: method, path, scheme, authority `test`, and further fields.
     pub fn request(&mut self, method: &str, path: &str, fields: &[(&str, &str)], end: bool) -> u32 {
         self.open(&head(method, path, fields), end)
     }
 
-    /// A whole request, and its response.
+    /// Sends a whole request and returns its response.
     pub fn exchange(&mut self, method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
         let stream = self.request(method, path, fields, body.is_empty());
         if !body.is_empty() {
@@ -317,19 +317,19 @@ impl H2 {
         self.response(stream)
     }
 
-    /// `GET`, and its response.
+    /// Sends a `GET` and returns its response.
     pub fn get(&mut self, path: &str) -> Message {
         self.exchange("GET", path, &[], b"")
     }
 
-    /// Begins a `POST`: its head, and a part of its body.
+    /// Begins a `POST`: sends its head, and a part of its body.
     pub fn begin(&mut self, path: &str, fields: &[(&str, &str)], part: &[u8]) -> u32 {
         let stream = self.request("POST", path, fields, false);
         self.data(stream, part, false);
         stream
     }
 
-    /// The next frame; those that every peer must answer are answered. `UnexpectedEof` if the connection ends instead.
+    /// Reads the next frame, and answers it if every peer must. `UnexpectedEof` if the connection ends instead.
     pub fn read(&mut self) -> io::Result<Frame> {
         let head = self.wire.read_exact(9)?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -354,7 +354,7 @@ impl H2 {
             kind::HEADERS | kind::CONTINUATION => {
                 let ends = frame.kind == kind::HEADERS && frame.flags & flag::END_STREAM != 0;
                 let (_, block, _) = self.block.get_or_insert((frame.stream, Vec::new(), ends));
-                // No peer of ours pads its heads, or gives them priorities.
+                // None of our peers pads heads, or gives them priorities.
                 block.extend_from_slice(&frame.payload);
                 if frame.flags & flag::END_HEADERS != 0 {
                     let (stream, block, ends) = self.block.take().expect("it was put there");
@@ -389,7 +389,7 @@ impl H2 {
         }
     }
 
-    /// Reads until a frame is as wanted.
+    /// Reads until a frame matches.
     pub fn read_until(&mut self, what: &str, wanted: impl Fn(&Frame) -> bool) -> Frame {
         loop {
             match self.read() {
@@ -400,7 +400,7 @@ impl H2 {
         }
     }
 
-    /// Reads until what has come on a stream is as wanted, and gives it.
+    /// Reads until the message on a stream matches, and returns it.
     pub fn wait(&mut self, stream: u32, what: &str, wanted: impl Fn(&Message) -> bool) -> Message {
         loop {
             let message = self.messages.entry(stream).or_default();
@@ -414,22 +414,22 @@ impl H2 {
         }
     }
 
-    /// What has come on a stream so far.
+    /// What was received on a stream so far.
     pub fn so_far(&self, stream: u32) -> Message {
         self.messages.get(&stream).cloned().unwrap_or_default()
     }
 
-    /// Reads until a stream has ended, in whichever way.
+    /// Reads until a stream has ended, in whatever way.
     pub fn response(&mut self, stream: u32) -> Message {
         self.wait(stream, "its end", |message| message.ended || message.reset.is_some())
     }
 
-    /// The next request, of which all has come. `UnexpectedEof` if the connection ends instead.
+    /// Waits for the next complete request. `UnexpectedEof` if the connection ends instead.
     pub fn next_request(&mut self) -> io::Result<(u32, Message)> {
         self.next_with(|message| message.ended)
     }
 
-    /// The next request of which the head has come.
+    /// Waits for the next request whose head was received.
     pub fn next_head(&mut self) -> io::Result<(u32, Message)> {
         self.next_with(|message| !message.blocks.is_empty())
     }
@@ -443,7 +443,7 @@ impl H2 {
         }
     }
 
-    /// The next request that is as wanted, if it has come already.
+    /// The next matching request, if one was received.
     pub fn taken(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<(u32, Message)> {
         let new = self.messages.iter().filter(|(stream, _)| **stream != 0 && !self.served.contains(stream));
         let (stream, message) = new.into_iter().find(|(_, message)| wanted(message))?;
@@ -461,13 +461,13 @@ impl H2 {
         }
     }
 
-    /// Sends a ping and reads until it is answered: all that was sent before has been dealt with then, as far as frames go.
+    /// Sends a ping and reads until it is acknowledged: then all earlier frames have been processed.
     pub fn ping(&mut self) {
         self.send(kind::PING, 0, 0, b"are you?");
         self.read_until("the answer to a ping", |frame| frame.kind == kind::PING && frame.flags & flag::ACK != 0);
     }
 
-    /// Reads until the connection ends; the last GOAWAY that came.
+    /// Reads until the connection ends; returns the last GOAWAY.
     pub fn read_to_end(&mut self) -> Option<Frame> {
         loop {
             match self.read() {
@@ -481,14 +481,14 @@ impl H2 {
     }
 }
 
-/// A right head of a request.
+/// The head of a valid request.
 pub fn head<'a>(method: &'a str, path: &'a str, fields: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut all = vec![(":method", method), (":scheme", "http"), (":authority", "test"), (":path", path)];
     all.extend_from_slice(fields);
     all
 }
 
-/// A block of fields, all of them as literals that go into no table (RFC 7541 section 6.2.2).
+/// Encodes a block of fields, all of them as literals without indexing (RFC 7541 section 6.2.2).
 pub fn encode(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     let text = |block: &mut Vec<u8>, text: &str| {

@@ -1,4 +1,4 @@
-//! What holds threads of a test up.
+//! Blocks threads of a test.
 
 use std::sync::{
     Arc,
@@ -7,17 +7,17 @@ use std::sync::{
 
 use super::wait_until;
 
-/// Holds upstreams up until a test opens it.
+/// Blocks upstreams until a test opens it.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<AtomicBool>);
 
 impl Gate {
-    /// Lets everybody through from now on.
+    /// Lets all threads through from now on.
     pub fn open(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for it to be opened.
+    /// Waits until the gate is open.
     pub fn wait(&self) {
         wait_until("the gate to open", || self.0.load(Ordering::Relaxed));
     }

@@ -1,6 +1,6 @@
-//! Filters for tests, written as WebAssembly text: each test shows all that its filter does.
+//! Filters for tests, written as WebAssembly text, so that each test shows everything that its filter does.
 //!
-//! In the text, `%"abc"` stands for the address and the length of this text, as host functions want them, and `%pause`
+//! In the text, `%"abc"` stands for the address and the length of this text, as host functions take them, and `%pause`
 //! and the like for the ABI's constants.
 
 use tollgate_abi::{
@@ -10,7 +10,8 @@ use tollgate_abi::{
 
 use super::wasm;
 
-/// What texts call host functions, all of which every filter imports. The others go by their own names.
+/// Short names of host functions for the text. Every filter imports all host functions; the others keep their own
+/// names.
 const SHORT: &[(&str, &str)] = &[
     ("log", "proxy_log"),
     ("tick", "proxy_set_tick_period_milliseconds"),
@@ -62,7 +63,7 @@ const SHORT: &[(&str, &str)] = &[
     ("metadata_delete", "metadata_delete"),
 ];
 
-/// What `%` before one of these words stands for.
+/// The values of the words that `%` can precede.
 const NAMES: &[(&str, i32)] = &[
     ("continue", action::CONTINUE),
     ("pause", action::PAUSE),
@@ -94,7 +95,7 @@ const NAMES: &[(&str, i32)] = &[
     ("histogram", metric::HISTOGRAM),
 ];
 
-/// What every filter needs beside host functions: a memory, a marker of the ABI's version.
+/// What every filter needs in addition to host functions: a memory and the marker of the ABI's version.
 const PRELUDE: &str = r#"
     (memory (export "memory") 16)
     (func (export "proxy_abi_version_0_2_1"))
@@ -109,7 +110,7 @@ const PRELUDE: &str = r#"
             (local.get $map) (local.get $name) (local.get $len) (global.get $out) (global.get $out_len))))
 "#;
 
-/// An allocator that starts over when it is through: nothing in these filters lives that long.
+/// An allocator that starts over at its end: nothing in these filters lives that long.
 const ALLOCATOR: &str = r#"
     (global $free (mut i32) (i32.const 65536))
     (func (export "malloc") (param $size i32) (result i32)
@@ -121,7 +122,7 @@ const ALLOCATOR: &str = r#"
         (local.get $at))
 "#;
 
-/// An import of a host function, by this name.
+/// An import of a host function under this name.
 pub fn import(module: &str, function: &Function, name: &str) -> String {
     let word = |ty: &Ty| if *ty == Ty::I64 { " i64" } else { " i32" };
     let params: String = function.params.iter().map(|(_, ty)| word(ty)).collect();
@@ -129,19 +130,19 @@ pub fn import(module: &str, function: &Function, name: &str) -> String {
     format!("(import \"{module}\" \"{}\" (func ${name} (param{params}) {result}))\n", function.name)
 }
 
-/// All host functions of Proxy-Wasm and of Tollgate's own, with the modules that they are in.
+/// All host functions of Proxy-Wasm and of Tollgate, with their modules.
 pub fn hostcalls() -> impl Iterator<Item = (&'static str, &'static Function)> {
     let standard = proxy_wasm::HOSTCALLS.iter().map(|function| (proxy_wasm::MODULE, function));
     standard.chain(fast::HOSTCALLS.iter().map(|function| (fast::MODULE, function)))
 }
 
-/// Imports of all of them.
+/// Imports of all host functions.
 fn imports() -> String {
     let name = |long: &'static str| SHORT.iter().find(|(_, of)| *of == long).map_or(long, |(short, _)| *short);
     hostcalls().map(|(module, function)| import(module, function, name(function.name))).collect()
 }
 
-/// A filter of this code, with the prelude's functions; with an allocator, unless it has its own.
+/// A filter with this code and the prelude's functions; with an allocator, unless it has its own.
 pub fn filter(code: &str) -> Vec<u8> {
     let allocator = if code.contains("(export \"malloc\")") { "" } else { ALLOCATOR };
     let (mut text, mut data) = (String::new(), String::new());
@@ -172,7 +173,7 @@ pub fn filter(code: &str) -> Vec<u8> {
     ))
 }
 
-/// A filter that holds the bodies of messages (`request`, `response`) until their ends.
+/// A filter that holds the bodies of messages (`request`, `response`) until their end.
 pub fn holding(messages: &[&str]) -> Vec<u8> {
     let callback = |message: &&str| {
         format!(
@@ -183,8 +184,8 @@ pub fn holding(messages: &[&str]) -> Vec<u8> {
     filter(&messages.iter().map(callback).collect::<String>())
 }
 
-/// What filters have that say what host functions answer: `$answer` adds a status or a length to the line that the request
-/// gets as `x-said`, `$say` adds text, `$property` a property; `$tell` puts the line into the request.
+/// Functions that report the results of host functions: `$answer` adds a status or a length to the line that the
+/// request gets as `x-said`, `$say` adds text, `$property` a property; `$tell` puts the line into the request.
 const SAYING: &str = r#"
     (global $at (mut i32) (i32.const 8192))
     (global $n (mut i32) (i32.const 0))
@@ -222,7 +223,7 @@ const SAYING: &str = r#"
         (i32.store (global.get $out_len) (i32.const 0))
         (call $say %" "))"#;
 
-/// A filter that does this when a request comes, and says in its header `x-said` what it was answered. `\00` in texts is a
+/// A filter that runs this code for each request and writes the results into the header `x-said`. `\00` in texts is a
 /// NUL.
 pub fn saying(code: &str) -> Vec<u8> {
     let code = code.replace("\\00", "\0");
@@ -235,9 +236,9 @@ pub fn saying(code: &str) -> Vec<u8> {
     ))
 }
 
-/// Code for [`saying`]: does something until it is answered with something else than `fine`, or so often, and notes how
-/// often that was and the answer. `(name)` stands for the address and the length of another name each time; the line
-/// then begins here.
+/// Code for [`saying`]: repeats a call until its result is not `fine`, or this many times, and reports the number of
+/// successful calls and the last result. `(name)` stands for the address and the length of a new name each time; the
+/// reported line starts here.
 pub fn until_not(fine: i32, times: u32, what: &str) -> String {
     let (name, anew) = match what.contains("(name)") {
         true => {
@@ -261,7 +262,7 @@ pub fn until_not(fine: i32, times: u32, what: &str) -> String {
     )
 }
 
-/// A map of headers as host functions want it; as a text, which it is as long as it is short.
+/// A serialized map of headers, as host functions take it; as text, which works while it is short.
 pub fn pairs(fields: &[(&str, &str)]) -> String {
     let mut bytes = Vec::new();
     let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
@@ -269,7 +270,7 @@ pub fn pairs(fields: &[(&str, &str)]) -> String {
     String::from_utf8(bytes).expect("short names and values")
 }
 
-/// A filter that puts its version into `x-version`, of requests and of responses.
+/// A filter that writes its version into `x-version`, of requests and of responses.
 pub fn version(version: &str) -> Vec<u8> {
     let marking = |callback: &str, map: u8| {
         format!(

@@ -1,4 +1,4 @@
-//! Metrics as Prometheus reads them. The reader is strict: what it does not know fails the test.
+//! Reads Prometheus metrics. The reader is strict: unknown syntax fails the test.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub struct Metrics {
     series: Vec<(String, BTreeMap<String, String>, f64)>,
-    /// The types of the families by name, as `# TYPE` tells them.
+    /// The types of the families by name, from `# TYPE`.
     pub types: BTreeMap<String, String>,
 }
 
 impl Metrics {
-    /// Reads the text format, version 0.0.4.
+    /// Parses the text format, version 0.0.4.
     pub fn parse(text: &str) -> Metrics {
         assert!(text.ends_with('\n'), "the last line has no end");
         let mut metrics = Metrics { series: Vec::new(), types: BTreeMap::new() };
@@ -24,10 +24,10 @@ impl Metrics {
                         let before = metrics.types.insert(name.to_owned(), kind.to_owned());
                         assert!(before.is_none(), "two types: {line}");
                     }
-                    _ => panic!("{line:?} is no comment"),
+                    _ => panic!("{line:?} is not a comment"),
                 }
             } else {
-                let series = series(line).unwrap_or_else(|| panic!("{line:?} is no series"));
+                let series = series(line).unwrap_or_else(|| panic!("{line:?} is not a series"));
                 assert!(!metrics.series.iter().any(|(n, l, _)| (n, l) == (&series.0, &series.1)), "twice: {line}");
                 metrics.series.push(series);
             }
@@ -35,12 +35,12 @@ impl Metrics {
         metrics
     }
 
-    /// The sum of all series of this name that have these labels; 0 if there are none.
+    /// The sum of all series with this name and these labels; 0 if there are none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.with(name, labels).sum()
     }
 
-    /// Whether there is a series of this name that has these labels.
+    /// Whether there is a series with this name and these labels.
     pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.with(name, labels).next().is_some()
     }

@@ -1,5 +1,5 @@
-//! What every test stands on: the proxy as a real process ([`Proxy`]), upstreams that do as they are told ([`Upstream`]),
-//! and a client that sends any bytes ([`Client`]). All of it blocks; a test that needs several things at once uses threads.
+//! The basis of every test: the proxy as a real process ([`Proxy`]), scripted upstreams ([`Upstream`]), and a client
+//! that sends any bytes ([`Client`]). Everything blocks; tests that need concurrency use threads.
 
 mod client;
 mod config;
@@ -43,42 +43,42 @@ pub use self::{
     wire::{Message, Wire},
 };
 
-/// Nothing that should happen takes this long, not even on a busy machine. A test that runs into it has failed.
+/// Everything that should happen takes less than this, even on a busy machine. A test that exceeds it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Waits until there is something; `what` is said when there never is.
+/// Waits until `look` returns something; `what` is part of the panic message at the deadline.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "waited in vain for {what}");
+        assert!(Instant::now() < end, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Has something happen before a timer of the proxy's ends, which a busy machine does not always manage. `attempt` sets
-/// the timer to so many milliseconds, and says `None` if it ended too soon to show anything; then the next attempt has
-/// four times as long. A proxy that does the wrong thing does it however long the timer is.
+/// Makes something happen before one of the proxy's timers expires, which does not always work on a busy machine.
+/// `attempt` sets the timer to the given milliseconds and returns `None` if it expired too soon; the next attempt then
+/// gets four times as long. A proxy with the wrong behaviour shows it however long the timer is.
 pub fn in_time<T>(attempt: impl Fn(u32) -> Option<T>) -> T {
     [500, 2_000, 8_000, 32_000].into_iter().find_map(attempt).expect("not even half a minute is enough")
 }
 
-/// What threads of upstreams tell a test, and where it hears that.
+/// A channel by which threads of upstreams report to the test.
 pub fn telling<T: Send>() -> (impl Fn(T) + Send + Sync, mpsc::Receiver<T>) {
     let (tell, told) = mpsc::channel();
     let tell = Mutex::new(tell);
-    // At the end of a test nobody listens.
+    // At the end of a test the receiver is gone.
     (move |what| _ = tell.lock().unwrap().send(what), told)
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true.
 pub fn wait_until(what: &str, mut look: impl FnMut() -> bool) {
     wait_for(what, || look().then_some(()));
 }
 
-/// Holds an upstream up: each call of the function lasts until something is sent for it, or the sender is gone.
+/// Blocks an upstream: each call of the function lasts until something is sent for it, or the sender is dropped.
 pub fn turnstile() -> (mpsc::Sender<()>, impl Fn() + Send + Sync) {
     let (go, told) = mpsc::channel();
     let told = Mutex::new(told);

@@ -1,5 +1,5 @@
-//! Programs that nobody here wrote, as clients and servers. `tests/interop/setup.sh` brings them here; for a test of
-//! one that is missing see [`not_run`].
+//! Independent programs as clients and servers. `tests/interop/setup.sh` installs them; for a missing one see
+//! [`not_run`].
 
 use std::{
     env, fs,
@@ -17,13 +17,13 @@ use super::{
     wait_for, wait_until,
 };
 
-/// The folder of the scripts.
+/// The directory of the scripts.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/interop");
 
-/// No run of a client takes longer, in seconds; see [`super::DEADLINE`].
+/// The time limit of a client's run, in seconds; see [`super::DEADLINE`].
 const PATIENCE: &str = "120";
 
-/// A program's file. None: it is not here, which was said.
+/// The path of a program. `None` if it is missing, which was reported.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let python = || {
@@ -33,7 +33,7 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     let found = match name {
         "python" => python(),
         "envoy" => Some(Path::new(SCRIPTS).join("../../target/interop/envoy/envoy/_bin/envoy")).filter(|f| f.exists()),
-        // Python with it: an environment may be older than the need for it.
+        // Python's packages are checked, too: the environment may be older than the need for them.
         "aioquic" => python().filter(|python| run(python, &["-c", "import aioquic"]).success),
         _ => env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()),
     };
@@ -43,7 +43,7 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// A module in another language (`assemblyscript/gate`). None: it was not built, which was said.
+/// A module in another language (`assemblyscript/gate`). `None` if it was not built, which was reported.
 pub fn module(name: &str) -> Option<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/conformance");
     let bytes = fs::read(folder.join(name).with_extension("wasm")).ok();
@@ -53,7 +53,7 @@ pub fn module(name: &str) -> Option<Vec<u8>> {
     bytes
 }
 
-/// The files of these programs; without one of them, the test ends here.
+/// The paths of these programs; without one of them, the test ends here.
 macro_rules! needs {
     ($($name:literal),+) => {
         ($(match $crate::harness::peer::tool($name) {
@@ -64,7 +64,7 @@ macro_rules! needs {
 }
 pub(crate) use needs;
 
-/// What a client has said.
+/// The output of a client.
 #[derive(Debug)]
 pub struct Said {
     pub success: bool,
@@ -73,7 +73,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// Its output, if it ended well.
+    /// Its output, if it succeeded.
     pub fn well(self) -> String {
         assert!(self.success, "{}\n{}", self.out, self.err);
         self.out
@@ -98,7 +98,7 @@ pub fn run_with(program: &Path, args: &[&str], input: &[u8]) -> Said {
         .expect("a program can be run");
     let mut stdin = child.stdin.take().expect("its input");
     let input = input.to_vec();
-    // It may end before it has read all of it.
+    // It may end before it has read everything.
     thread::spawn(move || _ = stdin.write_all(&input));
     let output = child.wait_with_output().expect("it ends");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -111,9 +111,9 @@ pub fn script(python: &Path, name: &str, args: &[&str]) -> Said {
     run(python, &[&[file.as_str()], args].concat())
 }
 
-/// A program that runs beside the test; it is killed when dropped, and shown if the test has failed.
+/// A program that runs during the test. It is killed when dropped; its output is shown if the test has failed.
 pub struct Peer {
-    /// Where it listens, if it is a server.
+    /// The address on which it listens, if it is a server.
     pub address: SocketAddr,
     _reserved: Reserved,
     child: Child,
@@ -121,7 +121,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts a program; `{address}` and `{port}` in its arguments are those of a port reserved for it.
+    /// Starts a program; `{address}` and `{port}` in its arguments stand for a port reserved for it.
     pub fn start(program: &Path, args: &[&str]) -> Peer {
         Peer::start_at(reserve(), program, args)
     }
@@ -142,12 +142,12 @@ impl Peer {
         Peer { address: *address, _reserved: address, child, output }
     }
 
-    /// Starts a server, and waits until it takes connections.
+    /// Starts a server, and waits until it accepts connections.
     pub fn serve(program: &Path, args: &[&str]) -> Peer {
         Peer::serve_at(reserve(), program, args)
     }
 
-    /// The same for one that is told elsewhere where to listen.
+    /// The same for a server that is configured elsewhere to listen on this address.
     pub fn serve_at(address: Reserved, program: &Path, args: &[&str]) -> Peer {
         let mut peer = Peer::start_at(address, program, args);
         wait_until("a server to be ready", || {
@@ -164,14 +164,14 @@ impl Peer {
         Peer::start(python, &[&[file.as_str()], args].concat())
     }
 
-    /// The same, with the address before its arguments; waits until it says that it is ready.
+    /// The same, with the address before its arguments; waits until it reports that it is ready.
     pub fn server(python: &Path, name: &str, args: &[&str]) -> Peer {
         let peer = Peer::script(python, name, &[&["{address}"], args].concat());
         peer.wait_for("ready");
         peer
     }
 
-    /// What it has written so far.
+    /// Its output so far.
     pub fn output(&self) -> String {
         self.output.lock().unwrap().clone()
     }
@@ -187,7 +187,7 @@ impl Peer {
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).expect("it reads");
     }
 
-    /// Ends its standard input, and waits until it has ended well.
+    /// Closes its standard input, and waits until it has exited successfully.
     pub fn finish(&mut self) {
         drop(self.child.stdin.take());
         let status = wait_for("a program's end", || self.child.try_wait().expect("it is our child"));

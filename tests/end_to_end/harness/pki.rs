@@ -1,4 +1,4 @@
-//! An authority and what it signs, as files for programs.
+//! A certificate authority and its certificates, as files for programs.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 
-/// A certificate for `web.test` that has signed itself.
+/// A self-signed certificate for `web.test`.
 pub struct SelfSigned {
     pub pem: String,
     pub key: String,
@@ -25,7 +25,7 @@ impl SelfSigned {
         SelfSigned { pem: pair.cert.pem(), key: pair.signing_key.serialize_pem(), der: pair.cert.der().clone() }
     }
 
-    /// What clients trust.
+    /// The trust anchor for clients.
     pub fn der(&self) -> CertificateDer<'static> {
         self.der.clone()
     }
@@ -36,10 +36,10 @@ impl SelfSigned {
     }
 }
 
-/// YAML for a listener that shows it.
+/// YAML for a listener with this certificate.
 pub const TLS: &str = "tls: {certificates: [{certificate: server.pem, key: server.key}]}";
 
-/// An authority. In its folder are `ca.pem`, and `NAME.pem` and `NAME.key` of those who have a certificate.
+/// A certificate authority. Its directory contains `ca.pem`, and `NAME.pem` and `NAME.key` per certificate.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: TempDir,
@@ -53,7 +53,7 @@ fn params(name: &str) -> CertificateParams {
 }
 
 impl Authority {
-    /// With certificates for these names, whose serial numbers are 1, 2 and so on.
+    /// Creates an authority with certificates for these names, whose serial numbers are 1, 2 and so on.
     pub fn with(names: &[&str]) -> Authority {
         let mut own = params("authority.test");
         own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -68,7 +68,7 @@ impl Authority {
         fs::write(self.dir.path().join(name), text).expect("a file can be written");
     }
 
-    /// Writes a pair for a name, in the place of the one before.
+    /// Writes a certificate and key for a name, replacing the previous ones.
     pub fn sign(&self, name: &str, serial: u64) {
         let (mut params, key) = (params(name), KeyPair::generate().expect("a key"));
         params.serial_number = Some(SerialNumber::from(serial));
@@ -77,7 +77,7 @@ impl Authority {
         self.write(&format!("{name}.key"), &key.serialize_pem());
     }
 
-    /// A list with one certificate that was revoked.
+    /// A revocation list with one certificate.
     pub fn crl(&self, serial: u64) -> String {
         let revoked = RevokedCertParams {
             serial_number: SerialNumber::from(serial),
@@ -105,7 +105,7 @@ impl Authority {
         self.dir.path().join(name)
     }
 
-    /// Its folder.
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -1,18 +1,18 @@
-//! Addresses for servers that have to be told where to listen, kept from everybody else for as long as they are needed.
+//! Reserved addresses for servers that must be told where to listen.
 
 use std::{fmt, net::SocketAddr, ops::Deref, sync::Arc};
 
 use socket2::{Domain, Socket, Type};
 
-/// An address that the kernel gives to nobody else while this lives. A socket that is bound and does not listen holds
-/// it, so connections are refused until a server that sets SO_REUSEADDR, as servers do, listens there.
+/// An address that the kernel does not assign to others while this value lives. A socket that is bound but does not
+/// listen reserves it: connections are refused until a server that sets SO_REUSEADDR, as servers do, listens there.
 #[derive(Clone)]
 pub struct Reserved {
     address: SocketAddr,
     _socket: Arc<Socket>,
 }
 
-/// Reserves an address on the loopback.
+/// Reserves an address on the loopback interface.
 pub fn reserve() -> Reserved {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR can be set");

@@ -1,7 +1,7 @@
-//! The proxy as a process of its own: the binary that is shipped, with a configuration in a folder of its own.
+//! The proxy as a separate process: the shipped binary, with a configuration in a temporary directory.
 //!
-//! In a configuration, `@main@` (or any other word) stands for an address on a free port; [`Proxy::address`] tells it. The
-//! folder is the process's working directory, so files in it need no path.
+//! In a configuration, `@main@` (or any other word) stands for an address on a free port; [`Proxy::address`] returns
+//! it. The directory is the process's working directory, so files in it need no path.
 
 use std::{
     collections::BTreeMap,
@@ -30,11 +30,11 @@ use super::{
     wire::{Message, Wire},
 };
 
-/// When nothing more has come for so long, what has been logged is there.
+/// When no output has arrived for this long, everything logged so far has been read.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// A running proxy. It is killed when dropped. If that is because the test has failed, its log is shown; if not, it
-/// fails the test when it has panicked, or when something is still under way that no client waits for.
+/// A running proxy. It is killed when dropped. If the test has failed, its log is shown; if not, the test fails if the
+/// proxy has panicked, or if something is still in progress without a client.
 pub struct Proxy {
     child: Child,
     dir: Arc<TempDir>,
@@ -50,19 +50,19 @@ impl Proxy {
         Proxy::start_with(config, &[])
     }
 
-    /// The same, with files beside the configuration (filters, say).
+    /// The same, with files next to the configuration (filters, for example).
     pub fn start_with(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Proxy {
         Proxy::try_start(config, files).unwrap_or_else(|output| panic!("the proxy did not start:\n{output}"))
     }
 
-    /// The same; what it wrote if it ends instead.
+    /// The same; returns the output if it exits instead.
     pub fn try_start(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
         let config = config.into();
         let mut tries = 0;
         loop {
             tries += 1;
             match Proxy::launch(&config, files) {
-                // Somebody else took the port between our letting it go and the proxy's taking it.
+                // Another process took the port after it was released here and before the proxy bound it.
                 Err(output) if output.contains("Address already in use") && tries < 10 => {}
                 result => return result,
             }
@@ -78,13 +78,13 @@ impl Proxy {
         if ended { Err(proxy.last_words()) } else { Ok(proxy) }
     }
 
-    /// Starts it, and waits for nothing.
+    /// Starts it without waiting.
     pub fn begin(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), files);
         Proxy::spawn(dir, addresses, &[])
     }
 
-    /// Starts it with this for its standard output and error, which nobody reads here, and waits until it is ready.
+    /// Starts it with this standard output and error, which is not read here, and waits until it is ready.
     pub fn start_unheard(config: impl Into<Setup>, output: impl Fn() -> Stdio) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let mut command = command(&dir, &[]);
@@ -95,12 +95,13 @@ impl Proxy {
         proxy
     }
 
-    /// Starts it with so many file descriptors, and waits until it is ready.
+    /// Starts it with this limit of file descriptors, and waits until it is ready.
     pub fn start_with_descriptors(config: impl Into<Setup>, most: u32) -> Proxy {
         Proxy::start_wrapped(config, &["sh", "-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")])
     }
 
-    /// Starts it by another command, which gets the proxy's own as its last arguments, and waits until it is ready.
+    /// Starts it through another command, which gets the proxy's command line as its last arguments, and waits until it
+    /// is ready.
     pub fn start_wrapped(config: impl Into<Setup>, wrapper: &[&str]) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let inner = command(&dir, &[]);
@@ -112,7 +113,7 @@ impl Proxy {
         proxy
     }
 
-    /// Starts another executable, without an environment, and waits for nothing.
+    /// Starts another executable without an environment, and does not wait.
     pub fn begin_as(executable: &Path, config: impl Into<Setup>) -> Proxy {
         let (dir, addresses) = prepared(&config.into(), &[]);
         let mut bare = Command::new(executable);
@@ -120,7 +121,7 @@ impl Proxy {
         Proxy::of(bare, dir, addresses)
     }
 
-    /// Another process with the same configuration, in the same folder. Waits for nothing.
+    /// Starts another process with the same configuration in the same directory. Does not wait.
     pub fn beside(&self, options: &[&str]) -> Proxy {
         Proxy::spawn(self.dir.clone(), self.addresses.clone(), options)
     }
@@ -138,7 +139,7 @@ impl Proxy {
         Proxy { child, dir, addresses, output, readers, leaves: false }
     }
 
-    /// All that it has written, when it has ended.
+    /// Its whole output, once it has exited.
     pub fn last_words(&mut self) -> String {
         self.wait_exit();
         self.readers.drain(..).for_each(|reader| reader.join().expect("its output can be read"));
@@ -155,12 +156,12 @@ impl Proxy {
         self.child.id()
     }
 
-    /// The memory that it holds, in KiB.
+    /// Its resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         self.memory_kib("VmRSS:")
     }
 
-    /// The most memory that it has ever held, in KiB.
+    /// Its peak resident memory in KiB.
     pub fn peak_kib(&self) -> u64 {
         self.memory_kib("VmHWM:")
     }
@@ -171,13 +172,13 @@ impl Proxy {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// The same, of which something stays under way when the test ends: a mirrored request, say, that nobody ever answers.
+    /// Allows something to be still in progress when the test ends, such as a mirrored request that is never answered.
     pub fn leaving_things_behind(mut self) -> Proxy {
         self.leaves = true;
         self
     }
 
-    /// The folder of its configuration.
+    /// The directory of its configuration.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -192,7 +193,7 @@ impl Proxy {
         H2::connect(self.address("main"))
     }
 
-    /// Waits until connections to `main` have been refused for this reason, and asserts that it was just one.
+    /// Waits until connections to `main` have been rejected for this reason, and asserts that there was exactly one.
     pub fn refused_one(&self, reason: &str) {
         let labels = [("listener", "main"), ("reason", reason)];
         self.wait_for_metric("tollgate_connections_refused_total", &labels, 1.0);
@@ -200,17 +201,18 @@ impl Proxy {
         assert_eq!(all, 1.0, "{}", self.admin("GET", "/metrics", "").text());
     }
 
-    /// A request on a connection of its own, and its response.
+    /// Sends a request on a new connection and returns its response.
     pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
         self.client().request(method, target, fields, body)
     }
 
-    /// `GET`, on a connection of its own.
+    /// Sends a `GET` on a new connection.
     pub fn get(&self, target: &str) -> Message {
         self.request("GET", target, &[], b"")
     }
 
-    /// Asks on so many connections at once that each worker has some of them, and waits for all answers.
+    /// Sends requests on so many concurrent connections that each worker gets some of them, and waits for all
+    /// responses.
     pub fn asks_all_workers(&self) {
         let mut clients: Vec<_> = (0..16).map(|_| self.client()).collect();
         for _ in 0..10 {
@@ -219,12 +221,12 @@ impl Proxy {
         }
     }
 
-    /// A request to the admin listener.
+    /// Sends a request to the admin listener.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> Message {
         self.ask_admin("admin", method, path, &[("Host", "localhost")], body)
     }
 
-    /// The same, with these fields, to the admin listener or that for probes.
+    /// The same, with these fields, to the admin listener or the probes listener.
     pub fn ask_admin(&self, listener: &str, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Message {
         Client::connect(self.address(listener)).request(method, path, fields, body.as_bytes())
     }
@@ -238,12 +240,12 @@ impl Proxy {
         self.admin_json("/config")
     }
 
-    /// The version of the configuration in force.
+    /// The version of the running configuration.
     pub fn version(&self) -> u64 {
         self.config()["version"].as_u64().expect("a version")
     }
 
-    /// `GET /filters`: the one of this name.
+    /// The filter of this name in `GET /filters`.
     pub fn filter(&self, name: &str) -> Value {
         let filters = self.admin_json("/filters");
         let all = filters["filters"].as_array().expect("a list of filters");
@@ -255,7 +257,8 @@ impl Proxy {
         Metrics::parse(self.admin("GET", "/metrics", "").text())
     }
 
-    /// Waits until the sum of a metric's series with these labels is at least this much; or none, if this is 0.
+    /// Waits until the sum of a metric's series with these labels is at least this much, or, if this is 0, until there
+    /// are none.
     pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], least: f64) {
         wait_for(&format!("{name} {labels:?} to be {least}"), || {
             let now = self.metrics().sum(name, labels);
@@ -263,7 +266,7 @@ impl Proxy {
         });
     }
 
-    /// Waits until all of a metric's series with these labels are zero. There must be some.
+    /// Waits until all of a metric's series with these labels are zero. There must be at least one.
     pub fn wait_for_zero(&self, name: &str, labels: &[(&str, &str)]) {
         wait_until(&format!("{name} {labels:?} to be 0"), || {
             let metrics = self.metrics();
@@ -272,7 +275,7 @@ impl Proxy {
         });
     }
 
-    /// Whether `/ready` says so.
+    /// Whether `/ready` reports ready.
     pub fn is_ready(&self) -> bool {
         let Ok(stream) = TcpStream::connect(self.address("admin")) else { return false };
         let mut wire = Wire::new(stream);
@@ -280,24 +283,24 @@ impl Proxy {
         asked.and_then(|()| wire.read_response("GET")).is_ok_and(|response| response.status() == 200)
     }
 
-    /// `POST /reload`: the status, and what it says.
+    /// `POST /reload`: the status and the response.
     pub fn reload(&self) -> (u16, Value) {
         let response = self.admin("POST", "/reload", "");
         (response.status(), serde_json::from_slice(&response.body).expect("the admin listener gives JSON"))
     }
 
-    /// Puts a file in the place of an old one in one step, as deployment tools do. The proxy notices by itself.
+    /// Replaces a file atomically, as deployment tools do. The proxy notices by itself.
     pub fn put(&self, name: &str, content: impl AsRef<[u8]>) {
         let beside = self.dir().join(format!(".{name}.new"));
         fs::write(&beside, content).expect("a file can be written");
         fs::rename(beside, self.dir().join(name)).expect("a file can be renamed");
     }
 
-    /// Puts another configuration in the place of the old one; words between at signs stand for what they stood for.
+    /// Replaces the configuration; words between at signs keep their addresses.
     pub fn put_config(&mut self, config: impl Into<Setup>) {
         let Setup { text, files } = config.into();
         for (name, content) in files {
-            // What is there already is no event.
+            // Rewriting the same content is not a change.
             if fs::read(self.dir().join(&name)).ok().as_ref() != Some(&content) {
                 self.put(&name, content);
             }
@@ -306,10 +309,10 @@ impl Proxy {
         self.put("config.yaml", text);
     }
 
-    /// The same, and waits until it is in force.
+    /// The same, and waits until it is applied.
     pub fn change_config(&mut self, config: impl Into<Setup>) {
         self.put_config(config);
-        // Whoever was first, this or the proxy that looked by itself: afterwards it is in force.
+        // Either this reload or the proxy's own file watch applies it first.
         let (status, said) = self.reload();
         assert_eq!(status, 200, "{said:#}");
     }
@@ -317,12 +320,12 @@ impl Proxy {
     /// All lines of the access log so far.
     pub fn entries(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir().join("access.log")).unwrap_or_default();
-        // A line may be half written.
+        // The last line may be incomplete.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).expect("a line of the access log is JSON")).collect()
     }
 
-    /// Waits for the first line of the access log that is as wanted.
+    /// Waits for the first matching line of the access log.
     pub fn entry(&self, wanted: impl Fn(&Value) -> bool) -> Entry {
         wait_for("a line in the access log", || self.entries().into_iter().find(|entry| wanted(entry)).map(Entry))
     }
@@ -332,8 +335,8 @@ impl Proxy {
         self.entry(|entry| entry["path"] == path)
     }
 
-    /// What it has written to standard output and error. A thread of its own writes what it logs, so this waits until
-    /// no more comes; who waits for a certain line asks [`Proxy::wait_for_output`].
+    /// Its standard output and error so far. A separate thread writes its log, so this waits until no more output
+    /// arrives; to wait for a certain line use [`Proxy::wait_for_output`].
     pub fn output(&self) -> String {
         loop {
             let before = self.written();
@@ -348,18 +351,18 @@ impl Proxy {
         self.output.lock().unwrap().clone()
     }
 
-    /// Waits until it has written this.
+    /// Waits until it has written this text.
     pub fn wait_for_output(&self, text: &str) {
         wait_for(&format!("{text:?} in the log"), || self.written().contains(text).then_some(()));
     }
 
-    /// Waits until it has logged that it is ready, where [`Proxy::is_ready`] cannot tell: another process answers at
-    /// the same address, or the admin listener wants a token, or it is a unix socket.
+    /// Waits until it has logged that it is ready, for cases in which [`Proxy::is_ready`] cannot tell: another process
+    /// answers at the same address, or the admin listener requires a token or is a Unix socket.
     pub fn wait_for_ready_line(&self) {
         self.wait_for_output("ready workers=");
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to it.
     pub fn signal(&self, signal: Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("a signal can be sent");
@@ -370,14 +373,14 @@ impl Proxy {
         self.child.try_wait().expect("it is our child").is_some()
     }
 
-    /// Waits until it ends.
+    /// Waits until it exits.
     pub fn wait_exit(&mut self) -> ExitStatus {
         wait_for("the proxy's end", || self.child.try_wait().expect("it is our child"))
     }
 }
 
 impl Proxy {
-    /// What must not be when the test is over.
+    /// What must not be left when the test is over.
     fn left_behind(&mut self) -> Option<String> {
         if self.leaves || thread::panicking() || !matches!(self.child.try_wait(), Ok(None)) {
             return None;
@@ -395,7 +398,7 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let end = Instant::now() + SETTLED;
-        // A process that it has started may have its output open for a little longer.
+        // A process that it has started may keep its output open a little longer.
         while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < end {
             thread::sleep(Duration::from_millis(1));
         }
@@ -406,12 +409,12 @@ impl Drop for Proxy {
         }
         if !thread::panicking() {
             assert_eq!(panic, None, "the proxy has panicked");
-            assert_eq!(left, None, "the proxy has no clients, and still has something under way");
+            assert_eq!(left, None, "the proxy has no clients, and still has something in progress");
         }
     }
 }
 
-/// A folder with the configuration and these files, and what words between at signs stand for.
+/// A directory with the configuration and these files, and the addresses of the words between at signs.
 fn prepared(setup: &Setup, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<String, Reserved>) {
     let dir = TempDir::new().expect("a folder");
     let own = setup.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
@@ -423,16 +426,16 @@ fn prepared(setup: &Setup, files: &[(&str, &[u8])]) -> (Arc<TempDir>, BTreeMap<S
     (Arc::new(dir), addresses)
 }
 
-/// The command that runs it in a folder.
+/// The command that runs the proxy in a directory.
 fn command(dir: &TempDir, options: &[&str]) -> Command {
-    // The authorities that the system trusts, for tests that bring some.
+    // The system's trusted authorities, for tests that bring some.
     let system = dir.path().join("system.pem");
     let mut command = Command::new(tollgate());
     command
         .args(["run", "config.yaml"])
         .args(options)
         .current_dir(dir.path())
-        // Filters are compiled once for all tests.
+        // Compiled filters are cached across all tests.
         .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .env_remove("TOLLGATE_LOG")
         .envs(system.exists().then_some(("SSL_CERT_FILE", system)))
@@ -440,7 +443,8 @@ fn command(dir: &TempDir, options: &[&str]) -> Command {
     command
 }
 
-/// Runs `tollgate` in a folder to its end, with nothing else in its environment: whether it ended well, and what it said.
+/// Runs `tollgate` in a directory to its end, with an otherwise empty environment: whether it succeeded, and its
+/// output.
 pub fn run_in(dir: &Path, args: &[&str], env: &[(&str, &Path)]) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.args(args).current_dir(dir).env_clear().envs(env.iter().copied());
@@ -448,10 +452,10 @@ pub fn run_in(dir: &Path, args: &[&str], env: &[(&str, &Path)]) -> (bool, String
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// The executable: the one that was built with the tests, or the one that `TOLLGATE` names, such as a release build.
+/// The executable: the one built with the tests, or the one that `TOLLGATE` names, such as a release build.
 pub fn tollgate() -> PathBuf {
     let built = env!("CARGO_BIN_EXE_tollgate");
-    // Tests run in the package's folder, people name files from the workspace's.
+    // Tests run in the package's directory; `TOLLGATE` is relative to the workspace.
     let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     std::env::var_os("TOLLGATE").map_or_else(|| built.into(), |named| Path::new(workspace).join(named))
 }

@@ -1,4 +1,4 @@
-//! A client that speaks QUIC and leaves the rest to the test: any bytes on any streams.
+//! A QUIC client that leaves HTTP/3 to the test: any bytes on any streams.
 
 use std::{net::SocketAddr, sync::Arc, thread};
 
@@ -14,18 +14,18 @@ use super::DEADLINE;
 /// A connection.
 pub struct Raw {
     runtime: Handle,
-    /// For what this cannot do.
+    /// For everything that this type does not cover.
     pub connection: Connection,
     _endpoint: Endpoint,
     _end: oneshot::Sender<()>,
 }
 
-/// What came of a stream.
+/// How a stream ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// It has ended, after these bytes.
+    /// Ended after these bytes.
     Finished(Vec<u8>),
-    /// It was reset.
+    /// Reset.
     Reset(u64),
     /// The connection was closed.
     Closed(u64),
@@ -36,12 +36,12 @@ pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&[kind], &varint(payload.len() as u64)[..], payload].concat()
 }
 
-/// A number in the longest form (RFC 9000 section 16).
+/// An integer in the longest form (RFC 9000 section 16).
 pub fn varint(number: u64) -> [u8; 8] {
     (number | 0xc000_0000_0000_0000).to_be_bytes()
 }
 
-/// The fields that the head of a `POST` must have.
+/// The mandatory fields of a `POST`'s head.
 pub const USUAL: [(&str, &str); 4] =
     [(":method", "POST"), (":scheme", "https"), (":authority", "web.test"), (":path", "/")];
 
@@ -55,11 +55,11 @@ pub fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     frame(1, &section(fields))
 }
 
-/// A section of fields, with no use of any table (RFC 9204 section 4.5.6).
+/// A field section that uses no table (RFC 9204 section 4.5.6).
 pub fn section(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = vec![0, 0];
     for (name, value) in fields {
-        // A literal name's length has a prefix of three bits, a value's one of seven.
+        // A literal name's length has a three-bit prefix, a value's length a seven-bit prefix.
         for (first, most, text) in [(0x20, 7, name), (0, 127, value)] {
             match text.len().checked_sub(most) {
                 None => block.push(first | text.len() as u8),
@@ -78,10 +78,10 @@ pub fn section(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// What a client's control stream begins with.
+/// The beginning of a client's control stream.
 pub const CONTROL: [u8; 3] = [0, 4, 0];
 
-/// What a client needs for connections to who has this certificate.
+/// The configuration for connections to a server with this certificate.
 pub fn config(certificate: &CertificateDer<'static>, transport: TransportConfig) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).expect("a root");
@@ -97,7 +97,8 @@ pub fn config(certificate: &CertificateDer<'static>, transport: TransportConfig)
     config
 }
 
-/// A runtime on a thread of its own, so that QUIC goes on while the test does something else; it ends with the sender.
+/// A runtime on a separate thread, so that QUIC keeps running while the test does something else; it ends with the
+/// sender.
 pub fn runtime() -> (Handle, oneshot::Sender<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let handle = runtime.handle().clone();
@@ -107,7 +108,7 @@ pub fn runtime() -> (Handle, oneshot::Sender<()>) {
 }
 
 impl Raw {
-    /// Connects to an address where somebody has this certificate.
+    /// Connects to the server at this address, which has this certificate.
     pub fn connect_to(address: SocketAddr, certificate: &CertificateDer<'static>, transport: TransportConfig) -> Raw {
         let config = config(certificate, transport);
         let (runtime, end) = runtime();
@@ -120,22 +121,22 @@ impl Raw {
         Raw { runtime, connection, _endpoint: endpoint, _end: end }
     }
 
-    /// Opens a request's stream, and sends these bytes on it. None: the connection has ended.
+    /// Opens a request stream, and sends these bytes on it. `None` if the connection has ended.
     pub fn try_open(&self, bytes: &[u8]) -> Option<(SendStream, RecvStream)> {
         self.runtime.block_on(async {
             let (mut send, recv) = self.connection.open_bi().await.ok()?;
-            // The proxy may have had enough before it has all.
+            // The proxy may stop reading before everything is sent.
             let _ = send.write_all(bytes).await;
             Some((send, recv))
         })
     }
 
-    /// The same, while the connection is there.
+    /// The same on a connection that must be open.
     pub fn open(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
         self.try_open(bytes).expect("a stream")
     }
 
-    /// Opens a stream in one direction, and sends these bytes on it.
+    /// Opens a unidirectional stream, and sends these bytes on it.
     pub fn one_way(&self, bytes: &[u8]) -> SendStream {
         self.runtime.block_on(async {
             let mut send = self.connection.open_uni().await.expect("a stream");
@@ -144,26 +145,26 @@ impl Raw {
         })
     }
 
-    /// Sends a whole request, and waits for what comes of it.
+    /// Sends a whole request, and waits for the stream's end.
     pub fn request(&self, bytes: &[u8]) -> End {
         let Some((mut send, recv)) = self.try_open(bytes) else { return End::Closed(self.closed()) };
         let _ = send.finish();
         self.end(recv)
     }
 
-    /// Sends more on a stream, as far as it is taken.
+    /// Sends more on a stream, as far as the peer accepts it.
     pub fn write(&self, send: &mut SendStream, bytes: &[u8]) {
         let _ = self.runtime.block_on(async { timeout(DEADLINE, send.write_all(bytes)).await });
     }
 
-    /// Reads as many bytes as this, unless the stream is reset.
+    /// Reads this number of bytes, unless the stream is reset.
     pub fn try_read(&self, recv: &mut RecvStream, count: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; count];
         let read = self.runtime.block_on(async { timeout(DEADLINE, recv.read_exact(&mut bytes)).await });
         read.expect("bytes in time").ok().map(|()| bytes)
     }
 
-    /// Reads as many bytes as this.
+    /// Reads this number of bytes.
     pub fn read(&self, recv: &mut RecvStream, count: usize) -> Vec<u8> {
         self.try_read(recv, count).expect("bytes")
     }
@@ -187,17 +188,17 @@ impl Raw {
         }
     }
 
-    /// Runs what a test does with streams.
+    /// Runs a future to its end.
     pub fn run<F: Future>(&self, what: F) -> F::Output {
         self.runtime.block_on(what)
     }
 
-    /// Whether it is still there.
+    /// Whether the connection is open.
     pub fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
     }
 
-    /// The code with which it was closed, if it was, and with one.
+    /// The code with which the connection was closed, if any.
     pub fn close_code(&self) -> Option<u64> {
         match self.connection.close_reason()? {
             quinn::ConnectionError::ApplicationClosed(closed) => Some(closed.error_code.into_inner()),
@@ -205,7 +206,7 @@ impl Raw {
         }
     }
 
-    /// Takes a stream back.
+    /// Cancels a stream.
     pub fn cancel(&self, send: &mut SendStream, recv: &mut RecvStream) {
         let _guard = self.runtime.enter();
         let cancelled = VarInt::from_u32(0x10c);

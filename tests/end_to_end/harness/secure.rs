@@ -1,4 +1,4 @@
-//! A client under TLS: HTTP/1.1, for requests and responses without bodies.
+//! A TLS client: HTTP/1.1, for requests and responses without bodies.
 
 use std::{
     io::{self, Read, Write},
@@ -13,11 +13,11 @@ use rustls::{
 
 use super::DEADLINE;
 
-/// A connection under TLS, to `web.test`.
+/// A TLS connection to `web.test`.
 pub struct Secure(StreamOwned<ClientConnection, TcpStream>);
 
 impl Secure {
-    /// Connects; trusts these certificates, and shows that one. The handshake comes with the first request.
+    /// Connects; trusts these certificates, and presents that one. The handshake happens with the first request.
     pub fn connect(
         address: SocketAddr,
         trusted: &[CertificateDer<'static>],
@@ -49,7 +49,7 @@ impl Secure {
         Secure(StreamOwned::new(connection, socket))
     }
 
-    /// Shakes hands, and says nothing more.
+    /// Completes the handshake without sending anything else.
     pub fn shake_hands(&mut self) -> io::Result<()> {
         self.0.conn.complete_io(&mut self.0.sock).map(drop)
     }
@@ -59,20 +59,20 @@ impl Secure {
         self.0.write_all(bytes.as_ref())
     }
 
-    /// Reads as many bytes as this.
+    /// Reads this number of bytes.
     pub fn read_exact(&mut self, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         self.0.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Sends the close_notify. Without it, dropping this ends the connection without one.
+    /// Sends close_notify. Without this call, dropping the value ends the connection without one.
     pub fn close(&mut self) -> io::Result<()> {
         self.0.conn.send_close_notify();
         self.0.conn.complete_io(&mut self.0.sock).map(drop)
     }
 
-    /// `GET` of a target, whose response has no body. The response's head.
+    /// Sends a `GET` of a target whose response has no body, and returns the response's head.
     pub fn ask(&mut self, target: &str) -> io::Result<String> {
         self.head(target, "")
     }
@@ -88,14 +88,14 @@ impl Secure {
         Ok(String::from_utf8_lossy(&head).into_owned())
     }
 
-    /// `GET /`, with these fields as well. The status.
+    /// Sends `GET /` with these additional fields, and returns the status.
     pub fn get(&mut self, fields: &str) -> io::Result<u16> {
         let head = self.head("/", fields)?;
         let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         status.ok_or_else(|| io::Error::other(head))
     }
 
-    /// The certificate that the proxy has shown.
+    /// The certificate that the proxy presented.
     pub fn shown(&self) -> CertificateDer<'static> {
         self.0.conn.peer_certificates().expect("a certificate")[0].clone()
     }

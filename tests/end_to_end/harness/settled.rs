@@ -1,11 +1,10 @@
-//! What must be left of a proxy when its test is over: no panic in its log, and, once its clients are gone, nothing
-//! under way.
+//! Checks a proxy at the end of its test: no panic in its log, and nothing in progress once its clients are gone.
 
 use std::{collections::BTreeMap, fs, io, net::SocketAddr, net::TcpStream, thread, time::Duration, time::Instant};
 
 use super::{DEADLINE, Metrics, wire::Wire};
 
-/// Gauges that go back to zero when the last client has gone.
+/// Gauges that return to zero when the last client is gone.
 const PASSING: &[&str] = &[
     "tollgate_connections_active",
     "tollgate_requests_active",
@@ -17,20 +16,20 @@ const PASSING: &[&str] = &[
     "tollgate_cluster_downloads_waiting",
 ];
 
-/// The first line that a panic of the proxy itself has written. A filter's panic is a trap, which is logged in other words.
+/// The first line of a panic of the proxy itself. A filter's panic is a trap, which is logged differently.
 pub fn panic_in(output: &str) -> Option<&str> {
     output.lines().find(|line| line.starts_with("thread '") && line.contains(" panicked at "))
 }
 
-/// Waits until nothing is under way; what is, if that never happens. A proxy that still has clients, or that nobody can
-/// ask, is not waited for.
+/// Waits until nothing is in progress; returns what is, at the deadline. Does not wait for a proxy that still has
+/// clients, or whose admin listener cannot be queried.
 pub fn left_behind(addresses: &BTreeMap<String, SocketAddr>, unseen: bool) -> Option<String> {
     let end = Instant::now() + DEADLINE;
     loop {
         let metrics = scrape(*addresses.get("admin")?).ok()?;
         let left: Vec<_> =
             PASSING.iter().map(|name| (*name, metrics.sum(name, &[]))).filter(|(_, n)| *n != 0.0).collect();
-        // Clients over QUIC and Unix sockets are not in the tables that are looked at.
+        // Clients over QUIC and Unix sockets do not appear in the tables of TCP connections.
         let may_have_clients = unseen && metrics.sum(PASSING[0], &[]) > 0.0;
         if left.is_empty() || may_have_clients || has_clients(addresses) {
             return None;
@@ -52,7 +51,7 @@ fn scrape(admin: SocketAddr) -> io::Result<Metrics> {
     }
 }
 
-/// Whether somebody has an open connection to one of these addresses.
+/// Whether there is an established connection to one of these addresses.
 fn has_clients(addresses: &BTreeMap<String, SocketAddr>) -> bool {
     const ESTABLISHED: &str = "01";
     let ends: Vec<String> = addresses.values().map(|address| format!(":{:04X}", address.port())).collect();

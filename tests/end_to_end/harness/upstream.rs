@@ -1,4 +1,4 @@
-//! An upstream that does as a test tells it, and remembers the requests that it got.
+//! A scripted upstream that records its requests.
 
 use std::{
     fmt, io, mem,
@@ -17,9 +17,9 @@ use super::{
     wire::{Message, Wire},
 };
 
-/// A server on a port of its own; it ends with the test, and fails it if a malformed request has come.
+/// A server on its own port. It ends with the test, and fails the test if it received a malformed request.
 pub struct Upstream {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     shared: Arc<Shared>,
 }
@@ -35,13 +35,13 @@ struct Shared {
 
 /// One connection to an upstream.
 pub struct Answers {
-    /// The connection itself. What is read by its own methods is not recorded.
+    /// The connection itself. What is read through it directly is not recorded.
     pub wire: Wire,
     shared: Arc<Shared>,
 }
 
 impl Answers {
-    /// The next request, recorded; `None` when the connection ends.
+    /// Reads and records the next request; `None` when the connection ends.
     pub fn request(&mut self) -> Option<Message> {
         let mut read = self.read_head();
         if let Ok(request) = &mut read
@@ -52,7 +52,7 @@ impl Answers {
         self.record(read)
     }
 
-    /// The head of the next request, recorded; the body is left unread.
+    /// Reads and records the head of the next request; leaves the body unread.
     pub fn head(&mut self) -> Option<Message> {
         let head = self.read_head();
         self.record(head)
@@ -65,12 +65,12 @@ impl Answers {
         }
     }
 
-    /// Sends bytes; whether the proxy is still there is not asked.
+    /// Sends bytes; ignores errors if the proxy has closed the connection.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.wire.send(bytes);
     }
 
-    /// Waits until the proxy ends the connection: for upstreams that stay silent.
+    /// Waits until the proxy closes the connection: for silent upstreams.
     pub fn wait_for_end(mut self) {
         let _ = self.wire.read_to_end();
     }
@@ -100,7 +100,7 @@ pub fn answer(status: u16, fields: &[&str], body: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 impl Upstream {
-    /// Each connection gets a thread that runs `serve`; when that returns, the connection is closed.
+    /// Runs `serve` in a separate thread per connection, and closes the connection when it returns.
     pub fn scripted(serve: impl Fn(Answers) + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -119,7 +119,7 @@ impl Upstream {
         Upstream { address, shared }
     }
 
-    /// One that speaks HTTP/2, with these settings; `serve` gets each connection, and its number from 0 on.
+    /// An HTTP/2 upstream with these settings; `serve` gets each connection and its index from 0.
     pub fn by_h2_with(
         settings: &'static [(u16, u32)],
         serve: impl Fn(&mut H2, usize) + Send + Sync + 'static,
@@ -127,19 +127,19 @@ impl Upstream {
         let connections = AtomicUsize::new(0);
         Upstream::scripted(move |connection| {
             let nth = connections.fetch_add(1, Ordering::SeqCst);
-            // Somebody may only look whether the port is open.
+            // It may be a port probe.
             let Ok(mut h2) = H2::accept(connection.wire, settings) else { return };
             h2.window(0, 1 << 30);
             serve(&mut h2, nth);
         })
     }
 
-    /// The same with usual settings.
+    /// The same with default settings.
     pub fn by_h2(serve: impl Fn(&mut H2) + Send + Sync + 'static) -> Upstream {
         Upstream::by_h2_with(&[], move |h2, _| serve(h2))
     }
 
-    /// The same; `reply` answers each request when it is there as a whole.
+    /// The same; `reply` answers each complete request.
     pub fn replying_by_h2(reply: impl Fn(&mut H2, u32, frames::Message) + Send + Sync + 'static) -> Upstream {
         Upstream::by_h2(move |h2| {
             while let Ok((stream, request)) = h2.next_request() {
@@ -148,7 +148,7 @@ impl Upstream {
         })
     }
 
-    /// Answers each request, with keep-alive, by the bytes that `reply` makes of it (see [`answer`]).
+    /// Answers each request, with keep-alive, with the bytes that `reply` returns (see [`answer`]).
     pub fn replying(reply: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
         Upstream::scripted(move |mut connection| {
             while let Some(request) = connection.request() {
@@ -157,7 +157,7 @@ impl Upstream {
         })
     }
 
-    /// Notes each request's head, does this with it, and answers with the length of the body when all of that is there.
+    /// Records each request's head, calls this with it, and answers with the length of the body once it is complete.
     pub fn reading(then: impl Fn(&Message) + Send + Sync + 'static) -> Upstream {
         Upstream::scripted(move |mut connection| {
             while let Some(mut request) = connection.head() {
@@ -170,7 +170,7 @@ impl Upstream {
         })
     }
 
-    /// The same; requests for targets that begin like this are answered when the gate is open.
+    /// The same; requests for targets with this prefix are answered when the gate is open.
     pub fn held(
         gate: &Gate,
         target: &'static str,
@@ -191,7 +191,7 @@ impl Upstream {
         Upstream::replying(move |_| bytes.clone())
     }
 
-    /// Sends these bytes after each request's head and closes the connection.
+    /// Sends these bytes after each request's head, and closes the connection.
     pub fn canned(bytes: impl Into<Vec<u8>>) -> Upstream {
         let bytes = bytes.into();
         Upstream::scripted(move |mut connection| {
@@ -209,7 +209,7 @@ impl Upstream {
         })
     }
 
-    /// Reads the first request of each connection, and ends the connection with RST.
+    /// Reads the first request of each connection, and resets the connection.
     pub fn resetting() -> Upstream {
         Upstream::scripted(|mut connection| {
             connection.request();
@@ -217,7 +217,7 @@ impl Upstream {
         })
     }
 
-    /// An address at which nobody listens, as long as the tests run: a socket that does not listen has it.
+    /// An address that refuses connections as long as the tests run: a socket that does not listen is bound to it.
     pub fn refusing() -> SocketAddr {
         let reserved = reserve();
         let address = *reserved;
@@ -225,7 +225,7 @@ impl Upstream {
         address
     }
 
-    /// What comes need not be HTTP/1.1.
+    /// Allows bytes that are not HTTP/1.1.
     pub fn allow_malformed(self) -> Upstream {
         self.shared.allows_malformed.store(true, Ordering::SeqCst);
         self
@@ -236,7 +236,7 @@ impl Upstream {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// The requests since the last time that this was called.
+    /// The requests since the last call.
     pub fn take_requests(&self) -> Vec<Message> {
         mem::take(&mut self.shared.requests.lock().unwrap())
     }
@@ -248,13 +248,13 @@ impl Upstream {
         requests.remove(0)
     }
 
-    /// Waits until there have been so many requests (that were read as a whole, or as far as the script has read them).
+    /// Waits until this many requests were received (completely, or as far as the script reads them).
     pub fn wait_for_requests(&self, count: usize) -> Vec<Message> {
         wait_until("requests at the upstream", || self.shared.requests.lock().unwrap().len() >= count);
         self.requests()
     }
 
-    /// How many connections there have been.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -263,7 +263,7 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts, and so frees the port.
+        // Wakes the accepting thread, which then frees the port.
         let _ = std::net::TcpStream::connect(self.address);
         let malformed = self.shared.malformed.lock().unwrap();
         if !thread::panicking() && !self.shared.allows_malformed.load(Ordering::SeqCst) {

@@ -1,5 +1,5 @@
-//! WebAssembly modules for tests: written as text, or the example filters of this repository. (`peer::module`: other
-//! languages.)
+//! WebAssembly modules for tests: written as text, or this repository's example filters. (For other languages:
+//! `peer::module`.)
 
 use std::{
     env, fs,
@@ -13,13 +13,13 @@ pub fn from_text(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// An example filter (`hello`, `third-party`) or a standard one, compiled as `cargo filters` does it.
+/// An example filter (`hello`, `third-party`) or a standard one, compiled by `cargo filters`.
 pub fn example(name: &str) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     read(FOLDER.get_or_init(|| build("filters")), name)
 }
 
-/// The same for any host of Proxy-Wasm, as `cargo portable` does it.
+/// The same for any Proxy-Wasm host, compiled by `cargo portable`.
 #[allow(dead_code, reason = "tests of the tools have no use for it")]
 pub fn portable(name: &str) -> Vec<u8> {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -31,12 +31,12 @@ fn read(folder: &Path, name: &str) -> Vec<u8> {
     fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
-/// Runs one of the repository's aliases for cargo, each of which has a target folder of its name.
+/// Runs one of the repository's cargo aliases; each has a target directory of the same name.
 fn build(alias: &str) -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(&root).arg(alias);
-    // What the cargo that runs the tests has set is for its own target.
+    // The environment that the outer cargo has set is for its own target.
     let keep = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();

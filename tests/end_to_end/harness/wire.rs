@@ -1,5 +1,5 @@
-//! A connection that sends bytes as they are and reads HTTP/1.1 messages strictly. It is both ends: the client reads
-//! responses with it, the upstream requests.
+//! A connection that sends bytes unchanged and reads HTTP/1.1 messages strictly. Both ends use it: clients read
+//! responses, upstreams read requests.
 
 use std::{
     io::{self, Error, ErrorKind, Read, Write},
@@ -9,12 +9,12 @@ use std::{
 
 use super::DEADLINE;
 
-/// A request or a response as it came.
+/// A received request or response.
 #[derive(Debug, Clone, Default)]
 pub struct Message {
     /// The request line or the status line.
     pub start: String,
-    /// The header fields in their order, the names spelt as they came.
+    /// The header fields in order, with the received spelling of names.
     pub fields: Vec<(String, String)>,
     /// The body, without its framing.
     pub body: Vec<u8>,
@@ -42,12 +42,12 @@ impl Message {
         self.word(1)
     }
 
-    /// All values of a header field, in their order.
+    /// All values of a header field, in order.
     pub fn all(&self, name: &str) -> Vec<&str> {
         self.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str()).collect()
     }
 
-    /// The one value of a header field; `None` if there is no such field, a panic if there are several.
+    /// The only value of a header field; `None` if there is no such field. Panics if there are several.
     pub fn field(&self, name: &str) -> Option<&str> {
         let all = self.all(name);
         assert!(all.len() < 2, "several values of {name}: {all:?}");
@@ -63,7 +63,7 @@ impl Message {
         self.field("transfer-encoding").is_some_and(|v| v == "chunked")
     }
 
-    /// What is wrong with the head of a request that a proxy has sent, if anything (RFC 9112 sections 3, 5 and 6).
+    /// What is wrong with the head of a request sent by a proxy, if anything (RFC 9112 sections 3, 5 and 6).
     fn mistake(&self) -> Option<String> {
         let is_token = |text: &str| {
             !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
@@ -89,14 +89,14 @@ impl Message {
     }
 }
 
-/// A connection, with what has been read ahead.
+/// A connection, with its read buffer.
 pub struct Wire {
     stream: TcpStream,
     ahead: Vec<u8>,
 }
 
 impl Wire {
-    /// A connection; no read or write on it takes longer than [`DEADLINE`].
+    /// Wraps a connection; no read or write takes longer than [`DEADLINE`].
     pub fn new(stream: TcpStream) -> Wire {
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
         stream.set_write_timeout(Some(DEADLINE)).expect("a timeout can be set");
@@ -104,23 +104,23 @@ impl Wire {
         Wire { stream, ahead: Vec::new() }
     }
 
-    /// The socket, for what this cannot do.
+    /// The socket, for everything that this type does not cover.
     pub fn socket(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.write_all(bytes.as_ref())
     }
 
     /// Ends the sending direction only.
     pub fn finish(&self) {
-        // The other side may be gone, which comes to the same.
+        // The peer may have closed the connection, which has the same effect.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Ends the connection with RST.
+    /// Resets the connection.
     pub fn reset(self) {
         let socket = socket2::SockRef::from(&self.stream);
         socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
@@ -137,16 +137,16 @@ impl Wire {
         Ok(n)
     }
 
-    /// All bytes until the other side ends the connection, in whichever way.
+    /// Reads all bytes until the peer ends the connection, in whatever way.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.ahead);
         match self.stream.read_to_end(&mut all) {
-            Err(e) if is_timeout(&e) => panic!("the connection was not closed; it said {:?}", all.escape_ascii()),
+            Err(e) if is_timeout(&e) => panic!("the connection was not closed; it received {:?}", all.escape_ascii()),
             _ => all,
         }
     }
 
-    /// Whether the other side ends the connection without another word; waits for either.
+    /// Whether the peer closes the connection without sending anything; waits for either.
     pub fn is_closed(&mut self) -> bool {
         let mut byte = [0];
         match self.read_some(&mut byte) {
@@ -172,7 +172,7 @@ impl Wire {
             if let Some(end) = self.ahead.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.ahead.drain(..=end).collect();
                 let line = line.strip_suffix(b"\r\n").ok_or_else(|| malformed("a bare LF"))?;
-                // Header values need not be UTF-8; as Latin-1 they can be compared all the same.
+                // Header values need not be UTF-8; read as Latin-1 they can still be compared.
                 return Ok(line.iter().map(|b| char::from(*b)).collect());
             }
             self.fill()?;
@@ -191,13 +191,13 @@ impl Wire {
         }
     }
 
-    /// A message without its body. `UnexpectedEof` if the connection ends before or in it.
+    /// Reads a message without its body. `UnexpectedEof` if the connection ends before or within it.
     pub fn read_head(&mut self) -> io::Result<Message> {
         let start = self.line()?;
         Ok(Message { start, fields: self.fields()?, ..Message::default() })
     }
 
-    /// Exactly so many bytes.
+    /// Reads exactly this number of bytes.
     pub fn read_exact(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.ahead.len() < count {
             self.fill()?;
@@ -205,8 +205,8 @@ impl Wire {
         Ok(self.ahead.drain(..count).collect())
     }
 
-    /// The body of a message whose head was read. `until_end`: without a length it lasts until the connection ends, as a
-    /// response's does.
+    /// Reads the body of a message whose head was read. `until_end`: without a length it ends with the connection, as
+    /// for a response.
     pub fn read_body(&mut self, message: &mut Message, until_end: bool) -> io::Result<()> {
         if message.is_chunked() {
             loop {
@@ -230,13 +230,14 @@ impl Wire {
         Ok(())
     }
 
-    /// The head of the next request. `UnexpectedEof` if the connection ends instead, `InvalidData` if it is wrong.
+    /// Reads the head of the next request. `UnexpectedEof` if the connection ends instead, `InvalidData` if it is
+    /// malformed.
     pub fn read_request_head(&mut self) -> io::Result<Message> {
         let head = self.read_head()?;
         head.mistake().map_or(Ok(head), |mistake| Err(malformed(&mistake)))
     }
 
-    /// The response to a request of this method; a provisional one (100) counts.
+    /// Reads the response to a request of this method, interim or final.
     pub fn read_response(&mut self, method: &str) -> io::Result<Message> {
         let mut response = self.read_head()?;
         if method != "HEAD" && !matches!(response.status(), 100..=199 | 204 | 304) {
@@ -247,7 +248,7 @@ impl Wire {
 }
 
 impl Wire {
-    /// The response to a request of this method, or `None` if the other side ends the connection before it is whole.
+    /// Reads the response to a request of this method; `None` if the peer ends the connection before it is complete.
     pub fn whole_response(&mut self, method: &str) -> Option<Message> {
         match self.read_response(method) {
             Ok(response) => Some(response),

@@ -1,4 +1,4 @@
-//! Listeners are renamed, change places, get wider and narrower addresses, while clients connect to them.
+//! Listeners are renamed, swap addresses, and get wider and narrower addresses, while clients connect to them.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ fn config(listeners: &str, one: &Upstream, two: &Upstream) -> String {
 }
 
 #[test]
-fn listeners_are_renamed_and_change_places_and_no_client_notices() {
+fn listeners_are_renamed_and_swapped_without_errors() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
     let with = |listeners: &str| config(listeners, &a, &b);
     let one = "{name: one, address: '@main@', cluster: a}, {name: two, address: '@other@', cluster: b}";
@@ -30,7 +30,7 @@ fn listeners_are_renamed_and_change_places_and_no_client_notices() {
     proxy.change_config(with(&one.replace("name: one", "name: uno").replace("name: two", "name: due")));
     load.meet(ANY);
     assert_eq!(proxy.get("/").text(), "a");
-    // Each has the other's address.
+    // Swapped addresses.
     let swapped = "{name: uno, address: '@other@', cluster: a}, {name: due, address: '@main@', cluster: b}";
     proxy.change_config(with(swapped));
     load.meet(ANY);
@@ -41,7 +41,7 @@ fn listeners_are_renamed_and_change_places_and_no_client_notices() {
 }
 
 #[test]
-fn a_listeners_address_gets_wider_and_narrower_and_no_client_notices() {
+fn a_listeners_address_is_widened_and_narrowed_without_errors() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
     let narrow = config("{name: one, address: '@main@', cluster: a}", &a, &b);
     let mut proxy = Proxy::start(narrow.clone());
@@ -59,9 +59,9 @@ fn a_listeners_address_gets_wider_and_narrower_and_no_client_notices() {
     load.end();
 }
 
-/// The sockets that go wait for handshakes that have begun; who has the configuration in force must not meet them.
+/// Removed sockets wait for handshakes that have begun; the new configuration must not conflict with them.
 #[test]
-fn an_address_that_has_just_been_removed_may_come_back_at_once() {
+fn a_removed_address_can_be_added_again_immediately() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
     let one = "{name: one, address: '@main@', cluster: a}";
     let two = "{name: two, address: '@other@', addresses: ['unix:two.sock'], cluster: b}";
@@ -70,7 +70,7 @@ fn an_address_that_has_just_been_removed_may_come_back_at_once() {
     let other = proxy.address("other");
     for _ in 0..3 {
         proxy.change_config(alone.clone());
-        let refused = TcpStream::connect(other).expect_err("nobody listens");
+        let refused = TcpStream::connect(other).expect_err("the address is closed");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         proxy.change_config(both.clone());
         assert_eq!(Client::connect(other).get("/").text(), "b");
@@ -78,23 +78,23 @@ fn an_address_that_has_just_been_removed_may_come_back_at_once() {
 }
 
 #[test]
-fn a_unix_socket_passes_from_one_listener_to_another() {
+fn a_unix_socket_moves_between_listeners() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
     let listener = |name: &str| config(&format!("{{name: {name}, address: 'unix:one.sock', cluster: a}}"), &a, &b);
     let mut proxy = Proxy::start(listener("one"));
     proxy.change_config(listener("two"));
     let path = proxy.dir().join("one.sock");
-    let mut stream = UnixStream::connect(path).expect("somebody listens");
+    let mut stream = UnixStream::connect(path).expect("a listener");
     stream.write_all(b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("it reads");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("it answers");
     assert!(text.starts_with("HTTP/1.0 200"), "{text}");
 }
 
-/// Listeners on all IPv4 addresses and on all IPv6 addresses of one port, from the start and by a reload: each gets its
-/// own, and `[::]` gets both while it is alone.
+/// Listeners on all IPv4 addresses and on all IPv6 addresses of one port, from the start and after a reload: each gets
+/// its own connections, and `[::]` gets both while it is alone.
 #[test]
-fn all_addresses_of_both_families_stand_beside_each_other() {
+fn wildcard_listeners_of_both_families_coexist() {
     let (a, b) = (Upstream::saying("a"), Upstream::saying("b"));
     let reserved = reserve();
     let port = reserved.port();
@@ -114,7 +114,7 @@ fn all_addresses_of_both_families_stand_beside_each_other() {
         load.meet(ANY);
         let is_alone = !next.contains("name: four");
         proxy.change_config(next);
-        wait_until("IPv4 connections to be where they belong", || get(v4) == if is_alone { "b" } else { "a" });
+        wait_until("IPv4 connections to reach their listener", || get(v4) == if is_alone { "b" } else { "a" });
         assert_eq!(get(v6), "b");
     }
     load.meet(ANY);

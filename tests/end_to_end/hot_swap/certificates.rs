@@ -1,4 +1,4 @@
-//! Certificates are replaced as other files are: the proxy notices by itself, and takes no half of a pair.
+//! Certificates are replaced like other files: the proxy notices by itself, and never uses a mismatched pair.
 
 use std::{fs::File, io::Write, thread, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 #[test]
-fn another_certificate_is_for_new_connections() {
+fn a_replaced_certificate_is_used_for_new_connections() {
     let upstream = Upstream::saying("");
     let (first, second) = (SelfSigned::new(), SelfSigned::new());
     let config = Config::to(&upstream).listener(&TLS.replace("tls: {", "tls: {mode: permissive, "));
@@ -24,7 +24,7 @@ fn another_certificate_is_for_new_connections() {
     assert_eq!(old.shown(), first.der());
     assert_eq!(plain.get("/").status(), 200);
 
-    // The key comes later: until then nothing changes, and nobody is alarmed.
+    // The key is replaced later: until then nothing changes, and nothing is logged as an error.
     proxy.put("server.pem", &second.pem);
     proxy.wait_for_output("the other half of a change is waited for: the key in");
     assert_eq!(proxy.version(), 1);
@@ -37,16 +37,17 @@ fn another_certificate_is_for_new_connections() {
     let mut new = connect();
     assert_eq!(new.get("").expect("a response"), 200);
     assert_eq!(new.shown(), second.der());
-    // Nobody was disturbed.
+    // The existing connection is not affected.
     assert_eq!(proxy.metrics().sum("tollgate_config_reloads_total", &[("result", "refused")]), 0.0);
     assert_eq!(old.get("").expect("a response"), 200);
     assert_eq!(plain.get("/").status(), 200);
     no_failures(&proxy);
 }
 
-/// The halves of pairs come in both orders, each of them written slowly; a half that stays alone is told of in the end.
+/// The halves of pairs arrive in both orders, each written slowly; a half without its counterpart is reported in the
+/// end.
 #[test]
-fn a_pair_is_taken_when_it_is_whole() {
+fn a_pair_is_used_when_both_halves_match() {
     let upstream = Upstream::saying("");
     let pairs = [(); 4].map(|()| SelfSigned::new());
     let proxy = Proxy::start_with(Config::to(&upstream).listener(TLS), &pairs[0].files());
@@ -57,7 +58,7 @@ fn a_pair_is_taken_when_it_is_whole() {
             let mut file = File::create(proxy.dir().join(name)).expect("a file");
             for part in [&text[..text.len() / 2], &text[text.len() / 2..]] {
                 file.write_all(part.as_bytes()).expect("it can be written");
-                // Longer than files have to be quiet.
+                // Longer than files must be quiet.
                 thread::sleep(Duration::from_millis(400));
             }
         }
@@ -68,7 +69,7 @@ fn a_pair_is_taken_when_it_is_whole() {
     assert_eq!(refused(), 0.0);
     proxy.put("server.key", &pairs[3].key);
     proxy.wait_for_output("was refused, and nothing has changed");
-    // It is counted after that is said.
+    // The counter changes after the log line.
     proxy.wait_for_metric("tollgate_config_reloads_total", &[("result", "refused")], 1.0);
     assert_eq!((refused(), proxy.version()), (1.0, 3));
     proxy.put("server.pem", &pairs[3].pem);

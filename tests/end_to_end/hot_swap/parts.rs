@@ -1,4 +1,4 @@
-//! Listeners come and go, clusters change, chains are put in another order, all while requests are under way.
+//! Listeners are added and removed, clusters change, chains are reordered, all while requests are in flight.
 
 use std::net::TcpStream;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[test]
-fn listeners_come_and_go() {
+fn listeners_are_added_and_removed() {
     let upstream = Upstream::saying("hello");
     let one = || Config::to(&upstream);
     let two = || one().beside("more", "cluster: web");
@@ -21,7 +21,7 @@ fn listeners_come_and_go() {
         let mut kept = Client::connect(proxy.address("more"));
         assert_eq!(kept.get("/").text(), "hello");
         proxy.change_config(one());
-        // Its connections end as soon as they have nothing to do; new ones are refused.
+        // Its connections are closed as soon as they are idle; new ones are refused.
         assert!(kept.wire.is_closed());
         wait_until("the socket to be closed", || TcpStream::connect(proxy.address("more")).is_err());
     }
@@ -32,7 +32,7 @@ fn listeners_come_and_go() {
 }
 
 #[test]
-fn a_request_under_way_outlives_its_listener() {
+fn an_in_flight_request_outlives_its_listener() {
     let gate = Gate::default();
     let shut = gate.clone();
     let upstream = Upstream::replying(move |_| {
@@ -50,11 +50,11 @@ fn a_request_under_way_outlives_its_listener() {
     assert_eq!(proxy.get("/").text(), "main");
     gate.open();
     assert_eq!(client.read().text(), "slow");
-    assert!(client.wire.is_closed(), "nothing can follow on its connection");
+    assert!(client.wire.is_closed(), "its connection takes no further requests");
 }
 
 #[test]
-fn a_listener_moves() {
+fn a_listener_changes_its_address() {
     let upstream = Upstream::saying("hello");
     let mut proxy = Proxy::start(Config::to(&upstream));
     assert_eq!(proxy.get("/").text(), "hello");
@@ -77,13 +77,13 @@ fn clusters_change() {
     // Another cluster.
     proxy.change_config(Config::new().listener("cluster: other").cluster("other", &[a], ""));
     load.meet("a");
-    // Both, of which one is used.
+    // Both clusters, one of which is used.
     proxy.change_config(Config::to(b).cluster("other", &[a], "balancer: random"));
     load.meet("b");
     let before = a.requests().len();
     load.meet("b");
     assert_eq!(load.end(), ["a", "b"]);
-    assert_eq!(a.requests().len(), before, "nothing goes to an endpoint that is in use no more");
+    assert_eq!(a.requests().len(), before, "a removed endpoint receives nothing");
     no_failures(&proxy);
     let metrics = proxy.metrics();
     assert_eq!(metrics.sum("tollgate_cluster_requests_active", &[]), 0.0);
@@ -92,7 +92,7 @@ fn clusters_change() {
     assert!(!proxy.metrics().names().any(|(_, labels)| labels.get("cluster").is_some_and(|name| name == "other")));
 }
 
-/// A filter that writes a letter at the end of the request's `x-version`, and another at the beginning of the response's.
+/// A filter that appends a letter to the request's `x-version`, and prepends another to the response's.
 fn letter(letter: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -105,7 +105,7 @@ fn letter(letter: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_chain_is_put_in_another_order() {
+fn a_chain_is_reordered() {
     let upstream = Upstream::replying(|request| answer(200, &[], request.all("x-version").join("")));
     let config = |chain: &str| {
         let all = Config::to(&upstream).filter("a", "a.wasm", "").filter("b", "b.wasm", "").filter("c", "c.wasm", "");
@@ -116,7 +116,7 @@ fn a_chain_is_put_in_another_order() {
     let mut proxy = Proxy::start_with(config("a, b, c"), files);
     let load = Load::start(&proxy, |response| {
         let back: Vec<_> = response.all("x-version").into_iter().rev().collect();
-        assert_eq!(back.concat(), response.text(), "the response goes back the way that its request came");
+        assert_eq!(back.concat(), response.text(), "the response passes the filters in reverse");
         response.text().to_owned()
     });
     load.meet("abc");
@@ -129,9 +129,9 @@ fn a_chain_is_put_in_another_order() {
 }
 
 #[test]
-fn filters_of_one_module_are_told_apart() {
+fn filters_of_one_module_are_distinguished() {
     let upstream = telling();
-    // One module, two filters: each with its own configuration, and one of them is taken away.
+    // One module, two filters: each has its own configuration, and one is removed.
     let module = guest::filter(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (drop (call $get_buffer (i32.const 7) (i32.const 0) (i32.const 100) (global.get $out) (global.get $out_len)))

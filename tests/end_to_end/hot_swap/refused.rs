@@ -1,4 +1,4 @@
-//! Changes that cannot be used change nothing, are explained, and stand in no later change's way.
+//! Rejected configurations change nothing, are explained, and do not block later changes.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::{
     harness::{Config, Proxy, Upstream, wasm},
 };
 
-/// A proxy that is offered something that it cannot use, and then something that it can.
+/// A proxy that gets an invalid change, and then a valid one.
 fn refused(reason: &str, spoil: impl FnOnce(&mut Proxy, &Upstream)) {
     let upstream = telling();
     let mut proxy = marked(&upstream, &guest::version("v1"));
@@ -41,7 +41,7 @@ fn refused(reason: &str, spoil: impl FnOnce(&mut Proxy, &Upstream)) {
 }
 
 #[test]
-fn a_variable_in_the_wrong_place_is_named_and_what_it_holds_is_not_told() {
+fn a_misplaced_variable_is_named_without_its_value() {
     const SECRET: &str = env!("CARGO_MANIFEST_DIR");
     let policy = |when: &str| format!("config: {{policies: [{{name: p, action: deny, rules: [{{when: [{when}]}}]}}]}}");
     let upstream = telling();
@@ -68,7 +68,7 @@ fn a_variable_in_the_wrong_place_is_named_and_what_it_holds_is_not_told() {
 }
 
 #[test]
-fn configurations_that_cannot_be_used() {
+fn invalid_configurations_are_rejected() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");
     let too_few = "config: {limits: [{name: few, requests: 0, per: 1h}]}";
@@ -89,7 +89,7 @@ fn configurations_that_cannot_be_used() {
 }
 
 #[test]
-fn modules_that_cannot_be_used() {
+fn invalid_modules_are_rejected() {
     let lacking = wasm::from_text(
         r#"(module
             (import "env" "proxy_launch" (func (param i32) (result i32)))
@@ -121,11 +121,11 @@ fn modules_that_cannot_be_used() {
         refused(reason, |proxy, _| proxy.put("marker.wasm", module));
     }
     refused("there is no file `marker.wasm`", |proxy, _| {
-        std::fs::remove_file(proxy.dir().join("marker.wasm")).expect("it is there");
+        std::fs::remove_file(proxy.dir().join("marker.wasm")).expect("the module exists");
     });
 }
 
-/// A proxy whose new configuration is refused, because of another filter's module.
+/// A proxy whose new configuration is rejected because of another filter's module.
 fn refused_with(before: Config, after: Config) -> Proxy {
     let mut proxy = Proxy::start_with(before, &[("bad.wasm", b"no module")]);
     proxy.put_config(after.filter("bad", "bad.wasm", ""));
@@ -134,7 +134,7 @@ fn refused_with(before: Config, after: Config) -> Proxy {
 }
 
 #[test]
-fn bounds_on_connections_stay() {
+fn a_rejected_change_keeps_connection_limits() {
     let upstream = Upstream::saying("hello");
     let config = |bound: u32| Config::to(&upstream).listener(&format!("limits: {{connections: {bound}}}"));
     let proxy = refused_with(config(3), config(1));
@@ -145,7 +145,7 @@ fn bounds_on_connections_stay() {
 }
 
 #[test]
-fn bounds_of_filters_stay() {
+fn a_rejected_change_keeps_filter_limits() {
     let upstream = Upstream::saying("hello");
     let config = |bound: u32| {
         let options = format!("config: {{delay: {{fixed: 1h, percent: 100}}, max_active: {bound}}}");
@@ -155,12 +155,12 @@ fn bounds_of_filters_stay() {
     let mut delayed = proxy.client();
     delayed.send_request("GET", "/delayed", &[], b"");
     proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 1.0);
-    // Only one is delayed at a time.
+    // Only one request is delayed at a time.
     assert_eq!(proxy.get("/").status(), 200);
 }
 
 #[test]
-fn names_of_a_refused_configuration_do_not_stay() {
+fn a_rejected_configuration_leaves_no_names_in_metrics() {
     let upstream = Upstream::saying("hello");
     let after = Config::to(&upstream).cluster("ghost", &[&upstream], "").filter("ghost", "builtin:fault", "config: {}");
     let proxy = refused_with(Config::to(&upstream), after);
@@ -170,8 +170,8 @@ fn names_of_a_refused_configuration_do_not_stay() {
 }
 
 #[test]
-fn a_refused_configuration_adds_nothing_to_metrics_that_are_there() {
-    // It counts while it is configured, and refuses a configuration of three bytes.
+fn a_rejected_configuration_does_not_change_metrics() {
+    // The filter increments a counter while it is configured, and rejects a configuration of three bytes.
     let module = guest::filter(
         r#"(func (export "proxy_on_configure") (param i32) (param $size i32) (result i32)
             (drop (call $define_metric (i32.const 0) %"configured" (i32.const 24)))

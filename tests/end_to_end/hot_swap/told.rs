@@ -1,4 +1,4 @@
-//! What the log says about changes.
+//! Log lines about configuration changes.
 
 use std::{fs, thread, time::Duration};
 
@@ -8,13 +8,13 @@ use crate::{
     harness::{Config, Proxy, Signal, Upstream},
 };
 
-/// Waits until the log says that a configuration is in force, and that this is what has changed.
+/// Waits until the log reports that a configuration was applied, with these changes.
 fn wait_for_changes(proxy: &Proxy, changes: &str) {
     proxy.wait_for_output(&format!("changes=\"{changes}\""));
 }
 
 #[test]
-fn what_has_changed_is_named() {
+fn changed_parts_are_logged() {
     let upstream = Upstream::saying("ok");
     let one = || with_marker(&upstream);
     let mut proxy = marked(&upstream, &guest::version("v1"));
@@ -40,7 +40,7 @@ fn what_has_changed_is_named() {
 }
 
 #[test]
-fn that_nothing_has_changed_is_said_to_who_asks() {
+fn an_unchanged_configuration_is_logged_on_sighup() {
     let mut proxy = Proxy::start(Config::new());
     proxy.signal(Signal::HUP);
     proxy.wait_for_output("the configuration is unchanged cause=\"SIGHUP\"");
@@ -52,7 +52,7 @@ fn that_nothing_has_changed_is_said_to_who_asks() {
 }
 
 #[test]
-fn what_needs_a_restart_is_said_of_all_that_does() {
+fn all_fields_that_need_a_restart_are_logged() {
     let socket = |backlog: u32| Config::new().listener(&format!("socket: {{backlog: {backlog}}}"));
     let mut proxy = Proxy::start(socket(100));
     proxy.change_config(socket(101).top("log: {format: json}\ncache_dir: other"));
@@ -61,28 +61,29 @@ fn what_needs_a_restart_is_said_of_all_that_does() {
     }
 }
 
-/// Whether there are figures of a listener `more`.
-fn has_figures(proxy: &Proxy) -> bool {
+/// Whether there are metrics of a listener `more`.
+fn has_metrics(proxy: &Proxy) -> bool {
     proxy.metrics().names().any(|(_, labels)| labels.get("listener").is_some_and(|name| name == "more"))
 }
 
 #[test]
-fn a_listener_that_never_ran_leaves_no_figures() {
+fn a_listener_that_never_ran_leaves_no_metrics() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
-    // What is wrong with it is found last.
+    // This error is found last.
     proxy.put_config(Config::to(&upstream).beside("more", "address: '@admin@'\ncluster: web"));
     proxy.wait_for_output("is already the address of the admin listener");
-    assert!(!has_figures(&proxy));
+    assert!(!has_metrics(&proxy));
     let wrong = guest::filter(r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 0))"#);
     fs::write(proxy.dir().join("wrong.wasm"), wrong).expect("a file");
     let refused = Config::to(&upstream).filter("wrong", "wrong.wasm", "");
     let refused = refused.beside("more", "address: 127.0.0.1:0\ncluster: web");
     proxy.put_config(refused.clone());
     proxy.wait_for_output("filter `wrong` cannot be set up");
-    assert!(!has_figures(&proxy));
-    // The same again: nothing is said, and nothing is left. (If the proxy has not looked by then, nothing is missed.)
+    assert!(!has_metrics(&proxy));
+    // The same error again: it is not logged again, and leaves nothing. (If the proxy has not checked by then, the test
+    // still passes.)
     proxy.put_config(refused.top("# once more"));
     thread::sleep(Duration::from_millis(600));
-    assert!(!has_figures(&proxy));
+    assert!(!has_metrics(&proxy));
 }

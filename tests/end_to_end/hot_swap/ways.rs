@@ -1,5 +1,5 @@
-//! Every way in which a file can change, for every kind of file: what is new is in force, half of it never is, and
-//! nothing is refused on the way.
+//! Every way in which a file can change, for every kind of file: the new content is applied, a partial file never is,
+//! and nothing is rejected meanwhile.
 
 use std::{
     fs::{self, File, Permissions},
@@ -19,16 +19,16 @@ use crate::{
     harness::{Config, Proxy, Setup, Upstream, not_run, wait_until},
 };
 
-/// Longer than files have to be quiet, and longer than they are waited for while they are not.
+/// Longer than files must be quiet, and longer than the proxy waits for a file that is not.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// A kind of file: what it says in its nth version, the first part of which is good in itself, and the rest.
+/// A kind of file: its content in version n, as a first part that is valid by itself, and the rest.
 type Kind = fn(u32) -> [Vec<u8>; 2];
 
 /// A proxy with a file that it watches.
 struct Watched {
     proxy: Proxy,
-    /// `live/` in its folder, where the file is.
+    /// `live/` in its directory, which contains the file.
     folder: PathBuf,
     name: &'static str,
     kind: Kind,
@@ -36,7 +36,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// One that is in its second version by now: the file was put there after the start, for a configuration that names it.
+    /// A proxy at version 2: the file was created after the start, for a configuration that names it.
     fn added(mut proxy: Proxy, name: &'static str, kind: Kind, config: Config) -> Watched {
         let folder = proxy.dir().join("live");
         fs::create_dir(&folder).expect("a folder");
@@ -49,17 +49,17 @@ impl Watched {
         self.folder.join(self.name)
     }
 
-    /// What the next version says.
+    /// The content of the next version.
     fn next(&mut self) -> [Vec<u8>; 2] {
         self.versions += 1;
         (self.kind)(self.versions)
     }
 
-    /// Waits until the proxy has what the file says now, and asserts that it has never had anything else.
-    fn is_in_force(&self, way: &str) {
+    /// Waits until the proxy has applied the file's content, and asserts that it has applied nothing else.
+    fn is_applied(&self, way: &str) {
         wait_until(&format!("`{}` after {way}", self.name), || self.proxy.version() >= self.versions.into());
         assert_eq!(self.proxy.version(), u64::from(self.versions), "{way}");
-        // It is the whole of it: there is nothing else to find.
+        // The whole content was applied: a reload finds no change.
         assert_eq!(self.proxy.reload().1["result"], "unchanged", "{way}");
     }
 
@@ -70,7 +70,7 @@ impl Watched {
     fn change(&mut self, way: &str, how: impl FnOnce(&Path, [Vec<u8>; 2])) {
         let next = self.next();
         how(&self.file(), next);
-        self.is_in_force(way);
+        self.is_applied(way);
     }
 }
 
@@ -82,7 +82,7 @@ fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     fs::rename(from, to).expect("it can be renamed");
 }
 
-/// Writes it in two steps, of which the first one would do.
+/// Writes the file in two steps, the first of which is valid by itself.
 fn write_slowly(path: &Path, [first, rest]: &[Vec<u8>; 2]) {
     let mut file = File::create(path).expect("a file");
     file.write_all(first).expect("it can be written");
@@ -96,7 +96,7 @@ fn put_over(path: &Path, next: &[Vec<u8>; 2]) {
     rename(beside, path);
 }
 
-/// Makes a link, or turns it.
+/// Creates a link, or replaces it.
 fn turn(link: &Path, target: impl AsRef<Path>) {
     let beside = link.with_file_name("turned");
     symlink(target, &beside).expect("a link");
@@ -109,14 +109,14 @@ fn all_ways(mut watched: Watched) {
     let refused = watched.refused();
     watched.change("renaming over it", |file, next| put_over(file, &next));
     watched.change("writing slowly", |file, next| write_slowly(file, &next));
-    watched.change("making it anew, slowly", |file, next| {
-        fs::remove_file(file).expect("it is there");
+    watched.change("creating it again, slowly", |file, next| {
+        fs::remove_file(file).expect("it exists");
         write_slowly(file, &next);
     });
     watched.change("writing slowly once more", |file, next| write_slowly(file, &next));
     for round in 0..2 {
         let old = root.join(format!("old{round}"));
-        watched.change("putting another folder in the place of its own", |file, next| {
+        watched.change("replacing its directory", |file, next| {
             fs::create_dir(root.join("new")).expect("a folder");
             write(&root.join("new").join(file.file_name().expect("a name")), &next);
             rename(&live, old);
@@ -153,7 +153,7 @@ fn all_ways(mut watched: Watched) {
         });
     }
     watched.change("writing slowly at the end of a chain", |file, next| write_slowly(file, &next));
-    watched.change("putting another name of a file in its place", |file, next| {
+    watched.change("replacing it by a hard link", |file, next| {
         write(&root.join("source"), &next);
         fs::hard_link(root.join("source"), root.join("name")).expect("another name");
         rename(root.join("name"), file);
@@ -171,7 +171,7 @@ fn all_ways(mut watched: Watched) {
         watched.change("writing slowly on another mount", |_, next| write_slowly(&elsewhere.path().join("it"), &next));
         watched.change("renaming over it on another mount", |_, next| put_over(&elsewhere.path().join("it"), &next));
     }
-    assert_eq!(watched.refused(), refused, "nothing was refused");
+    assert_eq!(watched.refused(), refused, "nothing was rejected");
 
     watched.change("losing the right to read it, and getting it back", |file, next| {
         let mode = |mode| fs::set_permissions(file, Permissions::from_mode(mode)).expect("it is ours");
@@ -182,14 +182,14 @@ fn all_ways(mut watched: Watched) {
         write(file, &next);
     });
     let refused = watched.refused();
-    fs::remove_file(watched.file()).expect("it is there");
+    fs::remove_file(watched.file()).expect("it exists");
     wait_until("its absence to be noticed", || watched.refused() > refused);
     watched.change("making it again", |file, next| write(file, &next));
 }
 
 #[test]
-fn the_configuration() {
-    // A configuration without the admin listener's section: that takes effect at the next start only.
+fn all_ways_of_changing_the_configuration() {
+    // A configuration without a section for the admin listener, whose changes need a restart.
     let kind: Kind = |n| {
         let first = format!(
             "workers: 2\ndrain_timeout: {n}s\nlisteners: [{{name: main, address: '127.0.0.1:0', cluster: c}}]\n"
@@ -206,10 +206,10 @@ fn the_configuration() {
 }
 
 #[test]
-fn a_module() {
+fn all_ways_of_changing_a_module() {
     let upstream = telling();
     let kind: Kind = |n| {
-        // A module is good without the section at its end.
+        // The module is valid without its last section.
         let more = format!("more{n}");
         let section = [&[0, more.len() as u8 + 1, more.len() as u8], more.as_bytes()].concat();
         [guest::version(&format!("v{n}")), section]
@@ -226,7 +226,7 @@ fn authority(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn authorities() {
+fn all_ways_of_changing_authorities() {
     let upstream = Upstream::saying("hello");
     let kind: Kind = |_| [authority("first.test"), authority("second.test")];
     let config = Config::to_with(&upstream, "tls: {ca: [live/ca.pem]}");
@@ -234,14 +234,14 @@ fn authorities() {
 }
 
 #[test]
-fn a_file_that_is_never_closed_is_taken_in_the_end() {
+fn a_file_that_is_never_closed_is_applied_eventually() {
     let proxy = Proxy::start(Config::new().top("drain_timeout: 1s"));
     let path = proxy.dir().join("config.yaml");
     let mut open = File::options().append(true).open(&path).expect("a file");
     open.write_all(b"clusters: [{name: late, endpoints: []}]\n").expect("it can be written");
     wait_until("the change", || proxy.version() == 2);
     proxy.wait_for_output("was written to and not seen to be closed");
-    // Whoever wants it at once can have it.
+    // A reload applies it immediately.
     open.write_all(b"# more\n").expect("it can be written");
     fs::write(&path, fs::read_to_string(&path).expect("a file").replace("late", "later")).expect("it can be written");
     open.write_all(b"# more\n").expect("it can be written");
@@ -249,7 +249,7 @@ fn a_file_that_is_never_closed_is_taken_in_the_end() {
     assert_eq!(proxy.config()["config"]["clusters"][0]["name"], "later");
 }
 
-/// A namespace in which a user may have few watches; `$0` and what follows is the proxy.
+/// A namespace with a low limit on inotify watches; `$0` and its arguments are the proxy.
 fn with_few_watches(config: impl Into<Setup>, script: &str) -> Option<Proxy> {
     let begin = format!("{script} && exec \"$0\" \"$@\"");
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", &begin];
@@ -264,7 +264,7 @@ fn with_few_watches(config: impl Into<Setup>, script: &str) -> Option<Proxy> {
 }
 
 #[test]
-fn without_inotify_files_are_looked_at() {
+fn without_inotify_files_are_polled() {
     let upstream = telling();
     let config = Config::to(&upstream);
     let Some(mut proxy) = with_few_watches(config.clone(), "echo 0 > /proc/sys/user/max_inotify_instances") else {
@@ -278,16 +278,16 @@ fn without_inotify_files_are_looked_at() {
     let text = fs::read_to_string(&path).expect("the configuration");
     write_slowly(&path, &[text.replace("7s", "8s").into(), b"cache_dir: cache\n".to_vec()]);
     wait_until("the change", || proxy.version() == 3);
-    assert_eq!(proxy.config()["config"]["cache_dir"], "cache", "not the half of it");
+    assert_eq!(proxy.config()["config"]["cache_dir"], "cache", "not a partial file");
 }
 
 #[test]
-fn a_watch_that_fails_is_tried_again() {
+fn a_failed_watch_is_retried() {
     let upstream = telling();
     let script = "echo 2 > /proc/sys/user/max_inotify_watches && \
         (for i in $(seq 600); do [ -e more ] && break; sleep 0.1; done; \
         echo 1000 > /proc/sys/user/max_inotify_watches) >/dev/null 2>&1 &";
-    // The shell goes on at once.
+    // The shell continues immediately.
     let script = format!("{{ {script} }}");
     let Some(mut proxy) = with_few_watches(Config::to(&upstream), &script) else { return };
     proxy.wait_for_output("there can be no more watches");

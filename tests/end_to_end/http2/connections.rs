@@ -1,4 +1,4 @@
-//! A client's connection: how many streams it may have, and how it ends.
+//! A client's connection: the limit of its streams, and how it ends.
 
 use std::{sync::mpsc, thread};
 
@@ -8,7 +8,7 @@ use crate::harness::{
     in_time, turnstile,
 };
 
-/// Answers `/held` when it is told to, and all else at once.
+/// Answers `/held` when told to, and everything else immediately.
 fn holding() -> (Upstream, mpsc::Sender<()>) {
     let (go, wait) = turnstile();
     let upstream = Upstream::replying(move |request| {
@@ -20,7 +20,7 @@ fn holding() -> (Upstream, mpsc::Sender<()>) {
     (upstream, go)
 }
 
-/// A client that has a stream under way.
+/// A client with an in-flight stream.
 fn busy(proxy: &Proxy, upstream: &Upstream) -> (H2, u32) {
     let mut client = proxy.h2();
     let stream = client.request("GET", "/held", &[], true);
@@ -35,7 +35,7 @@ fn goes_away(client: &mut H2) {
     assert_eq!(client.goaways[0].code(), code::NO_ERROR);
 }
 
-/// The connection of a client that is told to go away ends with its stream.
+/// Asserts that a connection that got a GOAWAY ends with its stream.
 fn ends_with(mut client: H2, stream: u32, go: &mpsc::Sender<()>) {
     goes_away(&mut client);
     go.send(()).unwrap();
@@ -44,13 +44,13 @@ fn ends_with(mut client: H2, stream: u32, go: &mpsc::Sender<()>) {
 }
 
 #[test]
-fn sigterm_says_goaway_and_lets_streams_end() {
+fn sigterm_sends_goaway_and_lets_streams_end() {
     let (upstream, go) = holding();
     let mut proxy = Proxy::start(Config::to(&upstream));
     let (mut client, stream) = busy(&proxy, &upstream);
     proxy.signal(Signal::TERM);
     goes_away(&mut client);
-    // Sent before the client can have known: it is served as well.
+    // Sent before the client can know of the GOAWAY: it is served as well.
     let late = client.request("GET", "/late", &[], true);
     assert_eq!(client.response(late).text(), "/late");
     go.send(()).unwrap();
@@ -61,7 +61,7 @@ fn sigterm_says_goaway_and_lets_streams_end() {
 }
 
 #[test]
-fn a_reload_keeps_connections_and_their_next_streams_go_by_the_new_rules() {
+fn a_reload_keeps_connections_and_applies_to_their_next_streams() {
     let (upstream, go) = holding();
     let other = Upstream::saying("other");
     let mut proxy = Proxy::start(Config::to(&upstream));
@@ -74,7 +74,7 @@ fn a_reload_keeps_connections_and_their_next_streams_go_by_the_new_rules() {
 }
 
 #[test]
-fn the_connections_of_a_listener_that_goes_are_told_so() {
+fn connections_of_a_removed_listener_get_goaway() {
     let (upstream, go) = holding();
     let mut proxy = Proxy::start(Config::to(&upstream));
     let (client, stream) = busy(&proxy, &upstream);
@@ -84,7 +84,7 @@ fn the_connections_of_a_listener_that_goes_are_told_so() {
 }
 
 #[test]
-fn there_are_as_many_streams_as_allowed() {
+fn the_stream_limit_is_enforced() {
     let (upstream, go) = holding();
     let proxy = Proxy::start(Config::to(&upstream).listener("http2: {max_concurrent_streams: 3}"));
     let mut client = proxy.h2();
@@ -99,7 +99,7 @@ fn there_are_as_many_streams_as_allowed() {
 }
 
 #[test]
-fn a_connection_gets_as_old_as_it_may() {
+fn the_connection_age_limit_is_enforced() {
     let (upstream, go) = holding();
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {connection_age: 1s}"));
     let (client, stream) = busy(&proxy, &upstream);
@@ -108,7 +108,7 @@ fn a_connection_gets_as_old_as_it_may() {
 }
 
 #[test]
-fn a_connection_has_as_many_requests_as_it_may() {
+fn the_request_limit_per_connection_is_enforced() {
     let (upstream, _go) = holding();
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 3}"));
     let mut client = proxy.h2();
@@ -127,11 +127,11 @@ fn an_idle_connection_is_closed() {
     assert_eq!(client.get("/").status(), 200);
     goes_away(&mut client);
     client.read_to_end();
-    // And one on which nothing was ever asked.
+    // The same for a connection without any request.
     proxy.h2().read_to_end();
 }
 
-/// A client that has gone without a word, and one that is there.
+/// One client does not answer pings, the other one does.
 #[test]
 fn a_connection_whose_pings_are_not_answered_is_closed() {
     in_time(|ms| {
@@ -140,29 +140,29 @@ fn a_connection_whose_pings_are_not_answered_is_closed() {
         let proxy = Proxy::start(Config::to(&upstream).listener(&pings));
         let (mut gone, _) = busy(&proxy, &upstream);
         gone.answers_pings = false;
-        let mut there = proxy.h2();
-        there.request("GET", "/held", &[], true);
+        let mut alive = proxy.h2();
+        alive.request("GET", "/held", &[], true);
         upstream.wait_for_requests(2);
-        // Both are read at one time: who does not read does not answer.
+        // Both are read concurrently: a client that does not read does not answer.
         let gone = thread::spawn(move || {
             gone.read_to_end();
             gone.pings
         });
-        while there.pings < 5 || !gone.is_finished() {
-            // It may not have answered in time.
-            there.read().ok()?;
+        while alive.pings < 5 || !gone.is_finished() {
+            // It may have answered too late.
+            alive.read().ok()?;
         }
         assert!(gone.join().unwrap() > 0);
-        assert_eq!(there.get("/").status(), 200);
+        assert_eq!(alive.get("/").status(), 200);
         proxy.entry_for("/held").expect((), "DC");
         Some(())
     });
 }
 
-/// RFC 9113 section 5.1: what a stream's state does not allow. The crate h2 says PROTOCOL_ERROR of most of it, also
-/// where there is a code of its own.
+/// RFC 9113 section 5.1: frames that a stream's state does not allow. The crate h2 reports most of them as
+/// PROTOCOL_ERROR, even if there is a more specific code.
 #[test]
-fn frames_that_no_stream_allows_end_the_connection() {
+fn frames_in_invalid_stream_states_end_the_connection() {
     let (upstream, _go) = holding();
     let proxy = Proxy::start(Config::to(&upstream));
     type Evil = fn(&mut H2);
@@ -170,18 +170,20 @@ fn frames_that_no_stream_allows_end_the_connection() {
         ("data on an idle stream", code::PROTOCOL_ERROR, |c| c.send(kind::DATA, 0, 7, b"x")),
         ("a window for an idle stream", code::PROTOCOL_ERROR, |c| c.window(7, 1)),
         ("a reset of an idle stream", code::PROTOCOL_ERROR, |c| c.reset(7, code::CANCEL)),
-        ("a stream of the server's", code::PROTOCOL_ERROR, |c| c.headers(2, &head("GET", "/", &[]), true)),
+        ("a server-initiated stream", code::PROTOCOL_ERROR, |c| c.headers(2, &head("GET", "/", &[]), true)),
         ("stream 0 with a head", code::PROTOCOL_ERROR, |c| c.headers(0, &head("GET", "/", &[]), true)),
         ("stream 0 with data", code::PROTOCOL_ERROR, |c| c.send(kind::DATA, 0, 0, b"x")),
-        ("a continuation of nothing", code::PROTOCOL_ERROR, |c| c.send(kind::CONTINUATION, flag::END_HEADERS, 1, b"")),
-        ("a head in between", code::PROTOCOL_ERROR, |c| {
+        ("a continuation without headers", code::PROTOCOL_ERROR, |c| {
+            c.send(kind::CONTINUATION, flag::END_HEADERS, 1, b"")
+        }),
+        ("headers within a header block", code::PROTOCOL_ERROR, |c| {
             c.send(kind::HEADERS, 0, 1, b"");
             c.send(kind::PING, 0, 0, &[0; 8]);
         }),
         ("a promise", code::PROTOCOL_ERROR, |c| c.send(5, flag::END_HEADERS, 1, &[0, 0, 0, 2])),
-        ("settings of a strange length", code::PROTOCOL_ERROR, |c| c.send(kind::SETTINGS, 0, 0, b"12345")),
+        ("settings of an invalid length", code::PROTOCOL_ERROR, |c| c.send(kind::SETTINGS, 0, 0, b"12345")),
         ("settings on a stream", code::PROTOCOL_ERROR, |c| c.send(kind::SETTINGS, 0, 1, b"")),
-        ("a ping of a strange length", code::PROTOCOL_ERROR, |c| c.send(kind::PING, 0, 0, b"1234567")),
+        ("a ping of an invalid length", code::PROTOCOL_ERROR, |c| c.send(kind::PING, 0, 0, b"1234567")),
         ("a frame that is too long", code::FRAME_SIZE_ERROR, |c| c.send(kind::DATA, 0, 1, &vec![0; (16 << 10) + 1])),
         ("a block that cannot be decompressed", code::PROTOCOL_ERROR, |c| {
             c.send(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x80 | 126]);

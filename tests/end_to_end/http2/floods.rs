@@ -1,15 +1,16 @@
-//! Clients that make work and bring nothing. Each is cut off and counted, and the proxy's memory stays where it was.
+//! Floods: clients that cause work without making requests. Each is disconnected and counted, and the proxy's memory
+//! does not grow.
 
 use crate::harness::{
     Config, H2, Proxy, Upstream,
     frames::{Frame, code, encode, flag, head, kind},
 };
 
-/// More than any of these attacks may cost, and less than any of them sends or asks for in vain.
+/// More than any of these attacks may cost, and less than any of them sends or requests.
 const ALLOWED_KIB: u64 = 32 << 10;
 
-/// Lets a client do its worst until it is cut off. The memory stays where it was, and so does another client, which is
-/// given back.
+/// Runs an attack until its connection is closed. Asserts that memory does not grow and that another client is not
+/// affected; returns that client.
 fn cut_off(upstream: &Upstream, evil: impl FnOnce(&mut H2)) -> (Proxy, H2) {
     let proxy = Proxy::start(Config::to(upstream));
     let mut other = proxy.h2();
@@ -34,20 +35,20 @@ fn attack(evil: impl FnOnce(&mut H2)) {
     }
 }
 
-/// So many requests, and after the head of each a frame on its stream.
+/// The frames of this many requests, each with a further frame on its stream after the head.
 fn requests(client: &mut H2, count: usize, flags: u8, kind: u8, payload: &[u8]) -> Vec<u8> {
     let block = encode(&head("POST", "/", &[]));
     let one = |stream| [Frame::bytes(kind::HEADERS, flags, stream, &block), Frame::bytes(kind, 0, stream, payload)];
     (0..count).flat_map(|_| one(client.next_stream()).concat()).collect()
 }
 
-/// Requests that are taken back at once.
+/// Requests that are cancelled immediately.
 fn taken_back(client: &mut H2, count: usize) -> Vec<u8> {
     requests(client, count, flag::END_STREAM | flag::END_HEADERS, kind::RST_STREAM, &code::CANCEL.to_be_bytes())
 }
 
 #[test]
-fn rapid_reset() {
+fn rapid_reset_ends_the_connection() {
     attack(|client| {
         for _ in 0..200 {
             let bytes = taken_back(client, 100);
@@ -56,9 +57,9 @@ fn rapid_reset() {
     });
 }
 
-/// A proxy in front takes back at once what many clients do, and its connection carries the requests of others.
+/// A proxy in front quickly cancels what many clients cancel, and its connection carries other clients' requests.
 #[test]
-fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
+fn cancellations_by_a_proxy_in_front_are_not_an_attack() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream).listener("trusted_hops: 1"));
     let mut client = proxy.h2();
@@ -67,9 +68,10 @@ fn what_a_proxy_in_front_takes_back_at_once_is_no_attack() {
     assert_eq!(client.get("/").text(), "hello");
 }
 
-/// Rapid reset without RST_STREAM: the client breaks its streams so that the proxy resets them (CVE-2025-8671).
+/// Rapid reset without RST_STREAM: the client violates the protocol so that the proxy resets its streams
+/// (CVE-2025-8671).
 #[test]
-fn resets_that_the_client_makes_the_proxy_send() {
+fn provoked_resets_end_the_connection() {
     let upstream = Upstream::silent();
     cut_off(&upstream, |client| {
         for _ in 0..200 {
@@ -81,9 +83,9 @@ fn resets_that_the_client_makes_the_proxy_send() {
     assert!(connections < 5000, "{connections} requests of a flood have reached the upstream");
 }
 
-/// Frames that lead to nothing, on the connection or on the stream of a request.
+/// Useless frames, on the connection or on the stream of a request.
 #[test]
-fn frames_that_bring_nothing() {
+fn floods_of_useless_frames_end_the_connection() {
     let ping = Frame::bytes(kind::PING, 0, 0, &[0; 8]);
     let data = |payload: &[u8]| Frame::bytes(kind::DATA, 0, 1, payload);
     for (what, has_request, frames, times) in [
@@ -105,16 +107,16 @@ fn frames_that_bring_nothing() {
     }
 }
 
-/// Pings whose answers are not read: they must not be heaped up (CVE-2019-9512).
+/// Pings whose acknowledgements the client does not read: they must not pile up (CVE-2019-9512).
 #[test]
-fn pings_that_nobody_reads_the_answers_of() {
+fn pings_with_unread_acknowledgements_end_the_connection() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let before = proxy.peak_kib();
     let mut client = proxy.h2();
     client.wire.socket().set_nonblocking(true).unwrap();
     let bytes = Frame::bytes(kind::PING, 0, 0, &[0; 8]).repeat(1000);
-    // As much as the proxy takes, or until it has had enough.
+    // As much as the proxy accepts, or until it closes the connection.
     for _ in 0..4000 {
         if client.wire.send(&bytes).is_err_and(|e| e.kind() != std::io::ErrorKind::WouldBlock) {
             break;
@@ -127,7 +129,7 @@ fn pings_that_nobody_reads_the_answers_of() {
 
 /// A head without an end (CVE-2024-27316).
 #[test]
-fn continuations() {
+fn endless_continuations_end_the_connection() {
     attack(|client| {
         let stream = client.next_stream();
         client.send(kind::HEADERS, flag::END_STREAM, stream, &encode(&head("GET", "/", &[])));
@@ -139,9 +141,9 @@ fn continuations() {
     });
 }
 
-/// The same with nothing in them, so that no length grows.
+/// The same with empty frames, so that no length grows.
 #[test]
-fn empty_continuations() {
+fn empty_continuations_end_the_connection() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -163,14 +165,14 @@ fn a_head_that_is_too_large_is_answered_with_431() {
     let response = client.exchange("GET", "/large", &fields, b"");
     assert_eq!((response.status(), response.text()), (431, "Request Header Fields Too Large"));
     proxy.entry_for("/large").expect(431, "DPE").because("head_too_large");
-    assert_eq!(client.get("/").text(), "hello", "the connection can be used on");
+    assert_eq!(client.get("/").text(), "hello", "the connection can be reused");
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// A proxy in front may send the requests of many on one connection: one of them does not end it, as long as its head
-/// is no flood.
+/// A proxy in front may send requests of many clients on one connection: a large head must not end it, unless it is a
+/// flood.
 #[test]
-fn heads_of_several_times_the_bound_end_nothing_but_their_stream() {
+fn heads_of_several_times_the_limit_end_only_their_stream() {
     let upstream = Upstream::saying("hello");
     for (name, bound) in [("16KiB", 16 << 10), ("64KiB", 64 << 10)] {
         let proxy =
@@ -199,19 +201,19 @@ fn too_many_fields_are_answered_with_431() {
     assert!(upstream.requests().is_empty());
 }
 
-/// A few bytes that stand for many: an entry of 4000 bytes in the table, and a head that names it again and again.
+/// A few bytes that expand to many: a table entry of 4000 bytes, and a head that references it repeatedly.
 #[test]
-fn a_head_that_grows_when_it_is_decompressed() {
+fn a_decompression_bomb_in_a_head_is_rejected() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let before = proxy.peak_kib();
-    // So many times over the bound that the connection is ended, and so few that only the stream is.
+    // So far over the limit that the connection is ended, and so little that only the stream is.
     for times in [10_000, 20] {
         for _ in 0..50 {
             let mut client = proxy.h2();
             let value = "v".repeat(4000);
             let mut block = encode(&head("GET", "/bomb", &[]));
-            // A literal that goes into the table (RFC 7541 section 6.2.1), and then the entry, which is number 62.
+            // A literal with incremental indexing (RFC 7541 section 6.2.1), and then the entry, which has index 62.
             let mut literal = encode(&[("x-bomb", &value)]);
             literal[0] = 0x40;
             block.extend(literal);
@@ -229,9 +231,9 @@ fn a_head_that_grows_when_it_is_decompressed() {
     assert!(upstream.requests().is_empty());
 }
 
-/// A peer that does nothing wrong is not taken for one of these: many small requests, with a ping and a window for each.
+/// A legitimate peer is not mistaken for an attacker: many small requests, each with a ping and a window update.
 #[test]
-fn a_busy_client_is_no_flood() {
+fn a_busy_client_is_not_a_flood() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();

@@ -1,4 +1,4 @@
-//! One request, as RFC 9113 section 8 wants it, or does not.
+//! Single requests, valid or not according to RFC 9113 section 8.
 
 use crate::harness::{
     Client, Config, H2, Proxy, Upstream, answer,
@@ -6,7 +6,7 @@ use crate::harness::{
 };
 
 #[test]
-fn a_request_passes_and_is_http_1_at_the_upstream() {
+fn a_request_is_forwarded_as_http1() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -20,24 +20,24 @@ fn a_request_passes_and_is_http_1_at_the_upstream() {
     assert_eq!((&entry["protocol"], &entry["request_bytes"]), (&"HTTP/2".into(), &4.into()));
 }
 
-/// A field that is spelled out.
+/// A literal field without indexing.
 fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&[0, name.len() as u8], name, &[value.len() as u8], value].concat()
 }
 
-/// Each is malformed, and ends its own stream only (RFC 9113 section 8.1.1): another one on the connection goes on all
-/// the time. These are what the table of all versions cannot say, in bytes that are no text and in tables of fields.
+/// Each is malformed, and ends only its own stream (RFC 9113 section 8.1.1), while another stream on the connection
+/// continues. These are the cases that the table of all versions cannot express: non-text bytes, and table entries.
 #[test]
-fn malformed_requests_are_refused_and_the_connection_goes_on() {
+fn malformed_requests_end_only_their_stream() {
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let proxy = Proxy::start(Config::to(&upstream));
     let right = head("GET", "/malformed", &[]);
     let without = |name: &str| encode(&right.iter().copied().filter(|(n, _)| *n != name).collect::<Vec<_>>());
     let instead = |name: &str, value: &[u8]| [without(name), literal(name.as_bytes(), value)].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("a byte in a path that is no text", instead(":path", b"/\xe9")),
-        ("an authority that is no text", instead(":authority", b"a\xff")),
-        ("a scheme that is no text", instead(":scheme", b"http\xff")),
+        ("a non-text byte in a path", instead(":path", b"/\xe9")),
+        ("a non-text authority", instead(":authority", b"a\xff")),
+        ("a non-text scheme", instead(":scheme", b"http\xff")),
         ("a DEL in a value whose name is in the static table", [encode(&right), vec![0x0f, 4, 1, 0x7f]].concat()),
         ("a field that is kept in the table", [encode(&right), vec![0x40, 1, b'x', 1, 0x1f]].concat()),
         ("the same from the table", [encode(&right), vec![0x80 | 62]].concat()),
@@ -60,9 +60,9 @@ fn malformed_requests_are_refused_and_the_connection_goes_on() {
     assert_eq!(upstream.only_request().target(), "/other");
 }
 
-/// Heads whose frames end within a field, or between two of them.
+/// Heads whose frames end within a field, or between two fields.
 #[test]
-fn a_malformed_head_in_several_frames_is_refused_and_the_connection_goes_on() {
+fn a_malformed_head_in_several_frames_ends_only_its_stream() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -89,14 +89,14 @@ fn a_malformed_head_in_several_frames_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_host_that_contradicts_the_authority_is_refused() {
+fn a_host_that_contradicts_the_authority_is_rejected() {
     let upstream = Upstream::saying("");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
     assert_eq!(client.exchange("GET", "/other", &[("host", "other")], b"").status(), 400);
     proxy.entry_for("/other").expect(400, "DPE").because("bad_host");
     assert_eq!(client.exchange("GET", "/", &[("host", "test")], b"").status(), 200);
-    // Without an authority, `Host` says it (RFC 9113 section 8.3.1).
+    // Without an authority, `Host` replaces it (RFC 9113 section 8.3.1).
     let stream = client.open(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", "only")], true);
     assert_eq!(client.response(stream).status(), 200);
     let stream = client.open(&[(":method", "GET"), (":scheme", "http"), (":path", "/none")], true);
@@ -105,9 +105,9 @@ fn a_host_that_contradicts_the_authority_is_refused() {
     assert_eq!(hosts, ["test", "only"]);
 }
 
-/// RFC 9113 section 8.1.1: the length said and the length sent must be one.
+/// RFC 9113 section 8.1.1: the declared and the actual length must be equal.
 #[test]
-fn a_body_of_another_length_than_said_reaches_nobody() {
+fn a_body_with_a_wrong_length_is_not_completed_upstream() {
     let upstream = Upstream::saying("");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -126,12 +126,12 @@ fn a_body_of_another_length_than_said_reaches_nobody() {
         let response = client.exchange("POST", "/", &fields, body.as_bytes());
         assert_eq!((response.status(), response.reset), (0, Some(code::PROTOCOL_ERROR)), "{lengths:?}: {response:?}");
     }
-    assert_eq!(client.get("/after").status(), 200, "the connection can be used on");
+    assert_eq!(client.get("/after").status(), 200, "the connection can be reused");
     assert_eq!(upstream.only_request().target(), "/after");
 }
 
 #[test]
-fn an_upgrade_to_http_2_is_not_taken() {
+fn an_upgrade_to_http2_is_ignored() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     for version in ["1.0", "1.1"] {
@@ -149,15 +149,15 @@ fn an_upgrade_to_http_2_is_not_taken() {
 }
 
 #[test]
-fn what_is_no_request_gets_an_answer_in_the_version_it_looks_like() {
+fn garbage_is_answered_in_the_version_it_resembles() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
-    // It looks like HTTP/2 only to its 18th byte.
+    // It resembles HTTP/2 up to its 18th byte.
     let mut client = Client::connect(proxy.address("main"));
     client.send("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n");
     assert_eq!(client.read().status(), 400);
     assert!(client.wire.is_closed());
-    // A right preface, and garbage after it.
+    // A valid preface followed by garbage.
     let mut client = H2::connect(proxy.address("main"));
     client.ping();
     client.raw(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(4));
@@ -178,7 +178,7 @@ fn a_listener_of_one_version_does_not_speak_the_other() {
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
     let said = client.wire.read_to_end();
-    // Its SETTINGS, and no answer.
+    // Its SETTINGS, and no response.
     assert_eq!((said[3], said.len()), (kind::SETTINGS, 9 + usize::from(said[2])), "{}", said.escape_ascii());
     let proxy = Proxy::start(Config::to(&upstream).listener("protocol: http1"));
     assert_eq!(proxy.get("/").status(), 200);

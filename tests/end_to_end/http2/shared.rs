@@ -1,4 +1,4 @@
-//! What one request does to a connection that others share with it: they do not pay for it.
+//! Requests that affect a shared upstream connection: other requests on it must not suffer.
 
 use std::{
     collections::BTreeMap,
@@ -12,13 +12,13 @@ use crate::harness::{
     turnstile, wait_until,
 };
 
-/// Ends the connection as nginx does when a head has a field of more than 8 KiB, or a request has trailers; answers
-/// what came before only when it is told to.
+/// Closes the connection like nginx when a head has a field of more than 8 KiB, or a request has trailers; answers
+/// earlier requests only when told to.
 fn fragile() -> (Upstream, mpsc::Sender<()>) {
     let (go, wait) = turnstile();
     let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, request)) = h2.next_request() {
-            // It has 19 bits for each backslash.
+            // A backslash takes 19 bits.
             let length = |value: &str| value.len().max(value.matches('\\').count() * 19 / 8);
             let long = request.head().is_some_and(|head| head.iter().any(|(_, value)| length(value) > 8 << 10));
             if long || request.blocks.len() > 1 {
@@ -34,7 +34,7 @@ fn fragile() -> (Upstream, mpsc::Sender<()>) {
 }
 
 #[test]
-fn a_request_with_a_long_head_goes_by_a_connection_of_its_own() {
+fn a_request_with_a_long_head_uses_a_separate_connection() {
     let (upstream, go) = fragile();
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -49,13 +49,13 @@ fn a_request_with_a_long_head_goes_by_a_connection_of_its_own() {
         assert_eq!(client.response(stream).text(), "fine");
     }
     assert_eq!(proxy.entry_for("/long")["attempts"], 1);
-    // They were on the first connection all the time; heads of some length have one each.
+    // The other requests stayed on the first connection; each long head has its own.
     assert_eq!(connects(&proxy), 3.0);
 }
 
-/// What counts is how long it is on the way.
+/// The length after compression counts.
 #[test]
-fn a_head_that_grows_when_it_is_compressed_is_a_long_one() {
+fn a_head_that_grows_when_compressed_is_a_long_one() {
     let (upstream, go) = fragile();
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -67,9 +67,9 @@ fn a_head_that_grows_when_it_is_compressed_is_a_long_one() {
     assert_eq!(connects(&proxy), 2.0);
 }
 
-/// Where there may be no further connection, one without a request makes room, and is waited for if there is none.
+/// At the connection limit, an idle connection makes room; if there is none, the request waits for one.
 #[test]
-fn a_request_with_a_long_head_waits_for_a_place_of_its_own() {
+fn a_request_with_a_long_head_waits_for_a_separate_connection() {
     let (upstream, go) = fragile();
     let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
     let mut client = proxy.h2();
@@ -86,7 +86,7 @@ fn a_request_with_a_long_head_waits_for_a_place_of_its_own() {
 }
 
 #[test]
-fn a_request_with_trailers_goes_by_a_connection_of_its_own() {
+fn a_request_with_trailers_uses_a_separate_connection() {
     let (upstream, go) = fragile();
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -102,13 +102,13 @@ fn a_request_with_trailers_goes_by_a_connection_of_its_own() {
     go.send(()).expect("the upstream is there");
     assert_eq!(client.response(held).text(), "fine");
     assert_eq!(connects(&proxy), 2.0);
-    // Those that were not announced are left out.
+    // Unannounced trailers are dropped.
     assert_eq!(post(&mut other, "/unannounced", &[]), 200);
     assert_eq!(connects(&proxy), 2.0);
 }
 
 #[test]
-fn a_head_that_is_longer_than_the_upstream_says_is_answered_with_431() {
+fn a_head_over_the_upstreams_limit_gets_431() {
     let upstream = Upstream::by_h2_with(&[(setting::MAX_HEADER_LIST_SIZE, 16_384)], |h2, _| {
         while let Ok((stream, request)) = h2.next_request() {
             let length = request.field("x-long").map_or(0, str::len);
@@ -117,7 +117,7 @@ fn a_head_that_is_longer_than_the_upstream_says_is_answered_with_431() {
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let long = "v".repeat(20_000);
-    // Also when nothing is known of the upstream yet.
+    // Also before the upstream's settings are known.
     for path in ["/first", "/second"] {
         assert_eq!(proxy.request("GET", path, &[("X-Long", &long)], b"").status(), 431);
         proxy.entry_for(path).expect(431, "UPE").because("upstream_head_limit");
@@ -126,17 +126,17 @@ fn a_head_that_is_longer_than_the_upstream_says_is_answered_with_431() {
         let response = proxy.request("GET", "/", &[("X-Long", &long[..length])], b"");
         assert_eq!(response.text(), length.to_string());
     }
-    assert_eq!(connects(&proxy), 2.0, "what the upstream takes by its own word shares a connection");
+    assert_eq!(connects(&proxy), 2.0, "heads within the upstream's limit share a connection");
 }
 
-/// What an upstream was asked, in that order, with the connections.
+/// The requests that an upstream received, in order, with the index of the connection.
 type Seen = Arc<Mutex<Vec<(usize, String)>>>;
 
 fn was_asked(seen: &Seen, path: &str) -> usize {
     seen.lock().unwrap().iter().filter(|(_, seen)| seen == path).count()
 }
 
-/// An upstream whose first connection ends when it is asked for `last`, and answers nothing before; `ends` says how.
+/// An upstream whose first connection ends at the request `last`, and answers nothing before; `ends` ends it.
 fn ending_at(last: &'static str, ends: impl Fn(&mut H2, &[(u32, String)]) + Send + Sync + 'static) -> (Upstream, Seen) {
     let seen = Seen::default();
     let noted = seen.clone();
@@ -156,9 +156,10 @@ fn ending_at(last: &'static str, ends: impl Fn(&mut H2, &[(u32, String)]) + Send
     (upstream, seen)
 }
 
-/// The likely reason is the request that has begun last: that one does not walk through all connections.
+/// The most recent request is the likely cause: it is not retried, so that it does not end one connection after
+/// another.
 #[test]
-fn those_on_a_connection_that_ends_are_asked_again_but_the_last_one() {
+fn requests_on_a_failed_connection_are_retried_except_the_last() {
     let (upstream, seen) = ending_at("/poison", |_, _| {});
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
@@ -167,28 +168,28 @@ fn those_on_a_connection_that_ends_are_asked_again_but_the_last_one() {
     client.data(put, b"body", true);
     let post = client.request("POST", "/post", &[], false);
     client.data(post, b"body", true);
-    wait_until("all to have come", || seen.lock().unwrap().len() == 3);
+    wait_until("all requests to arrive", || seen.lock().unwrap().len() == 3);
     let poison = client.request("GET", "/poison", &[], true);
     let statuses = [get, put, post, poison].map(|stream| client.response(stream).status());
-    assert_eq!(statuses, [200, 200, 502, 502], "what is not idempotent is not sent twice");
+    assert_eq!(statuses, [200, 200, 502, 502], "non-idempotent requests are not retried");
     assert_eq!(["/get", "/put", "/post", "/poison"].map(|path| was_asked(&seen, path)), [2, 2, 1, 1]);
     assert_eq!(proxy.entry_for("/get")["attempts"], 2);
     assert_eq!(connects(&proxy), 2.0);
 }
 
-/// A GOAWAY says which request was the last that the upstream has looked at.
+/// A GOAWAY names the last request that the upstream has processed.
 #[test]
-fn the_reason_for_a_goaway_is_the_last_stream_that_it_names() {
+fn the_last_stream_of_a_goaway_is_not_retried() {
     let (upstream, seen) = ending_at("/later", |h2, here| {
-        let poison = here.iter().find(|(_, path)| path == "/poison").expect("it was there");
+        let poison = here.iter().find(|(_, path)| path == "/poison").expect("it has arrived");
         h2.goaway(poison.0, code::ENHANCE_YOUR_CALM);
     });
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
     let get = client.request("GET", "/get", &[], true);
-    wait_until("it to have come", || was_asked(&seen, "/get") == 1);
+    wait_until("the request to arrive", || was_asked(&seen, "/get") == 1);
     let poison = client.request("GET", "/poison", &[], true);
-    wait_until("it to have come", || was_asked(&seen, "/poison") == 1);
+    wait_until("the request to arrive", || was_asked(&seen, "/poison") == 1);
     // Whatever its method.
     let later = client.request("POST", "/later", &[], false);
     client.data(later, b"body", true);
@@ -197,18 +198,19 @@ fn the_reason_for_a_goaway_is_the_last_stream_that_it_names() {
     assert_eq!(["/get", "/poison", "/later"].map(|path| was_asked(&seen, path)), [2, 1, 2]);
 }
 
-/// What an upstream has seen of requests that were taken back.
+/// What an upstream has seen of cancelled requests.
 #[derive(Default)]
-struct Taken {
-    /// Requests that may be taken back.
+struct Cancellations {
+    /// Requests that may be cancelled.
     asked: usize,
-    /// Resets on each connection.
+    /// Resets per connection.
     resets: BTreeMap<usize, usize>,
 }
 
-/// Answers requests at once, but `/long` never, and `/held` only when as much has been reset on its connection as may be.
-fn counting() -> (Upstream, Arc<Mutex<Taken>>) {
-    let taken = Arc::<Mutex<Taken>>::default();
+/// Answers requests immediately, except `/long` never, and `/held` only after the connection's limit of resets was
+/// reached.
+fn counting() -> (Upstream, Arc<Mutex<Cancellations>>) {
+    let taken = Arc::<Mutex<Cancellations>>::default();
     let noted = taken.clone();
     let upstream = Upstream::by_h2_with(&[], move |h2, nth| {
         let mut held = Vec::new();
@@ -232,55 +234,55 @@ fn counting() -> (Upstream, Arc<Mutex<Taken>>) {
     (upstream, taken)
 }
 
-/// Asks for much and takes it back, so many times 50.
-fn take_back(proxy: &Proxy, taken: &Mutex<Taken>, times: usize) {
+/// Sends 50 requests and cancels them, this many times.
+fn cancel(proxy: &Proxy, taken: &Mutex<Cancellations>, times: usize) {
     for _ in 0..times {
-        // None of them does too much of it.
+        // A new client each time, so that none exceeds its own limit.
         let mut client = proxy.h2();
         let before = taken.lock().unwrap().asked;
         let streams: Vec<_> = (0..50).map(|_| client.request("GET", "/long", &[], true)).collect();
-        wait_until("all to have come", || taken.lock().unwrap().asked == before + 50);
+        wait_until("all requests to arrive", || taken.lock().unwrap().asked == before + 50);
         streams.iter().for_each(|stream| client.reset(*stream, code::CANCEL));
         client.ping();
     }
 }
 
-/// Servers end connections on which too much is reset, whoever is on them: Envoy from 250 resets on.
+/// Servers close connections with too many resets, whoever shares them: Envoy after 250.
 #[test]
-fn no_connection_gets_more_resets_than_an_upstream_bears() {
+fn resets_per_upstream_connection_are_limited() {
     let (upstream, taken) = counting();
     let proxy = Proxy::start(config(&upstream, ""));
     let mut client = proxy.h2();
     let held = client.request("POST", "/held", &[], true);
-    take_back(&proxy, &taken, 20);
+    cancel(&proxy, &taken, 20);
     assert_eq!(client.response(held).text(), "fine", "it was on the first of the connections");
     assert_eq!(client.get("/").text(), "fine");
     wait_until("all to be reset", || taken.lock().unwrap().resets.values().sum::<usize>() == 1000);
     let resets = taken.lock().unwrap().resets.clone();
     assert!(resets.values().all(|count| *count <= 200), "{resets:?}");
     assert!((5..=11).contains(&upstream.connections()), "{} connections", upstream.connections());
-    // Those that take no new streams have ended.
+    // The connections that accept no new streams have ended.
     proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 1.0);
 }
 
-/// Then one on which much has been reset is better than none, and ends as soon as it can.
+/// If no other connection is possible, one with many resets is still used, and closed as soon as possible.
 #[test]
-fn resets_leave_nobody_without_a_connection_where_there_may_be_no_other() {
+fn resets_do_not_block_the_only_connection() {
     let (upstream, taken) = counting();
     let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
     let mut client = proxy.h2();
     let long = client.request("GET", "/long", &[], true);
-    wait_until("it to have come", || taken.lock().unwrap().asked == 1);
-    take_back(&proxy, &taken, 4);
+    wait_until("the request to arrive", || taken.lock().unwrap().asked == 1);
+    cancel(&proxy, &taken, 4);
     assert_eq!((proxy.get("/").text(), upstream.connections()), ("fine", 1));
     client.reset(long, code::CANCEL);
     proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 0.0);
     assert_eq!((proxy.get("/").text(), upstream.connections()), ("fine", 2));
 }
 
-/// What has had its answer counts as none, and neither does what the upstream resets itself.
+/// Cancelling an answered request does not count, nor do the upstream's own resets.
 #[test]
-fn a_connection_without_resets_from_here_lasts() {
+fn a_connection_without_own_resets_is_kept() {
     let upstream = Upstream::replying_by_h2(|h2, stream, request| match request.field(":path") {
         Some("/reset") => h2.reset(stream, code::INTERNAL_ERROR),
         _ => h2.answer(stream, 200, if request.body.is_empty() { b"" } else { b"fine" }),
@@ -295,7 +297,7 @@ fn a_connection_without_resets_from_here_lasts() {
     assert_eq!(upstream.connections(), 1);
 }
 
-/// Answers what is there as a whole, and waits for the rest of what is not.
+/// Answers each request when it is complete.
 fn patient(settings: &'static [(u16, u32)]) -> Upstream {
     Upstream::by_h2_with(settings, |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
@@ -304,12 +306,12 @@ fn patient(settings: &'static [(u16, u32)]) -> Upstream {
     })
 }
 
-/// Begins an upload that does not go on.
+/// Begins an upload that never continues.
 fn begin(client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)]) -> u32 {
     client.begin(path, &[&[("x-forwarded-for", from)], fields].concat(), b"x")
 }
 
-/// The same, which is refused.
+/// The same for an upload that is rejected.
 fn begin_in_vain(proxy: &Proxy, client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)], details: &str) {
     let stream = begin(client, path, from, fields);
     assert_eq!(client.response(stream).status(), 503);
@@ -320,12 +322,12 @@ fn wait_for_uploads(proxy: &Proxy, count: f64) {
     proxy.wait_for_metric("tollgate_cluster_uploads", &[("cluster", "web")], count);
 }
 
-/// The fields of a request that has a connection to itself.
+/// Fields that give a request its own connection.
 const ALONE: [(&str, &str); 1] = [("trailer", "x-sum")];
 
 /// There are hundreds of streams, but few connections.
 #[test]
-fn uploads_that_have_a_connection_each_leave_some_to_others() {
+fn uploads_with_separate_connections_leave_some_to_others() {
     let upstream = patient(&[]);
     let proxy = Proxy::start(config(&upstream, "limits: {connections: 4}").listener("trusted_hops: 1"));
     let mut client = proxy.h2();
@@ -337,7 +339,7 @@ fn uploads_that_have_a_connection_each_leave_some_to_others() {
     }
     begin_in_vain(&proxy, &mut client, "/all", "192.0.2.4", &ALONE, "uploads_overflow");
     assert_eq!((client.get("/").text(), connects(&proxy)), ("fine", 4.0));
-    // One that has ended leaves its connection to another.
+    // A finished upload frees its connection.
     client.headers(held[0], &[("x-sum", "7")], true);
     assert_eq!(client.response(held[0]).text(), "fine");
     wait_for_uploads(&proxy, 2.0);
@@ -346,7 +348,7 @@ fn uploads_that_have_a_connection_each_leave_some_to_others() {
 }
 
 #[test]
-fn tunnels_of_tcp_count_for_whole_connections() {
+fn tcp_tunnels_count_as_whole_connections() {
     let upstream = patient(&[]);
     let config = config(&upstream, "limits: {connections: 4}").listener("connect: true\ntrusted_hops: 1");
     let proxy = Proxy::start(config);
@@ -361,21 +363,21 @@ fn tunnels_of_tcp_count_for_whole_connections() {
     assert_eq!(proxy.get("/").text(), "fine");
 }
 
-/// Where there may be no further connection, an upload that needs one to itself gets the one that others have used.
-/// These are never left with none.
+/// At the connection limit, an upload that needs a separate connection takes over the shared one; the others are never
+/// left without any.
 #[test]
-fn an_upload_that_has_the_only_connection_keeps_nobody_out() {
+fn an_upload_on_the_only_connection_blocks_no_other_request() {
     let upstream = patient(&[]);
     let proxy = Proxy::start(config(&upstream, "limits: {connections: 1}"));
     let mut client = proxy.h2();
     assert_eq!(client.get("/").text(), "fine");
     let held = begin(&mut client, "/held", "192.0.2.1", &ALONE);
-    wait_until("it to have a connection", || connects(&proxy) == 2.0);
+    wait_until("the upload to have a connection", || connects(&proxy) == 2.0);
     proxy.wait_for_metric("tollgate_cluster_connections", &[("cluster", "web")], 1.0);
     for _ in 0..3 {
         assert_eq!(client.get("/").text(), "fine");
     }
-    // Nor do they get more than one by that, and whoever needs one to itself waits.
+    // The others do not get more than one by that, and a request that needs a separate connection waits.
     let long = "v".repeat(8100);
     let waits = client.request("GET", "/longish", &[("x-long", &long)], true);
     proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
@@ -384,9 +386,9 @@ fn an_upload_that_has_the_only_connection_keeps_nobody_out() {
     assert_eq!([held, waits].map(|stream| client.response(stream).status()), [200, 200]);
 }
 
-/// Not of those that are configured.
+/// The limit is a share of the upstream's streams, not of the configured ones.
 #[test]
-fn uploads_hold_a_part_of_the_streams_that_the_upstream_allows() {
+fn uploads_use_a_share_of_the_upstreams_streams() {
     let upstream = patient(&[(setting::MAX_CONCURRENT_STREAMS, 2)]);
     let proxy = Proxy::start(config(&upstream, "limits: {connections: 4}").listener("trusted_hops: 1"));
     let mut client = proxy.h2();

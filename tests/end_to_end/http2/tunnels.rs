@@ -1,4 +1,4 @@
-//! Streams that become something else: `CONNECT`, and extended `CONNECT` (RFC 8441).
+//! Tunnels on streams: `CONNECT`, and extended `CONNECT` (RFC 8441).
 
 use super::windows::{reads_little_by_little, stingy};
 use crate::harness::{
@@ -7,7 +7,7 @@ use crate::harness::{
     in_time,
 };
 
-/// Gives back what it gets; for an upgrade, after a 101.
+/// Echoes what it receives; for an upgrade, after a 101.
 fn echoing(upgrades: bool) -> Upstream {
     Upstream::scripted(move |mut connection| {
         if upgrades {
@@ -31,7 +31,7 @@ fn connect(client: &mut H2, fields: &[(&str, &str)]) -> u32 {
 
 const WEBSOCKET: [(&str, &str); 3] = [(":protocol", "websocket"), (":scheme", "http"), (":path", "/chat")];
 
-/// More than the windows of both sides, both ways.
+/// Asserts that more than both sides' windows is echoed in both directions.
 fn echoes(client: &mut H2, stream: u32) {
     let sent: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_be_bytes).take(3 << 20).collect();
     let mut rest = &sent[..];
@@ -43,7 +43,7 @@ fn echoes(client: &mut H2, stream: u32) {
     }
     let got = client.wait(stream, "all of it", |m| m.body.len() >= sent.len() || m.ended);
     assert!(got.body == sent, "{} bytes of {}", got.body.len(), sent.len());
-    // The client ends its side, and so does the upstream then.
+    // The client ends its side, and then the upstream does.
     client.data(stream, b"", true);
     assert!(client.response(stream).ended);
 }
@@ -63,7 +63,7 @@ fn connect_is_a_tunnel_on_one_stream() {
 }
 
 #[test]
-fn a_websocket_is_a_stream_here_and_a_connection_there() {
+fn a_websocket_over_http2_is_forwarded_as_an_http1_upgrade() {
     let upstream = echoing(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -80,7 +80,7 @@ fn a_websocket_is_a_stream_here_and_a_connection_there() {
 }
 
 #[test]
-fn what_is_not_offered_is_refused() {
+fn tunnels_that_are_not_enabled_are_rejected() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream).listener("upgrades: []"));
     let mut client = proxy.h2();
@@ -98,9 +98,10 @@ fn what_is_not_offered_is_refused() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// As for a body: what the client makes room for has moved, and not what the tunnel has taken from the upstream.
+/// As for a body: progress counts by what the client's window accepts, not by what the tunnel has read from the
+/// upstream.
 #[test]
-fn a_tunnel_whose_client_reads_little_by_little_is_not_idle() {
+fn a_tunnel_with_a_slowly_reading_client_is_not_idle() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.send(vec![b'x'; 64 << 10]);
         connection.wait_for_end();
@@ -114,9 +115,9 @@ fn a_tunnel_whose_client_reads_little_by_little_is_not_idle() {
     });
 }
 
-/// What the upstream answers instead of switching is the answer.
+/// An upstream's response other than a switch is forwarded.
 #[test]
-fn an_upstream_may_say_no() {
+fn an_upstream_can_reject_a_tunnel() {
     let upstream = Upstream::replying(|_| answer(403, &[], "no"));
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();

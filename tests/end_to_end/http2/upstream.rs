@@ -1,4 +1,4 @@
-//! HTTP/2 to upstreams, which do as a test tells them, frame by frame.
+//! HTTP/2 to scripted upstreams, frame by frame.
 
 use std::sync::{
     Arc,
@@ -12,7 +12,7 @@ use crate::harness::{
     in_time, turnstile,
 };
 
-/// The configuration of one cluster that speaks it, with further options. One worker, so that connections can be counted.
+/// The configuration of one HTTP/2 cluster with further options. One worker, so that connections can be counted.
 pub(super) fn config(upstream: &Upstream, options: &str) -> Config {
     Config::to_with(upstream, &format!("protocol: h2\n{options}")).top("workers: 1")
 }
@@ -22,7 +22,7 @@ pub(super) fn connects(proxy: &Proxy) -> f64 {
 }
 
 #[test]
-fn requests_have_the_form_of_http_2_and_share_a_connection() {
+fn requests_are_valid_http2_and_share_a_connection() {
     let (seen, saw) = mpsc::channel();
     let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
         seen.send(request).unwrap();
@@ -55,13 +55,14 @@ fn interim_responses_are_bounded() {
     assert_eq!(proxy.get("/few").text(), "hello");
     assert_eq!(proxy.get("/storm").status(), 502);
     proxy.entry_for("/storm").expect(502, "UPE").because("too_many_interim_responses");
-    assert_eq!(proxy.get("/few").text(), "hello", "the connection is none the worse for it");
+    assert_eq!(proxy.get("/few").text(), "hello", "the connection is still usable");
     assert_eq!(connects(&proxy), 1.0);
 }
 
-/// A GOAWAY says which streams are processed; the others are done elsewhere, whatever their method (RFC 9113 section 6.8).
+/// A GOAWAY names the last processed stream; later requests are retried elsewhere, whatever their method (RFC 9113
+/// section 6.8).
 #[test]
-fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
+fn streams_after_the_last_one_of_a_goaway_are_retried() {
     let upstream = Upstream::by_h2_with(&[], |h2, nth| {
         if nth > 0 {
             while let Ok((stream, _)) = h2.next_request() {
@@ -85,9 +86,9 @@ fn streams_after_the_last_one_of_a_goaway_are_done_elsewhere() {
     assert_eq!(upstream.connections(), 2);
 }
 
-/// Each of these connections ends before it has looked at anything.
+/// Each of these connections ends before it has processed anything.
 #[test]
-fn a_request_outlasts_several_connections_that_end() {
+fn a_request_survives_several_closed_connections() {
     for (ending, expected) in [(3, 200), (100, 502)] {
         let upstream = Upstream::by_h2_with(&[], move |h2, nth| {
             while let Ok((stream, _)) = h2.next_request() {
@@ -106,7 +107,7 @@ fn a_request_outlasts_several_connections_that_end() {
 }
 
 #[test]
-fn a_refused_stream_is_tried_again_whatever_its_method() {
+fn a_refused_stream_is_retried_whatever_its_method() {
     let refused = Arc::new(AtomicUsize::new(0));
     let counted = refused.clone();
     let upstream = Upstream::replying_by_h2(move |h2, stream, _| match counted.fetch_add(1, Ordering::SeqCst) {
@@ -119,9 +120,9 @@ fn a_refused_stream_is_tried_again_whatever_its_method() {
     assert_eq!(refused.load(Ordering::SeqCst), 2);
 }
 
-/// Only the upstream knows whether it has done something of it.
+/// Only the upstream knows whether it has processed a part of it.
 #[test]
-fn a_stream_that_is_reset_for_another_reason_is_not_sent_again_by_itself() {
+fn a_stream_reset_for_another_reason_is_not_retried_by_default() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| h2.reset(stream, code::INTERNAL_ERROR));
     let proxy = Proxy::start(config(&upstream, ""));
     assert_eq!(proxy.request("POST", "/reset", &[], b"body").status(), 502);
@@ -129,16 +130,16 @@ fn a_stream_that_is_reset_for_another_reason_is_not_sent_again_by_itself() {
     assert_eq!(entry["attempts"], 1);
 }
 
-/// The upstream allows two streams. A new connection may get more before its settings are known; those are refused, as the
-/// standard has it, and done all the same.
+/// The upstream allows two streams. A new connection may get more before its settings are known; the upstream refuses
+/// those, as the standard says, and they succeed anyway.
 #[test]
-fn an_upstreams_bound_on_streams_is_kept() {
+fn an_upstreams_stream_limit_is_respected() {
     let refused = Arc::new(AtomicUsize::new(0));
     let seen = refused.clone();
     let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 2)], move |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
             let mut open = vec![stream];
-            // All that may come have come when a ping goes round: then they are answered.
+            // A ping round trip ensures that all possible requests have arrived; then they are answered.
             h2.ping();
             while let Some((stream, _)) = h2.taken(|message| message.ended) {
                 open.push(stream);
@@ -151,7 +152,7 @@ fn an_upstreams_bound_on_streams_is_kept() {
         }
     });
     let proxy = Proxy::start(config(&upstream, ""));
-    // The bound is known from the first answer on.
+    // The limit is known from the first response on.
     assert_eq!(proxy.get("/").status(), 200);
     let mut client = proxy.h2();
     let streams: Vec<u32> = (0..40).map(|_| client.request("GET", "/", &[], true)).collect();
@@ -162,9 +163,9 @@ fn an_upstreams_bound_on_streams_is_kept() {
     assert!(refused <= 20 * connections && refused < 40, "{refused} refused on {connections} connections");
 }
 
-/// One connection is all there may be: requests wait for a place on it.
+/// With one connection at most, requests wait for a free stream on it.
 #[test]
-fn requests_wait_when_all_places_of_all_connections_are_taken() {
+fn requests_wait_when_all_streams_are_in_use() {
     let upstream = Upstream::by_h2_with(&[(setting::MAX_CONCURRENT_STREAMS, 1)], |h2, _| {
         while let Ok((stream, _)) = h2.next_request() {
             h2.answer(stream, 200, b"done");
@@ -180,10 +181,10 @@ fn requests_wait_when_all_places_of_all_connections_are_taken() {
     assert_eq!(upstream.connections(), 1);
 }
 
-/// What an upstream does on a stream.
+/// What an upstream does to a stream.
 type Deed = fn(&mut H2, u32);
 
-/// Does this when it is told to, once half a response has gone on.
+/// Does this when told to, after half of a response.
 fn breaks_off(how: Deed) -> (Upstream, mpsc::Sender<()>) {
     let (go, wait) = turnstile();
     let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
@@ -195,9 +196,9 @@ fn breaks_off(how: Deed) -> (Upstream, mpsc::Sender<()>) {
     (upstream, go)
 }
 
-/// A response that is cut must not look whole, in whichever version it is passed on.
+/// A truncated response must not look complete, whatever version it is forwarded in.
 #[test]
-fn a_response_that_breaks_off_is_broken_for_the_client_too() {
+fn a_truncated_response_is_truncated_for_the_client_too() {
     // With the code that the client gets.
     let ways: [(&str, u32, Deed); 4] = [
         ("reset", code::INTERNAL_ERROR, |h2, stream| h2.reset(stream, code::INTERNAL_ERROR)),
@@ -227,14 +228,14 @@ fn a_response_that_breaks_off_is_broken_for_the_client_too() {
     }
 }
 
-/// More or less than `content-length` says.
+/// More or less than `content-length` declares.
 #[test]
-fn a_response_of_another_length_than_said_is_broken_for_the_client_too() {
+fn a_response_with_a_wrong_length_is_aborted_for_the_client_too() {
     for body in ["four", "seven77"] {
         let (go, wait) = turnstile();
         let upstream = Upstream::replying_by_h2(move |h2, stream, _| {
             h2.headers(stream, &[(":status", "200"), ("content-length", "5")], false);
-            // With the head it would be no response at all.
+            // Together with the head, the response would be rejected as a whole.
             wait();
             h2.data(stream, body.as_bytes(), true);
         });
@@ -255,13 +256,13 @@ fn a_response_of_another_length_than_said_is_broken_for_the_client_too() {
     }
 }
 
-/// Some of these end their connection as well.
+/// Some of these also end their connection.
 #[test]
-fn responses_that_break_http_2_are_answered_with_502() {
+fn responses_that_violate_http2_get_502() {
     let cases: &[(&str, Deed)] = &[
         ("no status", |h2, s| h2.headers(s, &[("x-a", "1")], true)),
         ("a status that is too low", |h2, s| h2.headers(s, &[(":status", "99")], true)),
-        ("a strange status", |h2, s| h2.headers(s, &[(":status", "abc")], true)),
+        ("a malformed status", |h2, s| h2.headers(s, &[(":status", "abc")], true)),
         ("transfer-encoding", |h2, s| h2.headers(s, &[(":status", "200"), ("transfer-encoding", "chunked")], true)),
         ("data before a head", |h2, s| h2.data(s, b"x", true)),
         ("101", |h2, s| h2.headers(s, &[(":status", "101")], true)),
@@ -281,10 +282,9 @@ fn responses_that_break_http_2_are_answered_with_502() {
     }
 }
 
-/// In a head and in trailers. Each ends its own stream only: another one, which began before, gets its answer after all
-/// of them.
+/// In a head and in trailers. Each ends only its own stream: another one, which began earlier, is answered afterwards.
 #[test]
-fn a_malformed_response_costs_no_other_stream() {
+fn a_malformed_response_ends_only_its_stream() {
     let cases: &[(&str, &[(&str, &str)])] = &[
         ("/control", &[("x-a", "a\x1f")]),
         ("/del", &[("x-a", "\x7f")]),
@@ -293,7 +293,7 @@ fn a_malformed_response_costs_no_other_stream() {
         ("/empty", &[("", "1")]),
         ("/connection", &[("connection", "close")]),
         ("/unknown", &[(":what", "1")]),
-        // h2 drops such fields of trailers and says nothing (RFC 9113 section 8.1).
+        // h2 silently drops such fields of trailers (RFC 9113 section 8.1).
         ("/status", &[(":status", "500"), ("x-sum", "1")]),
         ("/status-alone", &[(":status", "200")]),
         ("/path", &[("x-sum", "1"), (":path", "/other")]),
@@ -341,7 +341,7 @@ fn a_malformed_response_costs_no_other_stream() {
 }
 
 #[test]
-fn a_head_that_is_too_large_is_answered_with_502() {
+fn an_oversized_response_head_gets_502() {
     let upstream = Upstream::replying_by_h2(|h2, stream, request| match request.field(":path") {
         Some("/large") => h2.headers(stream, &[(":status", "200"), ("x-large", &"v".repeat(100_000))], false),
         _ => h2.answer(stream, 200, b"fine"),
@@ -351,9 +351,9 @@ fn a_head_that_is_too_large_is_answered_with_502() {
     assert_eq!(proxy.get("/").text(), "fine");
 }
 
-/// An upstream that has gone without a word.
+/// An upstream that is unreachable without having closed its connection.
 #[test]
-fn a_connection_whose_pings_are_not_answered_is_given_up() {
+fn a_connection_without_ping_acknowledgements_is_abandoned() {
     in_time(|ms| {
         let upstream = Upstream::by_h2_with(&[], |h2, nth| {
             h2.answers_pings = nth > 0;
@@ -365,17 +365,17 @@ fn a_connection_whose_pings_are_not_answered_is_given_up() {
         });
         let pings = format!("http2: {{ping_interval: 200ms, ping_timeout: {ms}ms}}");
         let proxy = Proxy::start(config(&upstream, &pings));
-        // A POST: nobody may send it again by himself.
+        // A POST: the proxy must not retry it by itself.
         assert_eq!(proxy.request("POST", "/dead", &[], b"body").status(), 502);
         proxy.entry_for("/dead").expect(502, "UC");
-        // The second connection may not have answered in time either.
+        // The second connection may also have answered too late.
         let is_fine = proxy.get("/").text() == "fine";
         (is_fine && upstream.connections() == 2).then_some(())
     });
 }
 
 #[test]
-fn an_upstream_that_closes_its_idle_connection_is_not_noticed() {
+fn an_upstream_that_closes_an_idle_connection_causes_no_error() {
     let upstream = Upstream::by_h2(|h2| {
         if let Ok((stream, _)) = h2.next_request() {
             h2.answer(stream, 200, b"fine");

@@ -166,7 +166,7 @@ fn it_is_turned_off_and_on_beside_the_others() {
 
 /// Datagrams find their listener as connections do. A reload that would take them away from connections is refused.
 #[test]
-fn all_addresses_of_both_families_stand_beside_each_other() {
+fn wildcard_listeners_of_both_families_coexist() {
     needs!("aioquic");
     let (a, b) = (Upstream::saying("four"), Upstream::saying("six"));
     let reserved = reserve();

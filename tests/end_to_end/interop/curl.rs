@@ -42,7 +42,7 @@ fn large_bodies_pass_both_ways_whole() {
 }
 
 #[test]
-fn an_upgrade_to_http_2_is_not_taken() {
+fn an_upgrade_to_http2_is_ignored() {
     let curl = needs!("curl");
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream));

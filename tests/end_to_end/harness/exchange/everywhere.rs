@@ -1,4 +1,4 @@
-//! A proxy that is asked the same in each version of HTTP.
+//! Sends the same request to a proxy in each version of HTTP.
 
 use std::{cell::RefCell, ops::Deref};
 
@@ -8,15 +8,15 @@ use crate::harness::{
     pki::{SelfSigned, TLS},
 };
 
-/// The proxy, and a client of each version. `main` speaks HTTP/1.1 and HTTP/2; `secure` is the same under TLS, and
-/// speaks HTTP/3.
+/// The proxy, and a client per version. `main` speaks HTTP/1.1 and HTTP/2; `secure` is the same with TLS, and speaks
+/// HTTP/3.
 pub struct Everywhere {
     speakers: RefCell<Vec<Box<dyn Speaker>>>,
     proxy: Proxy,
 }
 
 impl Everywhere {
-    /// Starts it with the listener `main` of this configuration.
+    /// Starts the proxy with the listener `main` of this configuration.
     pub fn start(config: Config) -> Everywhere {
         let pair = SelfSigned::new();
         let http3 = if cfg!(feature = "http3") { "http3: true" } else { "" };
@@ -31,7 +31,7 @@ impl Everywhere {
         Everywhere { speakers: RefCell::new(speakers), proxy }
     }
 
-    /// Sends a request in each version, and gives what comes of it to `look`, one after the other.
+    /// Sends a request in each version, one after the other, and passes each outcome to `look`.
     pub fn each(&self, request: &Request, mut look: impl FnMut(Version, Outcome)) {
         for speaker in self.speakers.borrow_mut().iter_mut() {
             let outcome = speaker.exchange(request);
@@ -39,7 +39,7 @@ impl Everywhere {
         }
     }
 
-    /// The status that a request gets, which must be the same in each version.
+    /// The status of a request, which must be the same in each version.
     #[track_caller]
     pub fn status(&self, request: &Request) -> u16 {
         let mut all = Vec::new();

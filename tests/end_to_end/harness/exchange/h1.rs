@@ -1,4 +1,4 @@
-//! The client that speaks HTTP/1.1: a connection for each message.
+//! The HTTP/1.1 client: one connection per message.
 
 use std::{
     io,
@@ -8,7 +8,6 @@ use std::{
 use super::super::{Message, Wire, frames::Fields};
 use super::{End, Outcome, Point, Request, Response, Speaker, Version};
 
-/// The client.
 pub struct SpeakerH1(SocketAddr);
 
 impl SpeakerH1 {
@@ -25,7 +24,7 @@ impl Speaker for SpeakerH1 {
     fn exchange_until(&mut self, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
         let mut wire = Wire::new(TcpStream::connect(self.0).expect("the proxy accepts connections"));
         let mut interim = Vec::new();
-        // A proxy that has had enough closes, which is seen when reading.
+        // If the proxy has stopped reading, it closes the connection, which is noticed when reading.
         let sent = send(&mut wire, request, &mut interim);
         if sent.is_ok() && request.half {
             wire.finish();
@@ -93,7 +92,7 @@ fn send(wire: &mut Wire, request: &Request, interim: &mut Vec<(u16, Fields)>) ->
     }
 }
 
-/// The response; the status, if it broke off after its head.
+/// Reads the response; the status, if it was truncated after its head.
 fn receive(
     wire: &mut Wire,
     method: &str,
@@ -110,7 +109,7 @@ fn receive(
     }
 }
 
-/// Fields as other versions spell them. The wire reads Latin-1, and the table is in UTF-8.
+/// Field names in lower case, as in other versions. The wire reads Latin-1, and the table is in UTF-8.
 pub fn lower(fields: Fields) -> Fields {
     let utf8 =
         |value: String| String::from_utf8_lossy(&value.chars().map(|c| c as u8).collect::<Vec<_>>()).into_owned();

@@ -1,4 +1,4 @@
-//! The client that speaks HTTP/2: one connection for many messages, another when that has ended.
+//! The HTTP/2 client: one connection for many messages, and a new one when it has ended.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,6 @@ use super::super::{
 };
 use super::{End, Outcome, PATIENCE, Point, Request, Speaker, Version, borrowed};
 
-/// The client.
 pub struct SpeakerH2 {
     address: SocketAddr,
     connection: Option<H2>,
@@ -70,7 +69,7 @@ impl Speaker for SpeakerH2 {
     }
 }
 
-/// Sends body and trailers, as far as they are wanted. None: the connection has ended.
+/// Sends body and trailers, as far as the peer accepts them. `None` if the connection has ended.
 fn send(h2: &mut H2, stream: u32, request: &Request) -> Option<()> {
     let pieces = request.body.iter().flatten().collect::<Vec<_>>();
     for (nth, piece) in pieces.iter().enumerate() {

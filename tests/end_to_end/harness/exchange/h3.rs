@@ -1,4 +1,4 @@
-//! The client that speaks HTTP/3: frames and QPACK by hand on quinn's streams.
+//! The HTTP/3 client: hand-written frames and QPACK on quinn's streams.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,6 @@ use super::super::{
 };
 use super::{End, Outcome, PATIENCE, Point, Request, Speaker, Version, borrowed};
 
-/// The client.
 pub struct SpeakerH3 {
     address: SocketAddr,
     certificate: CertificateDer<'static>,
@@ -22,7 +21,7 @@ pub struct SpeakerH3 {
 }
 
 impl SpeakerH3 {
-    /// To who has this certificate for `web.test`.
+    /// A client of a server with this certificate for `web.test`.
     pub fn new(address: SocketAddr, certificate: CertificateDer<'static>) -> SpeakerH3 {
         SpeakerH3 { address, certificate, connection: None }
     }
@@ -91,7 +90,7 @@ fn exchange(raw: &Raw, request: &Request, leave: &mut dyn FnMut()) -> Outcome {
     Outcome::of(received.blocks, received.body, end, &request.method)
 }
 
-/// What has come on a stream.
+/// The bytes received on a stream.
 #[derive(Default)]
 struct Received {
     bytes: Vec<u8>,
@@ -108,7 +107,7 @@ impl Received {
         raw.run(async { timeout(DEADLINE, read).await }).expect("an end in time");
     }
 
-    /// Reads on; false at the end.
+    /// Reads more; returns false at the end.
     async fn more(&mut self, recv: &mut RecvStream) -> bool {
         match recv.read_chunk(1 << 20, true).await {
             Ok(Some(chunk)) => self.bytes.extend_from_slice(&chunk.bytes),
@@ -135,7 +134,7 @@ impl Received {
     }
 }
 
-/// The first frame of what has come, if it is all there: its type, its payload, how long both are.
+/// The first frame, if it was received completely: its type, its payload, and the length of both.
 fn whole_frame(bytes: &[u8]) -> Option<(u64, &[u8], usize)> {
     let (kind, first) = varint(bytes)?;
     let (length, second) = varint(&bytes[first..])?;
@@ -144,14 +143,15 @@ fn whole_frame(bytes: &[u8]) -> Option<(u64, &[u8], usize)> {
     Some((kind, bytes.get(start..end)?, end))
 }
 
-/// A number (RFC 9000 section 16), and how many bytes it takes.
+/// A variable-length integer (RFC 9000 section 16), and the number of its bytes.
 fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let length = 1 << (bytes.first()? >> 6);
     let number = bytes.get(..length)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
     Some((number & (u64::MAX >> (66 - 8 * length)), length))
 }
 
-/// The fields of a section that uses no dynamic table (RFC 9204 section 4.5), as this client allows none.
+/// The fields of a section that does not use the dynamic table (RFC 9204 section 4.5), which this client does not
+/// allow.
 fn decoded(section: &[u8]) -> Fields {
     let mut at = &section[2..];
     let mut fields = Fields::new();
@@ -170,7 +170,7 @@ fn decoded(section: &[u8]) -> Fields {
     fields
 }
 
-/// A number after a prefix (RFC 7541 section 5.1).
+/// A prefixed integer (RFC 7541 section 5.1).
 fn number(at: &mut &[u8], prefix: u32) -> usize {
     let most = (1 << prefix) - 1;
     let mut byte = next(at);
@@ -184,7 +184,7 @@ fn number(at: &mut &[u8], prefix: u32) -> usize {
     number
 }
 
-/// A text, perhaps in Huffman's code: the bit before the prefix says so.
+/// A string literal, Huffman-coded if the bit before the prefix is set.
 fn text(at: &mut &[u8], prefix: u32) -> String {
     let huffman = at[0] & (1 << prefix) != 0;
     let length = number(at, prefix);
@@ -202,7 +202,7 @@ fn next(at: &mut &[u8]) -> u8 {
     *first
 }
 
-/// What the table asks for of the static table (RFC 9204 appendix A); other fields keep their number.
+/// The fields of the static table that the tests need (RFC 9204 appendix A); other fields keep their index.
 fn indexed(index: usize) -> (String, String) {
     let (name, value) = match index {
         4 => ("content-length", "0"),
