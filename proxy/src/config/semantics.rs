@@ -235,7 +235,7 @@ fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
             let message = format!("`{}` is not the name of a protocol", clip(name));
             problems.push(Diagnostic::error(node.span, message).help("write one such as `websocket`".to_owned()));
         } else if ["h2c", "h2", "http/2", "http/2.0"].iter().any(|http2| name.eq_ignore_ascii_case(http2)) {
-            let message = format!("`{name}` cannot be upgraded to: RFC 9113 removed this upgrade");
+            let message = format!("`{name}` cannot be upgraded to: RFC 9113 deprecates this upgrade");
             let help = "use `protocol: http`, which accepts HTTP/2 without TLS with prior knowledge";
             problems.push(Diagnostic::error(node.span, message).help(help.to_owned()));
         }
