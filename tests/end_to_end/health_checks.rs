@@ -92,7 +92,7 @@ fn panic_mode_uses_all_endpoints_when_too_many_are_unhealthy() {
     b.well.store(false, SeqCst);
     wait_for_health(&proxy, &[false, false, true]);
     assert_eq!(answering(&proxy), ["a", "b", "c"], "one of three is less");
-    proxy.wait_for_output("less than 50 % of the endpoints are healthy: all of them are used");
+    proxy.wait_for_output("less than 50 % of the endpoints are healthy: sending requests to all endpoints");
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl fmt::Display for FirstBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.as_slice();
         if bytes.is_empty() {
-            return f.write_str("no byte came");
+            return f.write_str("no bytes received");
         }
         f.write_str("first bytes")?;
         bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))?;
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn first_bytes_are_kept_across_reads() {
         let mut first = FirstBytes::default();
-        assert_eq!(first.to_string(), "no byte came");
+        assert_eq!(first.to_string(), "no bytes received");
         first.note(b"HT");
         first.note(b"");
         first.note(b"TP");

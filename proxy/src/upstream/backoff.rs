@@ -1,12 +1,11 @@
-//! How long to wait before a retry: exponential backoff with full jitter, so that requests that failed together do not
-//! come back together.
+//! Backoff before retries: exponential with full jitter, so that requests that failed together do not return together.
 
 use std::time::Duration;
 
-/// The longest wait is this many times the base.
+/// The longest wait as a multiple of the base.
 const CAP: u32 = 10;
 
-/// The waits of one request, one after the other.
+/// The successive waits of one request.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     base: Duration,
@@ -14,13 +13,13 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits that begin with at most `base`. With a `base` of zero there is no wait at all.
+    /// Creates a sequence whose first wait is at most `base`. A `base` of zero means no wait.
     pub fn new(base: Duration) -> Self {
         Backoff { base, ceiling: base }
     }
 
-    /// The wait before the next retry: for the nth, at random from 0 to the lesser of `base * 2^(n-1)` and `10 * base`,
-    /// both included. Time is counted in whole nanoseconds and at most `u64::MAX` of them (584 years).
+    /// Returns the wait before the next retry: for the nth, a random duration from 0 to the lesser of `base * 2^(n-1)`
+    /// and `10 * base`, both inclusive. Counted in whole nanoseconds, at most `u64::MAX` (584 years).
     pub fn next_wait(&mut self) -> Duration {
         let ceiling = u64::try_from(self.ceiling.as_nanos()).unwrap_or(u64::MAX);
         self.ceiling = self.ceiling.saturating_mul(2).min(self.base.saturating_mul(CAP));
@@ -33,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_wait_is_drawn_from_a_range_that_doubles_up_to_ten_times_the_base() {
+    fn waits_are_drawn_from_a_range_that_doubles_up_to_ten_times_the_base() {
         let base = Duration::from_millis(25);
         let mut longest = [Duration::ZERO; 7];
         for _ in 0..2000 {
@@ -50,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn extreme_bases_are_no_trouble() {
+    fn extreme_bases_do_not_overflow() {
         let mut none = Backoff::new(Duration::ZERO);
         assert_eq!((none.next_wait(), none.next_wait()), (Duration::ZERO, Duration::ZERO));
         let mut endless = Backoff::new(Duration::MAX);

@@ -1,5 +1,5 @@
-//! How one of a cluster's endpoints is chosen: without locks, without allocation, and with what depends on weights
-//! worked out when the configuration is loaded.
+//! Load balancing: chooses one of a cluster's endpoints without locks or allocation. Everything that depends on weights
+//! is computed when the configuration is loaded.
 
 use std::{
     net::IpAddr,
@@ -12,15 +12,16 @@ use std::{
 use super::cluster::{Endpoint, WeightedEndpoint};
 use crate::config::{model, units::Address};
 
-/// Longest round-robin sequence. Weights whose sum (reduced by their greatest common divisor) is more are scaled down
-/// to it, so shares are exact to about a 4096th. It is longer only if there are more endpoints.
+/// Maximum length of a round-robin sequence. If the sum of the weights (divided by their greatest common divisor) is
+/// larger, they are scaled down to it, so shares are exact to about 1/4096. It is exceeded only if there are more
+/// endpoints.
 const MAX_SEQUENCE: u64 = 4096;
 
-/// How many of round robin's turns are passed over for one request, and how often a draw is repeated, because the endpoints
-/// whose they are must not be used. Beyond, all endpoints are looked through.
+/// Maximum number of round-robin turns skipped for one request, and of repeated draws, because the chosen endpoints
+/// must not be used. After that, all endpoints are searched.
 const MAX_PASSED_OVER: usize = 16;
 
-/// Chooses among the endpoints that have a weight.
+/// A balancer over the endpoints with a non-zero weight.
 #[derive(Debug)]
 pub struct Balancer {
     targets: Box<[Candidate]>,
@@ -33,18 +34,18 @@ pub struct Balancer {
 struct Candidate {
     endpoint: Arc<Endpoint>,
     weight: u64,
-    /// Sum of the weights before this one: the target owns the draws from `start` to `start + weight`.
+    /// Sum of the weights before this one: the candidate owns the draws from `start` to `start + weight`.
     start: u64,
-    /// Of the address, the same in every process, so that several proxies agree on where a key goes.
+    /// Hash of the address. The same in every process, so that several proxies map a key to the same endpoint.
     hash: u64,
 }
 
-/// What must not be chosen.
+/// Endpoints that must not be chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Excluded<'a> {
-    /// Endpoints that the request has been to: chosen only if there is no other.
+    /// Endpoints that the request has already tried: chosen only if there is no other.
     pub tried: &'a [Arc<Endpoint>],
-    /// Whether endpoints that are not healthy are left out.
+    /// Whether to exclude unhealthy endpoints.
     pub unhealthy: bool,
 }
 
@@ -56,18 +57,18 @@ impl Excluded<'_> {
 
 #[derive(Debug)]
 enum Policy {
-    /// Indices of targets, in the order of smooth weighted round robin.
+    /// Indices of candidates, in the order of smooth weighted round robin.
     RoundRobin(Box<[u32]>),
     LeastRequest,
     Random,
-    /// Rendezvous; with equal weights the logarithm in a target's score can be left out.
+    /// Rendezvous hashing; with equal weights the logarithm in the score is unnecessary.
     Hash {
         equal_weights: bool,
     },
 }
 
 impl Balancer {
-    /// A balancer over those of `members` whose weight is not 0.
+    /// Creates a balancer over the `members` whose weight is not 0.
     pub fn new(kind: model::Balancer, members: &[WeightedEndpoint]) -> Self {
         let mut total = 0;
         let mut targets = Vec::new();
@@ -88,8 +89,9 @@ impl Balancer {
         Balancer { targets: targets.into(), total, policy }
     }
 
-    /// An endpoint for a request; `None` if none has a weight, or all are unhealthy and that counts. `cursor` is the cluster's
-    /// place in the round-robin sequence, `hash` the request's key (used by [`model::Balancer::Hash`] only).
+    /// Picks an endpoint for a request; `None` if no endpoint has a weight, or all are unhealthy and that counts.
+    /// `cursor` is the cluster's position in the round-robin sequence, `hash` the request's key (used by
+    /// [`model::Balancer::Hash`] only).
     pub fn pick(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Excluded<'_>) -> Option<&Arc<Endpoint>> {
         if self.targets.is_empty() {
             return None;
@@ -101,7 +103,7 @@ impl Balancer {
         Some(&self.targets[index?].endpoint)
     }
 
-    /// The same, but never one that the request has been to.
+    /// Picks an endpoint, but never one that the request has already tried.
     pub fn pick_another(&self, cursor: &AtomicU64, hash: Option<u64>, avoid: Excluded<'_>) -> Option<&Arc<Endpoint>> {
         if self.targets.is_empty() {
             return None;
@@ -127,14 +129,16 @@ impl Balancer {
         let step = || (cursor.fetch_add(1, Relaxed) % sequence.len() as u64) as usize;
         let mut at = step();
         if avoid.unhealthy {
-            // Their turns are dropped, so that the others share them out among all and not whoever comes next gets them.
+            // Skip the turns of unhealthy endpoints: that spreads their share over all others instead of the next in
+            // line.
             let mut passed_over = 0;
             while passed_over < MAX_PASSED_OVER && !self.targets[sequence[at] as usize].endpoint.is_healthy() {
                 at = step();
                 passed_over += 1;
             }
         }
-        // Only this request steps on: a step of the cursor for each one that it has tried would bend the others' shares.
+        // Search from here for this request only: advancing the cursor for each endpoint it has tried would distort the
+        // other shares.
         let from_here = sequence[at..].iter().chain(&sequence[..at]).map(|i| *i as usize);
         from_here.into_iter().find(|i| !self.is_avoided(*i, avoid))
     }
@@ -146,7 +150,7 @@ impl Balancer {
                 continue;
             }
             // A number in (0, 1) that is random but fixed for the pair. With u uniform, -ln(u)/weight is exponentially
-            // distributed, and the smallest of several such is each one's with a chance in proportion to its weight.
+            // distributed, and the probability of being the smallest of several is proportional to the weight.
             let u = ((mix(key ^ target.hash) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
             let score = if equal_weights { -u } else { -u.ln() / target.weight as f64 };
             if best.is_none_or(|(least, _)| score < least) {
@@ -156,8 +160,8 @@ impl Balancer {
         best.map(|(_, i)| i)
     }
 
-    /// Of two different ones, drawn by weight, the one with fewer requests under way for its weight. On a tie the
-    /// first, so that an idle cluster's requests are shared out by weight too.
+    /// Draws two different candidates by weight and picks the one with fewer active requests relative to its weight. A
+    /// tie goes to the first, so that an idle cluster's requests are also distributed by weight.
     fn less_busy_of_two(&self, avoid: &Excluded<'_>) -> Option<usize> {
         let first = self.draw_but(avoid, None)?;
         let second = if avoid.is_nothing() { self.draw_other(first) } else { self.draw_but(avoid, Some(first)) };
@@ -168,20 +172,20 @@ impl Balancer {
         Some(if first_is_less_busy { first } else { second })
     }
 
-    /// One by weight that is neither avoided nor `other`.
+    /// Draws by weight a candidate that is neither excluded nor `other`.
     fn draw_but(&self, avoid: &Excluded<'_>, other: Option<usize>) -> Option<usize> {
         let allowed = |i: &usize| Some(*i) != other && !self.is_avoided(*i, avoid);
-        // Most are, most of the time.
+        // Usually most candidates are allowed.
         let drawn = (0..MAX_PASSED_OVER).map(|_| self.draw()).find(allowed);
         drawn.or_else(|| self.draw_among(|i| allowed(&i)))
     }
 
-    /// One by weight.
+    /// Draws a candidate by weight.
     fn draw(&self) -> usize {
         self.owner(fastrand::u64(..self.total))
     }
 
-    /// Another one than `first`, by weight.
+    /// Draws a candidate other than `first` by weight.
     fn draw_other(&self, first: usize) -> Option<usize> {
         let Candidate { weight, start, .. } = self.targets[first];
         if self.total == weight {
@@ -191,7 +195,7 @@ impl Balancer {
         Some(self.owner(if draw >= start { draw + weight } else { draw }))
     }
 
-    /// One by weight of those that `allowed` allows. Linear.
+    /// Draws by weight among the candidates that `allowed` accepts. Linear in the number of candidates.
     fn draw_among(&self, allowed: impl Fn(usize) -> bool) -> Option<usize> {
         let candidates = || (0..self.targets.len()).filter(|i| allowed(*i));
         let total: u64 = candidates().map(|i| self.targets[i].weight).sum();
@@ -202,7 +206,7 @@ impl Balancer {
             left = left.saturating_sub(weight);
             found
         });
-        // One may have become unhealthy since the weights were added up.
+        // A candidate may have become unhealthy since the weights were added up.
         found.or_else(|| candidates().next_back())
     }
 
@@ -211,8 +215,8 @@ impl Balancer {
     }
 }
 
-/// nginx's smooth weighted round robin, written out: at each step every target gains its weight, the one with the most
-/// is next and loses the sum of all. Weights 5, 1, 1 give `a a b a c a a`, not `a a a a a b c`.
+/// Computes nginx's smooth weighted round robin as a sequence: at each step every candidate gains its weight; the one
+/// with the most is next and loses the sum of all weights. Weights 5, 1, 1 give `a a b a c a a`, not `a a a a a b c`.
 fn smooth_sequence(targets: &[Candidate]) -> Box<[u32]> {
     let divisor = targets.iter().fold(0, |a, target| gcd(a, target.weight)).max(1);
     let mut weights: Vec<i64> = targets.iter().map(|target| (target.weight / divisor) as i64).collect();
@@ -242,7 +246,7 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The finisher of splitmix64: each bit of the input flips each bit of the output with a chance of a half.
+/// The finisher of splitmix64: each bit of the input flips each bit of the output with probability 1/2.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

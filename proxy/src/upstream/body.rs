@@ -1,4 +1,4 @@
-//! What follows the head of an upstream's response.
+//! The body of an upstream's response.
 
 use std::{
     io,
@@ -21,11 +21,10 @@ use crate::{
     net::{Transport, pass_writes},
 };
 
-/// The connection to an upstream that speaks another protocol from now on, as soon as the version of HTTP that it has spoken
-/// until now is out of the way.
+/// A future of the connection to an upstream that has switched to another protocol. Ready once HTTP is finished on it.
 pub type Upgrading = Pin<Box<dyn Future<Output = io::Result<Box<dyn Transport>>>>>;
 
-/// A stream together with something that must live as long.
+/// A stream together with a guard that must live as long.
 pub(super) struct WithGuard<T, K> {
     stream: T,
     _keeps: K,
@@ -55,41 +54,43 @@ impl<T: Transport, K: Unpin> Transport for WithGuard<T, K> {
     }
 }
 
-/// Why a response's body ended early.
+/// The reason why a response's body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamBodyError {
-    /// An HTTP/2 stream was reset, or its connection has ended.
+    /// An HTTP/2 stream was reset, or its connection ended.
     #[error("the stream ended early")]
     Http2(#[from] h2::Error),
-    /// The connection has ended or failed in the middle of it.
+    /// The connection ended or failed within the body.
     #[error("the connection ended before the body did")]
     Connection(#[source] io::Error),
-    /// It is not framed as it should be.
+    /// The body's framing is invalid.
     #[error("the body's framing is broken")]
     Framing(#[source] h1::Violation),
-    /// It, or its trailers, break HTTP/2. Whoever gets it is told nothing of that code.
+    /// The body or its trailers violate HTTP/2. The error code is not forwarded to the client.
     #[error("the response is malformed")]
     Malformed(h2::Error),
-    /// Its trailers are longer than those of any response may be.
+    /// The trailers exceed the limit on response heads.
     #[error("the response's trailers are longer than {0} bytes")]
     TooLong(usize),
-    /// The upstream has ended the stream in the middle of it and called it no error, or the request's own body has failed.
+    /// The upstream ended the stream within the body without reporting an error, or sending the request's own body
+    /// failed.
     #[error("the stream was reset before its end")]
     Cut,
 }
 
-/// What lives as long as a response's stream, and is told how that has ended. If it is told nothing, the stream is reset.
+/// A guard that lives as long as a response's stream and is notified of how that ended. Without a notification, the
+/// stream is reset.
 pub(super) trait BodyGuard: 'static {
-    /// The response is here to its end.
+    /// The response was received completely.
     fn ended(&self);
-    /// The upstream has ended it before.
+    /// The upstream ended the response early.
     fn broken(&self);
 }
 
-/// A body over HTTP/1.1.
+/// A body received over HTTP/1.1.
 pub(super) struct H1Body {
     pub(super) decoder: Decoder,
-    /// The connection; gone when the end was reached.
+    /// The connection; `None` once the end was reached.
     pub(super) link: Option<Rc<dyn ConnectionGuard>>,
 }
 
@@ -113,7 +114,7 @@ impl H1Body {
         }))
     }
 
-    /// Whoever knows where a body ends does not read on past it.
+    /// Releases the connection at the end of the body. A caller that knows where the body ends does not read past it.
     fn finish_at_end(&mut self) {
         if self.decoder.is_done()
             && let Some(link) = self.link.take()
@@ -123,24 +124,24 @@ impl H1Body {
     }
 }
 
-/// The body of a response. What carries it is given back at its end; dropped before, an HTTP/1.1 connection is closed, and an
-/// HTTP/2 stream is reset.
+/// The body of a response. At its end, the connection or stream is returned to the pool. If it is dropped earlier, an
+/// HTTP/1.1 connection is closed and an HTTP/2 stream is reset.
 pub struct PooledBody(BodyKind);
 
 enum BodyKind {
     /// Over HTTP/1.1.
     Link(H1Body),
-    /// Over HTTP/2; the place among the connection's streams is held until this is dropped.
+    /// Over HTTP/2; occupies one of the connection's streams until it is dropped.
     Stream {
         incoming: IncomingBody,
-        /// Whether the response was ended, and with what.
+        /// Whether the upstream has ended the response, and how.
         ended: Ended,
-        /// Bytes that trailers may have.
+        /// Maximum size of trailers in bytes.
         max_head: usize,
-        /// What ends with the stream.
+        /// The guard that is dropped with the stream.
         keeps: Box<dyn BodyGuard>,
     },
-    /// There is none: the protocol is switched.
+    /// No body, because the protocol was switched.
     Switching(Option<Upgrading>),
 }
 
@@ -150,7 +151,7 @@ impl PooledBody {
         PooledBody(BodyKind::Link(body))
     }
 
-    /// Trailers may have `max_head` bytes. `keeps` is dropped with the stream.
+    /// Wraps an HTTP/2 stream with trailers of at most `max_head` bytes. `keeps` is dropped with the stream.
     pub(super) fn of_stream(incoming: IncomingBody, ended: Ended, max_head: usize, keeps: Box<dyn BodyGuard>) -> Self {
         PooledBody(BodyKind::Stream { incoming, ended, max_head, keeps })
     }
@@ -159,7 +160,7 @@ impl PooledBody {
         PooledBody(BodyKind::Switching(Some(upstream)))
     }
 
-    /// The connection, if the response has switched protocols.
+    /// Takes the connection if the response switched protocols.
     pub fn take_switching(&mut self) -> Option<Upgrading> {
         match &mut self.0 {
             BodyKind::Switching(upstream) => upstream.take(),
@@ -168,7 +169,7 @@ impl PooledBody {
     }
 }
 
-/// Whether it is this side that has found it wrong.
+/// Returns whether this side found the stream malformed.
 fn is_malformed(error: &h2::Error) -> bool {
     error.reason() == Some(h2::Reason::PROTOCOL_ERROR) && !error.is_remote()
 }
@@ -189,8 +190,8 @@ impl Body for PooledBody {
                     keeps.broken();
                 }
                 let frame = match frame {
-                    // A reset without an error may follow an early answer that was whole (RFC 9113 section 8.1), but servers and
-                    // proxies also end broken ones in this way.
+                    // A reset with NO_ERROR may follow an early response that was complete (RFC 9113 section 8.1), but
+                    // servers and proxies also use it to end incomplete ones.
                     Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
                         (!ended.get()).then_some(Err(UpstreamBodyError::Cut))
                     }

@@ -1,5 +1,5 @@
-//! The retry budget: a bound on retries under way as a share of the requests under way. Without it, a cluster that
-//! fails under load is sent its load several times over.
+//! The retry budget: limits concurrent retries to a share of the active requests. Without it, a cluster that fails
+//! under load would receive a multiple of its load.
 
 use std::sync::{
     Arc,
@@ -8,7 +8,7 @@ use std::sync::{
 
 use crate::config::model;
 
-/// How many retries a cluster may have under way, over all workers.
+/// The limit on concurrent retries of a cluster, over all workers.
 #[derive(Debug, Clone)]
 pub struct RetryBudget {
     share: f64,
@@ -17,23 +17,23 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// A budget by its configuration. The retries under way of `previous` go on counting.
+    /// Creates a budget from its configuration. Retries in progress under `previous` still count.
     pub fn new(config: &model::RetryBudget, previous: Option<&RetryBudget>) -> Self {
         RetryBudget {
-            // A percentage that is no number, or less than none, buys nothing.
+            // A percentage that is negative or not a number allows nothing.
             share: (config.percent / 100.0).max(0.0),
             min_concurrent: config.min_concurrent.into(),
             under_way: previous.map(|p| Arc::clone(&p.under_way)).unwrap_or_default(),
         }
     }
 
-    /// A place for one retry, given back when the guard is dropped; `None` if the budget is spent. `active` is the
-    /// number of requests under way, of which a share (rounded down) may be retries; `min_concurrent` retries are
-    /// always allowed.
+    /// Acquires a permit for one retry, released when the guard is dropped; `None` if the budget is exhausted. `active`
+    /// is the number of in-flight requests, of which a share (rounded down) may be retries; `min_concurrent` retries
+    /// are always allowed.
     pub fn try_acquire(&self, active: u64) -> Option<RetryGuard> {
         let allowed = ((active as f64 * self.share) as u64).max(self.min_concurrent);
-        // Add first and take back: one atomic operation in the usual case. At the bound, one that is about to be
-        // refused may for a moment cost another one its place, which errs on the safe side.
+        // Add first, then undo: one atomic operation in the usual case. At the limit, a retry about to be refused may
+        // briefly take the permit of another, which errs on the safe side.
         if self.under_way.fetch_add(1, Relaxed) >= allowed {
             self.under_way.fetch_sub(1, Relaxed);
             return None;
@@ -41,15 +41,15 @@ impl RetryBudget {
         Some(RetryGuard(Arc::clone(&self.under_way)))
     }
 
-    /// Retries under way.
+    /// Returns the number of retries in progress.
     pub fn under_way(&self) -> u64 {
         self.under_way.load(Relaxed)
     }
 }
 
-/// A retry's place in its cluster's budget.
+/// A retry's permit in its cluster's budget.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "dropping this releases the permit"]
 pub struct RetryGuard(Arc<AtomicU64>);
 
 impl Drop for RetryGuard {
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_active_requests_may_be_retries() {
+    fn share_of_the_active_requests_may_be_retries() {
         let budget = budget(20.0, 3);
         let held: Vec<_> = std::iter::from_fn(|| budget.try_acquire(50)).take(100).collect();
         assert_eq!(held.len(), 10);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_minimum_is_always_allowed() {
+    fn minimum_is_always_allowed() {
         let budget = budget(20.0, 3);
         let held: Vec<_> = std::iter::from_fn(|| budget.try_acquire(1)).take(100).collect();
         assert_eq!(held.len(), 3);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_keeps_what_is_under_way() {
+    fn reload_keeps_retries_in_progress() {
         let old = budget(0.0, 1);
         let guard = old.try_acquire(1);
         let new = RetryBudget::new(&model::RetryBudget { percent: 0.0, min_concurrent: 1 }, Some(&old));

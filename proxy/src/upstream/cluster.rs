@@ -1,4 +1,5 @@
-//! A cluster as one configuration snapshot sees it, and what it counts, which outlives the snapshot.
+//! A cluster as one configuration snapshot defines it, with its limits (circuit breaking), and its statistics, which
+//! outlive the snapshot.
 
 use std::{
     collections::HashMap,
@@ -25,84 +26,84 @@ use crate::{
     tls::ClientTls,
 };
 
-/// A group of endpoints that serve the same thing, as configured. Read by all workers, changed by none.
+/// A group of equivalent endpoints, as configured. Read by all workers and immutable.
 #[derive(Debug)]
 pub struct Cluster {
-    /// What routes call it.
+    /// The name that routes use.
     pub name: Box<str>,
-    /// How long connecting may take; `None` for no bound but the system's.
+    /// Time limit for connecting; `None`: only the system's limit.
     pub connect_timeout: Option<Duration>,
-    /// From the last byte of a request to the head of its response, retries included; `None` for no bound.
+    /// Time from the last byte of a request to the head of its response, retries included; `None`: unlimited.
     pub response_head_timeout: Option<Duration>,
-    /// From the last byte of a request to the last of its response, retries included; `None` for no bound.
+    /// Time from the last byte of a request to the last byte of its response, retries included; `None`: unlimited.
     pub request_timeout: Option<Duration>,
-    /// The longest time that a gRPC client may set itself; `None` for no bound.
+    /// The longest timeout that a gRPC client may set; `None`: unlimited.
     pub max_grpc_timeout: Option<Duration>,
-    /// What is spoken to its endpoints.
+    /// The protocol used with its endpoints.
     pub protocol: model::ClusterProtocol,
-    /// The header that connections to them begin with.
+    /// The PROXY protocol header sent on its connections, if any.
     pub proxy_protocol: Option<model::ProxyProtocolVersion>,
-    /// How HTTP/2 is spoken to them.
+    /// HTTP/2 settings for its endpoints.
     pub http2: model::Http2,
-    /// TLS to its endpoints; none: they are spoken to in the clear. The same over snapshots as long as nothing about it has
-    /// changed, so that pools can compare.
+    /// TLS to its endpoints; `None`: plain text. The same `Arc` across snapshots as long as its settings are unchanged,
+    /// so that pools can compare.
     pub tls: Option<Arc<ClientTls>>,
-    /// Bounds on what it may use.
+    /// Limits on its resources (circuit breaking).
     pub limits: Limits,
     /// Its endpoints, each address once, with their weights in this snapshot.
     pub members: Box<[WeightedEndpoint]>,
-    /// The health of its endpoints is checked.
+    /// Whether its endpoints have health checks.
     checked: bool,
     balancer: Balancer,
     retry_budget: RetryBudget,
     stats: Arc<ClusterStats>,
-    /// Counts the reloads that this cluster has lived through, so that pools can tell the newer of two snapshots.
+    /// Number of reloads that this cluster has survived, so that pools can tell the newer of two snapshots.
     generation: u64,
 }
 
-/// An endpoint and its weight in one snapshot. 0: it gets no requests.
+/// An endpoint and its weight in one snapshot. 0: it receives no requests.
 #[derive(Debug, Clone)]
 pub struct WeightedEndpoint {
     /// The endpoint, shared with other snapshots of this cluster.
     pub endpoint: Arc<Endpoint>,
-    /// Its share of the requests, against the others' weights.
+    /// Its share of the requests, relative to the other weights.
     pub weight: u32,
 }
 
-/// Bounds of a cluster, over all workers.
+/// Limits of a cluster over all workers (circuit breaking).
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at one time. A worker without one may always open one.
+    /// Maximum concurrent connections. A worker without one may always open one.
     pub connections: u64,
-    /// Requests that wait for a connection.
+    /// Maximum requests waiting for a connection.
     pub pending: u64,
-    /// Requests under way.
+    /// Maximum in-flight requests.
     pub requests: u64,
-    /// Streams at one time on a connection, as configured.
+    /// Maximum concurrent streams per connection, as configured.
     streams: u64,
-    /// Of the places for requests that connections, streams and `requests` come to, those that unfinished uploads and tunnels may
-    /// hold, and those of one client, in percent.
+    /// The shares, in percent, of the request capacity (from connections, streams and `requests`) that unfinished
+    /// uploads and tunnels may hold: in total, and per client.
     percent: (u32, u32),
-    /// How many requests may wait for a connection for an unfinished upload to wait, too.
+    /// Maximum requests waiting for a connection at which an unfinished upload may still join the queue.
     pub pending_uploads: u64,
-    /// An idle connection is closed after this; `None`: never.
+    /// Idle connections are closed after this time; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Requests on one connection before it is closed; 0: no bound.
+    /// Requests on one connection before it is closed; 0: unlimited.
     pub requests_per_connection: u32,
 }
 
-/// What clients may hold of a cluster.
+/// Amounts that clients may hold of a cluster.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClientShare {
     /// Requests.
     pub(super) requests: u64,
     /// Connections.
     pub(super) connections: u64,
-    /// Streams that each connection has.
+    /// Streams per connection.
     pub(super) streams: u64,
 }
 
-/// One address that serves a cluster, with what is under way there. The same for all workers and over reloads.
+/// One address that serves a cluster, with its statistics. Shared by all workers and kept across reloads.
 #[derive(Debug)]
 pub struct Endpoint {
     /// Its address.
@@ -112,47 +113,48 @@ pub struct Endpoint {
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connect_failures: AtomicU64,
-    /// Streams at one time on an HTTP/2 connection, as it has last allowed them; more than a `u32` if it has not yet.
+    /// Concurrent streams per HTTP/2 connection that the endpoint last allowed; more than a `u32` if unknown yet.
     streams: AtomicU64,
-    /// What its health checks have found; true without any.
+    /// The result of its health checks; true without any.
     pub(super) healthy: AtomicBool,
-    /// Why the last check failed; none if it did not.
+    /// The error of the last health check; empty if it succeeded.
     pub(super) check_error: ArcSwapOption<String>,
-    /// What it failed with last, however long ago.
+    /// The last error, however long ago.
     last_error: ArcSwapOption<LastError>,
-    /// Of each kind of failure, when it was logged.
+    /// Rate limits of the log, per kind of failure.
     warned: [LogLimiter; FailureCategory::COUNT],
 }
 
-/// What an endpoint has failed with.
+/// The last failure of an endpoint.
 #[derive(Debug)]
 pub struct LastError {
-    /// When.
+    /// The time of the failure.
     pub at: SystemTime,
     /// The kind of failure.
     pub trouble: FailureCategory,
-    /// What was wrong.
+    /// The error text.
     pub text: Box<str>,
 }
 
-/// What a cluster counts. Totals grow from the process's start; gauges say how it is now. All are read without order
-/// among each other (relaxed): they are for people and for limits, and guard no other data.
+/// The statistics of a cluster. Totals count from the start of the process; gauges show the current state. They are
+/// read without ordering among each other (relaxed): they serve people and limits, and guard no other data.
 #[derive(Debug, Default)]
 pub struct ClusterStats {
     pub(super) id: u64,
-    /// Round robin's place in its sequence. Here rather than in [`Cluster`], whose cache lines stay unwritten that way.
+    /// The position in the round-robin sequence. Here rather than in [`Cluster`], so that the cluster's cache lines are
+    /// never written.
     cursor: AtomicU64,
-    /// Some endpoints are unhealthy, and enough are healthy to do without those.
+    /// Whether unhealthy endpoints are excluded: some are unhealthy, and enough are healthy.
     leaves_unhealthy_out: AtomicBool,
-    /// Total: requests that were let in by [`Cluster::try_request`].
+    /// Total: requests admitted by [`Cluster::try_request`].
     pub requests: AtomicU64,
-    /// Gauge: requests under way.
+    /// Gauge: in-flight requests.
     pub active: AtomicU64,
-    /// Total: requests refused because too many were under way.
+    /// Total: requests refused at the limit of in-flight requests.
     pub request_overflows: AtomicU64,
     /// Total: connections opened.
     pub connects: AtomicU64,
-    /// Total: connections that could not be opened, timeouts included.
+    /// Total: failures to connect, timeouts included.
     pub connect_failures: AtomicU64,
     /// Total: of those, timeouts.
     pub connect_timeouts: AtomicU64,
@@ -160,34 +162,34 @@ pub struct ClusterStats {
     pub connections: AtomicU64,
     /// Gauge: connections without a request.
     pub idle: AtomicU64,
-    /// Gauge: requests that wait for a connection.
+    /// Gauge: requests waiting for a connection.
     pub pending: AtomicU64,
-    /// Gauge: of these, requests that wait behind the others.
+    /// Gauge: of these, requests that wait behind others.
     pub(super) pending_behind: AtomicU64,
-    /// Gauge: of these again, requests of clients that are over their shares.
+    /// Gauge: of these again, requests of clients over their shares.
     pub(super) pending_over: AtomicU64,
-    /// Total: requests refused because too many waited for a connection.
+    /// Total: requests refused because too many were waiting for a connection.
     pub pending_overflows: AtomicU64,
     /// Gauge: unfinished uploads and tunnels that have a connection or wait for one.
     pub uploads: AtomicU64,
-    /// Total: uploads and tunnels refused because too many were under way, of their client or in all.
+    /// Total: uploads and tunnels refused at the limit, of their client or in total.
     pub upload_overflows: AtomicU64,
-    /// Gauge: responses that were found waiting for their clients when a request last found no place.
+    /// Gauge: responses found waiting for slow clients when a request last found no capacity.
     pub downloads: AtomicU64,
-    /// Total: of these, responses that were ended for others.
+    /// Total: of these, responses evicted for other requests.
     pub downloads_evicted: AtomicU64,
-    /// What clients hold by unfinished uploads, tunnels, and responses that wait for them.
+    /// What clients hold through unfinished uploads, tunnels, and responses that wait for them.
     pub(super) shares: ClientShares,
-    /// Total: retries that the budget allowed.
+    /// Total: retries allowed by the budget.
     pub retries: AtomicU64,
-    /// Total: retries that it did not.
+    /// Total: retries refused by the budget.
     pub retry_overflows: AtomicU64,
-    /// When it was logged that a filter's call could not be sent.
+    /// Rate limit of the log on filters' calls that could not be sent.
     warned_unsent: LogLimiter,
 }
 
 impl ClusterStats {
-    /// Whether requests wait that go before those which wait behind others, on whichever worker.
+    /// Returns whether any worker has waiting requests that take precedence over those that wait behind others.
     pub(super) fn whole_wait(&self) -> bool {
         self.pending.load(Relaxed) > self.pending_behind.load(Relaxed)
     }
@@ -196,7 +198,7 @@ impl ClusterStats {
 impl Limits {
     fn new(config: &model::Cluster) -> Limits {
         let model::ClusterLimits { connections, pending, requests, uploads, uploads_per_client, .. } = config.limits;
-        // Whether an endpoint chooses HTTP/2 is not known here.
+        // Whether an endpoint will choose HTTP/2 is not known here.
         let streams =
             if config.protocol == model::ClusterProtocol::H2 { config.http2.max_concurrent_streams } else { 1 };
         Limits {
@@ -212,25 +214,26 @@ impl Limits {
     }
 }
 
-/// A part of something. What is left to the others is rounded down, so that some part is always there.
+/// Returns a percentage of `whole`. The remainder is rounded down, so that a positive percentage never yields zero.
 fn part(whole: u64, percent: u32) -> u64 {
     whole - whole * u64::from(100 - percent.min(100)) / 100
 }
 
-/// Names for endpoints, clusters and pools that are never used twice, unlike addresses in memory.
+/// Returns an id for an endpoint, cluster or pool that, unlike an address in memory, is never reused.
 pub(super) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Relaxed)
 }
 
 impl Cluster {
-    /// A cluster by its configuration. With the same cluster of the `previous` snapshot, all counts and the state of
-    /// endpoints with the same address carry over. An address that is listed twice is one endpoint with both weights.
+    /// Creates a cluster from its configuration. All statistics of the same cluster in the `previous` snapshot carry
+    /// over, as does the state of endpoints with the same address. An address that is listed twice becomes one endpoint
+    /// with both weights.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
         Cluster::with_tls(config, previous, None)
     }
 
-    /// The same, with what the `tls` section of its configuration has become.
+    /// Creates a cluster with the TLS settings built from its `tls` section.
     pub fn with_tls(
         config: &model::Cluster,
         previous: Option<&Arc<Cluster>>,
@@ -252,7 +255,7 @@ impl Cluster {
             }
         }
         let stats = previous.map_or_else(
-            // A start at random: proxies that are started together must not send their first requests to the same
+            // Start at a random position, so that proxies started together do not send their first requests to the same
             // endpoint.
             || {
                 Arc::new(ClusterStats {
@@ -283,7 +286,7 @@ impl Cluster {
         })
     }
 
-    /// Whether connections to this and to another snapshot of it are opened in the same way.
+    /// Returns whether this and another snapshot of the cluster open connections in the same way.
     pub(super) fn is_reached_like(&self, other: &Cluster) -> bool {
         let same_tls = match (&self.tls, &other.tls) {
             (None, None) => true,
@@ -296,12 +299,12 @@ impl Cluster {
             && self.proxy_protocol == other.proxy_protocol
     }
 
-    /// What it counts.
+    /// Returns the statistics.
     pub fn stats(&self) -> &Arc<ClusterStats> {
         &self.stats
     }
 
-    /// How many retries it may have under way.
+    /// Returns the retry budget.
     pub fn retry_budget(&self) -> &RetryBudget {
         &self.retry_budget
     }
@@ -310,33 +313,34 @@ impl Cluster {
         self.generation
     }
 
-    /// An endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless that is so of so many
-    /// that it is not believed). `hash` is the request's key, which the `hash` balancer goes by. Endpoints that the request
-    /// has `tried` are chosen only if there is no other.
+    /// Picks an endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless so few are
+    /// healthy that the panic threshold applies). `hash` is the request's key, used by the `hash` balancer. Endpoints
+    /// that the request has `tried` are chosen only if there is no other.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
         self.balancer.pick(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
     }
 
-    /// The same, but never one that the request has `tried`.
+    /// Picks an endpoint, but never one that the request has `tried`.
     pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let unhealthy = self.checked && self.stats.leaves_unhealthy_out.load(Relaxed);
         self.balancer.pick_another(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
     }
 
-    /// Whether the health of its endpoints is checked.
+    /// Returns whether its endpoints have health checks.
     pub fn is_checked(&self) -> bool {
         self.checked
     }
 
-    /// How many of the endpoints that have a weight are healthy, and how many there are.
+    /// Returns the number of healthy endpoints with a weight, and the number of all with a weight.
     pub fn health(&self) -> (usize, usize) {
         let weighted = || self.members.iter().filter(|member| member.weight > 0);
         (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
     }
 
-    /// Decides whether unhealthy endpoints are left out, now that the health of one has changed: unless less than
-    /// `panic_threshold` percent are healthy. For the control thread, so that it costs requests nothing.
+    /// Decides whether to exclude unhealthy endpoints after the health of one has changed: they are excluded unless
+    /// less than `panic_threshold` percent are healthy. Called on the control thread, so that requests do not pay for
+    /// it.
     pub(super) fn set_health(&self, panic_threshold: u32) -> EndpointSelection {
         let (healthy, all) = self.health();
         let selection = match healthy {
@@ -348,7 +352,7 @@ impl Cluster {
         selection
     }
 
-    /// Whether requests to it may be streams of HTTP/2: with `auto`, an endpoint may choose that by ALPN.
+    /// Returns whether requests may use HTTP/2: with `auto`, an endpoint may choose it by ALPN.
     pub fn may_speak_h2(&self) -> bool {
         match self.protocol {
             model::ClusterProtocol::H1 => false,
@@ -357,10 +361,10 @@ impl Cluster {
         }
     }
 
-    /// A place for one request (not for each of its tries), given back when the guard is dropped. `None` if
-    /// `limits.requests` are under way.
+    /// Acquires a permit for one request (not per attempt), released when the guard is dropped. `None` if
+    /// `limits.requests` are in flight.
     pub fn try_request(self: &Arc<Self>) -> Option<RequestGuard> {
-        // Add first and take back, as in `RetryBudget::try_acquire`.
+        // Add first, then undo, as in `RetryBudget::try_acquire`.
         if self.stats.active.fetch_add(1, Relaxed) >= self.limits.requests {
             self.stats.active.fetch_sub(1, Relaxed);
             self.stats.request_overflows.fetch_add(1, Relaxed);
@@ -370,26 +374,27 @@ impl Cluster {
         Some(RequestGuard(Arc::clone(self)))
     }
 
-    /// The same when `limits.requests` are under way, of which one is about to end for this one.
+    /// Acquires a permit although `limits.requests` are in flight, because one of those is about to end in favour of
+    /// this one.
     pub fn replace_request(self: &Arc<Self>) -> RequestGuard {
         self.stats.active.fetch_add(1, Relaxed);
         self.stats.requests.fetch_add(1, Relaxed);
         RequestGuard(Arc::clone(self))
     }
 
-    /// Streams that each connection has: as many as are configured, or as the endpoint allows that allows fewest.
+    /// Returns the streams per connection: the configured number, or the lowest that any endpoint allows.
     fn streams(&self) -> u64 {
         let used = self.members.iter().filter(|member| member.weight > 0);
         let allowed = used.filter_map(|member| member.endpoint.streams()).map(u64::from);
         allowed.fold(self.limits.streams, u64::min).max(1)
     }
 
-    /// Places for requests, at most.
+    /// Returns the request capacity.
     fn places(&self) -> u64 {
         self.limits.requests.min(self.limits.connections * self.streams())
     }
 
-    /// How much all clients together, and each of them, may hold by unfinished uploads and tunnels.
+    /// Returns how much all clients together, and each client, may hold through unfinished uploads and tunnels.
     pub(super) fn upload_shares(&self) -> (ClientShare, ClientShare) {
         let (places, streams) = (self.places(), self.streams());
         let share = |percent| ClientShare {
@@ -401,8 +406,8 @@ impl Cluster {
         (share(all), share(each))
     }
 
-    /// How much all clients together, and each of them, may hold by responses that wait for them, while there is no place for others:
-    /// a part of the places that are taken.
+    /// Returns how many responses waiting for them all clients together, and each client, may hold while there is no
+    /// capacity for others: a share of the capacity in use.
     pub(super) fn shares_now(&self) -> (u64, u64) {
         let held = self.stats.active.load(Relaxed).saturating_sub(self.stats.pending.load(Relaxed));
         let places = held.min(self.places()).max(1);
@@ -410,15 +415,15 @@ impl Cluster {
         (part(places, all), part(places, each))
     }
 
-    /// Whether a client holds more than its share, or waits for more, as far as is known. Where nothing waits for anybody, that is two
-    /// loads.
+    /// Returns whether a client holds or waits for more than its share, as far as is known. If nothing is waiting, this
+    /// costs two atomic loads.
     pub(super) fn is_over_share(&self, client: Option<IpAddr>) -> bool {
         let any = self.stats.downloads.load(Relaxed) > 0 || self.stats.pending.load(Relaxed) > 0;
         let Some(client) = client.filter(|_| any) else { return false };
         self.stats.shares.lock().of(Client::of(client)).is_over(self.shares_now().1)
     }
 
-    /// Logs, once a minute at most, why a request of which there is no line in the access log could not even be sent.
+    /// Logs, at most once a minute, why a filter's call, which has no access log entry, could not even be sent.
     #[cold]
     pub fn note_unsent(&self, why: &str) {
         if let Some(left_out) = self.stats.warned_unsent.may_warn() {
@@ -429,7 +434,8 @@ impl Cluster {
         }
     }
 
-    /// A place for one retry in the retry budget, given back when the guard is dropped. `None` if the budget is spent.
+    /// Acquires a permit for one retry in the retry budget, released when the guard is dropped. `None` if the budget is
+    /// exhausted.
     pub fn try_retry(&self) -> Option<RetryGuard> {
         let guard = self.retry_budget.try_acquire(self.stats.active.load(Relaxed));
         let total = if guard.is_some() { &self.stats.retries } else { &self.stats.retry_overflows };
@@ -438,14 +444,14 @@ impl Cluster {
     }
 }
 
-/// Which endpoints of a cluster are used.
+/// The endpoints of a cluster that are in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndpointSelection {
-    /// All: they are healthy.
+    /// All endpoints, because all are healthy.
     All,
-    /// Those that are healthy.
+    /// The healthy endpoints.
     Healthy,
-    /// All, though some are not healthy, since too few are.
+    /// All endpoints, because too few are healthy (panic threshold).
     Panic,
 }
 
@@ -466,57 +472,57 @@ impl Endpoint {
         }
     }
 
-    /// Counts a try that is sent here: as active until the guard is dropped, which is what `least_request` goes by.
+    /// Counts an attempt to this endpoint: as active until the guard is dropped, which is what `least_request` uses.
     pub fn start(self: Arc<Self>) -> ActiveGuard {
         self.active.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         ActiveGuard(self)
     }
 
-    /// Tries under way.
+    /// Returns the number of active attempts.
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
     }
 
-    /// Tries in total.
+    /// Returns the number of attempts in total.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
 
-    /// Connections that are open or being opened.
+    /// Returns the number of connections that are open or being opened.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
     }
 
-    /// Streams at one time on an HTTP/2 connection, as it has last allowed them, if it has been connected to.
+    /// Returns the concurrent streams per HTTP/2 connection that the endpoint last allowed, if known.
     pub(super) fn streams(&self) -> Option<u32> {
         u32::try_from(self.streams.load(Relaxed)).ok()
     }
 
-    /// It allows so many streams.
+    /// Records the number of streams that the endpoint allows.
     pub(super) fn allow_streams(&self, streams: u32) {
-        // It is written only when it changes, as all workers read it.
+        // Written only on a change, because all workers read it.
         if self.streams() != Some(streams) {
             self.streams.store(streams.into(), Relaxed);
         }
     }
 
-    /// What its health checks have found; true without any.
+    /// Returns the result of its health checks; true without any.
     pub fn is_healthy(&self) -> bool {
         self.healthy.load(Relaxed)
     }
 
-    /// Why the last health check failed; none if it did not.
+    /// Returns the error of the last health check; `None` if it succeeded.
     pub fn check_error(&self) -> Option<Arc<String>> {
         self.check_error.load_full()
     }
 
-    /// What it failed with last; it stays when the endpoint is well again.
+    /// Returns the last error; it is kept after the endpoint recovers.
     pub fn last_error(&self) -> Option<Arc<LastError>> {
         self.last_error.load_full()
     }
 
-    /// Notes a failure: as the last one, and in the log, unless this kind was logged within the last minute.
+    /// Records a failure as the last error, and logs it unless this kind was logged within the last minute.
     #[cold]
     pub fn note_failure(&self, cluster: &str, trouble: FailureCategory, text: &str) {
         self.remember(trouble, text);
@@ -526,25 +532,25 @@ impl Endpoint {
         }
     }
 
-    /// Notes a failure without logging it.
+    /// Records a failure without logging it.
     pub(super) fn remember(&self, trouble: FailureCategory, text: &str) {
         let error = LastError { at: SystemTime::now(), trouble, text: text.into() };
         self.last_error.store(Some(Arc::new(error)));
     }
 
-    /// Connections that could not be opened, in total.
+    /// Returns the number of failures to connect in total.
     pub fn connect_failures(&self) -> u64 {
         self.connect_failures.load(Relaxed)
     }
 }
 
-/// A request's place in its cluster.
+/// A request's permit in its cluster.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "dropping this releases the permit"]
 pub struct RequestGuard(Arc<Cluster>);
 
 impl RequestGuard {
-    /// The cluster.
+    /// Returns the cluster.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.0
     }
@@ -556,13 +562,13 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A try that is under way at an endpoint.
+/// A guard that counts an active attempt at an endpoint.
 #[derive(Debug)]
-#[must_use = "the try counts as ended when this is dropped"]
+#[must_use = "dropping this ends the attempt"]
 pub struct ActiveGuard(Arc<Endpoint>);
 
 impl ActiveGuard {
-    /// The endpoint.
+    /// Returns the endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.0
     }

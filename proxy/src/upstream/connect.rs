@@ -1,4 +1,4 @@
-//! Opening a connection to an endpoint: the socket, and what comes before HTTP on it.
+//! Connecting to an endpoint: the socket, the PROXY protocol header and the TLS handshake.
 
 use std::{cell::Cell, os::fd::AsFd};
 
@@ -25,21 +25,22 @@ use crate::{
     tls::{self, ClientTls, Peer},
 };
 
-/// A version of HTTP that is spoken on a connection.
+/// The HTTP version used on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
     H1,
     H2 {
-        /// Over TLS, without the endpoint's word for it: it has chosen nothing by ALPN.
+        /// Over TLS, but the endpoint chose no protocol by ALPN, so HTTP/2 is only assumed.
         assumed: bool,
     },
 }
 
-/// Bytes of an endpoint's first answer in a handshake that are looked at.
+/// Bytes of an endpoint's first handshake message that are inspected.
 const LOOK: usize = 2 << 10;
 
-/// Opens a connection within the cluster's `connect_timeout`, tells the endpoint of the client if the cluster wants that, and
-/// says what is to be spoken on it. One of the proxy's `own` may take the last file descriptors, one for a client may not.
+/// Opens a connection within the cluster's `connect_timeout`, sends the PROXY protocol header if configured, and
+/// determines the HTTP version. A connection for the proxy's `own` use may take the last file descriptors; one for a
+/// client may not.
 pub(super) async fn open(
     cluster: &Cluster,
     endpoint: &Endpoint,
@@ -69,7 +70,7 @@ pub(super) async fn open(
             (ClusterProtocol::H2, Some(other)) => {
                 let other = other.escape_ascii();
                 return Err(ConnectErrorCause::Tls(format!(
-                    "the endpoint chose `{other}` by ALPN, not the h2 of `protocol: h2`"
+                    "the endpoint chose `{other}` by ALPN, but `protocol: h2` requires h2"
                 )));
             }
             _ => Version::H1,
@@ -83,7 +84,8 @@ pub(super) async fn open(
     opened.map_err(|cause| ConnectError::new(step.get(), &cause, start.elapsed()))
 }
 
-/// Shakes hands as a client. What comes first is looked at before it is read: if it is no TLS, it is shown.
+/// Performs a client handshake. The endpoint's first bytes are peeked at before rustls reads them, so that an error can
+/// show them if they are not TLS.
 async fn shake_hands(
     tls: &ClientTls,
     endpoint: &Endpoint,

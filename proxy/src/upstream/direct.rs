@@ -1,5 +1,5 @@
-//! Connections that no pool keeps: each belongs to the one client whose bytes it carries. They count among the cluster's
-//! connections, and are bounded with them.
+//! Connections outside the pools: each belongs to the one client whose bytes it carries. They count towards the
+//! cluster's connection limit.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -10,20 +10,20 @@ use super::{
 };
 use crate::net::{Stream, proxy_protocol::Addresses};
 
-/// A connection's place in its cluster, from before it is opened until this is dropped.
+/// A connection's permit in its cluster, held from before it is opened until this is dropped.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "dropping this releases the permit"]
 pub struct DirectConnection {
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
 }
 
 impl Cluster {
-    /// A place for a connection to one of the endpoints. `None` if `limits.connections` are open, which is counted as a
-    /// request that was refused.
+    /// Acquires a permit for a connection to one of the endpoints. `None` if `limits.connections` are open, which
+    /// counts as a refused request.
     pub fn try_connection(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Option<DirectConnection> {
         let stats = self.stats();
-        // Add first and take back, as in `try_request`.
+        // Add first, then undo, as in `try_request`.
         if stats.connections.fetch_add(1, Relaxed) >= self.limits.connections {
             stats.connections.fetch_sub(1, Relaxed);
             stats.request_overflows.fetch_add(1, Relaxed);
@@ -35,15 +35,15 @@ impl Cluster {
 }
 
 impl DirectConnection {
-    /// Opens it, within the cluster's `connect_timeout`, as the cluster says: TLS, the PROXY protocol with the `client`. What
-    /// comes of it is counted.
+    /// Opens the connection within the cluster's `connect_timeout` and with its settings: TLS, and the PROXY protocol
+    /// with the `client`'s address. The outcome is counted.
     pub async fn open(&self, client: Addresses) -> Result<Stream, ConnectError> {
         let opened = connect::open(&self.cluster, &self.endpoint, Some(client), false).await;
         count(&self.cluster, &self.endpoint, opened).map(|(stream, _)| stream)
     }
 }
 
-/// Counts what has come of opening a connection.
+/// Counts the outcome of opening a connection.
 pub(super) fn count<T>(
     cluster: &Cluster,
     endpoint: &Endpoint,

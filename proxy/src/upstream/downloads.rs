@@ -1,11 +1,12 @@
-//! Responses that wait for their clients, and which of them end when a cluster has no place left for others.
+//! Backpressure by slow clients: responses that wait for their clients, and the choice of which to evict when a cluster
+//! has no capacity left for other requests.
 //!
-//! A response holds a connection, or a stream of one, for as long as its client takes to read it. That costs nobody anything while
-//! there are places. When a request finds none, the response that has waited longest ends, among those of clients that hold more than
-//! their shares: those that bound unfinished uploads and tunnels, too (`uploads`).
+//! A response holds a connection or a stream for as long as its client takes to read it. That harms no one while there
+//! is capacity. When a request finds none, the response that has waited longest is evicted, among those of clients that
+//! hold more than their shares. The shares are those that also limit unfinished uploads and tunnels (`uploads`).
 //!
-//! A worker knows its own responses, and looks at them only while requests wait for a place, here or on other workers. What it
-//! finds it tells the others under the shares' lock, so that a client is the same on all of them.
+//! A worker knows its own responses, and checks them only while requests wait for capacity, here or on other workers.
+//! It publishes the result to the others under the shares' lock, so that a client is treated the same on all of them.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,34 +26,34 @@ use super::{
 };
 use crate::net::Client;
 
-/// How long a client must have taken nothing for its response to count as one that waits for it: whoever reads is mostly quicker.
+/// Time without progress after which a response counts as waiting for its client; most clients that read are faster.
 const NOTICED: Duration = Duration::from_millis(100);
 
-/// How long a client must have taken nothing for its response to end for another client's request.
+/// Time without progress after which a response may be evicted for another client's request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long if all that wait are of clients over their shares: mostly those who do not read. So their responses have mostly waited long
-/// enough to end at once when somebody else comes.
+/// The same if all waiting requests are from clients over their shares, which mostly do not read. So their responses
+/// have usually waited long enough to be evicted immediately when another client's request arrives.
 pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The least time between two looks, so that many waiting requests do not make many looks.
+/// Minimum interval between checks, so that many waiting requests do not cause many checks.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Whoever sends a response to its client.
+/// The task that sends a response to its client.
 pub trait DownloadSink {
-    /// Since when the client has taken nothing, although there is more for it.
+    /// Returns since when the client has taken nothing although there is more for it.
     fn waits_since(&self) -> Option<Instant>;
-    /// Whether the request's body is unfinished: it has a place of its own in its client's share then.
+    /// Returns whether the request's body is unfinished; the upload is then counted separately in the client's share.
     fn is_uploading(&self) -> bool;
-    /// Ends the exchange.
+    /// Aborts the exchange.
     fn evict(&self);
 }
 
-/// A worker's responses from a cluster that are not all here yet.
+/// A worker's responses from a cluster that have not been received completely.
 pub(super) struct Downloads {
     worker: u64,
     under_way: RefCell<Slab<Entry>>,
-    /// What the other workers have been told last.
+    /// The counts most recently published to the other workers.
     told: RefCell<FxHashMap<Client, u64>>,
     looked: Cell<Option<Instant>>,
 }
@@ -60,12 +61,12 @@ pub(super) struct Downloads {
 struct Entry {
     client: Client,
     receiver: Rc<dyn DownloadSink>,
-    /// It has been told to end.
+    /// Whether it was told to end.
     leaves: bool,
 }
 
-/// A response under way, until this is dropped.
-#[must_use = "the response is forgotten when this is dropped"]
+/// A response in progress, tracked until this is dropped.
+#[must_use = "dropping this stops tracking the response"]
 pub struct Download {
     downloads: Rc<Downloads>,
     key: usize,
@@ -81,16 +82,17 @@ impl Downloads {
         })
     }
 
-    /// A response for `client` begins, which `receiver` sends on.
+    /// Starts tracking a response for `client`, which `receiver` sends.
     pub(super) fn begin(self: &Rc<Self>, client: IpAddr, receiver: Rc<dyn DownloadSink>) -> Download {
         let entry = Entry { client: Client::of(client), receiver, leaves: false };
         let key = self.under_way.borrow_mut().insert(entry);
         Download { downloads: Rc::clone(self), key }
     }
 
-    /// Looks which responses wait for their clients, tells the other workers, and ends as many as there are requests that wait for
-    /// their places: `wanted` here, and those for which other workers can end none. Their clients have taken nothing for `patience`,
-    /// or for a second if other workers need places. How many here are about to end; `None`: it was looked just now.
+    /// Checks which responses wait for their clients, publishes that to the other workers, and evicts as many as
+    /// waiting requests need: `wanted` here, plus those for which other workers can evict none. Only responses without
+    /// progress for `patience`, or for one second if other workers need capacity, are evicted. Returns how many
+    /// responses here are about to end; `None` if the last check was just now.
     pub(super) fn look(&self, cluster: &Cluster, wanted: usize, patience: Duration) -> Option<usize> {
         let now = Instant::now();
         if self.looked.get().is_some_and(|looked| now - looked < PAUSE) {
@@ -145,13 +147,13 @@ impl Downloads {
         Some(leaving)
     }
 
-    /// Whether the other workers know something of this one that may have changed.
+    /// Returns whether published counts of this worker may be outdated.
     pub(super) fn has_told(&self) -> bool {
         !self.told.borrow().is_empty()
     }
 
-    /// Chooses up to `missing` responses that end: those that have waited longest, first of clients that hold more than their
-    /// shares, then, if there are none, of all, if all together hold too much.
+    /// Chooses up to `missing` responses to evict, longest wait first: those of clients over their shares, or, if there
+    /// are none, of any client if the total is too high.
     fn choose(&self, cluster: &Cluster, table: &mut Table, mut waiting: Vec<Waiting>, missing: usize) -> Vec<usize> {
         waiting.sort_unstable_by_key(|waiting| waiting.since);
         let (all, each) = cluster.shares_now();
@@ -159,7 +161,8 @@ impl Downloads {
         let mut told = self.told.borrow_mut();
         let mut ended = Vec::new();
         for of_one in [true, false] {
-            // While some hold more than their shares, nobody else makes room: theirs will soon have waited long enough.
+            // While some clients are over their shares, only those make room: their responses will soon have waited
+            // long enough.
             if !of_one && table.is_any_over(each) {
                 break;
             }
@@ -186,7 +189,7 @@ impl Downloads {
         ended
     }
 
-    /// Tells the other workers which responses wait here now.
+    /// Publishes to the other workers which responses wait here now.
     fn tell(&self, stats: &ClusterStats, table: &mut Table, waiting: &[Waiting]) {
         let mut told = self.told.borrow_mut();
         for (client, count) in told.drain() {
@@ -202,7 +205,7 @@ impl Downloads {
         }
     }
 
-    /// Takes back what the other workers have been told.
+    /// Withdraws what was published to the other workers.
     pub(super) fn end(&self, stats: &ClusterStats) {
         let mut table = stats.shares.lock();
         self.tell(stats, &mut table, &[]);
@@ -252,7 +255,7 @@ mod tests {
         }
     }
 
-    /// A cluster all of whose places are held.
+    /// Creates a cluster at its limit.
     fn full(connections: u32) -> (Arc<Cluster>, Vec<super::super::RequestGuard>) {
         let config: model::Cluster =
             serde_json::from_value(serde_json::json!({"name": "c", "limits": {"connections": connections}})).unwrap();
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_over_its_share_ends_first_and_then_the_longest_wait() {
+    async fn clients_over_their_share_are_evicted_first_then_the_longest_wait() {
         let (cluster, _held) = full(8);
         let downloads = Downloads::new();
         let now = Instant::now();
@@ -287,7 +290,11 @@ mod tests {
             (0..7).map(|n| begin(&downloads, from[n], Some(now + Duration::from_millis(n as u64)))).collect();
         assert_eq!(look(&downloads, &cluster, 1).await, 0, "none has waited for a second");
         tokio::time::advance(2 * PATIENCE).await;
-        assert_eq!((look(&downloads, &cluster, 0).await, evicted(&under_way).len()), (0, 0), "nobody needs a place");
+        assert_eq!(
+            (look(&downloads, &cluster, 0).await, evicted(&under_way).len()),
+            (0, 0),
+            "no request needs capacity"
+        );
         assert_eq!(cluster.stats().downloads.load(Relaxed), 7);
         assert!(cluster.is_over_share(Some("192.0.2.2".parse().unwrap())));
         assert!(!cluster.is_over_share(Some("192.0.2.3".parse().unwrap())));
@@ -303,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_clients_within_their_shares_leave_a_part_to_others() {
+    async fn clients_within_their_shares_leave_a_part_to_others() {
         let (cluster, _held) = full(8);
         let downloads = Downloads::new();
         let since = Some(Instant::now());
@@ -314,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_without_such_responses_is_helped_by_another() {
+    async fn worker_without_such_responses_is_helped_by_another() {
         let (cluster, _held) = full(4);
         let (here, there) = (Downloads::new(), Downloads::new());
         let since = Some(Instant::now());
@@ -323,8 +330,8 @@ mod tests {
         assert_eq!(look(&here, &cluster, 2).await, 0);
         assert_eq!(look(&there, &cluster, 0).await, 2);
         assert_eq!(evicted(&under_way).len(), 2);
-        assert_eq!(look(&there, &cluster, 0).await, 2, "nobody lacks anything any more");
-        // Whoever reads again waits no more.
+        assert_eq!(look(&there, &cluster, 0).await, 2, "no worker lacks capacity any more");
+        // A client that reads again no longer counts as waiting.
         under_way[2].0.since.set(None);
         under_way[3].0.since.set(None);
         look(&there, &cluster, 1).await;

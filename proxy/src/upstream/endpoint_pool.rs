@@ -1,9 +1,9 @@
-//! The connections of one worker to one cluster: which are idle, how many there may be, and who waits for one.
+//! The connection pool of one worker for one cluster: idle connections, limits, and the queue of waiting requests.
 //!
-//! A connection's place among those that the cluster may have is a [`Permit`]. It is taken before connecting and given
-//! back when the connection is dropped, whatever the reason, and giving it back lets the first that waits go on. So
-//! dropping a [`Link`] or a [`Permit`] runs code of this file: neither may happen while one of its `RefCell`s is
-//! borrowed.
+//! A connection's share of the cluster's limit is a [`ConnectionPermit`]. It is acquired before connecting and released
+//! when the connection is dropped, for whatever reason; releasing it lets the first waiting request proceed. So
+//! dropping an [`H1Connection`] or a [`ConnectionPermit`] runs code in this file: neither may happen while one of its
+//! `RefCell`s is borrowed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,111 +34,112 @@ use super::{
 };
 use crate::net::proxy_protocol::Addresses;
 
-/// An endpoint's id, and what it is told of the client, if it is told.
+/// An endpoint's id, and the client reported to it by the PROXY protocol, if any.
 type PoolKey = (u64, Option<Addresses>);
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
-    /// The newest snapshot of it that this worker has seen.
+    /// The newest snapshot that this worker has seen.
     cluster: RefCell<Arc<Cluster>>,
     stats: Arc<ClusterStats>,
-    /// By endpoint, and by client if endpoints are told of clients.
+    /// Pools by endpoint, and by client if endpoints are told the client's address.
     slots: RefCell<FxHashMap<PoolKey, Rc<EndpointPool<B>>>>,
-    /// In the order in which they came, but behind all others those that must (see [`BEHIND`]).
+    /// In order of arrival, except that some requests wait behind all others (see [`BEHIND`]).
     waiters: RefCell<VecDeque<Waiter<B>>>,
     next_waiter: Cell<u64>,
     /// Connections of this worker, over all endpoints.
     connections: Cell<usize>,
-    /// Of these, HTTP/2 connections and tunnels that one request has to itself.
+    /// Of these, HTTP/2 connections and tunnels with a single request.
     alone: Cell<usize>,
     pub(super) downloads: Rc<Downloads>,
 }
 
-/// A worker's connections to an endpoint, or, if the endpoint is told whom they are for, those that are for one client.
+/// A worker's connections to an endpoint or, if the endpoint is told the client's address, those for one client.
 pub(super) struct EndpointPool<B> {
     pub(super) endpoint: Arc<Endpoint>,
-    /// What the endpoint is told of the client.
+    /// The client reported to the endpoint.
     pub(super) client: Option<Addresses>,
     pub(super) stats: Arc<ClusterStats>,
-    /// The one that was used last at the end: taken first, so that those which are not needed grow old.
+    /// Idle HTTP/1.1 connections, the most recently used last. It is taken first, so that surplus connections grow old.
     idle: RefCell<Vec<Rc<H1Connection<B>>>>,
     /// The HTTP/2 connections.
     muxes: RefCell<Vec<Rc<H2Connection<B>>>>,
-    /// An HTTP/2 connection that is being opened, and what becomes of it.
+    /// An HTTP/2 connection being opened.
     pub(super) opening: RefCell<Option<Rc<PendingConnection>>>,
-    /// The endpoint has chosen HTTP/2, if it was asked.
+    /// Whether the endpoint has chosen HTTP/2 by ALPN.
     pub(super) speaks_h2: Cell<bool>,
-    /// The longest head of a request over HTTP/2, as the endpoint has last said it.
+    /// Maximum size of a request's head over HTTP/2, as last announced by the endpoint.
     pub(super) max_head: Cell<Option<u32>>,
     connections: Cell<usize>,
-    /// No longer in the configuration: nothing becomes idle here any more.
+    /// Whether the endpoint is no longer configured: its connections do not become idle any more.
     retired: Cell<bool>,
 }
 
-/// An HTTP/2 connection on its way, which more than one request may wait for.
+/// An HTTP/2 connection being opened, which several requests may wait for.
 #[derive(Default)]
 pub(super) struct PendingConnection {
-    /// Who waits.
+    /// Notifies the waiting requests.
     pub(super) ended: Notify,
-    /// Why there is no connection, if there is none in the end.
+    /// The error, if connecting failed.
     pub(super) failure: RefCell<Option<Arc<ConnectError>>>,
 }
 
-/// A connection's place among those that its cluster may have.
+/// A connection's share of its cluster's connection limit.
 pub(super) struct ConnectionPermit<B> {
     pool: Weak<ClusterPool<B>>,
     pub(super) slot: Rc<EndpointPool<B>>,
     alone: bool,
 }
 
-/// What a waiting request is given.
+/// The result of waiting in the queue.
 pub(super) enum Grant<B> {
-    /// A connection to the endpoint that it wants.
+    /// A connection to the wanted endpoint.
     Link(Lease<B>),
-    /// A look at the endpoint's HTTP/2 connections: one has room.
+    /// An HTTP/2 connection of the endpoint may have room for a stream.
     Room,
-    /// The right to open one.
+    /// A permit to open a connection.
     Permit(ConnectionPermit<B>),
 }
 
-/// How a request waits for a connection.
+/// The way in which a request waits for a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct WaitOptions {
-    /// Its body has not all come: it waits behind those that are there as a whole, and only if there is room for more of them.
+    /// Whether its body is incomplete: it waits behind complete requests, and only while the queue has room for more of
+    /// its kind.
     pub(super) uploads: bool,
-    /// For whom it is: a client over its share waits behind all others, and leaves its place in a full queue to them.
+    /// The client. One over its share waits behind all others, and gives up its place in a full queue to them.
     pub(super) client: Option<IpAddr>,
-    /// It shares no connection: room on one is nothing to it.
+    /// Whether it shares no connection, so that room on an existing one is of no use.
     pub(super) alone: bool,
 }
 
 struct Waiter<B> {
-    /// They are sorted by this.
+    /// The sort key.
     id: u64,
     alone: bool,
     slot: Rc<EndpointPool<B>>,
     grant: oneshot::Sender<Grant<B>>,
 }
 
-/// A request in the queue, which leaves it when dropped.
+/// A request in the queue, removed on drop.
 struct Queued<'a, B> {
     pool: &'a ClusterPool<B>,
     id: u64,
 }
 
-/// The bit of a waiter's id that requests of clients over their shares have.
+/// The bit in a waiter's id that marks clients over their shares.
 const OVER: u64 = 1 << 63;
 
-/// The bit that unfinished uploads have.
+/// The bit that marks unfinished uploads.
 const UPLOAD: u64 = 1 << 62;
 
-/// Who waits behind others.
+/// The bits of requests that wait behind others.
 const BEHIND: u64 = OVER | UPLOAD;
 
-/// How often a request that waits looks whether another worker has given back a place, or could.
+/// Interval at which a waiting request checks whether another worker has released capacity, or could.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// One in a gauge.
+/// A guard that counts one in a gauge.
 struct GaugeGuard<'a>(&'a AtomicU64);
 
 impl<B> ClusterPool<B> {
@@ -155,12 +156,12 @@ impl<B> ClusterPool<B> {
         })
     }
 
-    /// The newest snapshot seen.
+    /// Returns the newest snapshot seen.
     pub(super) fn cluster(&self) -> Arc<Cluster> {
         Arc::clone(&self.cluster.borrow())
     }
 
-    /// Goes by `cluster`'s limits from now on, unless they are older than those in force.
+    /// Adopts `cluster`'s limits, unless they are older than the current ones.
     pub(super) fn update(&self, cluster: &Arc<Cluster>) {
         let mut current = self.cluster.borrow_mut();
         if cluster.generation() <= current.generation() {
@@ -168,7 +169,7 @@ impl<B> ClusterPool<B> {
         }
         let before = std::mem::replace(&mut *current, Arc::clone(cluster));
         drop(current);
-        // Connections that were opened in another way serve what is under way, and nothing more.
+        // Connections opened with other settings only finish their requests.
         if !before.is_reached_like(cluster) {
             self.retire_all();
         }
@@ -193,7 +194,8 @@ impl<B> ClusterPool<B> {
         Rc::clone(slot)
     }
 
-    /// A place for a new connection to `slot`'s endpoint, taken from an idle connection to another one if need be.
+    /// Acquires a permit for a new connection to `slot`'s endpoint, if necessary from an idle connection to another
+    /// endpoint.
     fn try_permit(self: &Rc<Self>, slot: &Rc<EndpointPool<B>>, alone: bool) -> Option<ConnectionPermit<B>> {
         let limit = self.cluster.borrow().limits.connections;
         let before = self.stats.connections.fetch_add(1, Relaxed);
@@ -203,7 +205,8 @@ impl<B> ClusterPool<B> {
             return Some(ConnectionPermit { pool: Rc::downgrade(self), slot: Rc::clone(slot), alone: false });
         }
         self.stats.connections.fetch_sub(1, Relaxed);
-        // Whoever has one to itself does not get the one that was opened beyond the limit because of others like it.
+        // A request with its own connection does not get the one that was opened beyond the limit because of similar
+        // requests.
         if alone && before > limit && self.alone.get() > 0 && self.shared() < 2 {
             return None;
         }
@@ -215,18 +218,18 @@ impl<B> ClusterPool<B> {
         spare.close_for_permit().map(|permit| permit.move_to(slot))
     }
 
-    /// Connections that more than one request can use.
+    /// Returns the number of connections that several requests can use.
     fn shared(&self) -> usize {
         self.connections.get() - self.alone.get()
     }
 
-    /// Whether a request may have a new connection in any case: a worker with none that its requests can use would have nothing that
-    /// could come free for them.
+    /// Returns whether a request may open a connection even beyond the limit: without a connection usable by its
+    /// requests, a worker could never serve them.
     fn is_owed(&self, alone: bool) -> bool {
         self.connections.get() == 0 || (!alone && self.shared() == 0)
     }
 
-    /// The way to a connection when none is idle: the right to open one, or one that another request has left.
+    /// Obtains a connection when none is idle: a permit to open one, or one released by another request.
     pub(super) async fn acquire(
         self: &Rc<Self>,
         slot: &Rc<EndpointPool<B>>,
@@ -235,7 +238,7 @@ impl<B> ClusterPool<B> {
         let WaitOptions { uploads, client, alone } = wish;
         let over = self.cluster.borrow().is_over_share(client);
         let behind = uploads || over;
-        // Another worker may have given back a place since: first to those who wait longer.
+        // Another worker may have released a permit meanwhile: serve earlier waiters first.
         self.serve();
         let first = self.waiters.borrow().is_empty() && !(behind && self.stats.whole_wait());
         if (first || (!alone && self.shared() == 0))
@@ -245,7 +248,7 @@ impl<B> ClusterPool<B> {
         }
         let limits = self.cluster.borrow().limits;
         let limit = if uploads { limits.pending_uploads } else { limits.pending };
-        // Those over their shares make room for one that is not.
+        // Clients over their shares make room for one that is not.
         let beside = if over { 0 } else { self.stats.pending_over.load(Relaxed) };
         let Some(_pending) = GaugeGuard::try_new(&self.stats.pending, limit + beside) else {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
@@ -280,13 +283,13 @@ impl<B> ClusterPool<B> {
         }
     }
 
-    /// Whether there may be no further connection. Then one on which much has been reset is better than none.
+    /// Returns whether the connection limit is reached. Then even a connection with many resets is better than none.
     pub(super) fn is_full(&self) -> bool {
         self.stats.connections.load(Relaxed) >= self.cluster.borrow().limits.connections
     }
 
-    /// Refuses the newest request of a client over its share if more wait than may. Those that have come on another worker are
-    /// refused there, when one that waits there looks.
+    /// Refuses the newest request of a client over its share if the queue is too long. Requests queued on another
+    /// worker are refused there, when one of its waiters checks.
     fn displace(&self) {
         if self.stats.pending.load(Relaxed) <= self.cluster.borrow().limits.pending {
             return;
@@ -298,11 +301,12 @@ impl<B> ClusterPool<B> {
         if displaced.is_some() {
             self.stats.pending_overflows.fetch_add(1, Relaxed);
         }
-        // That nothing comes any more tells it so.
+        // Dropping the sender notifies the waiter.
         drop(displaced);
     }
 
-    /// Ends responses that wait for their clients, if requests wait for their places: first for those of clients within their shares.
+    /// Evicts responses that wait for their clients if requests wait for capacity: first for requests of clients within
+    /// their shares.
     fn make_room(&self) {
         let (all, within) = {
             let waiters = self.waiters.borrow();
@@ -312,18 +316,19 @@ impl<B> ClusterPool<B> {
         self.downloads.look(&self.cluster(), wanted, patience);
     }
 
-    /// Whether another stream to this endpoint is for those who wait, and not for one that comes now for `client`.
+    /// Returns whether the next stream to this endpoint is reserved for waiting requests, rather than for a new one of
+    /// `client`.
     pub(super) fn keeps_room(&self, slot: &Rc<EndpointPool<B>>, client: Option<IpAddr>) -> bool {
         let awaited = self.waiters.borrow().iter().any(|waiter| !waiter.alone && Rc::ptr_eq(&waiter.slot, slot));
         awaited && self.cluster.borrow().is_over_share(client)
     }
 
-    /// Whether the first that waits must leave what comes free to another worker's.
+    /// Returns whether the first waiter must leave freed capacity to another worker's.
     fn yields(&self) -> bool {
         self.waiters.borrow().front().is_some_and(|waiter| waiter.id & BEHIND != 0) && self.stats.whole_wait()
     }
 
-    /// Lets those who wait go on, as far as there are places for them.
+    /// Lets waiting requests proceed as far as there are permits.
     fn serve(self: &Rc<Self>) {
         loop {
             let (index, slot, alone) = {
@@ -332,7 +337,7 @@ impl<B> ClusterPool<B> {
                     0 => waiters.iter().position(|waiter| self.is_owed(waiter.alone)),
                     _ => None,
                 };
-                // A worker that is owed one has nothing that others could use.
+                // A worker that is owed a connection has nothing that others could use.
                 if owed.is_none() && self.yields() {
                     return;
                 }
@@ -345,16 +350,16 @@ impl<B> ClusterPool<B> {
         }
     }
 
-    /// To the waiter at `index`, or, if it is gone in this moment, back.
+    /// Grants to the waiter at `index`; if it has just left, the grant is released.
     fn grant_to(&self, index: usize, grant: Grant<B>) {
         let waiter = self.waiters.borrow_mut().remove(index);
         if let Some(waiter) = waiter {
-            // A waiter that is gone gives it back: what cannot be sent is dropped, and finds the next one.
+            // If the receiver is gone, the grant is dropped and passes to the next waiter.
             let _ = waiter.grant.send(grant);
         }
     }
 
-    /// Takes a connection that can carry another request: for one that waits, or as idle.
+    /// Takes back a connection that can carry another request: for a waiting request, or as idle.
     pub(super) fn release(self: &Rc<Self>, link: Rc<H1Connection<B>>) {
         let slot = Rc::clone(&link.slot);
         let limits = self.cluster.borrow().limits;
@@ -364,7 +369,8 @@ impl<B> ClusterPool<B> {
         if !self.waiters.borrow().is_empty() && (self.connections.get() < 2 || !self.yields()) {
             return self.hand_over(link);
         }
-        // Other workers' requests wait, or the limit was lowered: this worker keeps no more than the one it is sure of.
+        // Requests of other workers wait, or the limit was lowered: this worker keeps only the one connection that it
+        // is entitled to.
         let wanted = self.stats.pending.load(Relaxed) > 0 || self.stats.connections.load(Relaxed) > limits.connections;
         if wanted && self.connections.get() > 1 {
             return;
@@ -376,7 +382,7 @@ impl<B> ClusterPool<B> {
         slot.idle.borrow_mut().push(link);
     }
 
-    /// A stream of an HTTP/2 connection has ended: another may have its place.
+    /// Handles the end of an HTTP/2 stream: another request may take its place.
     pub(super) fn stream_ended(self: &Rc<Self>, mux: &Rc<H2Connection<B>>, slot: &Rc<EndpointPool<B>>) {
         let limits = self.cluster.borrow().limits;
         if slot.retired.get() || !mux.is_useful(limits.requests_per_connection) {
@@ -385,18 +391,18 @@ impl<B> ClusterPool<B> {
         self.offer_room(slot, 1);
     }
 
-    /// There is room for so many requests on an endpoint's HTTP/2 connections.
+    /// Wakes up to `count` requests that wait for streams on the endpoint's HTTP/2 connections.
     pub(super) fn offer_room(&self, slot: &Rc<EndpointPool<B>>, count: u32) {
         for _ in 0..count {
-            // Not within the `let`: the borrow would last until its end.
+            // Not within the `let`, which would hold the borrow until its end.
             let first = self.waiters.borrow().iter().position(|w| !w.alone && Rc::ptr_eq(&w.slot, slot));
             let Some(index) = first else { return };
             self.grant_to(index, Grant::Room);
         }
     }
 
-    /// Gives a free connection to the first that waits, if that one wants this endpoint or has no connection that could
-    /// come free for it (it gets this one's place then); else to the first that wants this endpoint.
+    /// Gives a released connection to the first waiter if it wants this endpoint, or if no connection could become free
+    /// for it (it then gets this one's permit); otherwise to the first waiter for this endpoint.
     fn hand_over(&self, link: Rc<H1Connection<B>>) {
         let (index, wanted) = {
             let waiters = self.waiters.borrow();
@@ -416,16 +422,15 @@ impl<B> ClusterPool<B> {
         self.grant_to(index, grant);
     }
 
-    /// Closes the connections that have been idle for too long, forgets endpoints without any, and uses places that
-    /// other workers have given back since (those do not wake this one). Returns whether there is anything left to come
-    /// back for.
+    /// Closes expired idle connections, removes endpoints without connections, and uses permits that other workers have
+    /// released (which does not wake this one). Returns whether another sweep is needed.
     pub(super) fn sweep(self: &Rc<Self>, now: Instant) -> bool {
         let timeout = self.cluster.borrow().limits.idle_timeout;
         let (mut expired, mut expired_muxes) = (Vec::new(), Vec::new());
         self.slots.borrow_mut().retain(|_, slot| {
             slot.take_expired(now, timeout, &mut expired);
             slot.take_expired_muxes(now, timeout, &mut expired_muxes);
-            // Each connection owns it, and so does a request that has found it, but no connection yet.
+            // Each connection owns its pool, and so does a request that has not got a connection yet.
             Rc::strong_count(slot) > 1
         });
         drop((expired, expired_muxes));
@@ -436,14 +441,14 @@ impl<B> ClusterPool<B> {
         self.connections.get() > 0 || !self.waiters.borrow().is_empty()
     }
 
-    /// Closes the idle connections to endpoints that the newest snapshot does not have, and lets no connection to them
-    /// become idle again.
+    /// Closes the idle connections to endpoints that the newest snapshot lacks, and prevents other connections to them
+    /// from becoming idle again.
     pub(super) fn retire_missing(&self) {
         let cluster = self.cluster();
         self.retire(|endpoint| !cluster.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint)));
     }
 
-    /// The same for all endpoints.
+    /// Does the same for all endpoints.
     pub(super) fn retire_all(&self) {
         self.retire(|_| true);
     }
@@ -466,14 +471,14 @@ impl<B> ClusterPool<B> {
 
 impl<B> Drop for ClusterPool<B> {
     fn drop(&mut self) {
-        // Slots and idle links own each other.
+        // Break the cycle: pools and idle connections own each other.
         self.retire_all();
         self.downloads.end(&self.stats);
     }
 }
 
 impl<B> EndpointPool<B> {
-    /// The idle connection that was used last and is not known to be closed.
+    /// Returns the most recently used idle connection that is not known to be closed.
     pub(super) fn checkout(&self) -> Option<Rc<H1Connection<B>>> {
         loop {
             let link = self.idle.borrow_mut().pop()?;
@@ -484,8 +489,8 @@ impl<B> EndpointPool<B> {
         }
     }
 
-    /// A stream's place on one of the HTTP/2 connections: on one on which much has been reset only if that may be (`worn`), and
-    /// no other has room.
+    /// Acquires a stream on one of the HTTP/2 connections. Connections with many resets are used only if `worn` is set
+    /// and no other has room.
     pub(super) fn enter(&self, requests: u32, worn: bool) -> Option<StreamSlot<B>> {
         let muxes = self.muxes.borrow();
         let enter = |worn| {
@@ -495,18 +500,18 @@ impl<B> EndpointPool<B> {
         enter(false).or_else(|| worn.then(|| enter(true)).flatten())
     }
 
-    /// Whether one of the HTTP/2 connections takes another stream.
+    /// Returns whether one of the HTTP/2 connections has room for another stream.
     pub(super) fn has_room(&self, requests: u32, worn: bool) -> bool {
         let muxes = self.muxes.borrow();
         muxes.iter().any(|mux| (worn || !mux.is_worn()) && !mux.is_closed() && mux.has_room(requests))
     }
 
-    /// Takes a new HTTP/2 connection in.
+    /// Adds a new HTTP/2 connection.
     pub(super) fn add_mux(&self, mux: Rc<H2Connection<B>>) {
         self.muxes.borrow_mut().push(mux);
     }
 
-    /// Takes no more streams on an HTTP/2 connection; those there are go on.
+    /// Stops using an HTTP/2 connection for new streams; existing ones continue.
     pub(super) fn forget_mux(&self, mux: &Weak<H2Connection<B>>) {
         let position = self.muxes.borrow().iter().position(|known| std::ptr::eq(Rc::as_ptr(known), mux.as_ptr()));
         let Some(position) = position else { return };
@@ -548,7 +553,7 @@ impl<B> EndpointPool<B> {
         Some(oldest)
     }
 
-    /// Drops a connection that has ended from the idle ones, if it is among them.
+    /// Removes a connection that has ended from the idle ones, if it is among them.
     pub(super) fn forget(&self, link: &Weak<H1Connection<B>>) {
         let position = self.idle.borrow().iter().position(|idle| std::ptr::eq(Rc::as_ptr(idle), link.as_ptr()));
         let Some(position) = position else { return };
@@ -557,12 +562,12 @@ impl<B> EndpointPool<B> {
         drop(ended);
     }
 
-    /// Marks those that are idle for the first time at a sweep, and takes those that were marked `timeout` ago: the
-    /// time is never too short, and no request has to look at a clock.
+    /// Marks connections that are idle for the first time at a sweep, and takes those marked at least `timeout` ago. So
+    /// the idle time is never too short, and requests need not read the clock.
     fn take_expired(&self, now: Instant, timeout: Option<std::time::Duration>, expired: &mut Vec<Rc<H1Connection<B>>>) {
         let Some(timeout) = timeout else { return };
         let mut idle = self.idle.borrow_mut();
-        // Oldest first, so the marked ones come before the others, and the expired ones before all.
+        // The oldest come first, so marked ones precede the others, and expired ones precede all.
         for link in idle.iter().rev().take_while(|link| link.seen_idle.get().is_none()) {
             link.seen_idle.set(Some(now));
         }
@@ -584,19 +589,19 @@ impl<B> EndpointPool<B> {
 }
 
 impl<B> ConnectionPermit<B> {
-    /// The same place for a connection that one request has to itself.
+    /// Converts to a permit of a connection with a single request.
     pub(super) fn for_one(mut self) -> Self {
         if let Some(pool) = self.pool.upgrade()
             && !std::mem::replace(&mut self.alone, true)
         {
             pool.alone.set(pool.alone.get() + 1);
-            // It may have been the last that others could use.
+            // It may have been the last connection that others could use.
             pool.serve();
         }
         self
     }
 
-    /// The same place for a connection to another endpoint.
+    /// Converts to a permit of a connection to another endpoint.
     fn move_to(mut self, slot: &Rc<EndpointPool<B>>) -> Self {
         self.slot.count(-1);
         slot.count(1);
@@ -635,7 +640,7 @@ impl<'a> GaugeGuard<'a> {
 
     fn try_new(gauge: &'a AtomicU64, limit: u64) -> Option<Self> {
         let counted = GaugeGuard(gauge);
-        // Refused, it counts itself off again.
+        // If refused, the guard's drop subtracts it again.
         (gauge.fetch_add(1, Relaxed) < limit).then_some(counted)
     }
 }

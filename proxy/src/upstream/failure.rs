@@ -1,45 +1,47 @@
-//! Why a request got no response, with what a caller needs to know to decide on a retry.
+//! The reason why a request got no response, with the facts needed to decide on a retry.
 
 use std::{error::Error, fmt, io, sync::Arc};
 
 use super::{reason::ConnectError, uploads::ClientLimit};
 use crate::{h1::HeadError, net::FirstBytes};
 
-/// A request that got no response.
+/// A failed request.
 pub struct RequestError<B> {
-    /// What went wrong.
+    /// The kind of failure.
     pub kind: RequestErrorKind,
-    /// The request's body, if nothing of the request has been handed to a connection: any request may be sent again then.
-    /// Always there for [`FailureKind::Connect`], [`FailureKind::Target`] and [`FailureKind::Overflow`]. Boxed, as it is there in failures only.
+    /// The request's body, if nothing of the request was handed to a connection: any request may then be sent again.
+    /// Always present for [`RequestErrorKind::Connect`], [`RequestErrorKind::Target`] and
+    /// [`RequestErrorKind::Overflow`]. Boxed, because it exists only in failures.
     pub body: Option<Box<B>>,
 }
 
-/// What went wrong with a request.
+/// A kind of failure.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestErrorKind {
-    /// No connection could be made.
-    #[error("no connection could be made")]
+    /// Connecting failed.
+    #[error("cannot connect")]
     Connect(#[source] Arc<ConnectError>),
-    /// The connection ended before a response began, or in the middle of its head.
+    /// The connection ended before a response, or within its head.
     ///
-    /// What `again` says is about an idempotent request (RFC 9110 section 9.2.2). With not `request_sent`, any may be sent again.
-    #[error("the connection was closed before a response{}", if *reused { " (it had been used before)" } else { "" })]
+    /// `again` applies to idempotent requests (RFC 9110 section 9.2.2). If `request_sent` is false, any request may be
+    /// sent again.
+    #[error("the connection was closed before a response{}", if *reused { " (a reused connection)" } else { "" })]
     Reset {
         /// Whether the connection had carried a request before this one.
         reused: bool,
         /// Whether any byte of the request was written to the socket.
         request_sent: bool,
-        /// Whether any byte has come back since the request was handed over.
+        /// Whether any byte was received since the request was handed over.
         bytes_received: bool,
-        /// Whether a part of the response's head has come.
+        /// Whether a part of the response's head was received.
         in_head: bool,
-        /// Whether it may be sent again although nobody has asked for that, if its method allows it.
+        /// Whether it may be sent again without a retry policy, if its method allows it.
         again: Retryable,
         /// The reason.
         source: io::Error,
     },
-    /// What came back is no response that can be used.
+    /// The response was invalid.
     #[error("the response is not valid")]
     Protocol {
         /// The reason.
@@ -51,81 +53,82 @@ pub enum RequestErrorKind {
         /// The body's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The request's target cannot be sent in the version of HTTP that the upstream speaks, and no other may be sent in its place.
-    #[error("the request's target cannot be sent over HTTP/2 as it is")]
+    /// The request's target cannot be expressed in the upstream's HTTP version, and must not be replaced by another
+    /// one.
+    #[error("the request's target cannot be sent over HTTP/2 unchanged")]
     Target,
-    /// The request's head is longer than an upstream that speaks HTTP/2 takes.
-    #[error("the request's head counts for {size} bytes, and the upstream takes {limit}")]
+    /// The request's head exceeds the limit that the HTTP/2 upstream announced.
+    #[error("the request's head counts as {size} bytes; the upstream accepts at most {limit}")]
     HeadTooLong {
-        /// What it counts for.
+        /// The size of the head, in bytes as HTTP/2 counts them.
         size: usize,
-        /// What the upstream takes.
+        /// The upstream's limit.
         limit: u32,
     },
-    /// The cluster has as many connections as it may, and as many requests waiting for one.
-    #[error("too many requests wait for a connection")]
+    /// The cluster's limits on connections and on waiting requests are reached.
+    #[error("too many requests are waiting for a connection")]
     Overflow,
-    /// It is an unfinished upload or a tunnel, and those hold as many of the connections as they may.
+    /// An unfinished upload or a tunnel, and those hold the maximum of connections.
     #[error("too many unfinished uploads and tunnels hold connections")]
     Crowded(ClientLimit),
 }
 
-/// How a request may be sent again whose connection has ended.
+/// Whether and how a request may be sent again after its connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retryable {
-    /// Not by itself.
+    /// Not without a retry policy.
     No,
-    /// By a new connection. An idle connection may just have been closed (RFC 9112 section 9.3.1), or another request was in all
-    /// likelihood the reason.
+    /// On a new connection. An idle connection may just have been closed (RFC 9112 section 9.3.1), or another request
+    /// was in all likelihood the cause.
     Anew,
-    /// By a connection that nobody else uses: this request may have been the reason.
+    /// On a connection without other requests: this request may have been the cause.
     Alone,
 }
 
-/// Interim responses before a response, at most: a stream of them would keep a worker busy for nothing.
+/// Maximum number of interim responses before a response, so that a stream of them cannot keep a worker busy.
 pub const MOST_INTERIM: u32 = 32;
 
-/// Why a response cannot be used.
+/// The reason why a response is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// Its head breaks RFC 9112, or is longer than allowed.
+    /// Its head violates RFC 9112, or is too long.
     #[error("its head could not be read")]
     Malformed(#[source] HeadError, Box<FirstBytes>),
-    /// An HTTP/2 connection says something that makes no sense. With its first bytes, if not even they do.
-    #[error("it breaks the rules of HTTP/2")]
+    /// An HTTP/2 connection violates the protocol. With its first bytes, if even they are not HTTP/2.
+    #[error("it violates HTTP/2")]
     Http2(#[source] h2::Error, Option<Box<FirstBytes>>),
-    /// Its head over HTTP/2 is longer than any may be.
+    /// Its head over HTTP/2 exceeds the limit.
     #[error("its head is longer than {0} bytes")]
     TooLong(usize),
-    /// More interim responses (RFC 9110 section 15.2) came before it than anybody needs.
-    #[error("more than {MOST_INTERIM} interim responses came before it")]
+    /// Too many interim responses (RFC 9110 section 15.2).
+    #[error("more than {MOST_INTERIM} interim responses preceded it")]
     Interim,
-    /// It does not say that it takes an extended `CONNECT`, as which an upgrade is asked for over HTTP/2 (RFC 8441 section 3).
+    /// The endpoint does not accept extended `CONNECT`, which upgrades over HTTP/2 require (RFC 8441 section 3).
     #[error(
-        "the endpoint takes no upgrades over HTTP/2 (its settings have no SETTINGS_ENABLE_CONNECT_PROTOCOL); with `protocol: h1` \
-         they are those of HTTP/1.1"
+        "the endpoint accepts no upgrades over HTTP/2 (its settings lack SETTINGS_ENABLE_CONNECT_PROTOCOL); set `protocol: h1` \
+         for upgrades over HTTP/1.1"
     )]
     NoUpgrades,
-    /// It is a 101, which nobody has asked for (RFC 9110 section 15.2.2).
-    #[error("it switches protocols, which was not asked for")]
+    /// A 101 although no upgrade was requested (RFC 9110 section 15.2.2).
+    #[error("it switches protocols although no upgrade was requested")]
     Switched,
-    /// Its body is in a transfer coding other than `chunked` (RFC 9112 section 6.1), or in several.
+    /// Its body uses a transfer coding other than `chunked` (RFC 9112 section 6.1), or several.
     #[error("its transfer coding is not `chunked`")]
     TransferCoding,
 }
 
 impl<B> RequestError<B> {
-    /// A failure before anything of the request with this body was handed to a connection.
+    /// Creates a failure that occurred before anything of the request with this body was handed to a connection.
     pub(super) fn unsent(kind: RequestErrorKind, body: B) -> Self {
         RequestError { kind, body: Some(Box::new(body)) }
     }
 }
 
-// By hand: neither needs anything of the body's type.
+// Implemented by hand, because neither requires anything of the body's type.
 impl<B> fmt::Debug for RequestError<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failure").field("kind", &self.kind).field("unsent", &self.body.is_some()).finish()
+        f.debug_struct("RequestError").field("kind", &self.kind).field("unsent", &self.body.is_some()).finish()
     }
 }
 

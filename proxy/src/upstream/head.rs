@@ -1,4 +1,4 @@
-//! The head of a request as an upstream connection needs it.
+//! The head of a request, as an upstream connection needs it.
 
 use std::net::SocketAddr;
 
@@ -6,12 +6,12 @@ use http::response;
 
 use crate::h1::encoder;
 
-/// The head of a request. It is looked at when there is a connection for it, once for each that is tried.
+/// The head of a request. It is read once per connection attempt, when there is a connection.
 pub trait Head {
-    /// It goes out by a connection whose end here has this address, if that is known.
+    /// Called when a connection was chosen, with its local address, if known.
     fn carried(&self, _local: Option<SocketAddr>) {}
-    /// An interim response has come (RFC 9110 section 15.2).
+    /// Called for each interim response (RFC 9110 section 15.2).
     fn interim(&self, _response: response::Parts) {}
-    /// Shows it.
+    /// Passes the head to `look`.
     fn show<T>(&self, look: impl FnOnce(&encoder::RequestHead<'_>) -> T) -> T;
 }

@@ -1,9 +1,9 @@
-//! One HTTP/1.1 connection of a worker to an upstream: sending a request on it, and what becomes of it when the response has
-//! ended.
+//! One HTTP/1.1 connection of a worker to an upstream: sending a request on it, and returning it to the pool after the
+//! response.
 //!
-//! The request's own task drives the connection, so that its bytes cross no channel and wake no other task. Only what is left of
-//! an upload when its response has begun already is driven by a task of its own: the client may read no response before it has
-//! sent its request.
+//! The request's own task drives the connection, so that its bytes cross no channel and wake no other task. Only if the
+//! response begins before the upload is complete does a separate task send the rest, because the client may read no
+//! response before it has sent its request.
 
 use std::{
     cell::{Cell, RefCell},
@@ -36,36 +36,36 @@ use crate::{
     observe::target,
 };
 
-/// How much of a request's body waits for the socket before more of it is asked for, in bytes.
+/// Bytes of a request's body buffered for the socket before no more are requested (backpressure).
 const ENOUGH: usize = 64 << 10;
 
-/// The connection itself, gone when it has become a tunnel.
+/// The connection's I/O; `None` once it has become a tunnel.
 pub(super) type H1Io = RefCell<Option<BufferedIo<Box<dyn Transport>>>>;
 
-/// A connection. Whoever holds it alone closes it by dropping it: the request that is on it, or the idle list.
+/// A connection. Its only owner (the request on it, or the idle list) closes it by dropping it.
 pub(super) struct H1Connection<B> {
     pool: Weak<ClusterPool<B>>,
     pub(super) slot: Rc<EndpointPool<B>>,
-    /// Its place among the connections; gone once the place has been given to another one.
+    /// Its share of the connection limit; `None` once that was passed to another connection.
     permit: Cell<Option<ConnectionPermit<B>>>,
     line: H1Io,
-    /// The address of its end here.
+    /// Its local address.
     pub(super) local: Option<SocketAddr>,
     limits: h1::Limits,
-    /// It cannot carry another request.
+    /// Whether it can carry no further request.
     closed: Cell<bool>,
-    /// It carries no request.
+    /// Whether it carries no request.
     idle: Cell<bool>,
-    /// Sees an idle connection end.
+    /// The task that detects the end of an idle connection.
     watcher: AbortHandle,
     watching: Rc<Cell<Option<Waker>>>,
-    /// The rest of an upload, until it is through.
+    /// The task that sends the rest of an upload, until it is done.
     upload: Cell<Option<AbortHandle>>,
-    /// Who reads the response while an upload is under way.
+    /// The reader of the response while an upload is in progress.
     reader: Cell<Option<Waker>>,
-    /// Requests that it was given.
+    /// Number of requests sent on it.
     served: Cell<u32>,
-    /// When the sweep first saw it idle since its last request.
+    /// When a sweep first found it idle since its last request.
     pub(super) seen_idle: Cell<Option<Instant>>,
 }
 
@@ -74,7 +74,7 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Speaks HTTP/1.1 on a connected stream. Needs a place to spawn local tasks.
+    /// Uses a connected stream for HTTP/1.1. Requires a context for spawning local tasks.
     pub(super) fn open(
         stream: Box<dyn Transport>,
         local: Option<SocketAddr>,
@@ -104,7 +104,7 @@ where
         })
     }
 
-    /// An upstream that closes an idle connection frees its place at once, and not only when it is found dead.
+    /// Watches an idle connection, so that its permit is released as soon as the upstream closes it.
     async fn watch(link: Weak<Self>, watching: Rc<Cell<Option<Waker>>>) {
         poll_fn(|cx| {
             watching.set(Some(cx.waker().clone()));
@@ -114,7 +114,7 @@ where
             }
             tracing::debug!(
                 target: target::UPSTREAM,
-                address = %link.slot.endpoint.address, "an idle upstream connection ended"
+                address = %link.slot.endpoint.address, "idle upstream connection ended"
             );
             link.slot.forget(&Rc::downgrade(&link));
             Poll::Ready(())
@@ -169,7 +169,7 @@ where
                         finder = head::HeadScanner::default();
                         match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
                             Err(error) => return Poll::Ready(Err(H1Error::Head(error))),
-                            // Others are on their way (RFC 9110 section 15.2).
+                            // More responses follow (RFC 9110 section 15.2).
                             Ok(response) if is_interim(response.parts.status) => {
                                 interim += 1;
                                 if interim > MOST_INTERIM {
@@ -182,7 +182,7 @@ where
                     }
                     Ok(None) => match ready!(wire.poll_read(0, cx)) {
                         Ok(0) => {
-                            // The reason why the request could not be written may be the better one.
+                            // The reason why the request could not be written is more specific, if there is one.
                             let ended = upload.broken.take().unwrap_or(io::ErrorKind::UnexpectedEof.into());
                             return Poll::Ready(Err(H1Error::Connection(ended)));
                         }
@@ -213,7 +213,7 @@ where
         Ok(Response::from_parts(head.parts, PooledBody::of_link(H1Body::new(decoder, self))))
     }
 
-    /// What went wrong, for whoever decides on a retry.
+    /// Converts the error into what the retry decision needs.
     fn failed(&self, lost: H1Error, reused: bool, [sent, received]: [u64; 2]) -> RequestErrorKind {
         match lost {
             H1Error::Upload(source) => RequestErrorKind::RequestBody { source },
@@ -237,7 +237,7 @@ where
         }
     }
 
-    /// The connection, for whoever speaks another protocol on it, when the request's head is out.
+    /// Returns the connection for another protocol once the request's head was sent.
     async fn switched(self: Rc<Self>, mut upload: RequestWriter<B>) -> io::Result<Box<dyn Transport>> {
         let sent = poll_fn(|cx| {
             let mut line = self.line.borrow_mut();
@@ -251,11 +251,11 @@ where
         sent.await?;
         let wire = self.line.take().ok_or(io::ErrorKind::NotConnected)?;
         let (seen, stream) = wire.into_parts();
-        // From here on the link is there for its place.
+        // From here on, the connection object only holds the permit.
         Ok(Box::new(WithGuard::new(Prefixed::new(seen, stream), self)))
     }
 
-    /// Drives what is left of an upload while its response is read.
+    /// Sends the rest of an upload while its response is read.
     async fn upload(link: Weak<Self>, mut upload: RequestWriter<B>) {
         poll_fn(|cx| {
             let Some(link) = link.upgrade() else { return Poll::Ready(()) };
@@ -271,7 +271,7 @@ where
                 link.closed.set(true);
             }
             if failed {
-                // Without its end, the upstream could take the request for a whole one, or wait for it for ever.
+                // Without the request's end, the upstream could take it for complete, or wait for it forever.
                 link.line.take();
                 if let Some(reader) = link.reader.take() {
                     reader.wake();
@@ -283,11 +283,11 @@ where
     }
 }
 
-/// What a request says of the response that it wants.
+/// The properties of the request that determine how its response is read.
 struct ResponseRules {
-    /// Only its head.
+    /// Whether the response has only a head.
     head_only: bool,
-    /// Perhaps another protocol.
+    /// Whether it may switch protocols.
     switch: bool,
 }
 
@@ -297,29 +297,29 @@ impl ResponseRules {
     }
 }
 
-/// Whether others follow this one.
+/// Returns whether further responses follow this one.
 fn is_interim(status: StatusCode) -> bool {
     status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Why there is no response.
+/// The reason why there is no response.
 enum H1Error {
     /// The request's body failed.
     Upload(Box<dyn Error + Send + Sync>),
     Head(head::HeadError),
-    /// One interim response came after the other.
+    /// Too many interim responses.
     Interim,
     Connection(io::Error),
 }
 
-/// A request on its way out.
+/// The writer of a request.
 struct RequestWriter<B> {
-    /// None: all of it has been handed to the wire.
+    /// `None` once everything was handed to the write buffer.
     body: Option<B>,
     encoder: Encoder,
-    /// All of it is sent, or nothing more will be.
+    /// Whether everything is sent, or nothing more will be.
     sent: bool,
-    /// Why the upstream takes no more of it. It may have answered nevertheless.
+    /// The reason why the upstream accepts no more. It may have responded nevertheless.
     broken: Option<io::Error>,
 }
 
@@ -339,7 +339,7 @@ where
         self.sent
     }
 
-    /// Sends as much as there is and as the upstream takes.
+    /// Sends as much as is available and as the upstream accepts.
     fn poll(
         &mut self,
         wire: &mut BufferedIo<Box<dyn Transport>>,
@@ -361,7 +361,7 @@ where
         Ok(())
     }
 
-    /// Takes from the body what there is, up to a bound. Whether there may be more at once.
+    /// Takes available data from the body, up to a limit. Returns whether more may be available immediately.
     fn fill(
         &mut self,
         wire: &mut BufferedIo<Box<dyn Transport>>,
@@ -399,12 +399,12 @@ impl<B> H1Connection<B> {
         self.served.get() > 0
     }
 
-    /// Whether it may carry another request under a bound on requests per connection (0: none).
+    /// Returns whether it may carry another request, given a limit on requests per connection (0: unlimited).
     pub(super) fn has_requests_left(&self, bound: u32) -> bool {
         bound == 0 || self.served.get() < bound
     }
 
-    /// Whether a request is still being sent whose response has begun.
+    /// Returns whether a request whose response has begun is still being sent.
     fn is_uploading(&self) -> bool {
         let upload = self.upload.take();
         let uploads = upload.is_some();
@@ -412,12 +412,12 @@ impl<B> H1Connection<B> {
         uploads
     }
 
-    /// Whether it is known to be closed. It may be closed and not known yet: then the send gives the request back.
+    /// Returns whether it is known to be closed. If it is closed but not known to be, sending returns the request.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.get()
     }
 
-    /// Whether the upstream has closed it, or has said something that nobody asked for.
+    /// Returns whether the upstream has closed it or sent unsolicited data.
     fn has_ended(&self, cx: &mut Context<'_>) -> bool {
         let ended = self.line.borrow_mut().as_mut().is_none_or(|wire| wire.poll_read(0, cx).is_ready());
         if ended {
@@ -426,12 +426,12 @@ impl<B> H1Connection<B> {
         ended
     }
 
-    /// Closes it, and leaves its place among the connections to another one.
+    /// Closes it and passes its permit to another connection.
     pub(super) fn close_for_permit(self: Rc<Self>) -> Option<ConnectionPermit<B>> {
         self.permit.take()
     }
 
-    /// Carries no request from now on. Whether it can carry another one, as far as is known.
+    /// Marks it as idle. Returns whether it can carry another request, as far as is known.
     pub(super) fn rest(&self) -> bool {
         self.idle.set(true);
         self.seen_idle.set(None);
@@ -456,14 +456,14 @@ impl<B> H1Connection<B> {
 impl<B> Drop for H1Connection<B> {
     fn drop(&mut self) {
         self.watcher.abort();
-        // Otherwise the rest of a request whose response has ended would be sent on.
+        // Otherwise the rest of a request whose response has ended would still be sent.
         if let Some(upload) = self.upload.take() {
             upload.abort();
         }
     }
 }
 
-/// A connection without a request on its way to whoever waits for it; it goes back to the pool if nobody takes it.
+/// A connection without a request that is being handed to a waiter; it returns to the pool if the waiter is gone.
 pub(super) struct Lease<B>(Option<Rc<H1Connection<B>>>);
 
 impl<B> Lease<B> {
@@ -484,13 +484,13 @@ impl<B> Drop for Lease<B> {
     }
 }
 
-/// What a response's body needs of the connection that it comes on.
+/// The operations on its connection that a response's body needs.
 pub(super) trait ConnectionGuard {
-    /// The connection.
+    /// Returns the connection's I/O.
     fn line(&self) -> &H1Io;
-    /// Who reads is woken if the connection is taken away from it.
+    /// Registers the reader, which is woken if the connection is taken away from it.
     fn reads(&self, cx: &Context<'_>);
-    /// The response has been read to its end. (Dropping the link without this closes it.)
+    /// Called when the response has been read to its end. (Dropping the connection without this closes it.)
     fn finish(self: Rc<Self>);
 }
 
@@ -506,8 +506,8 @@ impl<B: 'static> ConnectionGuard for H1Connection<B> {
     }
 
     fn finish(self: Rc<Self>) {
-        // With an upload that nobody asks for any more it is closed: that could hold it for as long as the client likes. So it
-        // is with bytes that nobody asked for.
+        // A connection with an unneeded upload is closed, because that could occupy it for as long as the client likes.
+        // So is one with unsolicited bytes.
         if !self.is_uploading() && self.line.borrow().as_ref().is_some_and(|wire| wire.inbox.is_empty()) {
             self.release();
         }
@@ -515,7 +515,7 @@ impl<B: 'static> ConnectionGuard for H1Connection<B> {
 }
 
 impl H1Body {
-    /// The next part of a body.
+    /// Reads the next part of the body.
     pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<h1::BodyPart, UpstreamBodyError>>> {
         let Some(link) = &self.link else { return Poll::Ready(None) };
         let mut line = link.line().borrow_mut();

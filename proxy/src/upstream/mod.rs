@@ -1,10 +1,10 @@
-//! Where requests are sent: clusters and their endpoints, how one is chosen, and the connections to it.
+//! Upstreams: clusters and their endpoints, load balancing, connection pools, health checks and retries.
 //!
-//! A [`Cluster`] is part of a configuration snapshot and immutable; what it counts outlives the snapshot and is shared
-//! by all workers as atomics ([`Stats`], [`Endpoint`]). Connections are not shared: each worker has [`Pools`] of its
-//! own, so that a request meets neither a lock nor another thread. The way of a request: [`Cluster::try_request`] (may
-//! it go at all?), [`Cluster::pick`] (where to?), [`Pools::send`] (on which connection?), then, if it failed,
-//! [`Cluster::try_retry`] and [`Backoff`].
+//! A [`Cluster`] is part of a configuration snapshot and immutable. Its statistics outlive the snapshot and are shared
+//! by all workers as atomics ([`ClusterStats`], [`Endpoint`]). Connections are not shared: each worker has its own
+//! [`Pools`], so that a request meets neither a lock nor another thread. The path of a request:
+//! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which
+//! connection?), and after a failure [`Cluster::try_retry`] and [`Backoff`].
 
 pub mod backoff;
 pub mod balancer;

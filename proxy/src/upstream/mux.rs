@@ -1,4 +1,4 @@
-//! One HTTP/2 connection of a worker to an endpoint, and a request's stream on it.
+//! One HTTP/2 connection of a worker to an endpoint, and the streams of requests on it.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -52,66 +52,66 @@ use crate::{
     tls,
 };
 
-/// Bytes of a request's body that wait in a stream for the upstream to take them.
+/// Bytes of a request's body buffered per stream for the upstream.
 const SEND_BUFFER: usize = 128 << 10;
 
-/// How many of its streams the proxy resets before a connection takes no new ones. Servers end connections on which too much is
-/// reset, with all the streams on them: Envoy from 250 resets before an answer on, others from 500 or 1000 of any kind. Clients
-/// decide what is reset, so it must not come that far on a connection that many of them share. With as many streams as a
-/// connection has by default, it gets twice as many resets at most.
+/// Number of streams reset by the proxy after which a connection accepts no new ones. Servers close connections with
+/// too many resets, together with all their streams: Envoy from 250 resets before a response, others from 500 or 1000
+/// of any kind. Clients decide which streams are reset, so the limit must not be reached on a connection that many of
+/// them share. With the default number of streams per connection, it gets at most twice as many resets.
 const MOST_RESETS: u32 = 100;
 
-/// Bytes of a frame's header (RFC 9113 section 4.1).
+/// Length of a frame's header in bytes (RFC 9113 section 4.1).
 const FRAME_HEADER: u64 = 9;
 
-/// A connection. Its streams own it, and so does the slot as long as it takes new ones.
+/// A connection. It is owned by its streams and, as long as it accepts new ones, by the endpoint's pool.
 pub(super) struct H2Connection<B> {
     pool: Weak<ClusterPool<B>>,
     slot: Rc<EndpointPool<B>>,
-    /// Its place among the connections; gone once the place has been given to another one.
+    /// Its share of the connection limit; `None` once that was passed to another connection.
     permit: Cell<Option<ConnectionPermit<B>>>,
     sender: RefCell<SendRequest<Bytes>>,
     under: H2Transport,
-    /// Bytes that a response's head may have, and its trailers.
+    /// Maximum size in bytes of a response's head, and of its trailers.
     max_head: usize,
     state: Rc<ConnectionState>,
     served: Cell<u32>,
-    /// When the sweep first saw it without a stream.
+    /// When a sweep first found it without streams.
     pub(super) seen_idle: Cell<Option<Instant>>,
 }
 
-/// What is under a connection.
+/// Properties of the underlying transport.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct H2Transport {
-    /// TLS.
+    /// Whether it is TLS.
     pub(super) secure: bool,
-    /// TLS in which the endpoint has chosen nothing by ALPN: whether it speaks HTTP/2 is not known.
+    /// Whether the endpoint chose no protocol by ALPN, so that HTTP/2 is only assumed.
     pub(super) assumed: bool,
-    /// The address of its end here.
+    /// Its local address.
     pub(super) local: Option<SocketAddr>,
-    /// It is for one request.
+    /// Whether it is reserved for one request.
     pub(super) alone: bool,
 }
 
-/// A head that is longer on the way may make an upstream end the connection that it comes on, unless the upstream has said that it takes as
-/// much: nginx does that for a field of more than 8 KiB, with which a head counts for more than this.
+/// Encoded size of a head beyond which an upstream may close the whole connection, unless it has announced that it
+/// accepts more: nginx does so for a field of more than 8 KiB, and a head with such a field counts for more than this.
 const LONG: usize = 8 << 10;
 
-/// What of a request may make an upstream end a connection.
+/// The properties of a request for which an upstream may close the connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RequestWeight {
-    /// What its head counts for.
+    /// The size of its head as HTTP/2 counts it.
     head: usize,
-    /// How long it may be on the way.
+    /// The maximum encoded size of its head.
     coded: usize,
-    /// It has trailers, and says so.
+    /// Whether it announces trailers.
     trailers: bool,
 }
 
 impl RequestWeight {
     pub(super) fn of(head: &encoder::RequestHead<'_>, bodiless: bool) -> RequestWeight {
         let size = head.list_size();
-        // No text gets four times as long.
+        // Huffman coding never makes a text four times as long.
         let coded = if size > LONG / 4 {
             head.size(|text| text.len().max(crate::h2::hpack::huffman::length(text)))
         } else {
@@ -120,41 +120,41 @@ impl RequestWeight {
         RequestWeight { head: size, coded, trailers: !bodiless && head.get(&TRAILER).is_some() }
     }
 
-    /// The same, and the body has trailers, if that is known.
+    /// Also records whether the body is known to have trailers.
     pub(super) fn with_trailers(self, known: bool) -> RequestWeight {
         RequestWeight { trailers: self.trailers || known, ..self }
     }
 
-    /// Whether it shares a connection with no other request. `max_head`: the longest head that the endpoint says it takes.
+    /// Returns whether it must not share a connection. `max_head`: the endpoint's announced limit on heads.
     pub(super) fn is_alone(self, max_head: Option<u32>) -> bool {
         self.trailers || self.coded > max_head.map_or(LONG, |most| most as usize)
     }
 
-    /// Why it is not sent to an endpoint that has said this.
+    /// Returns the reason for not sending it to an endpoint with this limit.
     pub(super) fn refused(self, max_head: Option<u32>) -> Option<RequestErrorKind> {
         let limit = max_head.filter(|most| self.head > *most as usize)?;
         Some(RequestErrorKind::HeadTooLong { size: self.head, limit })
     }
 }
 
-/// What a connection and its task share.
+/// State shared by a connection and its task.
 struct ConnectionState {
-    /// Streams now.
+    /// Active streams.
     active: Cell<u32>,
-    /// Streams that were reset from here.
+    /// Streams reset by the proxy.
     resets: Cell<u32>,
-    /// Streams at one time, as the upstream has it and the configuration wants it.
+    /// Maximum concurrent streams, by the upstream's settings and the configuration.
     most: Cell<u32>,
     /// Bytes received.
     received: Cell<u64>,
-    /// The stream that has begun last.
+    /// The stream that began last.
     begun: Cell<u32>,
-    /// What the endpoint has said first.
+    /// The endpoint's first bytes.
     first: Cell<FirstBytes>,
-    /// Its settings have come, or never will.
+    /// Whether the endpoint's settings have arrived, or never will.
     settled: Cell<bool>,
     settling: Notify,
-    /// How it has ended, if it has: more than its streams are told of it.
+    /// The error that ended the connection, which is more specific than what its streams are told.
     end: OnceCell<io::Error>,
     /// Which of its responses have ended.
     ends: StreamEnds,
@@ -173,8 +173,8 @@ impl ConnectionState {
         }
     }
 
-    /// Why a stream has ended: if that is because its connection has, the connection knows more (a GOAWAY's debug data, an
-    /// alert of TLS).
+    /// Returns why a stream ended. If its connection ended, the connection's error is more specific (a GOAWAY's debug
+    /// data, a TLS alert).
     fn better_reason(&self, error: h2::Error) -> io::Error {
         match self.end.get().filter(|_| error.is_io()) {
             None => io::Error::other(error),
@@ -186,15 +186,17 @@ impl ConnectionState {
     }
 }
 
-/// Times that a head or trailers may be longer than they should and still end nothing but their stream. Of trailers beyond its own
-/// bound, h2 drops the fields that are too many and says nothing; beyond some more, it ends the connection and all its streams.
+/// The factor by which a head or trailers may exceed the limit and still end only their stream. If trailers exceed h2's
+/// own limit, h2 silently drops the surplus fields; somewhat beyond that, it closes the connection with all its
+/// streams.
 const LENIENCE: usize = 16;
 
-/// Streams at one time that an endpoint is taken to allow that has not said: none should allow fewer (RFC 9113 section 6.5.2).
+/// Concurrent streams assumed for an endpoint that has announced no limit: none should allow fewer (RFC 9113 section
+/// 6.5.2).
 const USUAL_STREAMS: u32 = 100;
 
-/// Whether a connection that begins like this, of which so much has come, has its settings: they are the first frame (RFC 9113
-/// section 3.4).
+/// Returns whether the endpoint's settings have been received, given the connection's first bytes and the number of
+/// bytes received: they are the first frame (RFC 9113 section 3.4).
 fn has_settings(first: &[u8], received: u64) -> bool {
     let &[a, b, c, ..] = first else { return false };
     received >= FRAME_HEADER + u64::from(u32::from_be_bytes([0, a, b, c]))
@@ -215,7 +217,8 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Speaks HTTP/2 on a connected stream; response heads may have `max_head` bytes. Needs a place to spawn local tasks.
+    /// Uses a connected stream for HTTP/2, with response heads of at most `max_head` bytes. Requires a context for
+    /// spawning local tasks.
     pub(super) async fn open(
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         under: H2Transport,
@@ -225,7 +228,7 @@ where
     ) -> io::Result<Rc<Self>> {
         let config = pool.cluster().http2.clone();
         let slot = Rc::clone(&permit.slot);
-        // Until its settings have come, it is taken to allow as much as the connection before.
+        // Until its settings arrive, assume the limit of the previous connection.
         let most = config.max_concurrent_streams.min(slot.endpoint.streams().unwrap_or(USUAL_STREAMS));
         let state = Rc::new(ConnectionState {
             active: Cell::new(0),
@@ -253,7 +256,7 @@ where
             shaken.await?
         };
         if under.alone {
-            // What the endpoint takes is to be known before it is sent anything.
+            // The endpoint's limits must be known before anything is sent.
             poll_fn(|cx| match turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx)) {
                 Err(error) => Poll::Ready(Err(error)),
                 Ok(Poll::Ready(ended)) => Poll::Ready(ended.map_err(io::Error::other)),
@@ -295,7 +298,7 @@ where
                         target: target::UPSTREAM,
                         address = %slot_of_task.endpoint.address, %error, "upstream connection ended"
                     );
-                    // Before its streams' tasks come to see that it has ended.
+                    // Set before its streams' tasks notice the end.
                     let _ = shared.end.set(error);
                 }
                 shared.settle();
@@ -315,8 +318,7 @@ where
         }))
     }
 
-    /// Sends a request, in the form of HTTP/1.1, and waits for the head of its response. Dropping the future resets the
-    /// stream.
+    /// Sends a request in HTTP/1.1 form and waits for the head of its response. Dropping the future resets the stream.
     pub(super) async fn exchange(
         place: StreamSlot<B>,
         head: &impl Head,
@@ -331,12 +333,12 @@ where
         let begins_alone = mux.state.active.get() == 1;
         let received = mux.state.received.get();
         let number = Cell::new(0);
-        // Which request has made the upstream end the connection nobody says, but the last one that it has looked at is likely to be
-        // it, or, if it has not said which that was, the one that has begun last.
+        // The upstream does not say which request made it close the connection. It is probably the last one that it
+        // processed or, if it did not report that, the one that began last.
         let again = |error: &h2::Error| match mux.state.ends.said().last_stream().unwrap_or(mux.state.begun.get()) {
             _ if !(error.is_io() || error.is_go_away()) => Retryable::No,
             last if last != number.get() => Retryable::Anew,
-            // It was idle, and may have been closed before this request came to it.
+            // The connection was idle, and may have been closed before this request reached it.
             _ if reused && begins_alone && mux.state.received.get() == received => Retryable::Alone,
             _ => Retryable::No,
         };
@@ -347,11 +349,11 @@ where
                 RequestErrorKind::Protocol { source: ProtocolError::Http2(error, first) }
             }
             stopped => RequestErrorKind::Reset {
-                // What was not processed is as good as sent on a connection that was closed already.
+                // An unprocessed request is treated like one sent on a connection that was already closed.
                 reused: reused || stopped == Some(StreamEnd::Unprocessed),
                 request_sent: stopped != Some(StreamEnd::Unprocessed),
                 bytes_received: mux.state.received.get() > received,
-                // Here a head is there as a whole, or not at all.
+                // Here a head is received completely or not at all.
                 in_head: false,
                 again: if stopped == Some(StreamEnd::Unprocessed) { Retryable::Anew } else { again(&error) },
                 source: match mux.state.better_reason(error) {
@@ -364,7 +366,7 @@ where
         };
         let bodiless = body.is_end_stream();
         if head.show(|head| head.get(&UPGRADE).is_some()) {
-            // What its settings do not allow must not be sent (RFC 8441 section 3).
+            // Requests that the settings do not allow must not be sent (RFC 8441 section 3).
             mux.state.settled().await;
             if !mux.sender.borrow().is_extended_connect_protocol_enabled() && !mux.is_closed() {
                 let kind = RequestErrorKind::Protocol { source: ProtocolError::NoUpgrades };
@@ -376,7 +378,7 @@ where
                 return Err(RequestErrorKind::Target);
             };
             let switches = request.method() == Method::CONNECT;
-            // One of its own: what one of them waits for is nothing to the others.
+            // Use a clone per request, so that they do not wait for each other.
             let mut sender = mux.sender.borrow().clone();
             let sent = sender.send_request(request, bodiless && !switches).map_err(failure)?;
             Ok((sent, switches, key))
@@ -409,14 +411,14 @@ where
         });
         let response = response.await.map_err(|kind| place.failed(kind))?;
         let max_head = mux.max_head;
-        // A client may well read nothing of the response before it has sent everything.
+        // A client may read nothing of the response before it has sent everything.
         let upload = upload.map(BackgroundUpload::begin);
         Ok(with_body(response, ended, max_head, (upload, place)))
     }
 }
 
-/// An upload that goes on beside its response. Dropping it ends it at once: nobody else may read from the same source, and
-/// without it nothing keeps the stream from being reset.
+/// An upload that continues alongside its response. Dropping it stops it immediately: nothing else may read from the
+/// same source, and it no longer keeps the stream from being reset.
 struct BackgroundUpload<B> {
     sending: Rc<RefCell<Option<BodySender<B>>>>,
     task: AbortHandle,
@@ -450,13 +452,13 @@ impl<B> BackgroundUpload<B> {
 impl<B> Drop for BackgroundUpload<B> {
     fn drop(&mut self) {
         self.task.abort();
-        // It is being polled if it is what ends the exchange; then its task drops it.
+        // If this is dropped from within its own poll, its task drops the sender.
         let sending = self.sending.try_borrow_mut().ok().and_then(|mut sending| sending.take());
         drop(sending);
     }
 }
 
-/// What is wrong with the fields of a head, if anything is.
+/// Returns the error in the fields of a head, if there is one.
 fn wrong(fields: &HeaderMap, max_head: usize) -> Option<RequestErrorKind> {
     let source = match measure(fields).filter(|_| content_length(fields).is_ok()) {
         Some(size) if size <= max_head => return None,
@@ -466,12 +468,12 @@ fn wrong(fields: &HeaderMap, max_head: usize) -> Option<RequestErrorKind> {
     Some(RequestErrorKind::Protocol { source })
 }
 
-/// A response on its way.
+/// A response that has not arrived yet.
 struct PendingResponse {
     response: ResponseFuture,
-    /// Interim responses that came before it.
+    /// Number of interim responses received.
     interim: u32,
-    /// Bytes that each head may have.
+    /// Maximum size of each head in bytes.
     max_head: usize,
 }
 
@@ -488,7 +490,7 @@ impl PendingResponse {
                 return Poll::Ready(Err(RequestErrorKind::Protocol { source: ProtocolError::Interim }));
             }
             if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
-                // HTTP/2 has none (RFC 9113 section 8.6).
+                // HTTP/2 has no 101 (RFC 9113 section 8.6).
                 return Poll::Ready(Err(RequestErrorKind::Protocol { source: ProtocolError::Switched }));
             }
             if let Some(kind) = wrong(interim.headers(), self.max_head) {
@@ -506,7 +508,7 @@ impl PendingResponse {
     }
 }
 
-/// A response, with the body that follows it.
+/// Combines a response's head with its body.
 fn with_body(
     response: Response<RecvStream>,
     ended: Ended,
@@ -518,7 +520,7 @@ fn with_body(
     Response::from_parts(parts, body)
 }
 
-/// A response to a request that would switch protocols.
+/// Converts the response to a request that asked for a protocol switch.
 fn switched<B: 'static>(
     response: Response<RecvStream>,
     send: SendStream<Bytes>,
@@ -535,52 +537,52 @@ fn switched<B: 'static>(
     if let Some(key) = &key {
         parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept(key));
     }
-    // The stream's place is held as long as the stream.
+    // The stream's slot is held as long as the stream.
     let upstream = Box::new(WithGuard::new(Tunnel::new(send, receive, Reason::CANCEL), place)) as Box<dyn Transport>;
     Response::from_parts(parts, PooledBody::switching(Box::pin(std::future::ready(Ok(upstream)))))
 }
 
 impl<B> H2Connection<B> {
-    /// Whether so much has been reset on it that it should take no new streams.
+    /// Returns whether it has had too many resets to accept new streams.
     pub(super) fn is_worn(&self) -> bool {
         self.state.resets.get() >= MOST_RESETS
     }
 
     pub(super) fn has_room(&self, requests: u32) -> bool {
-        // An upstream that allows none for a while is asked one at a time: the request waits in the connection then.
+        // An upstream that currently allows no streams gets one at a time, which then waits inside h2.
         self.state.active.get() < self.state.most.get().max(1) && (requests == 0 || self.served.get() < requests)
     }
 
-    /// How many more streams it takes now.
+    /// Returns how many more streams it accepts now.
     pub(super) fn room(&self) -> u32 {
         self.state.most.get().max(1).saturating_sub(self.state.active.get())
     }
 
-    /// Whether it is known to be closed, or going away.
+    /// Returns whether it is known to be closed or going away.
     pub(super) fn is_closed(&self) -> bool {
-        // Nothing is sent by this one, so it waits for nothing.
+        // This sender sends nothing, so there is nothing to be woken for.
         let ready = self.sender.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop()));
         matches!(ready, Poll::Ready(Err(_)))
     }
 
-    /// Closes it when its streams have ended, and leaves its place among the connections to another one.
+    /// Closes it when its streams have ended, and passes its permit to another connection.
     pub(super) fn close_for_permit(self: Rc<Self>) -> Option<ConnectionPermit<B>> {
         self.permit.take()
     }
 
-    /// Whether no stream is on it.
+    /// Returns whether it has no streams.
     pub(super) fn is_idle(&self) -> bool {
         self.state.active.get() == 0
     }
 
-    /// Whether it will take another stream, now or later, under a bound on requests per connection (0: none). A worn one may, as
-    /// long as it has streams: see [`Slot::enter`].
+    /// Returns whether it will accept another stream, now or later, given a limit on requests per connection (0:
+    /// unlimited). A worn one may, as long as it has streams: see [`EndpointPool::enter`].
     pub(super) fn is_useful(&self, requests: u32) -> bool {
         let ends = self.under.alone || self.is_closed() || (self.is_worn() && self.is_idle());
         !ends && (requests == 0 || self.served.get() < requests)
     }
 
-    /// A stream's place, if there is one.
+    /// Acquires a stream, if there is room.
     pub(super) fn enter(self: &Rc<Self>, requests: u32) -> Option<StreamSlot<B>> {
         if !self.has_room(requests) {
             return None;
@@ -608,16 +610,16 @@ impl<B> Drop for H2Connection<B> {
     }
 }
 
-/// A stream's place on a connection, and whether the stream is reset when this is dropped.
+/// A stream's slot on a connection, and whether dropping it counts as a reset of the stream.
 pub(super) struct StreamSlot<B>(Rc<H2Connection<B>>, Cell<bool>);
 
 impl<B> StreamSlot<B> {
-    /// The address of the connection's end here.
+    /// Returns the connection's local address.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.0.under.local
     }
 
-    /// There is no response. Unless that is because of the request, it is the upstream that has to answer for it.
+    /// Records that there is no response. Unless the request caused it, the upstream is responsible.
     fn failed(&self, kind: RequestErrorKind) -> RequestError<B> {
         self.1.set(matches!(kind, RequestErrorKind::RequestBody { .. }));
         RequestError { kind, body: None }
@@ -636,7 +638,7 @@ impl<B: 'static> BodyGuard for StreamSlot<B> {
 
 impl<B: 'static> BodyGuard for (Option<BackgroundUpload<B>>, StreamSlot<B>) {
     fn ended(&self) {
-        // What is left of the request will not be sent: its stream is reset.
+        // The rest of the request will not be sent: its stream is reset.
         self.1.1.set(self.0.as_ref().is_some_and(BackgroundUpload::goes_on));
     }
 
@@ -659,20 +661,20 @@ impl<B> Drop for StreamSlot<B> {
     }
 }
 
-/// How an upstream has ended a stream.
+/// The way in which an upstream ended a stream.
 #[derive(Debug, PartialEq, Eq)]
 enum StreamEnd {
-    /// It has done nothing of the request, and says so: any request may be sent again (RFC 9113 section 8.7).
+    /// It reported that it did not process the request: any request may be sent again (RFC 9113 section 8.7).
     Unprocessed,
-    /// It does not speak HTTP/2 as it should.
+    /// It violated HTTP/2.
     Protocol,
 }
 
 fn reason(error: &h2::Error) -> Option<StreamEnd> {
     match error.reason() {
-        // Streams that a GOAWAY ends are those after the last one that was processed.
+        // A GOAWAY ends the streams after the last one that was processed.
         _ if error.is_remote() && error.is_go_away() => Some(StreamEnd::Unprocessed),
-        // h2's own word for a head that is too long.
+        // h2 itself uses this for a head that is too long.
         Some(
             Reason::PROTOCOL_ERROR | Reason::COMPRESSION_ERROR | Reason::FRAME_SIZE_ERROR | Reason::REFUSED_STREAM,
         ) if error.is_library() => Some(StreamEnd::Protocol),
@@ -681,10 +683,10 @@ fn reason(error: &h2::Error) -> Option<StreamEnd> {
     }
 }
 
-/// Brings a request into the form of HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade
-/// (RFC 9113 section 8.3.1, RFC 8441 section 4). With it, the key of a WebSocket's handshake, which HTTP/2 does not have.
+/// Converts a request to HTTP/2: an absolute target, no `Host`, and `CONNECT` with a `:protocol` for an upgrade (RFC
+/// 9113 section 8.3.1, RFC 8441 section 4). Also returns the key of a WebSocket handshake, which HTTP/2 does not have.
 ///
-/// None: the target cannot be said in HTTP/2 as it is. Another one must not be asked for in its place.
+/// `None` if the target cannot be expressed in HTTP/2 unchanged; it must not be replaced by another one.
 fn into_h2(
     head: &encoder::RequestHead<'_>,
     body: &SizeHint,
@@ -701,7 +703,7 @@ fn into_h2(
     // Without a host there can be no scheme.
     let scheme = if secure { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
     uri.scheme = uri.authority.is_some().then_some(scheme);
-    // A fragment would be cut off.
+    // `PathAndQuery` would drop a fragment.
     let target =
         uri::PathAndQuery::try_from(head.target).ok().filter(|target| target.as_str().as_bytes() == head.target)?;
     uri.path_and_query = Some(target);
@@ -714,14 +716,14 @@ fn into_h2(
     {
         protocol = token.to_str().ok().map(|token| Protocol::from(&*token.to_ascii_lowercase()));
     }
-    // A filter may have set some.
+    // A filter may have added connection-specific fields.
     remove_of_connection(fields);
     if let Some(protocol) = protocol {
         key = fields.remove(SEC_WEBSOCKET_KEY);
         *request.method_mut() = Method::CONNECT;
         request.extensions_mut().insert(protocol);
     } else if bodiless && fields.contains_key(CONTENT_LENGTH) {
-        // What a filter may have promised does not come.
+        // A body announced by a filter does not follow.
         fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     } else if let Some(length) = body.exact()
         && (length > 0 || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH))
@@ -731,7 +733,7 @@ fn into_h2(
     Some((request, key))
 }
 
-/// The answer to a WebSocket's key (RFC 6455 section 4.2.2).
+/// Computes the answer to a WebSocket key (RFC 6455 section 4.2.2).
 fn accept(key: &HeaderValue) -> HeaderValue {
     let mut sha1 = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sha1.update(key.as_bytes());
@@ -744,14 +746,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_answered_as_the_standard_says() {
+    fn websocket_key_is_answered_as_specified() {
         // RFC 6455 section 1.3.
         let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
         assert_eq!(accept(&key), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
-    fn an_upgrade_becomes_an_extended_connect() {
+    fn upgrade_becomes_an_extended_connect() {
         let request = Request::get("/a?b").header(HOST, "h:1").header("x", "y");
         let request = request.header(CONNECTION, "upgrade").header(UPGRADE, "WebSocket");
         let (parts, ()) = request.header(SEC_WEBSOCKET_KEY, "k").body(()).unwrap().into_parts();

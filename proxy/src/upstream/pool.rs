@@ -1,7 +1,7 @@
-//! A worker's connections to all clusters, and sending requests on them.
+//! The connection pools of a worker for all clusters, and sending of requests on them.
 //!
-//! They belong to one thread: nothing here is locked, and a response wakes nobody on another core. Only the limits of a
-//! cluster hold over all workers; they are counted in its [`Stats`](super::Stats).
+//! They belong to one thread: nothing here is locked, and a response wakes no task on another core. Only a cluster's
+//! limits apply to all workers; they are counted in its [`ClusterStats`](super::ClusterStats).
 
 use std::{
     cell::{Cell, RefCell},
@@ -43,12 +43,12 @@ use crate::{
     net::{Stream, Transport, proxy_protocol::Addresses},
 };
 
-/// Bounds on what an upstream may send before its response's body.
+/// Limits on the head of a response.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolOptions {
-    /// Header fields of a response, at most. Up to 100 they are parsed without an allocation.
+    /// Maximum number of header fields of a response. Up to 100 are parsed without an allocation.
     pub max_response_headers: usize,
-    /// Bytes of a response's head, at most, status line included;
+    /// Maximum size in bytes of a response's head, including the status line.
     pub max_response_head: usize,
 }
 
@@ -58,39 +58,40 @@ impl Default for PoolOptions {
     }
 }
 
-/// Opens connections within this process instead of sockets: for tests of filters, where clusters are scripts.
+/// A function that opens connections within this process instead of sockets: for tests of filters, where clusters are
+/// scripted.
 pub type Dial = Box<dyn Fn(&Cluster, &Endpoint) -> io::Result<DuplexStream>>;
 
-/// By which connections a request may go.
+/// The requirements of a request for its connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProtocolChoice<'a> {
-    /// Whom endpoints are told of, if they are told of clients.
+    /// The client's address, for endpoints that are told it.
     pub client: Option<Addresses>,
-    /// Only by one that is opened for it, or is being opened.
+    /// Use only a connection that is newly opened or being opened.
     pub new: bool,
-    /// Its body has not all come yet: it waits behind those that are there as a whole.
+    /// Its body is incomplete: it waits behind complete requests.
     pub uploads: bool,
-    /// Its place among unfinished uploads and tunnels.
+    /// Its permit among unfinished uploads and tunnels.
     pub place: Option<&'a UsageGuard>,
-    /// Its body ends with trailers, whether its head says so or not.
+    /// Its body ends with trailers, whether its head announces them or not.
     pub trailers: bool,
-    /// It shares the connection with no other request: it may make the upstream end it.
+    /// It shares its connection with no other request, because it may make the upstream close it.
     pub alone: bool,
-    /// For whom it is: a client that holds more than its share, or waits for more, waits behind others.
+    /// The client that it is for: one that holds or waits for more than its share waits behind others.
     pub on_behalf_of: Option<IpAddr>,
 }
 
-/// How long a request has waited for a connection, the time for opening it included.
+/// Time that a request waited for a connection, including the time to open it.
 #[derive(Debug, Clone, Copy)]
 pub struct WaitTime(pub Duration);
 
-/// A worker's upstream connections. `B` is the type of request bodies. Clones are the same pools.
+/// A worker's upstream connection pools. `B` is the type of request bodies. Clones share the same pools.
 pub struct Pools<B>(Rc<Inner<B>>);
 
 struct Inner<B> {
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
     limits: h1::Limits,
-    /// None: by TCP.
+    /// Opens connections; `None`: sockets.
     dial: Option<Dial>,
     sweeping: Cell<bool>,
 }
@@ -106,12 +107,12 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Pools without any connection.
+    /// Creates empty pools.
     pub fn new(options: PoolOptions) -> Self {
         Pools::make(options, None)
     }
 
-    /// Pools whose connections are opened by `dial`.
+    /// Creates pools whose connections are opened by `dial`.
     pub fn dialling(options: PoolOptions, dial: Dial) -> Self {
         Pools::make(options, Some(dial))
     }
@@ -121,26 +122,26 @@ where
         Pools(Rc::new(Inner { clusters: RefCell::default(), limits, dial, sweeping: Cell::new(false) }))
     }
 
-    /// Sends a request to `endpoint` on an idle connection or a new one, or on a stream of an HTTP/2 connection, and returns
-    /// when the head of its response has been read ([`Head::interim`] is told of interim responses). Unless there was a connection, the
-    /// response's extensions have [`Waited`]. The request is in the form of HTTP/1.1, whatever the endpoint speaks, with its
-    /// target in origin form and the header fields that it has: the removal of hop-by-hop fields is the caller's part. A cluster
-    /// with `proxy_protocol` is told of the `client`. With `Upgrade` and `Connection` it may be answered with 101, and the
-    /// connection is in the body then.
+    /// Sends a request to `endpoint` on an idle or new connection, or on a stream of an HTTP/2 connection, and returns
+    /// when the head of its response was read. Interim responses are passed to [`Head::interim`]. If the request had to
+    /// wait for a connection, the response's extensions contain a [`WaitTime`]. The request is in HTTP/1.1 form,
+    /// whatever the endpoint speaks, with its target in origin form. Its header fields are sent unchanged: removing
+    /// hop-by-hop fields is up to the caller. A cluster with `proxy_protocol` is told the `client`'s address. A request
+    /// with `Upgrade` and `Connection` may be answered with 101; the body then contains the connection.
     ///
-    /// If the cluster may not have another connection, it waits for one, for as long as the future is not dropped. A
-    /// connection that turns out to be closed before the request was written is replaced unnoticed. It is not retried
-    /// otherwise. Apart from connecting there is no timeout: dropping the future, or the body of the response, ends the
-    /// exchange, and closes the connection or resets the stream.
+    /// At the cluster's connection limit, the request waits for a connection until the future is dropped. A connection
+    /// that turns out to be closed before the request was written is replaced transparently. There are no other
+    /// retries. Apart from connecting there is no timeout: dropping the future, or the body of the response, ends the
+    /// exchange and closes the connection or resets the stream.
     ///
     /// # Errors
     ///
-    /// A [`Failure`]: no connection, the connection closed before the response, an invalid response, the request's body
-    /// failed, or too many requests wait for a connection.
+    /// A [`RequestError`]: connecting failed, the connection was closed before the response, the response was invalid,
+    /// the request's body failed, or too many requests are waiting for a connection.
     ///
     /// # Panics
     ///
-    /// Outside a place to spawn local tasks (`LocalSet`, `LocalRuntime`).
+    /// Panics outside a context for spawning local tasks (`LocalSet`, `LocalRuntime`).
     pub async fn send(
         &self,
         cluster: &Arc<Cluster>,
@@ -170,7 +171,7 @@ where
             };
             let carrier = match there {
                 Some(carrier) => carrier,
-                // Boxed, so that requests which find a connection do not carry the space for this.
+                // Boxed, so that requests that find a connection do not reserve the space.
                 None => {
                     let start = Instant::now();
                     let carrier = match Box::pin(self.obtain(&pool, &slot, way)).await {
@@ -196,7 +197,7 @@ where
                 ) => {
                     return Err(failure);
                 }
-                // Ends: each turn uses up an idle connection, and a new one returns whatever comes of it.
+                // This terminates: each turn uses up an idle connection, and a new one returns in any case.
                 Err(RequestError { body: Some(unsent), .. }) if reused => body = *unsent,
                 Ok(mut response) => {
                     if let Some(waited) = waited {
@@ -210,12 +211,12 @@ where
         }
     }
 
-    /// Opens a connection to `endpoint` on which nothing is said, for a client that will speak to it through us and has a `place` among
-    /// tunnels. The response is a 200, and the connection is in its body.
+    /// Opens a connection to `endpoint` without sending anything on it, for a client that will talk to it through the
+    /// proxy and holds a `place` among tunnels. The response is a 200 whose body contains the connection.
     ///
     /// # Errors
     ///
-    /// A [`Failure`]: no connection, or too many requests wait for one.
+    /// A [`RequestError`]: connecting failed, or too many requests are waiting for a connection.
     pub async fn tunnel(
         &self,
         cluster: &Arc<Cluster>,
@@ -238,7 +239,7 @@ where
                 Grant::Room => continue,
             }
         };
-        // Over HTTP/1.1 all connections are as good as this one.
+        // Over HTTP/1.1 all connections are alike.
         let permit = if speaks_h2(cluster, &slot) { permit.for_one() } else { permit };
         self.0.start_sweeping();
         let opened = connect::open(cluster, endpoint, slot.client, false).await;
@@ -251,18 +252,19 @@ where
         Ok(response)
     }
 
-    /// A response from the cluster begins that `client` reads by `receiver`: if it does not read, and holds more than its share,
-    /// the response may end for others that find no place.
+    /// Registers a response from the cluster that `receiver` sends to `client`. If the client does not read and holds
+    /// more than its share, the response may be evicted for requests that find no capacity.
     pub fn download(&self, cluster: &Arc<Cluster>, client: IpAddr, receiver: Rc<dyn DownloadSink>) -> Download {
         self.cluster(cluster).downloads.begin(client, receiver)
     }
 
-    /// When the cluster has as many requests as it may: ends responses that wait for their clients. Whether any does.
+    /// Called at the cluster's request limit: evicts responses that wait for their clients. Returns whether any was
+    /// evicted.
     pub fn make_room(&self, cluster: &Arc<Cluster>) -> bool {
         self.cluster(cluster).downloads.look(cluster, BATCH, PATIENCE).is_some_and(|leaving| leaving > 0)
     }
 
-    /// A connection, or a stream of one, when there is none at once.
+    /// Obtains a connection, or a stream on one, when none is immediately available.
     async fn obtain(
         &self,
         pool: &Rc<ClusterPool<B>>,
@@ -270,7 +272,7 @@ where
         way: ProtocolChoice<'_>,
     ) -> Result<PooledConnection<B>, RequestErrorKind> {
         let mut new = way.new;
-        // What it has waited for is its own.
+        // A stream that the request has waited for belongs to it.
         let mut waited = false;
         loop {
             let cluster = pool.cluster();
@@ -302,12 +304,12 @@ where
                 Grant::Permit(permit) => permit,
                 Grant::Link(lease) => match lease.take() {
                     Some(link) if !(link.is_closed() || new || alone) => return Ok(PooledConnection::Link(link)),
-                    // It was closed on its way here, or might have been; its place remains.
+                    // The connection was closed, or might have been; its permit remains.
                     dead => dead.and_then(H1Connection::close_for_permit).ok_or(RequestErrorKind::Overflow)?,
                 },
             };
             let permit = if alone { permit.for_one() } else { permit };
-            // While it waited, others may have opened a connection, or have begun to.
+            // Meanwhile, others may have opened a connection, or started to.
             if h2
                 && !alone
                 && (slot.opening.borrow().is_some()
@@ -315,7 +317,7 @@ where
             {
                 continue;
             }
-            // Before anything is awaited, so that all who come now wait for the same connection.
+            // Before the next await, so that all later requests wait for the same connection.
             let announced = (h2 && !alone).then(|| SharedOpening::new(slot));
             self.0.start_sweeping();
             let connected = self.connect(pool, permit, way.alone).await.map_err(Arc::new);
@@ -327,7 +329,7 @@ where
                 Opened::Mux(mux) => {
                     mux.count_idle();
                     slot.speaks_h2.set(true);
-                    // One place is for whoever has opened it.
+                    // The first stream is for the request that opened it.
                     let place = mux.enter(0).map(PooledConnection::Stream).ok_or(RequestErrorKind::Overflow);
                     if !way.alone {
                         let room = mux.room();
@@ -401,8 +403,8 @@ where
         Rc::clone(pool)
     }
 
-    /// Takes a new configuration snapshot over: idle connections to clusters and endpoints that it does not have are
-    /// closed at once, those with a request when that has ended.
+    /// Adopts a new configuration snapshot: idle connections to clusters and endpoints that it lacks are closed
+    /// immediately, those with a request when that has ended.
     pub fn retain<'a>(&self, clusters: impl IntoIterator<Item = &'a Arc<Cluster>>) {
         let mut kept = FxHashMap::default();
         {
@@ -415,7 +417,7 @@ where
             }
             std::mem::swap(&mut *current, &mut kept);
         }
-        // Now `kept` holds what is not kept. A request that is about to use one of these keeps it until it has ended.
+        // Now `kept` holds the removed pools. A request that is about to use one keeps it until it has ended.
         for gone in kept.into_values() {
             gone.retire_all();
         }
@@ -425,7 +427,7 @@ where
         }
     }
 
-    /// Closes all idle connections at once, and those with a request when that has ended.
+    /// Closes all idle connections immediately, and those with a request when that has ended.
     pub fn close_all(&self) {
         self.retain([]);
     }
@@ -437,20 +439,20 @@ impl Head for request::Parts {
     }
 }
 
-/// How many responses end at once when a request is refused: others will come before it is looked again.
+/// Maximum number of responses evicted at a time when a request is refused: others will follow before the next check.
 const BATCH: usize = 32;
 
-/// How often a request that was not sent is given to another HTTP/2 connection.
+/// Number of times that an unsent request is moved to another HTTP/2 connection.
 const MOST_REPLACED: u32 = 3;
 
-/// What carries a request.
+/// The connection or stream that carries a request.
 enum PooledConnection<B> {
     Link(Rc<H1Connection<B>>),
     Stream(StreamSlot<B>),
 }
 
 impl<B> PooledConnection<B> {
-    /// The address of the connection's end here.
+    /// Returns the connection's local address.
     fn local(&self) -> Option<SocketAddr> {
         match self {
             PooledConnection::Link(link) => link.local,
@@ -459,13 +461,13 @@ impl<B> PooledConnection<B> {
     }
 }
 
-/// A new connection.
+/// A newly opened connection.
 enum Opened<B> {
     Link(Rc<H1Connection<B>>),
     Mux(Rc<H2Connection<B>>),
 }
 
-/// An HTTP/2 connection that others may wait for, until this is dropped.
+/// An HTTP/2 connection being opened, which other requests may wait for until this is dropped.
 struct SharedOpening<'s, B>(Rc<PendingConnection>, &'s EndpointPool<B>);
 
 impl<'s, B> SharedOpening<'s, B> {
@@ -483,7 +485,7 @@ impl<B> Drop for SharedOpening<'_, B> {
     }
 }
 
-/// Whether an endpoint's requests are streams of HTTP/2. With `auto` that is not known until it was asked.
+/// Returns whether the endpoint's requests use HTTP/2. With `auto` that is unknown until the first connection.
 fn speaks_h2<B>(cluster: &Cluster, slot: &EndpointPool<B>) -> bool {
     match cluster.protocol {
         ClusterProtocol::H1 => false,
@@ -493,7 +495,7 @@ fn speaks_h2<B>(cluster: &Cluster, slot: &EndpointPool<B>) -> bool {
 }
 
 impl<B: 'static> Inner<B> {
-    /// One task for all of a worker's connections, as long as there are any.
+    /// Starts one task that sweeps all of a worker's connections as long as there are any.
     fn start_sweeping(self: &Rc<Self>) {
         if !self.sweeping.replace(true) {
             let inner = Rc::downgrade(self);
@@ -506,7 +508,7 @@ impl<B: 'static> Inner<B> {
         sleep(pause).await;
         let Some(inner) = inner.upgrade() else { return false };
         let now = Instant::now();
-        // Not under the borrow: closing a connection may let a request go on that waits for one.
+        // Not while borrowed: closing a connection may let a waiting request proceed.
         let pools: Vec<_> = inner.clusters.borrow().values().map(Rc::clone).collect();
         let mut any = false;
         for pool in pools {
@@ -516,7 +518,8 @@ impl<B: 'static> Inner<B> {
         any
     }
 
-    /// Connections are closed at most two pauses late: two seconds, or half of their idle timeout if that is less.
+    /// Returns the interval of sweeps. Connections are closed at most two intervals late: two seconds, or half of their
+    /// idle timeout if that is less.
     fn pause(&self) -> Duration {
         let timeouts = self.clusters.borrow();
         let shortest = timeouts.values().filter_map(|pool| pool.cluster().limits.idle_timeout).min();

@@ -1,7 +1,7 @@
-//! Why an endpoint was of no use, in words for whoever runs it: which step failed, what the system, TLS or HTTP had against it,
-//! after how long, and what to change where that can be told.
+//! Explanations of upstream failures for operators: the step that failed, the error of the system, TLS or HTTP, the
+//! time it took, and what to change where that is known.
 //!
-//! All of this is for failures: nothing here is done, or kept, for a request that gets its response.
+//! Only failures use this: nothing here is computed or stored for a successful request.
 
 use std::{error::Error, fmt, io, time::Duration};
 
@@ -12,26 +12,26 @@ use crate::{
     tls::{self, Peer},
 };
 
-/// Kinds of failures: of each kind an endpoint has a warning a minute at most.
+/// Kinds of failures. Each is logged at most once a minute per endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureCategory {
-    /// There was no connection: refused, unreachable.
+    /// Connecting failed: refused, unreachable.
     Connect,
-    /// Nothing came in time.
+    /// Nothing was received in time.
     Timeout,
-    /// TLS has failed.
+    /// TLS failed.
     Tls,
-    /// The endpoint has ended the connection, or the request.
+    /// The endpoint ended the connection or the request.
     Reset,
-    /// The endpoint has said something that makes no sense.
+    /// The endpoint violated the protocol.
     Protocol,
 }
 
 impl FailureCategory {
-    /// How many there are.
+    /// Number of kinds.
     pub const COUNT: usize = 5;
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(self) -> &'static str {
         match self {
             FailureCategory::Connect => "connect",
@@ -43,7 +43,7 @@ impl FailureCategory {
     }
 }
 
-/// A step on the way to a connection.
+/// A step of opening a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConnectStep {
     Connect,
@@ -61,22 +61,22 @@ impl fmt::Display for ConnectStep {
     }
 }
 
-/// Why no connection to an endpoint could be opened.
+/// The reason why a connection to an endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct ConnectError {
     /// The kind of failure.
     pub trouble: FailureCategory,
-    /// Whether the cluster's `connect_timeout` had passed.
+    /// Whether the cluster's `connect_timeout` expired.
     pub timeout: bool,
     text: Box<str>,
 }
 
-/// What a step has failed for.
+/// The cause of a failed step.
 #[derive(Debug)]
 pub(super) enum ConnectErrorCause {
     Io(io::Error),
-    /// The cluster's `connect_timeout` has passed.
+    /// The cluster's `connect_timeout` expired.
     Late(Duration),
     Tls(String),
 }
@@ -94,7 +94,7 @@ impl ConnectError {
                 let hint = match step {
                     ConnectStep::Connect => "",
                     ConnectStep::ProxyHeader | ConnectStep::Handshake => {
-                        ": the endpoint took the connection and did not answer"
+                        ": the endpoint accepted the connection but did not answer"
                     }
                 };
                 (FailureCategory::Timeout, format!("{step}: no answer within {limit:?} (`connect_timeout`){hint}"))
@@ -109,17 +109,17 @@ impl ConnectError {
         ConnectError { trouble, timeout: matches!(cause, ConnectErrorCause::Late(_)), text: text.into() }
     }
 
-    /// A connection that was not opened by a socket.
+    /// Creates an error for a connection that was not opened by a socket.
     pub(super) fn of(error: &io::Error) -> ConnectError {
         ConnectError { trouble: FailureCategory::Connect, timeout: false, text: error.to_string().into() }
     }
 }
 
-/// What is said of an endpoint that speaks something else than was expected of it.
+/// Describes an endpoint that speaks another protocol than expected.
 pub(super) fn mismatch(expected: DetectedProtocol, first: &FirstBytes) -> String {
     let (expected, hint) = match (expected, first.look()) {
         (DetectedProtocol::Tls, DetectedProtocol::Http1 | DetectedProtocol::Http2) => {
-            ("TLS", ": it speaks HTTP without TLS; take `tls` out of the cluster, or ask the port that has it")
+            ("TLS", ": it speaks HTTP without TLS; remove `tls` from the cluster, or use the TLS port")
         }
         (DetectedProtocol::Tls, _) => ("TLS", ""),
         (DetectedProtocol::Http2, DetectedProtocol::Http1) => {
@@ -134,13 +134,13 @@ pub(super) fn mismatch(expected: DetectedProtocol, first: &FirstBytes) -> String
         (_, _) => ("HTTP/1.1 (`protocol`)", ""),
     };
     match expected {
-        "TLS" => format!("peer speaks no TLS: {first}{hint}"),
+        "TLS" => format!("peer does not speak TLS: {first}{hint}"),
         expected => format!("expected {expected}: {first}{hint}"),
     }
 }
 
 impl RequestErrorKind {
-    /// What to say of the endpoint, if it is to blame; `after`: how long that took since the request was sent.
+    /// Describes the failure if the endpoint is to blame; `after`: time since the request was sent.
     pub fn reason(&self, after: Duration) -> Option<(FailureCategory, String)> {
         Some(match self {
             RequestErrorKind::Connect(error) => (error.trouble, error.to_string()),
@@ -170,7 +170,7 @@ impl RequestErrorKind {
         })
     }
 
-    /// Notes it, for a request that has no line in the access log.
+    /// Records the failure of a request that has no entry in the access log.
     #[cold]
     pub fn note(&self, cluster: &Cluster, endpoint: &Endpoint, after: Duration) {
         if let Some((trouble, why)) = self.reason(after) {
@@ -178,15 +178,15 @@ impl RequestErrorKind {
         }
     }
 
-    /// Whether the request may have nothing to do with it: an upstream may close a connection that is idle while a request is on its
-    /// way to it (RFC 9112 section 9.3.1), or for the sake of another request.
+    /// Returns whether the request may not be the cause: an upstream may close an idle connection while a request is on
+    /// its way (RFC 9112 section 9.3.1), or because of another request.
     pub fn is_stale(&self) -> bool {
         matches!(self, RequestErrorKind::Reset { again: Retryable::Anew | Retryable::Alone, .. })
     }
 }
 
 impl UpstreamBodyError {
-    /// What to say of the endpoint whose response ended early, after so many bytes of its body.
+    /// Describes the failure of an endpoint whose response ended early, after this many bytes of its body.
     pub fn reason(&self, bytes: u64) -> (FailureCategory, String) {
         let (trouble, why) = match self {
             UpstreamBodyError::Http2(error) | UpstreamBodyError::Malformed(error) => lost_h2(error),
@@ -199,12 +199,12 @@ impl UpstreamBodyError {
     }
 }
 
-/// The end of a connection on which HTTP/2 was spoken under TLS without the endpoint's word that it does so.
+/// The end of a connection on which HTTP/2 was assumed, because the endpoint chose no protocol by ALPN.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct AlpnMismatch(#[source] pub(super) io::Error);
 
-/// What to say of a connection that has ended before its time.
+/// Describes a connection that ended early.
 pub fn lost(error: &io::Error) -> (FailureCategory, String) {
     if tls::tls_error(error).is_some() {
         return (FailureCategory::Tls, format!("TLS: {}", tls::explain(error, Peer::Server).1));
@@ -218,7 +218,7 @@ pub fn lost(error: &io::Error) -> (FailureCategory, String) {
         return lost_h2(error);
     }
     match error.kind() {
-        // h2's word for the end of a connection is a broken pipe; the system's has a number.
+        // h2 reports the end of a connection as a broken pipe; the system's error has a number.
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe if error.raw_os_error().is_none() => {
             (FailureCategory::Reset, "the endpoint closed the connection".to_owned())
         }
@@ -233,7 +233,7 @@ fn lost_h2(error: &h2::Error) -> (FailureCategory, String) {
     let frame = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
     match error.reason() {
         Some(reason) if error.is_remote() => {
-            // "connection error received: …", with the debug data of a GOAWAY: who has sent it is said already.
+            // "connection error received: …", with the debug data of a GOAWAY: the text below already names the sender.
             let text = error.to_string();
             let text = text.split_once(" received: ").map_or(&*text, |(_, text)| text);
             (FailureCategory::Reset, format!("the endpoint sent {frame} {reason:?}: {text}"))
@@ -242,7 +242,7 @@ fn lost_h2(error: &h2::Error) -> (FailureCategory, String) {
     }
 }
 
-/// An error with all its sources.
+/// Returns an error's text followed by those of all its sources.
 pub fn chain_of(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,14 +1,16 @@
-//! How much of a cluster its clients may hold for as long as they like: a part of it all together, a smaller part for each client.
+//! Circuit breaking per client: limits on the part of a cluster that clients may occupy for as long as they like, in
+//! total and per client.
 //!
-//! A request whose body has not all come, or that becomes a tunnel, holds a connection for as long as its client likes. As such
-//! requests never hold all connections, one that is there as a whole always finds some that come free by themselves. What counts
-//! is who waits for a connection as well as who has one, over all workers. Only tunnels, and uploads that have not ended when they
-//! are sent on, come here, so the lock is nobody else's concern.
+//! A request whose body is incomplete, or that becomes a tunnel, holds a connection for as long as its client likes.
+//! Since such requests never hold all connections, a complete request always finds some that become free by themselves.
+//! Requests waiting for a connection count as well as those that have one, over all workers. Only tunnels, and uploads
+//! that are still incomplete when they are forwarded, are counted here, so other requests do not take the lock.
 //!
-//! Over HTTP/2 each of them takes a stream, of which a connection has as many as the endpoints allow. One that shares its connection
-//! with no other request takes all of them.
+//! Over HTTP/2 each of them takes a stream, of which a connection has as many as the endpoints allow. One that shares
+//! its connection with no other request takes all of them.
 //!
-//! Responses that wait for their clients count within the same shares, but are only looked at when places run out (`downloads`).
+//! Responses that wait for their clients count within the same shares, but are only checked when capacity runs out
+//! (`downloads`).
 
 use std::{
     cell::RefCell,
@@ -20,17 +22,17 @@ use std::{
 use super::{Cluster, ClusterStats, cluster::ClientShare};
 use crate::net::Client;
 
-/// What clients hold of a cluster.
+/// What the clients of a cluster hold.
 #[derive(Debug, Default)]
 pub(super) struct ClientShares(Mutex<Table>);
 
-/// What is known of all clients, on all workers.
+/// The usage of all clients, on all workers.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     clients: HashMap<Client, ClientUsage>,
-    /// Unfinished uploads and tunnels that have a connection to themselves.
+    /// Unfinished uploads and tunnels with their own connection.
     alone: u64,
-    /// By worker: requests that wait there for a place, and for which no response of that worker can end.
+    /// By worker: requests waiting for capacity there for which no response of that worker can be evicted.
     pub(super) lacking: HashMap<u64, usize>,
 }
 
@@ -39,11 +41,11 @@ pub(super) struct Table {
 pub(super) struct ClientUsage {
     /// Unfinished uploads and tunnels.
     uploads: u64,
-    /// Of these, those that have a connection to themselves.
+    /// Of these, those with their own connection.
     alone: u64,
-    /// Responses that wait for the client, as the workers have last told.
+    /// Responses that wait for the client, as last published by the workers.
     downloads: u64,
-    /// Requests that wait for a place.
+    /// Requests that wait for capacity.
     waiting: u64,
     /// Of these, those that wait behind others because the client was over its share.
     behind: u64,
@@ -54,8 +56,8 @@ impl ClientUsage {
         self.uploads + self.downloads
     }
 
-    /// Whether a client with all this waits behind others. It stays so until none of its requests does, or its later requests would
-    /// overtake its earlier ones.
+    /// Returns whether requests of a client with this usage wait behind others. That remains so until none of its
+    /// requests does; otherwise later requests would overtake earlier ones.
     pub(super) fn is_over(self, share: u64) -> bool {
         self.behind > 0 || self.waiting > share || (self.downloads > 0 && self.sum() > share)
     }
@@ -66,44 +68,44 @@ impl ClientUsage {
     }
 }
 
-/// Why an upload or a tunnel may not go on.
+/// The limit at which an upload or a tunnel was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientLimit {
-    /// Unfinished uploads and tunnels hold as much of the cluster as they may.
+    /// The total of unfinished uploads and tunnels.
     All,
-    /// Those of this client do.
+    /// This client's share.
     Client,
 }
 
-/// A place among those that clients hold, until this is dropped.
+/// A permit for an unfinished upload or tunnel, released on drop.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "dropping this releases the permit"]
 pub struct ClientPermit {
     stats: Arc<ClusterStats>,
     client: Client,
     alone: bool,
 }
 
-/// The place of one request, for as long as it needs one.
+/// A holder for the permit of one request, for as long as it needs one.
 #[derive(Debug, Default)]
 pub struct UsageGuard(RefCell<Option<ClientPermit>>);
 
 impl UsageGuard {
-    /// Holds this one.
+    /// Holds this permit.
     pub fn begin(&self, place: ClientPermit) {
         *self.0.borrow_mut() = Some(place);
     }
 
-    /// Gives it back.
+    /// Releases the permit.
     pub fn end(&self) {
         self.0.borrow_mut().take();
     }
 
-    /// Makes sure that it is still within the shares, now that the request takes another connection, `alone` or not. That was not
-    /// known when the place was taken, nor, perhaps, how many streams the endpoints allow.
+    /// Checks that the permit is still within the shares now that the request takes another connection, `alone` or not.
+    /// That was not known when the permit was acquired, nor possibly how many streams the endpoints allow.
     ///
     /// # Errors
-    /// It is not, which is counted, and the place is given back.
+    /// It is not; this is counted, and the permit is released.
     pub(super) fn confirm(&self, cluster: &Cluster, alone: bool) -> Result<(), ClientLimit> {
         let mut place = self.0.borrow_mut();
         let Some(held) = place.as_mut() else { return Ok(()) };
@@ -118,12 +120,12 @@ impl UsageGuard {
     }
 }
 
-/// A client's request in the queue for a place, until this is dropped.
-#[must_use = "it leaves the queue when this is dropped"]
+/// A client's request in the queue, counted until this is dropped.
+#[must_use = "dropping this leaves the queue"]
 pub(super) struct QueueGuard<'s> {
     stats: &'s ClusterStats,
     client: Option<Client>,
-    /// Its client is over its share.
+    /// Whether its client is over its share.
     over: bool,
 }
 
@@ -164,7 +166,7 @@ impl Table {
         self.clients.get(&client).copied().unwrap_or_default()
     }
 
-    /// Changes what a client holds; nothing is kept of one that holds nothing.
+    /// Changes a client's usage; clients without any are removed.
     fn change(&mut self, client: Client, change: impl FnOnce(&mut ClientUsage)) {
         match self.clients.entry(client) {
             Entry::Occupied(mut held) => {
@@ -183,39 +185,39 @@ impl Table {
         }
     }
 
-    /// Whether any client holds more than this.
+    /// Returns whether any client holds more than this.
     pub(super) fn is_any_over(&self, share: u64) -> bool {
         self.clients.values().any(|held| held.sum() > share)
     }
 
-    /// So many more of a client's responses wait for it.
+    /// Adds responses that wait for a client.
     pub(super) fn wait(&mut self, client: Client, count: u64) {
         self.change(client, |held| held.downloads += count);
     }
 
-    /// So many fewer.
+    /// Subtracts responses that wait for a client.
     pub(super) fn wait_no_more(&mut self, client: Client, count: u64) {
         self.change(client, |held| held.downloads = held.downloads.saturating_sub(count));
     }
 }
 
 impl Cluster {
-    /// A place for a client's unfinished upload or tunnel.
+    /// Acquires a permit for a client's unfinished upload or tunnel.
     ///
     /// # Errors
-    /// There is none left, which is counted.
+    /// A limit is reached, which is counted.
     pub fn try_hold(&self, client: IpAddr) -> Result<ClientPermit, ClientLimit> {
         let client = Client::of(client);
         self.change_held(client, |held| held.uploads += 1)?;
         Ok(ClientPermit { stats: Arc::clone(self.stats()), client, alone: false })
     }
 
-    /// Changes what a client, and all of them together, hold by uploads and tunnels, if that is within their shares then.
+    /// Changes the usage of a client and the total, if both remain within their shares.
     fn change_held(&self, client: Client, change: impl Fn(&mut ClientUsage)) -> Result<(), ClientLimit> {
         let (all, each) = self.upload_shares();
         let stats = self.stats();
         let mut shares = stats.shares.lock();
-        // Written under the lock only.
+        // Written only under the lock.
         let mut total =
             ClientUsage { uploads: stats.uploads.load(Relaxed), alone: shares.alone, ..ClientUsage::default() };
         let mut held = shares.of(client);
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_part_for_all_and_a_part_for_each() {
+    fn shares_are_limited_in_total_and_per_client() {
         let cluster = cluster(serde_json::json!({"connections": 8}));
         let held: Vec<_> = (0..6).map(|n| hold(&cluster, &format!("192.0.2.{}", n / 2)).unwrap()).collect();
         assert_eq!(hold(&cluster, "192.0.2.0").unwrap_err(), ClientLimit::Client);
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_may_have_many_addresses() {
+    fn addresses_of_one_network_are_one_client() {
         let cluster = cluster(serde_json::json!({"connections": 4}));
         let _one = hold(&cluster, "2001:db8::1").unwrap();
         assert_eq!(hold(&cluster, "2001:db8::ffff:1").unwrap_err(), ClientLimit::Client);
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_cluster_takes_an_upload() {
+    fn smallest_cluster_accepts_an_upload() {
         for (connections, all, each) in [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 3, 1), (5, 4, 2), (1024, 768, 256)] {
             let cluster = cluster(serde_json::json!({"connections": connections}));
             assert_eq!(requests(&cluster), (all, each), "{connections}");
@@ -301,7 +303,7 @@ mod tests {
         (all.requests, each.requests)
     }
 
-    /// A cluster that speaks HTTP/2 to two endpoints, by 8 connections with 10 streams.
+    /// Creates an HTTP/2 cluster with two endpoints and 8 connections with 10 streams.
     fn h2() -> Arc<Cluster> {
         let config = serde_json::json!({
             "name": "c", "endpoints": [{"address": "127.0.0.1:1"}, {"address": "127.0.0.1:2"}], "protocol": "h2",
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_goes_alone_counts_for_a_whole_connection() {
+    fn request_with_its_own_connection_counts_as_all_its_streams() {
         let cluster = h2();
         let mut alone: Vec<_> = (0..6).map(|n| held(&cluster, &format!("192.0.2.{}", n / 2))).collect();
         for holding in &alone {
@@ -328,7 +330,7 @@ mod tests {
         assert_eq!(hold(&cluster, "192.0.2.9").unwrap_err(), ClientLimit::All);
         alone.pop();
         let (stream, other) = (held(&cluster, "192.0.2.8"), held(&cluster, "192.0.2.9"));
-        assert_eq!(other.confirm(&cluster, true), Err(ClientLimit::All), "a stream is taken of the last connection");
+        assert_eq!(other.confirm(&cluster, true), Err(ClientLimit::All), "the last connection already has a stream");
         drop(stream);
         alone.push(held(&cluster, "192.0.2.9"));
         assert_eq!(alone[5].confirm(&cluster, true), Ok(()));
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_parts_of_what_endpoints_allow() {
+    fn shares_depend_on_what_endpoints_allow() {
         let cluster = h2();
         assert_eq!(requests(&cluster), (60, 20));
         let held: Vec<_> = (0..9).map(|_| held(&cluster, "192.0.2.1")).collect();
@@ -346,10 +348,10 @@ mod tests {
         assert_eq!(requests(&cluster), (60, 20));
         cluster.members[1].endpoint.allow_streams(4);
         assert_eq!(requests(&cluster), (24, 8));
-        // One that needs a connection now has none of the places that there are.
+        // A request that needs a connection now gets none.
         assert_eq!(held[0].confirm(&cluster, false), Err(ClientLimit::Client));
         assert_eq!(held[1].confirm(&cluster, false), Ok(()), "another has left");
         cluster.members[1].endpoint.allow_streams(0);
-        assert_eq!(requests(&cluster), (6, 2), "it will take some again");
+        assert_eq!(requests(&cluster), (6, 2), "it will allow some again");
     }
 }

@@ -92,7 +92,7 @@ fn health_checks_report_unexpected_responses() {
     let cases: [(&str, Upstream, &str, &[&str]); 4] = [
         ("HTTP/2", answering(settings), "", &["expected HTTP/1.1", "set `protocol: h2`"]),
         ("HTTP/1.1", bad_request(), "protocol: h2\n", &["expected HTTP/2", "set `protocol: h1`"]),
-        ("no TLS", bad_request(), "tls: {insecure: true}\n", &["peer speaks no TLS: first bytes 48 54 54 50"]),
+        ("no TLS", bad_request(), "tls: {insecure: true}\n", &["peer does not speak TLS: first bytes 48 54 54 50"]),
         ("closed", Upstream::canned(""), "", &["connection closed"]),
     ];
     for (name, upstream, options, parts) in cases {

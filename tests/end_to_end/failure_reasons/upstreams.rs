@@ -152,7 +152,7 @@ fn tls_to_a_plain_port_reports_the_received_bytes() {
         connection.wire.finish();
         connection.wait_for_end();
     });
-    let parts = ["peer speaks no TLS: first bytes 48 54 54 50", "take `tls` out of the cluster"];
+    let parts = ["peer does not speak TLS: first bytes 48 54 54 50", "remove `tls` from the cluster"];
     assert_reason("HTTP", &proxy(&plain, tls, &ca), "connect_failure", "tls", &parts);
     let closing = Upstream::scripted(|mut connection| {
         let _ = connection.wire.read_some(&mut [0; 4096]);
@@ -165,7 +165,7 @@ fn tls_to_a_plain_port_reports_the_received_bytes() {
     // Closing a connection with unread bytes resets it.
     assert!(said.starts_with(parts[0]) && (said.contains(parts[1]) || said.contains("reset")), "{said}");
     let silent = Upstream::scripted(|connection| connection.wait_for_end());
-    let parts = ["TLS handshake: no answer within 300ms (`connect_timeout`)", "took the connection"];
+    let parts = ["TLS handshake: no answer within 300ms (`connect_timeout`)", "accepted the connection"];
     let options = format!("{tls}\nconnect_timeout: 300ms");
     assert_reason("silence", &proxy(&silent, &options, &ca), "connect_timeout", "timeout", &parts);
 }

@@ -1,5 +1,5 @@
-//! The two messages of `grpc.health.v1.Health/Check`, in the framing of gRPC. They have one field each, which is not worth a
-//! library for Protocol Buffers.
+//! The two messages of `grpc.health.v1.Health/Check`, in gRPC framing. They have one field each, which does not justify
+//! a library for Protocol Buffers.
 
 /// The method's path.
 pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
@@ -7,31 +7,31 @@ pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
 /// `HealthCheckResponse.ServingStatus.SERVING`.
 pub(super) const SERVING: u64 = 1;
 
-/// A message that breaks its format.
+/// An error: a message with an invalid format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the answer is no HealthCheckResponse")]
+#[error("the answer is not a valid HealthCheckResponse")]
 pub(crate) struct Malformed;
 
-/// A `HealthCheckRequest` (field 1: the service's name) in its frame.
+/// Encodes a framed `HealthCheckRequest` (field 1: the service's name).
 pub(crate) fn request(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
-    // Fields that are empty are left out.
+    // Empty fields are omitted.
     if !service.is_empty() {
         message.push(1 << 3 | 2);
         put_varint(&mut message, service.len() as u64);
         message.extend_from_slice(service.as_bytes());
     }
-    // Not compressed, and the length. Names in a configuration file are shorter than 4 GiB.
+    // Not compressed, then the length. Names in a configuration file are shorter than 4 GiB.
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
     [&[0], &length[..], &message].concat()
 }
 
-/// The status in a `HealthCheckResponse` (field 1) in its frame. Fields that are not known are passed over.
+/// Returns the status in a framed `HealthCheckResponse` (field 1). Unknown fields are skipped.
 pub(crate) fn status(body: &[u8]) -> Result<u64, Malformed> {
     let (frame, rest) = body.split_first_chunk::<5>().ok_or(Malformed)?;
     let [compressed, length @ ..] = *frame;
     let length = usize::try_from(u32::from_be_bytes(length)).map_err(|_| Malformed)?;
-    // Nothing was said of a compression that we could read.
+    // Compression was not offered.
     if compressed != 0 || rest.len() != length {
         return Err(Malformed);
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_as_protobuf_writes_them() {
+    fn requests_match_protobuf_encoding() {
         assert_eq!(request(""), b"\0\0\0\0\0");
         assert_eq!(request("a.B"), b"\0\0\0\0\x05\x0a\x03a.B");
         let long = "x".repeat(300);
@@ -91,13 +91,13 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_read() {
+    fn statuses_are_parsed() {
         for (body, expected) in [
             (&b"\0\0\0\0\0"[..], Ok(0)),
             (b"\0\0\0\0\x02\x08\x01", Ok(1)),
             (b"\0\0\0\0\x02\x08\x02", Ok(2)),
             (b"\0\0\0\0\x03\x08\x81\0", Ok(1)),
-            // The last one counts.
+            // The last value counts.
             (b"\0\0\0\0\x04\x08\x02\x08\x01", Ok(1)),
             // Unknown fields of all wire types: varint, 64 bits, bytes, 32 bits.
             (b"\0\0\0\0\x16\x10\x05\x19\0\0\0\0\0\0\0\0\x22\x02ab\x2d\0\0\0\0\x08\x01", Ok(1)),

@@ -1,7 +1,7 @@
-//! Active health checks: endpoints are asked whether they are well, and those that are not get no requests.
+//! Active health checks: endpoints are probed periodically, and unhealthy ones receive no requests.
 //!
-//! They run on the control thread, one task for each endpoint. What they find is in the [`Endpoint`], which workers and later
-//! snapshots share, so that a reload forgets nothing.
+//! The checks run on the control thread, one task per endpoint. Their results are stored in the [`Endpoint`], which
+//! workers and later snapshots share, so they survive a reload.
 
 pub(crate) mod grpc;
 mod probe;
@@ -24,14 +24,14 @@ use crate::{
     observe::{Counter, Registry, shard, target},
 };
 
-/// The checks of all clusters.
+/// The health checks of all clusters.
 pub struct HealthChecks {
     registry: Registry,
-    /// By the endpoint's id.
+    /// Checks by the endpoint's id.
     running: HashMap<u64, Running>,
 }
 
-/// A check that ends with this.
+/// A running check, stopped on drop.
 struct Running {
     check: Rc<EndpointCheck>,
     task: AbortHandle,
@@ -47,25 +47,25 @@ impl Drop for Running {
 struct EndpointCheck {
     endpoint: Arc<Endpoint>,
     config: model::HealthCheck,
-    /// The snapshot's that is in force.
+    /// The cluster in the active snapshot.
     cluster: RefCell<Arc<Cluster>>,
-    /// Results in a row that say otherwise than what the endpoint is taken for.
+    /// Consecutive results that contradict the endpoint's current state.
     contrary: Cell<u32>,
     /// Failures and successes.
     results: [Counter; 2],
 }
 
 impl HealthChecks {
-    /// None yet.
+    /// Creates an empty set of checks.
     pub fn new(registry: Registry) -> HealthChecks {
         HealthChecks { registry, running: HashMap::new() }
     }
 
-    /// Goes by another snapshot. Checks that are the same go on; endpoints that are no longer checked count as healthy.
+    /// Applies another snapshot. Unchanged checks continue; endpoints that are no longer checked count as healthy.
     ///
     /// # Panics
     ///
-    /// Outside a place to spawn local tasks.
+    /// Panics outside a context for spawning local tasks.
     pub fn apply<'a>(&mut self, clusters: impl IntoIterator<Item = (&'a Arc<Cluster>, &'a model::Cluster)>) {
         let mut kept = HashMap::new();
         for (cluster, config) in clusters {
@@ -93,7 +93,7 @@ impl HealthChecks {
             }
             cluster.set_health(check.panic_threshold);
         }
-        // What is left is not in the snapshot.
+        // The remaining checks are not in the snapshot.
         self.running = kept;
     }
 
@@ -101,7 +101,7 @@ impl HealthChecks {
         let labels = [("cluster", &*cluster.name), ("result", result)];
         let counter =
             self.registry.counter("tollgate_cluster_health_checks_total", "Health checks by result.", &labels);
-        // The names are right, so there is no error.
+        // The names are valid, so this does not fail.
         counter.unwrap_or_else(|_| Counter::new(1))
     }
 }
@@ -115,7 +115,7 @@ fn start(check: EndpointCheck) -> Running {
 impl EndpointCheck {
     async fn run(self: Rc<Self>) {
         let interval = self.config.interval.0;
-        // Endpoints are not all asked at the same moment, nor by all proxies.
+        // Spread the checks, so that endpoints are not all probed at the same moment, nor by all proxies.
         sleep(interval.mul_f64(fastrand::f64())).await;
         loop {
             let next = Instant::now() + interval;
@@ -129,7 +129,7 @@ impl EndpointCheck {
         }
     }
 
-    /// Counts a result, and changes what the endpoint is taken for if there have been enough of its kind.
+    /// Counts a result, and changes the endpoint's state after enough consecutive ones.
     fn note(&self, result: Result<(), String>) {
         self.results[usize::from(result.is_ok())].inc(shard());
         let was = self.endpoint.is_healthy();
@@ -146,7 +146,7 @@ impl EndpointCheck {
         }
     }
 
-    /// The endpoint is taken for something else now.
+    /// Logs and applies a change of the endpoint's state.
     fn tell(&self, result: Result<(), String>) {
         let cluster = self.cluster.borrow().clone();
         let selection = cluster.set_health(self.config.panic_threshold);
@@ -155,7 +155,7 @@ impl EndpointCheck {
         match result {
             Ok(()) => tracing::info!(
                 target: target::UPSTREAM,
-                cluster = name, %endpoint, "healthy again; {healthy} of {all} are"
+                cluster = name, %endpoint, "healthy again; {healthy} of {all} are healthy"
             ),
             Err(error) => {
                 tracing::warn!(
@@ -168,7 +168,7 @@ impl EndpointCheck {
             tracing::warn!(
                 target: target::UPSTREAM,
                 cluster = name,
-                "less than {} % of the endpoints are healthy: all of them are used",
+                "less than {} % of the endpoints are healthy: sending requests to all endpoints",
                 self.config.panic_threshold
             );
         }

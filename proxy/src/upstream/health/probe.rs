@@ -1,5 +1,4 @@
-//! Asking one endpoint for its health, once: each time on a connection of its own, so that it is also known whether there
-//! could be one.
+//! A single health probe of one endpoint, always on a new connection, so that it also tests whether connecting works.
 
 use std::{
     cell::Cell,
@@ -41,13 +40,13 @@ use crate::{
     },
 };
 
-/// How a check calls itself.
+/// The `User-Agent` of health checks.
 const AGENT: HeaderValue = HeaderValue::from_static("tollgate-health-check");
 
-/// Bytes of a gRPC answer that are read; the right one has two.
+/// Maximum bytes read of a gRPC answer; a valid one has two.
 const MAX_ANSWER: usize = 4096;
 
-/// Why an endpoint counts as not well.
+/// The reason why a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProbeFailure {
     #[error("no answer in time")]
@@ -71,7 +70,7 @@ pub(super) enum ProbeFailure {
 }
 
 impl ProbeFailure {
-    /// The kind of failure.
+    /// Returns the kind of failure.
     pub(super) fn trouble(&self) -> FailureCategory {
         match self {
             ProbeFailure::Timeout => FailureCategory::Timeout,
@@ -81,7 +80,7 @@ impl ProbeFailure {
         }
     }
 
-    /// What hyper says, or what it does not: what has come in place of what was expected, and what TLS has against it.
+    /// Explains hyper's error: the unexpected protocol received instead, the TLS error, or the I/O error.
     fn http(error: &hyper::Error, expected: DetectedProtocol, first: &FirstBytes) -> ProbeFailure {
         if !first.is_empty() && first.look() != expected {
             return ProbeFailure::Http(FailureCategory::Protocol, mismatch(expected, first));
@@ -98,7 +97,7 @@ impl ProbeFailure {
     }
 }
 
-/// Asks an endpoint of a cluster.
+/// Probes an endpoint of a cluster.
 pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), ProbeFailure> {
     let asking = async {
         let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(ProbeFailure::Connect)?;
@@ -117,7 +116,8 @@ pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCh
     timeout(check.timeout.0, asking).await.unwrap_or(Err(ProbeFailure::Timeout))
 }
 
-/// The host that is asked for: as configured, else the cluster's name, else (if that cannot be one) the address.
+/// Returns the host for the request: the configured one, or else the cluster's name, or else (if that is not a valid
+/// host) the address.
 fn authority(host: Option<&str>, cluster: &Cluster, address: &Address) -> Authority {
     let address = address.inet().map(|address| address.to_string());
     let named = [host, Some(&*cluster.name), address.as_deref()];
@@ -174,7 +174,7 @@ async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), ProbeFai
 
 type Answer = (Response<Incoming>, Driver);
 
-/// hyper's side of a connection, which ends with this.
+/// hyper's connection task, stopped on drop.
 struct Driver(AbortHandle);
 
 impl Drop for Driver {
@@ -185,7 +185,7 @@ impl Drop for Driver {
 
 impl Driver {
     fn of(connection: impl Future<Output = hyper::Result<()>> + 'static) -> Driver {
-        // Its error comes to the request as well.
+        // The request reports the same error.
         Driver(spawn_local(connection).abort_handle())
     }
 }
@@ -206,7 +206,7 @@ async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer
     Ok((sender.send_request(request).await.map_err(failed)?, driver))
 }
 
-/// A connection of which the first bytes are kept.
+/// A connection that records its first bytes.
 struct Noting {
     stream: Stream,
     first: Rc<Cell<FirstBytes>>,
@@ -232,7 +232,7 @@ impl AsyncRead for Noting {
 
 pass_writes!([] Noting, stream);
 
-/// Runs what hyper wants to run on this thread.
+/// An executor that runs hyper's tasks on this thread.
 #[derive(Clone)]
 struct Local;
 

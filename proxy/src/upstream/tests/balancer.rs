@@ -1,4 +1,4 @@
-//! Shares: exact where they are promised to be, else within five standard deviations of many draws.
+//! Shares: exact where they are promised to be, otherwise within five standard deviations of many draws.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn index(members: &[WeightedEndpoint], endpoint: &Arc<Endpoint>) -> usize {
     members.iter().position(|m| Arc::ptr_eq(&m.endpoint, endpoint)).unwrap()
 }
 
-/// How often each is picked for keys `0..draws`.
+/// Returns how often each endpoint is picked for keys `0..draws`.
 fn counts(kind: model::Balancer, members: &[WeightedEndpoint], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
     let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
     let mut counts = vec![0; members.len()];
@@ -58,12 +58,12 @@ fn round_robin_is_smooth_and_exact() {
         let sequence: String = (0..3 * expected.len()).map(|_| next()).collect();
         assert_eq!(sequence, expected.repeat(3), "{weights:?}");
         let Policy::RoundRobin(written_out) = &balancer.policy else { panic!() };
-        assert_eq!(written_out.len(), expected.len(), "no longer than it must be");
+        assert_eq!(written_out.len(), expected.len(), "no longer than necessary");
     }
 }
 
 #[test]
-fn a_round_robin_sequence_is_bounded() {
+fn round_robin_sequence_is_limited() {
     let members = members(&[65_535, 65_521, 1]);
     let Policy::RoundRobin(sequence) = Balancer::new(model::Balancer::RoundRobin, &members).policy else { panic!() };
     assert!((4000..=4100).contains(&sequence.len()), "{}", sequence.len());
@@ -72,7 +72,7 @@ fn a_round_robin_sequence_is_bounded() {
 }
 
 #[test]
-fn round_robin_passes_over_what_was_tried() {
+fn round_robin_skips_tried_endpoints() {
     let members = members(&[1, 1, 1]);
     let avoid = [Arc::clone(&members[1].endpoint)];
     let counts = counts(model::Balancer::RoundRobin, &members, &avoid, 300);
@@ -92,7 +92,7 @@ fn random_and_hash_share_by_weight() {
 }
 
 #[test]
-fn what_was_tried_is_tried_again_if_there_is_nothing_else() {
+fn tried_endpoints_are_reused_if_there_are_no_others() {
     use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
     for kind in [RoundRobin, LeastRequest, Random, Hash] {
         let members = members(&[1, 2]);
@@ -110,7 +110,7 @@ fn what_was_tried_is_tried_again_if_there_is_nothing_else() {
 }
 
 #[test]
-fn a_key_stays_where_it_is_when_others_come_and_go() {
+fn keys_keep_their_endpoint_when_others_change() {
     let all = members(&[3, 1, 2, 2]);
     let before = Balancer::new(model::Balancer::Hash, &all);
     let after = Balancer::new(model::Balancer::Hash, &all[..3]);
@@ -131,7 +131,7 @@ fn a_key_stays_where_it_is_when_others_come_and_go() {
 }
 
 #[test]
-fn a_key_goes_to_the_same_place_in_every_process() {
+fn keys_map_to_the_same_endpoint_in_every_process() {
     let members = members(&[1, 1, 1, 1]);
     let balancer = Balancer::new(model::Balancer::Hash, &members);
     let cursor = AtomicU64::new(0);
@@ -143,7 +143,7 @@ fn a_key_goes_to_the_same_place_in_every_process() {
     }
 }
 
-/// Changing these sends keys of users elsewhere on an upgrade.
+/// Changing these values would move users' keys to other endpoints on an upgrade.
 const GOLDEN: [usize; 16] = [0, 0, 3, 0, 0, 3, 3, 2, 0, 0, 1, 0, 2, 3, 2, 3];
 const HASHES: [(&str, u64); 4] = [
     ("10.0.0.1:80", 0x474b_18c6_6e57_86f4),
@@ -171,7 +171,7 @@ fn least_request_keeps_loads_level_by_weight() {
 }
 
 #[test]
-fn least_request_shares_by_weight_when_idle_and_leaves_a_busy_one_alone() {
+fn least_request_shares_by_weight_when_idle_and_avoids_a_busy_endpoint() {
     let members = members(&[1, 3]);
     assert_shares(&counts(model::Balancer::LeastRequest, &members, &[], 50_000), &[1, 3]);
     let busy: Vec<_> = (0..10).map(|_| Arc::clone(&members[1].endpoint).start()).collect();
@@ -182,7 +182,7 @@ fn least_request_shares_by_weight_when_idle_and_leaves_a_busy_one_alone() {
 }
 
 #[test]
-fn least_request_does_not_choose_what_is_avoided_though_it_has_nothing_to_do() {
+fn least_request_does_not_choose_an_idle_excluded_endpoint() {
     let members = members(&[1, 1, 1]);
     let _busy = [0, 1].map(|i| Arc::clone(&members[i].endpoint).start());
     let tried = [Arc::clone(&members[2].endpoint)];
@@ -212,7 +212,7 @@ fn make_unhealthy(members: &[WeightedEndpoint], which: &[usize]) {
 }
 
 #[test]
-fn the_unhealthy_are_left_out_by_all_and_the_others_share_by_weight() {
+fn unhealthy_endpoints_are_excluded_and_the_others_share_by_weight() {
     use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
     for kind in [RoundRobin, LeastRequest, Random, Hash] {
         let members = members(&[2, 1, 4, 1]);
@@ -229,7 +229,7 @@ fn the_unhealthy_are_left_out_by_all_and_the_others_share_by_weight() {
         } else {
             assert_shares(&[counts[0], counts[3]], &[2, 1]);
         }
-        // What was tried is better than what is not healthy.
+        // A tried endpoint is better than an unhealthy one.
         let tried = [Arc::clone(&members[0].endpoint), Arc::clone(&members[3].endpoint)];
         let avoid = Excluded { tried: &tried, unhealthy: true };
         let picked = index(&members, balancer.pick(&cursor, Some(1), avoid).unwrap());
@@ -240,7 +240,7 @@ fn the_unhealthy_are_left_out_by_all_and_the_others_share_by_weight() {
 }
 
 #[test]
-fn a_small_one_is_found_behind_a_large_one_that_is_unhealthy() {
+fn small_endpoint_is_found_next_to_a_large_unhealthy_one() {
     use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
     for kind in [RoundRobin, LeastRequest, Random, Hash] {
         let members = members(&[65_535, 1]);
@@ -253,7 +253,7 @@ fn a_small_one_is_found_behind_a_large_one_that_is_unhealthy() {
 }
 
 #[test]
-fn only_the_keys_of_the_unhealthy_go_elsewhere() {
+fn only_keys_of_unhealthy_endpoints_move() {
     let members = members(&[1, 1, 1, 1]);
     let (balancer, cursor) = (Balancer::new(model::Balancer::Hash, &members), AtomicU64::new(0));
     let place = |key| index(&members, balancer.pick(&cursor, Some(key), HEALTHY_ONLY).unwrap());

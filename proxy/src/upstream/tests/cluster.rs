@@ -8,7 +8,7 @@ fn config() -> model::Cluster {
 }
 
 #[test]
-fn requests_are_bounded_and_counted() {
+fn requests_are_limited_and_counted() {
     let cluster = Cluster::new(&config(), None);
     let (one, two) = (cluster.try_request().unwrap(), cluster.try_request().unwrap());
     assert!(cluster.try_request().is_none());
@@ -22,7 +22,7 @@ fn requests_are_bounded_and_counted() {
 }
 
 #[test]
-fn retries_are_bounded_and_counted() {
+fn retries_are_limited_and_counted() {
     let cluster = Cluster::new(&config(), None);
     let retry = cluster.try_retry();
     assert!(retry.is_some() && cluster.try_retry().is_none());
@@ -33,7 +33,7 @@ fn retries_are_bounded_and_counted() {
 }
 
 #[test]
-fn a_reload_carries_counts_and_endpoints_over() {
+fn reload_keeps_counts_and_endpoints() {
     let old = Cluster::new(&config(), None);
     let request = old.try_request();
     let at = old.pick(None, &[]).unwrap().start();
@@ -52,7 +52,7 @@ fn a_reload_carries_counts_and_endpoints_over() {
 }
 
 #[test]
-fn an_address_that_is_listed_twice_is_one_endpoint() {
+fn address_listed_twice_is_one_endpoint() {
     let mut config = config();
     config.endpoints[1].address = config.endpoints[0].address.clone();
     config.endpoints[1].weight = 4;
@@ -60,14 +60,15 @@ fn an_address_that_is_listed_twice_is_one_endpoint() {
     assert_eq!((cluster.members.len(), cluster.members[0].weight), (1, 5));
 }
 
-/// The system sends a first packet that was lost again after one second: a bound of one second would make a failure of each.
+/// The system resends a lost first packet after one second: a limit of one second would turn each such loss into a
+/// failure.
 #[test]
-fn one_lost_packet_is_no_failed_connection() {
+fn one_lost_packet_does_not_fail_a_connection() {
     assert_eq!(Cluster::new(&config(), None).connect_timeout, Some(Duration::from_secs(5)));
 }
 
 #[test]
-fn a_time_of_zero_is_no_bound() {
+fn zero_means_no_timeout() {
     let mut config = config();
     config.connect_timeout = crate::config::units::Duration::secs(0);
     let cluster = Cluster::new(&config, None);
@@ -76,7 +77,7 @@ fn a_time_of_zero_is_no_bound() {
 }
 
 #[test]
-fn a_responses_head_has_a_time_unless_something_else_is_said_of_the_whole() {
+fn response_head_timeout_applies_unless_the_total_is_set() {
     let mut config = config();
     let mut times = |head: Option<u64>, whole: Option<u64>| {
         config.response_head_timeout = head.map(crate::config::units::Duration::secs);

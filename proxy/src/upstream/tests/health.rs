@@ -1,4 +1,4 @@
-//! What checks find, and what becomes of it.
+//! The results of health checks and their effects.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -28,7 +28,7 @@ fn addresses<const N: usize>() -> [SocketAddr; N] {
     std::array::from_fn(|n| SocketAddr::from(([192, 0, 2, n as u8], 80)))
 }
 
-/// A check that never comes to its first turn.
+/// A check that never gets its first turn.
 fn never(more: serde_json::Value) -> serde_json::Value {
     let mut check = json!({"check": {"tcp": {}}, "interval": "8760h"});
     check.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -39,7 +39,7 @@ fn check_of<'c>(checks: &'c HealthChecks, cluster: &Cluster, index: usize) -> &'
     &checks.running[&cluster.members[index].endpoint.id].check
 }
 
-/// Makes it what it is not taken for.
+/// Changes an endpoint's state to the opposite.
 fn turn(checks: &HealthChecks, cluster: &Cluster, index: usize, well: bool) {
     let check = check_of(checks, cluster, index);
     while check.endpoint.is_healthy() != well {
@@ -47,14 +47,14 @@ fn turn(checks: &HealthChecks, cluster: &Cluster, index: usize, well: bool) {
     }
 }
 
-/// Which endpoints are used.
+/// Returns which endpoints are used.
 fn used(cluster: &Cluster) -> Vec<bool> {
     let picked: Vec<_> = (0..100).filter_map(|_| cluster.pick(None, &[])).collect();
     cluster.members.iter().map(|m| picked.iter().any(|p| Arc::ptr_eq(p, &m.endpoint))).collect()
 }
 
 #[test]
-fn it_takes_some_results_in_a_row() {
+fn state_changes_after_consecutive_results() {
     run(async {
         let config = config(&addresses::<2>(), never(json!({"unhealthy_threshold": 3, "healthy_threshold": 2})));
         let cluster = Cluster::new(&config, None);
@@ -75,7 +75,7 @@ fn it_takes_some_results_in_a_row() {
         assert!(!note("-+-+-"), "never two in a row");
         assert!(!note("+"));
         assert!(note("+"));
-        assert!(note("--"), "the count has begun anew");
+        assert!(note("--"), "the count has restarted");
         assert!(endpoint.check_error().is_some());
         assert!(note("+"));
         assert!(endpoint.check_error().is_none());
@@ -86,7 +86,7 @@ fn it_takes_some_results_in_a_row() {
 }
 
 #[test]
-fn the_unhealthy_are_left_out_unless_too_many_are() {
+fn unhealthy_endpoints_are_excluded_unless_too_many_are() {
     run(async {
         for (threshold, unhealthy, expected) in [
             (50, 0, [true; 4]),
@@ -127,7 +127,7 @@ fn endpoints_without_a_weight_do_not_count() {
 }
 
 #[test]
-fn a_reload_forgets_nothing_that_is_still_true() {
+fn reload_keeps_results_that_are_still_valid() {
     run(async {
         let config = config(&addresses::<2>(), never(json!({"panic_threshold": 0})));
         let first = Cluster::new(&config, None);
@@ -136,16 +136,16 @@ fn a_reload_forgets_nothing_that_is_still_true() {
         turn(&checks, &first, 0, false);
         check_of(&checks, &first, 1).note(Err("once".to_owned()));
 
-        // The same check, and another endpoint before it.
+        // The same check, with another endpoint before it.
         let mut more = config.clone();
         more.endpoints.insert(0, model::Endpoint { address: addresses::<9>()[8].into(), weight: 1 });
         let second = Cluster::new(&more, Some(&first));
         checks.apply([(&second, &more)]);
         assert_eq!(used(&second), [true, false, true]);
-        assert_eq!(check_of(&checks, &second, 2).contrary.get(), 1, "the check has gone on");
+        assert_eq!(check_of(&checks, &second, 2).contrary.get(), 1, "the check has continued");
         assert_eq!(checks.running.len(), 3);
 
-        // Another check: what was found holds until it finds otherwise.
+        // Another check: the result holds until it finds otherwise.
         let mut other = more.clone();
         other.health_check.as_mut().unwrap().unhealthy_threshold = 7;
         let third = Cluster::new(&other, Some(&second));
@@ -156,7 +156,7 @@ fn a_reload_forgets_nothing_that_is_still_true() {
         assert_eq!(used(&third), [true; 3]);
         turn(&checks, &third, 1, false);
 
-        // None: nobody knows any more.
+        // No check: the health is unknown.
         other.health_check = None;
         let last = Cluster::new(&other, Some(&third));
         checks.apply([(&last, &other)]);
@@ -165,7 +165,7 @@ fn a_reload_forgets_nothing_that_is_still_true() {
     });
 }
 
-/// An endpoint that says this to whoever sends something, then is silent.
+/// Starts an endpoint that answers any input with `reply` and is then silent.
 async fn saying(reply: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -190,7 +190,7 @@ async fn ask(address: SocketAddr, options: serde_json::Value) -> Result<(), Stri
 }
 
 #[test]
-fn http_checks_go_by_the_status() {
+fn http_checks_use_the_status() {
     run(async {
         let http = || json!({"health_check": {"check": {"http": {"path": "/up"}}, "timeout": "5s"}});
         for (reply, expected) in [
@@ -224,7 +224,7 @@ fn http_checks_go_by_the_status() {
 }
 
 #[test]
-fn tcp_checks_go_by_the_connection() {
+fn tcp_checks_use_the_connection() {
     run(async {
         let tcp = || json!({"health_check": {"check": {"tcp": {}}}});
         assert_eq!(ask(saying(b"").await, tcp()).await, Ok(()));
@@ -233,7 +233,7 @@ fn tcp_checks_go_by_the_connection() {
     });
 }
 
-/// What a server of HTTP/2 says to a request.
+/// An HTTP/2 server's response to a request.
 type Reply = fn(Request<Bytes>) -> Response<(&'static [u8], &'static str)>;
 
 async fn h2_server(reply: Reply) -> SocketAddr {
@@ -270,7 +270,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
 }
 
 #[test]
-fn http_checks_speak_what_the_cluster_speaks() {
+fn http_checks_use_the_clusters_protocol() {
     run(async {
         let address = h2_server(|request| {
             let right = request.uri() == "http://up.example/up" && request.version() == http::Version::HTTP_2;
@@ -282,7 +282,7 @@ fn http_checks_speak_what_the_cluster_speaks() {
 }
 
 #[test]
-fn grpc_checks_go_by_what_the_service_says() {
+fn grpc_checks_use_the_reported_status() {
     run(async {
         let check = |service: &str| json!({"health_check": {"check": {"grpc": {"service": service}}, "timeout": "5s"}});
         let replies: [(Reply, Result<(), &str>); 7] = [
@@ -300,7 +300,7 @@ fn grpc_checks_go_by_what_the_service_says() {
             ),
             (|_| Response::new((b"\0\0\0\0\x02\x08\x02", "0")), Err("it is not serving: the health status is 2")),
             (|_| Response::new((b"\0\0\0\0\0", "0")), Err("it is not serving: the health status is 0")),
-            (|_| Response::new((b"junk!!", "0")), Err("the answer is no HealthCheckResponse")),
+            (|_| Response::new((b"junk!!", "0")), Err("the answer is not a valid HealthCheckResponse")),
             (|_| Response::new((b"\0\0\0\0\x02\x08\x01", "")), Err("the gRPC status is missing")),
             (
                 |_| Response::builder().header("grpc-status", "12").body((&b""[..], "")).unwrap(),
@@ -321,7 +321,7 @@ fn grpc_checks_go_by_what_the_service_says() {
 }
 
 #[test]
-fn a_check_goes_on_and_on() {
+fn checks_repeat() {
     run(async {
         let address = saying(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
         let check = json!({"check": {"http": {"path": "/"}}, "interval": "5ms", "unhealthy_threshold": 2, "panic_threshold": 0});

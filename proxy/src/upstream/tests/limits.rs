@@ -1,4 +1,4 @@
-//! The bound on connections, and the queue of those who wait for one.
+//! The connection limit, and the queue of requests waiting for a connection.
 
 use std::{cell::RefCell, sync::atomic::Ordering::Relaxed};
 
@@ -13,7 +13,7 @@ fn few(connections: u32, pending: u32) -> impl FnOnce(&mut model::ClusterLimits)
 }
 
 #[test]
-fn requests_wait_in_order_for_the_connections_there_are() {
+fn requests_wait_in_order_for_connections() {
     run(async {
         let server = server(slow(10)).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], few(2, 100)));
@@ -33,7 +33,7 @@ fn requests_wait_in_order_for_the_connections_there_are() {
         }
         assert_eq!(server.accepted.get(), 2);
         assert_eq!(cluster.stats().pending.load(Relaxed), 0);
-        // Two at a time: each may be overtaken by its neighbour only.
+        // Two run at a time, so each can only be overtaken by its neighbour.
         for (place, i) in order.borrow().iter().enumerate() {
             assert!(place.abs_diff(*i) <= 1, "{:?}", order.borrow());
         }
@@ -41,7 +41,7 @@ fn requests_wait_in_order_for_the_connections_there_are() {
 }
 
 #[test]
-fn beyond_the_queue_requests_are_refused_and_given_back() {
+fn requests_beyond_the_queue_are_refused_and_returned() {
     run(async {
         let server = server(|_| Reply::Hang("")).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 1)));
@@ -55,18 +55,18 @@ fn beyond_the_queue_requests_are_refused_and_given_back() {
         assert!(matches!(failure.kind, RequestErrorKind::Overflow) && failure.body.is_some(), "{failure:?}");
         assert_eq!(cluster.stats().pending_overflows.load(Relaxed), 1);
         second.abort();
-        until("nobody waits", || cluster.stats().pending.load(Relaxed) == 0).await;
+        until("none waits", || cluster.stats().pending.load(Relaxed) == 0).await;
         let third = spawn();
-        until("the place in the queue is free again", || cluster.stats().pending.load(Relaxed) == 1).await;
+        until("the queue has room again", || cluster.stats().pending.load(Relaxed) == 1).await;
         first.abort();
         until("the third has its connection", || server.accepted.get() == 2).await;
         third.abort();
-        until("all is given back", || cluster.stats().connections.load(Relaxed) == 0).await;
+        until("everything is released", || cluster.stats().connections.load(Relaxed) == 0).await;
     });
 }
 
 #[test]
-fn who_leaves_the_queue_does_not_take_a_connection_along() {
+fn leaving_the_queue_does_not_leak_a_connection() {
     run(async {
         let server = server(slow(20)).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 10)));
@@ -75,7 +75,7 @@ fn who_leaves_the_queue_does_not_take_a_connection_along() {
         let mut second = Box::pin(send(&pools, &cluster));
         assert!(waits(&mut first).await);
         assert!(waits(&mut second).await);
-        // The connection is handed to the first, which goes before it has taken it.
+        // The connection is handed to the first, which leaves before taking it.
         text(held).await;
         drop(first);
         assert_eq!(text(second.await.unwrap()).await, "hello");
@@ -84,7 +84,7 @@ fn who_leaves_the_queue_does_not_take_a_connection_along() {
 }
 
 #[test]
-fn a_failed_connection_lets_the_next_one_try() {
+fn failed_connection_lets_the_next_one_try() {
     run(async {
         let (_socket, address) = refusing();
         let (pools, cluster) = (pools(), cluster(&[address], few(1, 10)));
@@ -98,7 +98,7 @@ fn a_failed_connection_lets_the_next_one_try() {
 }
 
 #[test]
-fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
+fn idle_connection_makes_room_for_another_endpoint() {
     run(async {
         let (a, b) = (server(slow(5)).await, server(slow(5)).await);
         let (pools, cluster) = (pools(), cluster(&[a.address, b.address], few(1, 10)));
@@ -109,7 +109,7 @@ fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
             );
         }
         assert_eq!((a.accepted.get(), b.accepted.get()), (2, 1));
-        // And so does a busy one, once it is free, though others wait for its endpoint.
+        // So does a busy one once it is free, although others wait for its endpoint.
         let order = [0, 1, 0, 0].map(|at| send_to(&pools, &cluster, endpoint(&cluster, at), request("GET", "")));
         let mut order = order.map(Box::pin);
         for one in &mut order {
@@ -124,7 +124,7 @@ fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
 }
 
 #[test]
-fn the_bound_holds_over_all_workers_and_each_may_have_one() {
+fn limit_applies_to_all_workers_and_each_may_have_one() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let cluster = cluster(&[server.address], few(2, 10));
@@ -132,10 +132,10 @@ fn the_bound_holds_over_all_workers_and_each_may_have_one() {
         let (one, other, third) = (pools(), pools(), pools());
         let held = (send(&one, &cluster).await.unwrap(), send(&one, &cluster).await.unwrap());
         let others = send(&other, &cluster).await.unwrap();
-        assert_eq!(connections(), 3, "a worker without a connection may have one though two are there");
+        assert_eq!(connections(), 3, "a worker without a connection may open one although two exist");
         let mut queued = Box::pin(send(&other, &cluster));
         assert!(waits(&mut queued).await);
-        // Whatever would give it one has had its turn.
+        // Everything that could give it one has had its turn.
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
@@ -153,7 +153,7 @@ fn the_bound_holds_over_all_workers_and_each_may_have_one() {
 }
 
 #[test]
-fn a_place_that_another_worker_has_given_back_is_found() {
+fn permit_released_by_another_worker_is_found() {
     run(async {
         let server = server(slow(5)).await;
         let cluster = cluster(&[server.address], |limits| {
@@ -165,17 +165,17 @@ fn a_place_that_another_worker_has_given_back_is_found() {
         let mut queued = Box::pin(send(&other, &cluster));
         assert!(waits(&mut queued).await);
         drop(held);
-        // Nothing happens on the other worker that would make it look, but for its sweep.
+        // Only its sweep makes the other worker check.
         assert_eq!(text(queued.await.unwrap()).await, "hello");
         drop(others);
     });
 }
 
 #[test]
-fn threads_share_a_cluster_and_give_everything_back() {
+fn threads_share_a_cluster_and_release_everything() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let cluster = cluster(&[listener.local_addr().unwrap()], few(3, 1000));
-    // A server of its own thread, so that the workers are what is measured.
+    // The server has its own thread, so that only the workers are measured.
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let most = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -210,7 +210,7 @@ fn threads_share_a_cluster_and_give_everything_back() {
         stop.store(true, Relaxed);
         most
     });
-    // Three, one more for each worker that has none, and one for each that is just being refused: 120 ask at a time.
+    // Three, plus one per worker that has none, plus one per request just being refused: 120 run concurrently.
     assert!((1..=10).contains(&most), "{most} connections");
     let stats = cluster.stats();
     let gauges = [&stats.active, &stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed));
@@ -218,9 +218,9 @@ fn threads_share_a_cluster_and_give_everything_back() {
     assert_eq!(endpoint(&cluster, 0).connections(), 0);
 }
 
-/// A place that another worker gives back is found by the sweep, also of a worker that has had nothing but tunnels.
+/// A permit released by another worker is found by the sweep, also of a worker that has had only tunnels.
 #[test]
-fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
+fn tunnel_gets_a_permit_released_by_another_worker() {
     run(async {
         let server = server(|_| Reply::Hang("")).await;
         let cluster = cluster(&[server.address], |limits| {
@@ -238,7 +238,7 @@ fn a_tunnel_gets_the_place_that_another_worker_gives_back() {
     });
 }
 
-/// A client and whether its request's body is still on its way.
+/// A client, and whether its request's body is incomplete.
 type Who = (Option<&'static str>, bool);
 
 const A: Option<&str> = Some("192.0.2.1");
@@ -258,7 +258,7 @@ async fn ask(
     pools.send(cluster, endpoint(cluster, 0), way, &head, body).await.map_err(|failure| failure.kind)
 }
 
-/// A request that waits.
+/// Queues a request.
 async fn queue<'a>(
     pools: &'a Pools<Body>,
     cluster: &'a Arc<Cluster>,
@@ -269,13 +269,13 @@ async fn queue<'a>(
     request
 }
 
-/// How many wait, how many of these behind others, and how many because their clients are over their shares.
+/// Returns how many wait, how many of these behind others, and how many because their clients are over their shares.
 fn waiting(cluster: &Cluster) -> [u64; 3] {
     let stats = cluster.stats();
     [&stats.pending, &stats.pending_behind, &stats.pending_over].map(|gauge| gauge.load(Relaxed))
 }
 
-/// With one connection, a client's share is one request that waits: one that comes when two do is over it.
+/// With one connection, a client's share is one waiting request: a third one is over it.
 #[test]
 fn unfinished_uploads_and_clients_over_their_shares_wait_behind_others() {
     run(async {
@@ -283,7 +283,7 @@ fn unfinished_uploads_and_clients_over_their_shares_wait_behind_others() {
         let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 100)));
         let held = send(&pools, &cluster).await.unwrap();
         let order = RefCell::new(Vec::new());
-        // Each with the place in which it goes on.
+        // Each with its expected position.
         let come =
             [(0, A, false), (3, None, true), (1, A, false), (5, A, false), (6, A, true), (2, B, false), (4, B, true)];
         let mut all = Vec::new();
@@ -304,7 +304,7 @@ fn unfinished_uploads_and_clients_over_their_shares_wait_behind_others() {
 }
 
 #[test]
-fn a_full_queue_leaves_its_places_to_those_who_go_first() {
+fn full_queue_gives_its_places_to_requests_with_precedence() {
     run(async {
         let server = server(|_| Reply::Hang("")).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], few(1, 4)));
@@ -319,14 +319,14 @@ fn a_full_queue_leaves_its_places_to_those_who_go_first() {
         let over = queue(&pools, &cluster, (A, false)).await;
         assert!(refused((A, false)).await);
         waiters.push(queue(&pools, &cluster, (B, false)).await);
-        assert!(matches!(over.await, Err(RequestErrorKind::Overflow)), "its place is another's");
+        assert!(matches!(over.await, Err(RequestErrorKind::Overflow)), "its place went to another request");
         assert!(refused((None, false)).await);
         assert_eq!((waiting(&cluster), cluster.stats().pending_overflows.load(Relaxed)), ([4, 0, 0], 4));
     });
 }
 
 #[test]
-fn what_comes_free_goes_to_those_who_go_first_on_whichever_worker() {
+fn released_permits_go_to_requests_with_precedence_on_any_worker() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let cluster = cluster(&[server.address], few(3, 10));
@@ -336,7 +336,7 @@ fn what_comes_free_goes_to_those_who_go_first_on_whichever_worker() {
         let mut upload = queue(&here, &cluster, (None, true)).await;
         let whole = queue(&there, &cluster, (None, false)).await;
         text(held.0).await;
-        assert!(waits(&mut upload).await, "another worker's request goes before it");
+        assert!(waits(&mut upload).await, "another worker's request has precedence");
         assert_eq!(text(whole.await.unwrap()).await, "hello");
         assert_eq!(text(upload.await.unwrap()).await, "hello");
         drop((held.1, others));

@@ -1,4 +1,4 @@
-//! Upstream servers for the tests: on loopback sockets, in the test's own thread, saying exactly what they are told to.
+//! Upstream servers for the tests: on loopback sockets, in the test's own thread, with scripted responses.
 
 mod limits;
 mod pool;
@@ -32,18 +32,19 @@ type Body = Full<Bytes>;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
-/// What a server does with a request.
+/// A server's reaction to a request.
 #[derive(Clone)]
 enum Reply {
     Send(&'static str),
     SendAndClose(&'static str),
-    /// Says the first part, waits, says the second.
+    /// Sends the first part, waits, sends the second.
     Slowly(&'static str, u64, &'static str),
-    /// Sends this and never anything again.
+    /// Sends this and then stays silent.
     Hang(&'static str),
 }
 
-/// What a server sees: the how-manieth connection, the how-manieth request on it (both from 1), the request's head.
+/// A request as a server sees it: the number of the connection, the number of the request on it (both from 1), and the
+/// head.
 struct Seen {
     connection: usize,
     request: usize,
@@ -52,12 +53,12 @@ struct Seen {
 
 struct Server {
     address: SocketAddr,
-    /// Connections accepted so far, and open now.
+    /// Connections accepted so far, and those open now.
     accepted: Rc<Cell<usize>>,
     open: Rc<Cell<usize>>,
 }
 
-/// An address at which nobody listens as long as the socket is there.
+/// Returns an address that refuses connections as long as the socket exists.
 fn refusing() -> (socket2::Socket, SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -118,10 +119,10 @@ async fn converse(mut stream: TcpStream, connection: usize, reply: &impl Fn(&See
     Ok(())
 }
 
-/// Nothing that should happen takes this long, not even on a busy machine.
+/// A limit that no expected event reaches, not even on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs a test on a worker's kind of runtime.
+/// Runs a test on the runtime that workers use.
 pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let limited = async { timeout(DEADLINE, test).await.expect("the test hangs") };
@@ -169,7 +170,7 @@ where
     pools.send(cluster, endpoint, ProtocolChoice::default(), &head, body).await
 }
 
-/// A whole exchange, which must succeed.
+/// Performs a whole exchange, which must succeed.
 async fn get(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> String {
     text(send(pools, cluster).await.unwrap()).await
 }
@@ -178,16 +179,16 @@ async fn text(response: Response<PooledBody>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-/// Polls once, and says whether there is still something to wait for.
+/// Polls once, and returns whether the future is still pending.
 async fn waits(future: &mut (impl Future + Unpin)) -> bool {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_pending())).await
 }
 
-/// Waits until something is so: for what the other side of a socket does in its own time.
+/// Waits for a condition that the other side of a socket brings about.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let end = std::time::Instant::now() + DEADLINE / 2;
     while !condition() {
-        assert!(std::time::Instant::now() < end, "waited in vain until {what}");
+        assert!(std::time::Instant::now() < end, "timed out waiting until {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }

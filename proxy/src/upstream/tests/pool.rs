@@ -1,4 +1,4 @@
-//! Connections: when they are used again, when they are closed, and what comes of a failure.
+//! Connections: reuse, closing, and the consequences of failures.
 
 use std::{
     error::Error,
@@ -16,7 +16,7 @@ fn gauges(cluster: &Cluster) -> (u64, u64) {
 }
 
 #[test]
-fn a_connection_is_used_again_and_again() {
+fn connection_is_reused() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
@@ -30,7 +30,7 @@ fn a_connection_is_used_again_and_again() {
 }
 
 #[test]
-fn responses_without_a_body_free_the_connection_at_once() {
+fn responses_without_a_body_release_the_connection_immediately() {
     run(async {
         let server = server(|seen| match seen.request {
             1 => Reply::Send("HTTP/1.1 204 No Content\r\n\r\n"),
@@ -43,7 +43,7 @@ fn responses_without_a_body_free_the_connection_at_once() {
         for method in ["GET", "GET", "GET", "HEAD", "HEAD"] {
             let response = send_to(&pools, &cluster, endpoint(&cluster, 0), request(method, "")).await.unwrap();
             assert!(response.body().is_end_stream());
-            assert_eq!(gauges(&cluster), (1, 1), "{method}: still held by a body that nobody has to read");
+            assert_eq!(gauges(&cluster), (1, 1), "{method}: still held by a body that need not be read");
         }
         assert_eq!(server.accepted.get(), 1);
     });
@@ -62,7 +62,7 @@ fn trailers_are_delivered_and_end_the_body() {
             assert_eq!(gauges(&cluster), (1, 0));
             let trailers: HeaderMap = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
             assert_eq!(trailers["sum"], "7");
-            assert_eq!(gauges(&cluster), (1, 1), "whoever has the trailers need not ask again");
+            assert_eq!(gauges(&cluster), (1, 1), "after the trailers no further poll is needed");
         }
         assert_eq!(server.accepted.get(), 1);
     });
@@ -78,7 +78,7 @@ fn interim_responses_are_skipped() {
 }
 
 #[test]
-fn a_body_dropped_early_closes_the_connection() {
+fn body_dropped_early_closes_the_connection() {
     run(async {
         let server = server(|_| Reply::Hang("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello")).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
@@ -91,7 +91,7 @@ fn a_body_dropped_early_closes_the_connection() {
 }
 
 #[test]
-fn a_request_dropped_while_it_waits_closes_the_connection() {
+fn request_dropped_while_it_waits_closes_the_connection() {
     run(async {
         let asked = Rc::new(Cell::new(false));
         let server = server({
@@ -105,7 +105,7 @@ fn a_request_dropped_while_it_waits_closes_the_connection() {
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
         tokio::select! {
             _ = send(&pools, &cluster) => panic!("there is no answer"),
-            () = until("the server is asked", || asked.get()) => {}
+            () = until("the server has the request", || asked.get()) => {}
         }
         assert_eq!(gauges(&cluster), (0, 0));
         until("the server sees it closed", || server.accepted.get() == 1 && server.open.get() == 0).await;
@@ -113,12 +113,12 @@ fn a_request_dropped_while_it_waits_closes_the_connection() {
 }
 
 #[test]
-fn idle_connections_are_closed_after_their_time_and_not_before() {
+fn idle_connections_are_closed_after_their_timeout_and_not_before() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let (pools, cluster) =
             (pools(), cluster(&[server.address], |limits| limits.idle_timeout = units::Duration::secs(10)));
-        // Time stands still but for these steps, and while something is asked, which takes no ten seconds.
+        // Time advances only in these steps, and during requests, which take less than ten seconds.
         let pass = async |seconds: u64| {
             for _ in 0..seconds {
                 tokio::time::advance(Duration::from_secs(1)).await;
@@ -133,7 +133,7 @@ fn idle_connections_are_closed_after_their_time_and_not_before() {
         get(&pools, &cluster).await;
         tokio::time::pause();
         pass(6).await;
-        assert_eq!(gauges(&cluster), (1, 1), "its time begins again with each use");
+        assert_eq!(gauges(&cluster), (1, 1), "its timeout restarts with each use");
         pass(6).await;
         assert_eq!(gauges(&cluster), (0, 0));
         until("the server sees it closed", || server.open.get() == 0).await;
@@ -141,13 +141,13 @@ fn idle_connections_are_closed_after_their_time_and_not_before() {
         get(&pools, &cluster).await;
         tokio::time::pause();
         pass(12).await;
-        assert_eq!(gauges(&cluster), (0, 0), "the sweep has begun again");
+        assert_eq!(gauges(&cluster), (0, 0), "the sweep has restarted");
         assert_eq!(server.accepted.get(), 2);
     });
 }
 
 #[test]
-fn a_connection_carries_no_more_requests_than_it_may() {
+fn connection_is_closed_after_its_maximum_of_requests() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |limits| limits.requests_per_connection = 3));
@@ -160,19 +160,19 @@ fn a_connection_carries_no_more_requests_than_it_may() {
 }
 
 #[test]
-fn a_connection_that_the_upstream_closed_while_idle_is_noticed() {
+fn connection_closed_by_the_upstream_while_idle_is_noticed() {
     run(async {
         let server = server(|_| Reply::SendAndClose(OK)).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
         get(&pools, &cluster).await;
-        until("it is forgotten without a request", || gauges(&cluster) == (0, 0)).await;
+        until("it is removed without a request", || gauges(&cluster) == (0, 0)).await;
         get(&pools, &cluster).await;
         assert_eq!(server.accepted.get(), 2);
     });
 }
 
 #[test]
-fn a_connection_that_is_closed_and_not_yet_noticed_is_replaced_unseen() {
+fn unnoticed_closed_connection_is_replaced_transparently() {
     for reset in [false, true] {
         run(async move {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -184,13 +184,13 @@ fn a_connection_that_is_closed_and_not_yet_noticed_is_replaced_unseen() {
                 move || answer_and_close(&listener, reset, &turns)
             });
             get(&pools, &cluster).await;
-            // The close comes while this thread is busy; at the next turn the request is polled before the connection.
+            // The close arrives while this thread is busy; then the request is polled before the connection.
             turns.wait();
             turns.wait();
             // Time for it to arrive. (If this is too little, nothing fails.)
             std::thread::sleep(Duration::from_millis(10));
             tokio::task::yield_now().await;
-            assert_eq!(gauges(&cluster), (1, 1), "the test does not test what it should");
+            assert_eq!(gauges(&cluster), (1, 1), "the test setup is wrong");
             assert_eq!(get(&pools, &cluster).await, "hello");
             server.join().unwrap();
             assert_eq!(cluster.stats().connects.load(Relaxed), 2);
@@ -218,7 +218,7 @@ fn answer_and_close(listener: &std::net::TcpListener, reset: bool, turns: &Barri
 }
 
 #[test]
-fn a_reset_says_whether_a_retry_is_safe() {
+fn reset_reports_whether_a_retry_is_safe() {
     run(async {
         let server = server(|seen| match (seen.connection, seen.request) {
             (1, 1) => Reply::Send(OK),
@@ -244,7 +244,7 @@ fn a_reset_says_whether_a_retry_is_safe() {
 }
 
 #[test]
-fn a_refused_connection_gives_the_request_back() {
+fn refused_connection_returns_the_request() {
     run(async {
         let (_socket, address) = refusing();
         let (pools, cluster) = (pools(), cluster(&[address], |_| {}));
@@ -257,9 +257,9 @@ fn a_refused_connection_gives_the_request_back() {
 }
 
 #[test]
-fn connecting_is_bounded_in_time() {
+fn connecting_has_a_timeout() {
     run(async {
-        // A listener whose queue is full drops what else comes.
+        // A listener with a full queue drops further connections.
         let (socket, address) = refusing();
         socket.listen(0).unwrap();
         let _fill: Vec<_> = (0..4)
@@ -276,7 +276,7 @@ fn connecting_is_bounded_in_time() {
 }
 
 #[test]
-fn what_is_no_response_is_a_protocol_failure() {
+fn invalid_response_is_a_protocol_failure() {
     let many: &'static str = Box::leak(format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(101)).into_boxed_str());
     let long: &'static str =
         Box::leak(format!("HTTP/1.1 200 OK\r\na: {}\r\n\r\n", "b".repeat(70_000)).into_boxed_str());
@@ -314,7 +314,7 @@ fn switching_protocols_is_a_protocol_failure() {
 }
 
 #[test]
-fn a_response_that_breaks_off_is_an_error_of_its_body() {
+fn truncated_response_is_an_error_of_its_body() {
     run(async {
         let server = server(|_| Reply::SendAndClose("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello")).await;
         let (pools, cluster) = (pools(), cluster(&[server.address], |_| {}));
@@ -325,7 +325,7 @@ fn a_response_that_breaks_off_is_an_error_of_its_body() {
 }
 
 #[test]
-fn a_request_body_that_fails_is_not_the_upstreams_fault() {
+fn failing_request_body_is_not_the_upstreams_fault() {
     run(async {
         let server = server(|_| Reply::Hang("")).await;
         let cluster = cluster(&[server.address], |_| {});
@@ -339,7 +339,7 @@ fn a_request_body_that_fails_is_not_the_upstreams_fault() {
 }
 
 #[test]
-fn a_response_before_the_request_has_ended_closes_the_connection() {
+fn early_response_closes_the_connection() {
     run(async {
         let server = server(|_| Reply::Send(OK)).await;
         let cluster = cluster(&[server.address], |_| {});
@@ -372,7 +372,7 @@ fn requests_with_bodies_are_sent_as_http_1_1_and_leave_the_connection_reusable()
 }
 
 #[test]
-fn what_comes_unasked_on_an_idle_connection_is_no_answer_to_the_next_request() {
+fn unsolicited_data_is_not_the_answer_to_the_next_request() {
     run(async {
         let stray = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n";
         let server = server(move |_| Reply::Slowly(OK, 20, stray)).await;
@@ -384,7 +384,7 @@ fn what_comes_unasked_on_an_idle_connection_is_no_answer_to_the_next_request() {
 }
 
 #[test]
-fn what_a_new_snapshot_does_not_have_is_closed() {
+fn connections_missing_from_a_new_snapshot_are_closed() {
     run(async {
         let (a, b) = (server(|_| Reply::Send(OK)).await, server(|_| Reply::Slowly("", 50, OK)).await);
         let pools = pools();

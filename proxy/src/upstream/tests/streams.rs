@@ -1,4 +1,4 @@
-//! Connections of HTTP/2: how many streams of them there are, who waits for one, and who has one to itself.
+//! HTTP/2 connections: the number of their streams, the queue for streams, and connections with a single request.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -59,7 +59,7 @@ async fn streams() -> Streams {
     server
 }
 
-/// A cluster that speaks HTTP/2, by so many connections of two streams, which may be idle for so many seconds (0: for ever).
+/// Creates an HTTP/2 cluster with this many connections of two streams and this idle timeout in seconds (0: none).
 fn by_h2(addresses: &[SocketAddr], connections: u32, idle: u64) -> Arc<Cluster> {
     let mut config = config(addresses);
     config.protocol = model::ClusterProtocol::H2;
@@ -69,13 +69,13 @@ fn by_h2(addresses: &[SocketAddr], connections: u32, idle: u64) -> Arc<Cluster> 
     Cluster::new(&config, None)
 }
 
-/// Connections, those without a stream, and who waits.
+/// Returns the number of connections, of those without a stream, and of waiting requests.
 fn gauges(cluster: &Cluster) -> [u64; 3] {
     let stats = cluster.stats();
     [&stats.connections, &stats.idle, &stats.pending].map(|gauge| gauge.load(Relaxed))
 }
 
-/// A whole exchange in a task of its own.
+/// Performs a whole exchange in its own task.
 fn ask(pools: &Pools<Body>, cluster: &Arc<Cluster>, at: usize, alone: bool) -> tokio::task::JoinHandle<()> {
     let (pools, cluster) = (pools.clone(), Arc::clone(cluster));
     spawn_local(async move {
@@ -107,40 +107,40 @@ fn requests_share_a_connection_and_wait_for_its_streams() {
                 tokio::time::advance(Duration::from_secs(1)).await;
                 tokio::task::yield_now().await;
             }
-            assert_eq!(gauges(&cluster), left, "it is closed after its time, and not before");
+            assert_eq!(gauges(&cluster), left, "it is closed after its timeout, and not before");
         }
         until("the server sees it closed", || server.open.get() == 0).await;
     });
 }
 
 #[test]
-fn what_has_a_connection_to_itself_leaves_one_to_others() {
+fn request_with_its_own_connection_leaves_one_to_others() {
     run(async {
         let server = streams().await;
         let (pools, cluster) = (pools(), by_h2(&[server.address], 1, 0));
         let first = ask(&pools, &cluster, 0, true);
-        until("it is asked", || server.asked.get() == 1).await;
+        until("it has the request", || server.asked.get() == 1).await;
         let shared = ask(&pools, &cluster, 0, false);
         until("a worker may have one that its requests can share", || server.asked.get() == 2).await;
         assert_eq!((server.accepted.get(), gauges(&cluster)), (2, [2, 0, 0]));
         let second = ask(&pools, &cluster, 0, true);
         until("it waits", || gauges(&cluster) == [2, 0, 1]).await;
         let beside = ask(&pools, &cluster, 0, false);
-        until("what may share is not held up", || server.asked.get() == 3).await;
+        until("sharing requests are not held up", || server.asked.get() == 3).await;
         server.answers.add_permits(3);
         for one in [first, shared, beside] {
             one.await.unwrap();
         }
-        until("the place of the idle one is taken", || server.asked.get() == 4).await;
+        until("the permit of the idle one is reused", || server.asked.get() == 4).await;
         assert_eq!(gauges(&cluster), [1, 0, 0]);
         server.answers.add_permits(1);
         second.await.unwrap();
-        until("all is given back", || gauges(&cluster) == [0; 3] && server.open.get() == 0).await;
+        until("everything is released", || gauges(&cluster) == [0; 3] && server.open.get() == 0).await;
     });
 }
 
 #[test]
-fn one_that_ends_while_it_is_idle_gives_its_place_back() {
+fn connection_that_ends_while_idle_releases_its_permit() {
     run(async {
         let server = streams().await;
         let (pools, cluster) = (pools(), by_h2(&[server.address], 1, 0));
@@ -148,7 +148,7 @@ fn one_that_ends_while_it_is_idle_gives_its_place_back() {
         ask(&pools, &cluster, 0, false).await.unwrap();
         assert_eq!(gauges(&cluster), [1, 1, 0]);
         server.closes.notify_waiters();
-        until("it is forgotten", || gauges(&cluster) == [0; 3]).await;
+        until("it is removed", || gauges(&cluster) == [0; 3]).await;
         assert_eq!(endpoint(&cluster, 0).connections(), 0);
         ask(&pools, &cluster, 0, false).await.unwrap();
         assert_eq!(server.accepted.get(), 2);
@@ -156,7 +156,7 @@ fn one_that_ends_while_it_is_idle_gives_its_place_back() {
 }
 
 #[test]
-fn an_idle_one_makes_room_for_another_endpoint() {
+fn idle_h2_connection_makes_room_for_another_endpoint() {
     run(async {
         let (a, b) = (streams().await, streams().await);
         let (pools, cluster) = (pools(), by_h2(&[a.address, b.address], 1, 0));
@@ -168,6 +168,6 @@ fn an_idle_one_makes_room_for_another_endpoint() {
             assert_eq!(gauges(&cluster), [1, 1, 0]);
         }
         pools.retain([&Cluster::new(&config(&[b.address]), Some(&cluster))]);
-        assert_eq!(gauges(&cluster), [0; 3], "what is spoken has changed");
+        assert_eq!(gauges(&cluster), [0; 3], "the protocol has changed");
     });
 }
