@@ -1,7 +1,7 @@
-//! The documents that a filter hands to the host as JSON when it is configured: routes and buckets.
+//! The documents that a filter passes to the host as JSON when it is configured: routes and buckets.
 //!
-//! They are read once, so JSON's cost does not matter, and any language can write it. Unknown fields are refused, so that a
-//! filter made for a later host learns at once that this one is older.
+//! They are read once, so JSON's cost does not matter, and any language can write it. Unknown fields are rejected, so
+//! that a filter made for a newer host fails immediately on an older one.
 
 use alloc::{string::String, vec::Vec};
 
@@ -10,22 +10,23 @@ use schemars::JsonSchema;
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
-/// What the core does with the requests of a route.
+/// What the proxy does with the requests of a route.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields, default))]
 pub struct Route {
     /// Its name, in logs and metrics.
     pub name: String,
-    /// Where requests go; each must exist. Not empty.
+    /// The clusters that receive the requests; each must exist. Not empty.
     pub clusters: Vec<WeightedCluster>,
-    /// From the last byte of the request to the last of the response, in milliseconds (0: no bound). Default: the cluster's.
+    /// Timeout from the last byte of the request to the last byte of the response, in milliseconds (0: no timeout).
+    /// Default: the cluster's.
     pub timeout_ms: Option<u64>,
-    /// Without a byte in either direction, the request ends after this, in milliseconds (0: no bound). Default: the
+    /// Ends the request after this many milliseconds without a byte in either direction (0: no timeout). Default: the
     /// listener's.
     pub idle_timeout_ms: Option<u64>,
-    /// When a request is tried again. Default: the cluster's.
+    /// When a request is retried. Default: the cluster's.
     pub retry: Option<Retry>,
-    /// A copy of requests is sent here too; its response is thrown away.
+    /// Also sends a copy of requests to another cluster, whose responses are discarded.
     pub mirror: Option<Mirror>,
     /// Replaces the request's host.
     pub host: Option<String>,
@@ -43,32 +44,32 @@ pub struct Route {
 pub struct WeightedCluster {
     /// Its name.
     pub cluster: String,
-    /// Its share, against the others' weights.
+    /// Its share, relative to the other weights.
     pub weight: u32,
 }
 
-/// When and how often a failed request is tried again.
+/// When and how often a failed request is retried.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Retry {
-    /// What is tried again.
+    /// The conditions for a retry.
     pub on: Vec<RetryOn>,
-    /// How often, at most, beside the first try.
+    /// Maximum number of retries, not counting the first attempt.
     pub attempts: u32,
-    /// Time for each try in milliseconds.
+    /// The timeout of each attempt in milliseconds.
     pub per_try_timeout_ms: Option<u64>,
-    /// Longest wait before the first retry in milliseconds; it doubles for each further one.
+    /// Maximum delay before the first retry in milliseconds; it doubles with each retry.
     pub backoff_ms: u64,
 }
 
-/// A reason to try a request again. The names are Envoy's.
+/// A reason to retry a request. The names are Envoy's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub enum RetryOn {
-    /// No connection could be had: nothing was sent, so any request may be tried again.
+    /// No connection was established: nothing was sent, so any request may be retried.
     ConnectFailure,
-    /// The upstream ended the connection, or the try's time, before a response began.
+    /// The upstream closed the connection, or the attempt timed out, before a response started.
     Reset,
     /// Any 5xx response, or none.
     #[cfg_attr(feature = "serde", serde(rename = "5xx"))]
@@ -80,7 +81,7 @@ pub enum RetryOn {
     Retriable4xx,
     /// A 429 response.
     RateLimited,
-    /// To a gRPC request, a response that is nothing but a head with the status 1.
+    /// For a gRPC request, a trailers-only response with the status 1.
     GrpcCancelled,
     /// The same with the status 4.
     GrpcDeadlineExceeded,
@@ -98,18 +99,18 @@ pub enum RetryOn {
 pub struct Mirror {
     /// The cluster's name.
     pub cluster: String,
-    /// How many of a million requests.
+    /// Number of mirrored requests per million.
     pub per_million: u32,
 }
 
-/// Replaces the beginning of a path. Between what is put in its place and the rest there is exactly one slash: `/api/x` with
-/// `/api` (or `/api/`) replaced by `/` becomes `/x`, by `/v1` it becomes `/v1/x`. The query stays.
+/// Replaces the beginning of a path. There is exactly one slash between the replacement and the rest: `/api/x` with
+/// `/api` (or `/api/`) replaced by `/` becomes `/x`, by `/v1` it becomes `/v1/x`. The query is kept.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct PrefixRewrite {
-    /// How many bytes of the path are replaced.
+    /// The number of bytes that are replaced.
     pub strip: u32,
-    /// By what: a path, beginning with a slash.
+    /// The replacement: a path, beginning with a slash.
     pub with: String,
 }
 
@@ -117,27 +118,27 @@ pub struct PrefixRewrite {
 #[derive(Debug, Clone, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields, default))]
 pub struct HeaderOps {
-    /// Names of headers that are removed.
+    /// Names of headers to remove.
     pub remove: Vec<String>,
-    /// Headers that get exactly this value.
+    /// Headers to set to exactly this value.
     pub set: Vec<(String, String)>,
-    /// Header fields that are added to those there are.
+    /// Header fields to add to the existing ones.
     pub add: Vec<(String, String)>,
 }
 
-/// A token bucket, or (with `keyed`) one for each key.
+/// A token bucket or, with `max_keys`, one per key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Bucket {
     /// Its name, unique in the filter.
     pub name: String,
-    /// How many tokens it holds when full, which is how it starts. 1 to 2^31-1.
+    /// The number of tokens when full, which is also the initial number. 1 to 2^31-1.
     pub capacity: u32,
-    /// How many tokens it gains in each interval, evenly spread over it. 1 to 2^31-1.
+    /// The number of tokens added per interval, spread evenly. 1 to 2^31-1.
     pub fill: u32,
     /// The interval in milliseconds. At least 1.
     pub interval_ms: u64,
-    /// How many keys are remembered at one time (0: one bucket, no keys). A full bucket needs no memory, so this bounds the
-    /// keys used within the time that a bucket takes to fill; over it, the key nearest to full is forgotten.
+    /// Maximum number of keys tracked at a time (0: one bucket, no keys). A full bucket needs no memory, so this limits
+    /// the keys used within the time that a bucket takes to fill; beyond it, the key nearest to full is evicted.
     pub max_keys: u32,
 }

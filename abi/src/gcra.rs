@@ -1,28 +1,28 @@
 //! The arithmetic of token buckets, shared by the host and the SDK's test host: the generic cell rate algorithm (ITU-T
 //! I.371, the "virtual scheduling" form).
 //!
-//! A bucket's whole state is one number, the theoretical arrival time (`tat`): the moment at which it will be full again.
-//! One number can be updated by compare-and-swap, and a bucket whose `tat` is in the past is full, so it can be forgotten
-//! without anyone being able to tell.
+//! A bucket's whole state is one number, the theoretical arrival time (`tat`): the time at which it will be full again.
+//! One number can be updated by compare-and-swap, and a bucket whose `tat` is in the past is full, so it can be evicted
+//! without any effect.
 
 use crate::{doc::Bucket, fast::Take};
 
-/// Ticks in a nanosecond. Finer than a nanosecond, so that fast buckets lose nothing to rounding; coarse enough for a u64 to
-/// last nine years.
+/// Ticks per nanosecond. Finer than a nanosecond, so that fast buckets lose nothing to rounding; coarse enough for a
+/// u64 to last nine years.
 pub const TICKS_PER_NANO: u64 = 64;
 const TICKS_PER_MS: u64 = 1_000_000 * TICKS_PER_NANO;
 
-/// A bucket's figures in ticks.
+/// A bucket's parameters in ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Figures {
-    /// Ticks in which one token is gained.
+    /// Ticks per added token.
     per_token: u64,
-    /// Ticks in which an empty bucket fills.
+    /// Ticks that an empty bucket takes to fill.
     to_fill: u64,
 }
 
 impl Figures {
-    /// The figures of a bucket, or `None` if they are out of range (zero, above 2^31-1, or filling takes over a year).
+    /// The parameters of a bucket. `None` if they are out of range (zero, above 2^31-1, or filling takes over a year).
     pub fn new(bucket: &Bucket) -> Option<Figures> {
         const MAX: u32 = i32::MAX as u32;
         if !(1..=MAX).contains(&bucket.capacity) || !(1..=MAX).contains(&bucket.fill) || bucket.interval_ms == 0 {
@@ -36,8 +36,8 @@ impl Figures {
         Some(Figures { per_token: per_token as u64, to_fill: to_fill as u64 })
     }
 
-    /// Takes `tokens` at `now` (ticks) from a bucket that will be full at `tat`, or gives them back if negative. Returns
-    /// whether they were there, the new `tat` (the old one if not), and what to tell the filter.
+    /// Takes `tokens` at `now` (ticks) from a bucket that will be full at `tat`, or returns them if negative. Returns
+    /// whether they were available, the new `tat` (unchanged if not), and the state to report to the filter.
     pub fn take(&self, tat: u64, now: u64, tokens: i32) -> (bool, u64, Take) {
         let missing = tat.saturating_sub(now);
         let cost = self.per_token.saturating_mul(u64::from(tokens.unsigned_abs()));
@@ -76,7 +76,7 @@ mod tests {
         assert!(!f.take(tat, now + 499 * TICKS_PER_MS, 1).0);
         assert!(f.take(tat, now + 500 * TICKS_PER_MS, 1).0);
         assert_eq!(f.take(tat, now, -2).2.remaining, 2);
-        assert_eq!(f.take(0, now, -5).2.remaining, 3, "giving back never overfills");
+        assert_eq!(f.take(0, now, -5).2.remaining, 3, "returning tokens never overfills");
     }
 
     #[test]
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_out_of_range_are_refused() {
+    fn parameters_out_of_range_are_rejected() {
         for (capacity, fill, interval_ms) in
             [(0, 1, 1), (1, 0, 1), (1, 1, 0), (u32::MAX, 1, 1), (i32::MAX as u32, 1, u64::MAX)]
         {

@@ -1,9 +1,10 @@
-//! The contract between Tollgate and its filters: names, numbers, signatures, wire formats and limits.
+//! The ABI contract between Tollgate and its filters: names, numbers, signatures, wire formats and limits.
 //!
-//! The host and the SDK both compile against this crate, so that neither can drift from the other; `abi/golden.txt` holds
-//! its rendering and a test compares the two. [`proxy_wasm`] is the standard, [`fast`] the lane beside it, [`doc`] the
-//! documents that are handed over at configure time, [`pairs`] the encoding of header maps, [`path`] that of properties' paths,
-//! [`value`] that of typed metadata, [`wasi`] what there is of WASI, [`spelling`] the one spelling of paths, hosts and methods.
+//! The host and the SDK both compile against this crate, so that they cannot diverge; a test compares its rendering
+//! with `abi/golden.txt`. [`proxy_wasm`] is the standard, [`fast`] the fast lane next to it, [`doc`] the documents
+//! passed at configure time, [`pairs`] the encoding of header maps, [`path`] the encoding of property paths, [`value`]
+//! the encoding of typed metadata, [`wasi`] the supported part of WASI, and [`spelling`] the normal form of paths,
+//! hosts and methods.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -22,7 +23,7 @@ pub mod spelling;
 pub mod value;
 pub mod wasi;
 
-/// A value's type on the Wasm side.
+/// A Wasm value type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ty {
     /// A 32-bit integer, a guest address or a length.
@@ -31,14 +32,14 @@ pub enum Ty {
     I64,
 }
 
-/// A function of the contract: one that the host offers, or one that a module may export.
+/// A function of the contract: a host function, or a callback that a module may export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function {
-    /// Its name as import or export.
+    /// Its import or export name.
     pub name: &'static str,
     /// Its parameters' names and types, in order.
     pub params: &'static [(&'static str, Ty)],
-    /// What it returns.
+    /// Its result.
     pub result: Option<Ty>,
 }
 

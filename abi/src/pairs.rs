@@ -3,15 +3,15 @@
 
 use alloc::vec::Vec;
 
-/// Most pairs that are read.
+/// Maximum number of pairs that are decoded.
 pub const MAX_PAIRS: usize = 1024;
-/// Most bytes that are read.
+/// Maximum bytes that are decoded.
 pub const MAX_BYTES: usize = 1 << 20;
 
 /// A name and a value.
 pub type Pair<'a> = (&'a [u8], &'a [u8]);
 
-/// Bytes that `pairs` take when encoded.
+/// Bytes of the encoding of `pairs`.
 pub fn encoded_len<'a>(pairs: impl IntoIterator<Item = Pair<'a>>) -> usize {
     4 + pairs.into_iter().map(|(name, value)| 10 + name.len() + value.len()).sum::<usize>()
 }
@@ -40,16 +40,16 @@ pub fn encode<'a>(pairs: impl IntoIterator<Item = Pair<'a>> + Clone, out: &mut V
 pub enum Malformed {
     /// More than [`MAX_PAIRS`] or [`MAX_BYTES`].
     TooLarge,
-    /// Lengths that do not fit the bytes, or a NUL that is missing.
+    /// Lengths that do not fit the bytes, or a missing NUL.
     Broken,
 }
 
-/// Reads a map. Empty input is an empty map.
+/// Decodes a map. Empty input is an empty map.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Pair<'_>>, Malformed> {
     if bytes.len() > MAX_BYTES {
         return Err(Malformed::TooLarge);
     }
-    // SDKs send an empty map as nothing, as one zero byte, or as a zero count.
+    // SDKs send an empty map as no bytes, as one zero byte, or as a zero count.
     if bytes.iter().all(|b| *b == 0) && bytes.len() <= 4 {
         return Ok(Vec::new());
     }

@@ -1,9 +1,9 @@
-//! Paths of properties, as a guest hands them over: the segments one after the other, a NUL between two of them.
+//! Paths of properties as passed by guests: the segments, separated by NULs.
 
-/// Segments of a path; more are no path that exists.
+/// Maximum number of segments; no existing path has more.
 pub const MAX_SEGMENTS: usize = 8;
 
-/// Bytes of a path.
+/// Maximum bytes of a path.
 pub const MAX_BYTES: usize = 64 << 10;
 
 /// A path's segments.
@@ -15,7 +15,8 @@ pub struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// Reads a path. A NUL at its end is not counted: some SDKs write one. `None`: not UTF-8, too long, or too many segments.
+    /// Decodes a path. A trailing NUL, which some SDKs write, is ignored. `None`: not UTF-8, too long, or too many
+    /// segments.
     pub fn decode(bytes: &'a [u8]) -> Option<Path<'a>> {
         if bytes.len() > MAX_BYTES {
             return None;
@@ -34,7 +35,7 @@ impl<'a> Path<'a> {
         &self.segments[..self.count]
     }
 
-    /// As it was written, without a NUL at its end.
+    /// The path as passed, without a trailing NUL.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn segments_are_parted_by_nul() {
+    fn segments_are_separated_by_nul() {
         let segments = |bytes: &'static [u8]| Path::decode(bytes).map(|path| path.segments().to_vec());
         assert_eq!(segments(b"request\0path"), Some(["request", "path"].to_vec()));
         assert_eq!(segments(b"plugin_name\0"), Some(["plugin_name"].to_vec()));

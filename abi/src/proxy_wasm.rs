@@ -1,6 +1,7 @@
-//! Proxy-Wasm 0.2.1 (and what 0.2.0 and 0.1.0 have differently): numbers and signatures of the standard.
+//! Proxy-Wasm 0.2.1 (and the differences in 0.2.0 and 0.1.0): numbers and signatures of the standard.
 //!
-//! Source: the `proxy-wasm/spec` repository, `abi-versions/v0.2.1`; where the text is silent, what its C++ host does.
+//! Source: the `proxy-wasm/spec` repository, `abi-versions/v0.2.1`; where it does not specify a behaviour, its C++
+//! host's.
 
 use crate::Function;
 
@@ -40,11 +41,11 @@ impl Status {
     ];
 }
 
-/// What a callback returns.
+/// A callback's result.
 pub mod action {
-    /// Go on.
+    /// Continue.
     pub const CONTINUE: i32 = 0;
-    /// Hold the stream until `proxy_continue_stream` or a local response.
+    /// Pause the stream until `proxy_continue_stream` or a local response.
     pub const PAUSE: i32 = 1;
 }
 
@@ -95,7 +96,7 @@ pub mod stream {
     pub const UPSTREAM: i32 = 3;
 }
 
-/// Who has closed a connection, in `proxy_on_*_connection_close`.
+/// Who closed a connection, in `proxy_on_*_connection_close`.
 pub mod peer {
     #![allow(missing_docs)]
     pub const UNKNOWN: i32 = 0;
@@ -111,14 +112,14 @@ pub mod metric {
     pub const HISTOGRAM: i32 = 2;
 }
 
-/// What the names of exports that mark an ABI version begin with.
+/// The prefix of exports that mark an ABI version.
 pub const VERSION_MARKER: &str = "proxy_abi_version_";
 
-/// Exports that mark a module's ABI version, with the version; the newest comes first.
+/// Exports that mark a module's ABI version, with the version; newest first.
 pub const VERSION_MARKERS: &[(&str, &str)] =
     &[("proxy_abi_version_0_2_1", "0.2.1"), ("proxy_abi_version_0_2_0", "0.2.0"), ("proxy_abi_version_0_1_0", "0.1.0")];
 
-/// Exports through which the host gets guest memory, in the order in which they are looked for (the C++ host's order).
+/// Exports through which the host allocates guest memory, in order of preference (the C++ host's order).
 pub const ALLOCATORS: &[&str] = &["malloc", "proxy_on_memory_allocate"];
 
 /// Every function of the standard.
@@ -164,7 +165,7 @@ pub const HOSTCALLS: &[Function] = crate::function_table! {
     fn proxy_done() -> i32;
 };
 
-/// Every callback of the standard that a module may export. An export of another type is an error, but for
+/// Every callback of the standard that a module may export. An export of another type is an error, except for
 /// `proxy_on_request_headers` and `proxy_on_response_headers`, which lack `end_of_stream` in 0.1.0.
 pub const CALLBACKS: &[Function] = crate::function_table! {
     fn proxy_on_context_create(context: i32, parent: i32);

@@ -1,6 +1,6 @@
-//! One spelling for each path, host and method, so that a rule about `/admin` is not walked around by `/x/../admin`, `/%61dmin`
-//! or `//admin`. The host brings requests into it before any filter sees them; filters hold the patterns in their configurations
-//! against it by the same code, so that no pattern is accepted that can never match.
+//! The normal form of paths, hosts and methods, so that a rule about `/admin` cannot be bypassed with `/x/../admin`,
+//! `/%61dmin` or `//admin`. The host normalizes requests before any filter sees them; filters check the patterns in
+//! their configurations with the same code, so that no pattern is accepted that can never match.
 
 use alloc::{borrow::Cow, vec::Vec};
 use core::{fmt, net::Ipv6Addr, str::FromStr};
@@ -10,17 +10,17 @@ use schemars::JsonSchema;
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
-/// Path normalisation (RFC 3986 section 6.2.2): dot segments are removed, percent-encoded unreserved characters decoded, and
-/// characters that may not stand in a path encoded always; the rest by option.
+/// Path normalization (RFC 3986 section 6.2.2): dot segments are removed, percent-encoded unreserved characters
+/// decoded, and characters that a path must not contain encoded, always; the rest is optional.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields, default))]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct PathRules {
-    /// Several slashes in a row become one.
+    /// Merges consecutive slashes into one.
     pub merge_slashes: bool,
-    /// What is done with `%2F` and `%5C`.
+    /// How `%2F` and `%5C` are handled.
     pub escaped_slashes: EscapedSlashes,
-    /// What is done with parameters of segments: what comes after a `;`, as in `/a;x=1/b`.
+    /// How parameters of segments are handled: the part after a `;`, as in `/a;x=1/b`.
     pub parameters: Parameters,
 }
 
@@ -30,33 +30,33 @@ impl Default for PathRules {
     }
 }
 
-/// What is done with `%2F` and `%5C` in a path.
+/// How `%2F` and `%5C` in a path are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub enum EscapedSlashes {
-    /// They stay as they are, and are no separators.
+    /// Kept unchanged; they do not separate segments.
     Keep,
     /// The request is answered with 400.
     Reject,
-    /// They become `/` before dot segments are removed.
+    /// Decoded to `/` before dot segments are removed.
     Decode,
 }
 
-/// What is done with parameters of a path's segments.
+/// How parameters of a path's segments are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub enum Parameters {
-    /// They stay as they are.
+    /// Kept unchanged.
     Keep,
-    /// They are removed, for filters and for the upstream.
+    /// Removed, for filters and for the upstream.
     Strip,
     /// The request is answered with 400.
     Reject,
 }
 
-/// Why a path is refused.
+/// Why a path is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
     /// It does not begin with `/`.
@@ -65,11 +65,11 @@ pub enum BadPath {
     Encoding,
     /// `%00`.
     Nul,
-    /// `%2F` or `%5C`, where they are not allowed.
+    /// `%2F` or `%5C` where they are not allowed.
     EscapedSlash,
-    /// `;`, where it is not allowed.
+    /// `;` where it is not allowed.
     Parameters,
-    /// `..;x`, `.;x` or `/;x/`: servers that cut parameters off read a dot segment or an empty one, and others do not.
+    /// `..;x`, `.;x` or `/;x/`: servers that strip parameters see a dot segment or an empty one, others do not.
     HiddenSegment,
 }
 
@@ -88,14 +88,14 @@ impl fmt::Display for BadPath {
 
 impl core::error::Error for BadPath {}
 
-/// What a byte of a path asks for.
+/// How a byte of a path affects normalization.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Nothing: it may stand there (RFC 3986 section 3.3).
+    /// Not at all: it is allowed as is (RFC 3986 section 3.3).
     Plain,
-    /// A look at the byte before: `/`, `.`, `;`.
+    /// Depends on the previous byte: `/`, `.`, `;`.
     Structure,
-    /// A look at the whole path: `%`, and what may not stand there.
+    /// Requires full normalization: `%`, and bytes that a path must not contain.
     Odd,
 }
 
@@ -121,7 +121,7 @@ static CLASSES: [Class; 256] = {
     classes
 };
 
-/// Brings a path (without the query) into its one spelling.
+/// Normalizes a path (without the query).
 pub fn path<'a>(path: &'a [u8], rules: &PathRules) -> Result<Cow<'a, [u8]>, BadPath> {
     if path.first() != Some(&b'/') {
         return Err(BadPath::Relative);
@@ -139,7 +139,7 @@ pub fn path<'a>(path: &'a [u8], rules: &PathRules) -> Result<Cow<'a, [u8]>, BadP
     Ok(Cow::Owned(remove_dot_segments(&path)))
 }
 
-/// Whether there is nothing to do, as for nearly all paths.
+/// Whether the path is already in normal form, as nearly all are.
 fn is_plain(path: &[u8], rules: &PathRules) -> bool {
     let mut previous = 0;
     path.iter().all(|&b| {
@@ -159,7 +159,7 @@ fn hex(digit: u8) -> Option<u8> {
     (digit as char).to_digit(16).map(|d| d as u8)
 }
 
-/// The byte that an escape at the beginning stands for.
+/// The byte encoded by an escape at the beginning.
 fn escape(path: &[u8]) -> Option<u8> {
     let [b'%', high, low, ..] = path else { return None };
     Some(hex(*high)? << 4 | hex(*low)?)
@@ -174,7 +174,7 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// Decodes what need not be encoded, encodes what must be, and the rest in capitals.
+/// Decodes escapes that are unnecessary, encodes what must be encoded, and writes the remaining escapes in upper case.
 fn recode(path: &[u8], slashes: EscapedSlashes) -> Result<Vec<u8>, BadPath> {
     let mut out = Vec::with_capacity(path.len() + 16);
     let mut at = 0;
@@ -190,7 +190,7 @@ fn recode(path: &[u8], slashes: EscapedSlashes) -> Result<Vec<u8>, BadPath> {
         };
         match value {
             0 => return Err(BadPath::Nul),
-            // A bare backslash is one that should have been encoded.
+            // A bare backslash should have been encoded, and is treated like `%5C`.
             b'/' | b'\\' if (encoded || value == b'\\') && slashes != EscapedSlashes::Keep => {
                 if slashes == EscapedSlashes::Reject {
                     return Err(BadPath::EscapedSlash);
@@ -222,7 +222,7 @@ fn without_parameters(path: Vec<u8>, parameters: Parameters) -> Result<Vec<u8>, 
     Ok(if parameters == Parameters::Keep { path } else { out })
 }
 
-/// RFC 3986 section 5.2.4; `..` at the root stays there.
+/// RFC 3986 section 5.2.4; `..` at the root is dropped.
 fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
     let mut out: Vec<&[u8]> = Vec::new();
     let mut segments = path.split(|b| *b == b'/').skip(1).peekable();
@@ -238,7 +238,7 @@ fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
                 continue;
             }
         }
-        // `/a/.` and `/a/..` name directories: the slash stays.
+        // `/a/.` and `/a/..` name directories, so the trailing slash is kept.
         if last {
             out.push(b"");
         }
@@ -254,14 +254,14 @@ fn remove_dot_segments(path: &[u8]) -> Vec<u8> {
     joined
 }
 
-/// Where a byte occurs first. Compares eight at a time: WebAssembly has no vectors to do it with, and for short texts it is also
-/// faster than a search that is made for long ones.
+/// The first position of a byte. Compares eight bytes at a time: WebAssembly has no vector instructions here, and for
+/// short texts it is also faster than a search optimized for long ones.
 #[inline]
 pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let pattern = u64::from(wanted) * ONES;
     let within = |eight: &[u8; 8]| {
-        // Its lowest bit that is set is that of the first byte that is the wanted one.
+        // The lowest set bit belongs to the first matching byte.
         let differences = u64::from_le_bytes(*eight) ^ pattern;
         let same = differences.wrapping_sub(ONES) & !differences & (ONES << 7);
         (same != 0).then(|| (same.trailing_zeros() / 8) as usize)
@@ -269,22 +269,23 @@ pub fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
     let Some(last) = bytes.last_chunk() else { return bytes.iter().position(|byte| *byte == wanted) };
     let (eights, _) = bytes.as_chunks();
     let found = eights.iter().enumerate().find_map(|(i, eight)| Some(i * 8 + within(eight)?));
-    // What is left after them is looked at together with some of those before.
+    // The remaining bytes are checked together with some of those before.
     found.or_else(|| Some(bytes.len() - 8 + within(last)?))
 }
 
-/// The form of a normalised path in which it is compared: what may stand in a path as it is does so. `/a%40b` and `/a@b` are sent
-/// on as they came (RFC 3986 section 2.2 lets a server tell them apart), but hardly any server does, so no rule may.
+/// The form in which normalized paths are compared: characters that are allowed as is are decoded. `/a%40b` and `/a@b`
+/// are forwarded as received (RFC 3986 section 2.2 lets a server distinguish them), but hardly any server does, so
+/// rules must not either.
 #[inline]
 pub fn compared(path: &[u8]) -> Cow<'_, [u8]> {
-    // Few paths have an escape at all.
+    // Few paths contain an escape.
     match position(path, b'%') {
         Some(_) => Cow::Owned(decode_plain(path)),
         None => Cow::Borrowed(path),
     }
 }
 
-/// Decodes the escapes of what may stand in a path as it is.
+/// Decodes the escapes of characters that are allowed in a path as is.
 #[cold]
 fn decode_plain(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
@@ -304,10 +305,10 @@ fn decode_plain(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What of a path a pattern speaks of.
+/// The part of a path that a pattern matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// All of it.
+    /// The whole path.
     Whole,
     /// Its beginning, which may end within a segment.
     Beginning,
@@ -315,10 +316,10 @@ pub enum Extent {
     End,
 }
 
-/// The spelling in which a pattern of a path must be written to match anything: that in which paths are compared.
+/// Normalizes a path pattern to the form in which paths are compared; a pattern that differs from it can never match.
 pub fn pattern(text: &[u8], extent: Extent) -> Result<Vec<u8>, BadPath> {
     let slash = |b: &u8| *b == b'/';
-    // The segment at an open end may go on, so it is no dot segment, whatever it looks like.
+    // The segment at the open end may continue, so it is not a dot segment even if it looks like one.
     let (open_start, rest, open_end) = match extent {
         Extent::Whole => (&text[..0], text, &text[..0]),
         Extent::Beginning => {
@@ -338,9 +339,9 @@ pub fn pattern(text: &[u8], extent: Extent) -> Result<Vec<u8>, BadPath> {
     Ok(compared(&out).into_owned())
 }
 
-/// Brings a host, with or without a port, into its one spelling (RFC 3986 section 6.2.2.1 and 6.2.3): in lower case, without
-/// dots at its end, without a port that is empty, the port's number without zeros before it, and IPv6 addresses as RFC 5952 has
-/// them. None: nothing is left of it, or its port is none.
+/// Normalizes a host with an optional port (RFC 3986 sections 6.2.2.1 and 6.2.3): lower case, no trailing dots, no
+/// empty port, no leading zeros in the port, and IPv6 addresses as in RFC 5952. `None` if the host is empty or the port
+/// invalid.
 pub fn host(authority: &[u8]) -> Option<Cow<'_, [u8]>> {
     let (name, port) = split_port(authority);
     let upper_case = name.iter().any(u8::is_ascii_uppercase);
@@ -367,9 +368,9 @@ pub fn host(authority: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(out))
 }
 
-/// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
+/// Splits off the port, if there is a colon after the host (and after an IPv6 address's bracket).
 pub fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
-    // An address of IPv6 is in brackets, and has colons.
+    // An IPv6 address is in brackets and contains colons.
     let from = match authority.first() {
         Some(b'[') => authority.iter().rposition(|b| *b == b']').unwrap_or(0),
         _ => 0,
@@ -380,8 +381,8 @@ pub fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Whether a method is in its one spelling. Methods are case-sensitive (RFC 9110 section 9.1), but there are servers that take
-/// `delete` for `DELETE`; so none with small letters is let through.
+/// Whether a method is in normal form. Methods are case-sensitive (RFC 9110 section 9.1), but some servers accept
+/// `delete` for `DELETE`, so methods with lower-case letters are rejected.
 pub fn is_method(method: &[u8]) -> bool {
     !method.iter().any(u8::is_ascii_lowercase)
 }
@@ -476,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_spelled_is_refused() {
+    fn invalid_paths_are_rejected() {
         for (path, error) in [
             ("a", BadPath::Relative),
             ("", BadPath::Relative),
@@ -490,7 +491,7 @@ mod tests {
         }
     }
 
-    /// A generator (xorshift), so that this crate needs no other.
+    /// A random generator (xorshift), so that this crate needs no dependency.
     fn random(state: &mut u64, below: usize) -> usize {
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -499,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn normalising_twice_changes_nothing_more() {
+    fn normalization_is_idempotent() {
         let mut state = 7;
         let parts = ["/", ".", "..", "%2e", "%2F", "a", "%41", "//", "\\", "%25", "é", "%c3", ";", "{", "%3b", "%40"];
         for _ in 0..50_000 {
@@ -523,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hardly_a_server_tells_apart_is_compared_in_one_form() {
+    fn equivalent_escapes_are_compared_in_one_form() {
         for (text, expected) in [
             ("/a@b", "/a@b"),
             ("/a%40b%3A%3B%21%2B%3D", "/a@b:;!+="),

@@ -1,5 +1,5 @@
-//! Values of metadata: a type, and bytes that a guest and the host write in the same way. The bytes are also what the standard's
-//! `proxy_get_property` gives, so they are encoded as properties are.
+//! Typed metadata values: a type, and bytes that guests and the host encode in the same way. The standard's
+//! `proxy_get_property` returns the same bytes, so the encoding is that of properties.
 
 /// Types of values.
 pub mod kind {
@@ -29,12 +29,12 @@ pub enum Value<'a> {
     Integer(i64),
     /// A number.
     Number(f64),
-    /// Yes or no.
+    /// A boolean.
     Bool(bool),
 }
 
 impl<'a> Value<'a> {
-    /// The value of these bytes. `None`: there is no such type, or they are not of it.
+    /// Decodes a value. `None` if there is no such type or the bytes do not match it.
     pub fn decode(kind: i32, bytes: &'a [u8]) -> Option<Value<'a>> {
         Some(match kind {
             kind::TEXT => Value::Text(core::str::from_utf8(bytes).ok()?),
@@ -50,7 +50,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// Its type.
+    /// The value's type.
     pub fn kind(&self) -> i32 {
         match self {
             Value::Text(_) => kind::TEXT,
@@ -61,7 +61,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Runs `f` on its bytes.
+    /// Runs `f` on the value's bytes.
     pub fn with_bytes<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
         match self {
             Value::Text(text) => f(text.as_bytes()),
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn values_survive_encoding_and_decoding() {
         let all = [
             Value::Text("caf\u{e9}"),
             Value::Bytes(b"\xff\0"),

@@ -1,9 +1,9 @@
-//! The part of WASI preview 1 that modules built for `wasm32-wasip1` import: a few functions that do something, and the
-//! rest, which say that there is nothing here. A filter has no files, no sockets and no arguments.
+//! The part of WASI preview 1 that modules built for `wasm32-wasip1` import: a few working functions, and stubs that
+//! return an error. A filter has no files, no sockets and no arguments.
 
 use crate::Function;
 
-/// The import modules: the released one, and the name that older toolchains use.
+/// The import modules: the released name, and the name that older toolchains use.
 pub const MODULES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_unstable"];
 
 /// Error numbers.
@@ -26,7 +26,7 @@ pub mod clock {
     pub const MONOTONIC: i32 = 1;
 }
 
-/// The functions that do something.
+/// The working functions.
 pub const HOSTCALLS: &[Function] = crate::function_table! {
     fn args_get(argv_out: i32, data_out: i32) -> i32;
     fn args_sizes_get(count_out: i32, size_out: i32) -> i32;
@@ -41,7 +41,7 @@ pub const HOSTCALLS: &[Function] = crate::function_table! {
     fn sched_yield() -> i32;
 };
 
-/// The functions that only answer with an error number.
+/// The functions that only return an error number.
 pub const STUBS: &[(Function, i32)] = {
     use errno::*;
     macro_rules! stubs {
@@ -54,7 +54,7 @@ pub const STUBS: &[(Function, i32)] = {
         };
     }
     stubs! {
-        // A libc looks for its directories until it gets this.
+        // A libc enumerates its directories until it gets this error.
         BADF: fd_prestat_get(fd: i32, out: i32)
             fd_close(fd: i32)
             fd_fdstat_get(fd: i32, out: i32)

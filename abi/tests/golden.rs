@@ -1,4 +1,4 @@
-//! The contract may only grow: its rendering is compared with `golden.txt`, which is changed knowingly or not at all
+//! The contract may only grow: its rendering is compared with `golden.txt`, which is changed only deliberately
 //! (`UPDATE_GOLDEN=1 cargo test -p tollgate-abi`).
 
 use std::{fmt::Write, path::Path};

@@ -1,17 +1,17 @@
-//! Sets of addresses: blocks as they are written, merged into sorted ranges and found by bisection.
+//! Sets of IP address blocks, merged into sorted ranges and searched by bisection.
 
 use std::net::IpAddr;
 
 /// A set of addresses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blocks {
-    // The first and the last address of each range; ranges are sorted and apart.
+    // The first and the last address of each range; ranges are sorted and disjoint.
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
 impl Blocks {
-    /// Adds a block (`10.0.0.0/8`) or a single address. Call `finish` after the last.
+    /// Adds a block (`10.0.0.0/8`) or a single address. Call `finish` after the last one.
     pub(crate) fn add(&mut self, text: &str) -> Result<(), String> {
         let (ip, prefix) = parse(text)?;
         match ip {
@@ -27,14 +27,14 @@ impl Blocks {
         Ok(())
     }
 
-    /// Makes the set ready to be asked.
+    /// Prepares the set for lookups.
     pub(crate) fn finish(&mut self) {
         merge(&mut self.v4, |last| last.checked_add(1));
         merge(&mut self.v6, |last| last.checked_add(1));
     }
 
-    /// Whether an address is in the set. An IPv4 address is never in an IPv6 block, not even in `::/0`. The unspecified address
-    /// stands for a client that is not known, and is in no set.
+    /// Whether an address is in the set. An IPv4 address is never in an IPv6 block, not even in `::/0`. The unspecified
+    /// address represents an unknown client, and is in no set.
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         if ip.is_unspecified() {
             return false;
@@ -62,7 +62,7 @@ fn find<T: Copy + Ord>(ranges: &[(T, T)], ip: T) -> bool {
     after > 0 && ip <= ranges[after - 1].1
 }
 
-/// The address and the length of the prefix. What is mapped into IPv6 comes out as IPv4.
+/// Parses an address and its prefix length. IPv4-mapped IPv6 blocks become IPv4.
 fn parse(text: &str) -> Result<(IpAddr, u32), String> {
     let example = "write `10.0.0.0/8`, `2001:db8::/32` or a single address";
     let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
@@ -73,7 +73,7 @@ fn parse(text: &str) -> Result<(IpAddr, u32), String> {
         Some(digits) => {
             let number = digits.parse::<u32>().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()));
             number.filter(|n| *n <= bits).ok_or_else(|| {
-                format!("`/{digits}` is not a prefix's length for {address}, which has {bits} bits; {example}")
+                format!("`/{digits}` is not a prefix length for {address}, which has {bits} bits; {example}")
             })?
         }
     };
@@ -86,7 +86,7 @@ fn parse(text: &str) -> Result<(IpAddr, u32), String> {
             IpAddr::V4(_) => IpAddr::V4(((value & !host) as u32).into()),
             IpAddr::V6(_) => IpAddr::V6((value & !host).into()),
         };
-        return Err(format!("`{text}` has bits set behind its prefix; write `{first}/{prefix}` or `{address}`"));
+        return Err(format!("`{text}` has bits set after its prefix; write `{first}/{prefix}` or `{address}`"));
     }
     match ip.to_canonical() {
         v4 @ IpAddr::V4(_) if ip.is_ipv6() && prefix >= 96 => Ok((v4, prefix - 96)),
@@ -142,17 +142,17 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_say_what_would_be_right() {
+    fn errors_suggest_a_correction() {
         let example = "write `10.0.0.0/8`, `2001:db8::/32` or a single address";
         let table = [
             ("10.0.0/8", format!("`10.0.0/8` is not a block of addresses; {example}")),
             ("example.com", format!("`example.com` is not a block of addresses; {example}")),
-            ("10.0.0.0/33", format!("`/33` is not a prefix's length for 10.0.0.0, which has 32 bits; {example}")),
-            ("10.0.0.0/+8", format!("`/+8` is not a prefix's length for 10.0.0.0, which has 32 bits; {example}")),
-            ("::/129", format!("`/129` is not a prefix's length for ::, which has 128 bits; {example}")),
-            ("10.1.2.3/8", "`10.1.2.3/8` has bits set behind its prefix; write `10.0.0.0/8` or `10.1.2.3`".into()),
+            ("10.0.0.0/33", format!("`/33` is not a prefix length for 10.0.0.0, which has 32 bits; {example}")),
+            ("10.0.0.0/+8", format!("`/+8` is not a prefix length for 10.0.0.0, which has 32 bits; {example}")),
+            ("::/129", format!("`/129` is not a prefix length for ::, which has 128 bits; {example}")),
+            ("10.1.2.3/8", "`10.1.2.3/8` has bits set after its prefix; write `10.0.0.0/8` or `10.1.2.3`".into()),
             ("2001:db8::1/32", {
-                "`2001:db8::1/32` has bits set behind its prefix; write `2001:db8::/32` or `2001:db8::1`".into()
+                "`2001:db8::1/32` has bits set after its prefix; write `2001:db8::/32` or `2001:db8::1`".into()
             }),
         ];
         for (text, expected) in table {

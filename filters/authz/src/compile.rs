@@ -1,4 +1,4 @@
-//! From the configuration as it is written to policies that are ready for requests, with all mistakes at once.
+//! Compiles the configuration to policies that are ready for requests, and reports all errors at once.
 
 use std::collections::HashSet;
 
@@ -14,17 +14,17 @@ use crate::{
     rule::{From, Lists, Policy, Rule, To, When},
 };
 
-/// Longest name of a policy: `details` with it fits into a field of the access log.
+/// Maximum length of a policy's name: `details` with it fits into an access log field.
 const NAME_MAX: usize = 128;
 
 pub(crate) struct Compiler<'s> {
     setup: &'s mut Setup,
     mistakes: Mistakes,
-    /// Whether the configuration says where the peer's identity is to be found.
+    /// Whether the configuration specifies the header with the peer's identity.
     has_principal: bool,
-    /// Whether any rule asks for the method, the path or the host.
+    /// Whether any rule needs the method, the path or the host.
     pub(crate) needs_line: bool,
-    /// Whether any rule asks for the identity.
+    /// Whether any rule needs the identity.
     pub(crate) needs_principal: bool,
 }
 
@@ -95,7 +95,7 @@ impl<'s> Compiler<'s> {
         };
         let empty = [&from.peer, &from.remote].iter().all(|l| l.some.is_none() && l.none.is_none());
         if empty && from.principal.some.is_none() && from.principal.none.is_none() {
-            self.mistakes.add(at, "says nothing: leave `from` out for any source");
+            self.mistakes.add(at, "is empty: leave `from` out for any source");
         }
         from
     }
@@ -118,7 +118,7 @@ impl<'s> Compiler<'s> {
         };
         let texts = [&to.methods, &to.paths].iter().all(|l| l.some.is_none() && l.none.is_none());
         if texts && to.hosts.some.is_none() && to.hosts.none.is_none() {
-            self.mistakes.add(at, "says nothing: leave `to` out for any operation");
+            self.mistakes.add(at, "is empty: leave `to` out for any operation");
         }
         to
     }
@@ -126,13 +126,13 @@ impl<'s> Compiler<'s> {
     fn when(&mut self, condition: config::Condition, at: &str) -> When {
         let config::Condition { key, values, not_values } = condition;
         if values.is_none() && not_values.is_none() {
-            self.mistakes.add(at, "says nothing: give `values` or `not_values`");
+            self.mistakes.add(at, "is empty: give `values` or `not_values`");
         }
         let (some_at, none_at) = (format!("{at}.values"), format!("{at}.not_values"));
         let name = key.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']'));
         match (key.as_str(), name) {
             (_, Some(name)) => {
-                // Headers are compared as they are, and these have spellings that a rule must not be walked around by.
+                // Header conditions compare verbatim, but these have equivalent spellings that could bypass a rule.
                 let list = match name.to_ascii_lowercase().as_str() {
                     ":path" => Some("paths"),
                     ":method" => Some("methods"),
@@ -140,8 +140,7 @@ impl<'s> Compiler<'s> {
                     _ => None,
                 };
                 if let Some(list) = list {
-                    let message =
-                        format!("`{name}` is not asked about here: write `{list}` in `to: [{{operation: …}}]`");
+                    let message = format!("`{name}` is not supported here: use `{list}` in `to: [{{operation: …}}]`");
                     self.mistakes.add(format!("{at}.key"), message);
                 }
                 let cut = if name.eq_ignore_ascii_case("cookie") { Cut::Cookies } else { Cut::Commas };
@@ -160,7 +159,7 @@ impl<'s> Compiler<'s> {
             }
             _ => {
                 let known = "`request.headers[NAME]`, `source.ip`, `remote.ip` or `source.principal`";
-                self.mistakes.add(format!("{at}.key"), format!("`{key}` is not known here; write {known}"));
+                self.mistakes.add(format!("{at}.key"), format!("`{key}` is not supported here; write {known}"));
                 When::Peer(Lists { some: None, none: None })
             }
         }
@@ -173,10 +172,10 @@ impl<'s> Compiler<'s> {
         self.setup.name(name)
     }
 
-    /// The items of a list, which is left out rather than empty.
+    /// The items of a list, which must not be empty.
     fn items<T>(&self, list: Option<Vec<T>>, at: String) -> Vec<T> {
         if list.as_ref().is_some_and(Vec::is_empty) {
-            self.mistakes.add(at, "an empty list matches nothing: leave it out if anything is meant");
+            self.mistakes.add(at, "an empty list matches nothing: leave it out to match anything");
         }
         list.unwrap_or_default()
     }
@@ -209,7 +208,7 @@ impl<'s> Compiler<'s> {
         Some(hosts)
     }
 
-    /// Of a header.
+    /// The values of a header.
     fn values(&self, list: Option<Vec<String>>, at: String, cut: Cut) -> Option<Patterns> {
         let add = if cut == Cut::Cookies { Patterns::add_cookie } else { Patterns::add };
         let mut patterns = self.list(list, at, Patterns::default(), add)?;
@@ -242,29 +241,29 @@ impl<'s> Compiler<'s> {
     }
 }
 
-/// Why a policy cannot speak of principals, and what to do instead.
-pub(crate) const NO_PRINCIPAL: &str = "without `principal_header` nothing says who the peer is. Where a proxy in front \
+/// Why a policy cannot use principals, and the alternatives.
+pub(crate) const NO_PRINCIPAL: &str = "without `principal_header`, the peer's identity is unknown. Where a proxy in front \
      writes a header that clients cannot, set `principal_header` to its name. For the certificates that this listener's own \
      clients show, give the listener `forwarded_client_cert: set` and the rule \
      `when: [{key: \"request.headers[x-forwarded-client-cert]\", values: [\"*;URI=spiffe://...\"]}]`";
 
-/// What Istio leaves out of identities.
+/// The prefix that Istio omits from identities.
 pub(crate) const SCHEME: &str = "spiffe://";
 
 fn each<T, U>(items: Vec<T>, at: &str, mut f: impl FnMut(T, &str) -> U) -> Vec<U> {
     items.into_iter().enumerate().map(|(i, item)| f(item, &format!("{at}[{i}]"))).collect()
 }
 
-/// What is wrong with a method's pattern.
+/// The error in a method pattern, if any.
 fn method(pattern: &str) -> Option<String> {
     let word = pattern.trim_matches('*');
     if word.is_empty() { None } else { method_mistake(word) }
 }
 
-/// What is wrong with a path's pattern.
+/// The error in a path pattern, if any.
 fn path(pattern: &str) -> Option<String> {
     if pattern.contains(['{', '}']) {
-        return Some(format!("`{pattern}`: templates are not known here; write `/text*` or `*text`"));
+        return Some(format!("`{pattern}`: templates are not supported; write `/text*` or `*text`"));
     }
     let (text, extent, stars) = match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (Some(text), _) => (text, Extent::End, ("*", "")),

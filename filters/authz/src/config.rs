@@ -1,7 +1,7 @@
-//! The configuration as it is written: Istio's `AuthorizationPolicy`, in snake case.
+//! The filter's configuration: Istio's `AuthorizationPolicy`, in snake case.
 //!
-//! Lists are `Option`s because an empty list is a mistake rather than "anything": a generator that has found nothing to
-//! put in must not open the door.
+//! Lists are `Option`s because an empty list is an error rather than "anything": a generator that found no entries must
+//! not grant access to everyone.
 
 use serde::Deserialize;
 
@@ -15,14 +15,14 @@ use serde::Deserialize;
 pub struct Config {
     /// The policies. Their order does not matter. With none, everything is allowed.
     pub policies: Vec<Policy>,
-    /// Nothing is denied; what would be is counted and logged. Default: `false`.
+    /// Denies no requests; only counts and logs those that would be denied. Default: `false`.
     #[serde(default)]
     pub dry_run: bool,
-    /// The request header in which a trusted proxy before this one says who the peer is, such as
-    /// `spiffe://cluster.local/ns/shop/sa/cart`. Default: none, and then no policy may speak of principals.
+    /// The request header in which a trusted proxy in front of this one passes the peer's identity, such as
+    /// `spiffe://cluster.local/ns/shop/sa/cart`. Default: none; then no policy may use principals.
     ///
-    /// Only for when that proxy *replaces* whatever the client has sent under this name, and clients cannot go round it:
-    /// else anybody can say that they are anybody. A value with a comma in it (several fields) counts as none.
+    /// Safe only if that proxy *replaces* whatever the client has sent under this name, and clients cannot bypass it:
+    /// otherwise any client can claim any identity. A value with a comma in it (several fields) counts as none.
     #[serde(default)]
     pub principal_header: Option<String>,
 }
@@ -33,31 +33,31 @@ pub struct Config {
 pub struct Policy {
     /// Its name, in logs. Unique.
     pub name: String,
-    /// What becomes of requests that match. Default: `allow`.
+    /// How matching requests are handled. Default: `allow`.
     #[serde(default)]
     pub action: Action,
-    /// The policy matches if one of these does. Default: none, and then it never matches. An empty rule (`{}`) matches
-    /// every request.
+    /// The policy matches if one of these rules does. Default: none; then it never matches. An empty rule (`{}`)
+    /// matches every request.
     #[serde(default)]
     pub rules: Vec<Rule>,
-    /// The policy denies nothing: a `deny` policy lets its matches pass, and an `allow` policy does not make the others be
-    /// denied. What the policies would do without this is counted and logged. Default: `false`.
+    /// A dry run: a `deny` policy denies no request, and an `allow` policy does not cause the others to be denied. What
+    /// the policies would do otherwise is counted and logged. Default: `false`.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// What becomes of requests that match a policy.
+/// How requests that match a policy are handled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// They are allowed, unless a `deny` policy matches too.
+    /// Allowed, unless a `deny` policy matches too.
     #[default]
     Allow,
-    /// They are denied.
+    /// Denied.
     Deny,
 }
 
-/// A rule: all of what is given must hold.
+/// A rule: all given parts must match.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -72,7 +72,7 @@ pub struct Rule {
     pub when: Option<Vec<Condition>>,
 }
 
-/// Where a request comes from.
+/// The source of a request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct From {
@@ -80,15 +80,15 @@ pub struct From {
     pub source: Source,
 }
 
-/// A source: all of what is given must hold; of each list one, and of each `not_` list none.
+/// A source: all given lists must match; at least one entry of each list, and no entry of each `not_` list.
 ///
 /// Blocks are `10.0.0.0/8`, `2001:db8::/32`, or a single address. Principals are `cluster.local/ns/shop/sa/cart` (a
-/// `spiffe://` before it is left out of the comparison), `cluster.local/*`, `*/sa/cart`, or `*` for any. Without an identity
-/// no list of principals matches, and so `not_principals` holds: it says who must not come in, not that somebody must be.
+/// leading `spiffe://` is ignored), `cluster.local/*`, `*/sa/cart`, or `*` for any. Without an identity no list of
+/// principals matches, and so `not_principals` holds: it excludes identities, but does not require one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
-    /// The address of the connection's other end.
+    /// The address of the connection's peer.
     pub ip_blocks: Option<Vec<String>>,
     /// See above.
     pub not_ip_blocks: Option<Vec<String>>,
@@ -98,11 +98,11 @@ pub struct Source {
     pub not_remote_ip_blocks: Option<Vec<String>>,
     /// The peer's identity. Needs `principal_header`.
     pub principals: Option<Vec<String>>,
-    /// See above.
+    /// Excludes these.
     pub not_principals: Option<Vec<String>>,
 }
 
-/// What a request is for.
+/// The operation of a request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct To {
@@ -110,38 +110,41 @@ pub struct To {
     pub operation: Operation,
 }
 
-/// An operation: all of what is given must hold; of each list one, and of each `not_` list none.
+/// An operation: all given lists must match; at least one entry of each list, and no entry of each `not_` list.
 ///
-/// All lists know `text`, `text*` (the beginning), `*text` (the end) and `*` (anything but nothing).
+/// All lists support `text`, `text*` (prefix), `*text` (suffix) and `*` (any non-empty value).
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Operation {
-    /// The host, in any case. Its port counts only if one is given here: `example.com`, `*.example.com:8080`,
-    /// `example.com:*` (with some port).
+    /// The host, case-insensitive. Its port matters only if one is given here: `example.com`, `*.example.com:8080`,
+    /// `example.com:*` (any port).
     pub hosts: Option<Vec<String>>,
-    /// See above.
+    /// Excludes these.
     pub not_hosts: Option<Vec<String>>,
-    /// The method, in capitals, as all requests have it.
+    /// The method, in upper case, as in all requests.
     pub methods: Option<Vec<String>>,
-    /// See above.
+    /// Excludes these.
     pub not_methods: Option<Vec<String>>,
-    /// The path without its query, in the one spelling that all requests have. `/admin*` is for `/administer` too, as in Istio.
+    /// The path without its query, in the normal form that all requests have. `/admin*` also matches `/administer`, as
+    /// in Istio.
     pub paths: Option<Vec<String>>,
-    /// See above.
+    /// Excludes these.
     pub not_paths: Option<Vec<String>>,
 }
 
-/// A condition on one attribute: one of `values` and none of `not_values`; at least one of the two is given.
+/// A condition on one attribute: it has one of `values` and none of `not_values`; at least one of the two is given.
 ///
-/// Several header fields of one name are one value, joined by `, ` (cookies by `; `, where parts end, too). Where they could serve to get past a policy, each
-/// of them counts alone too: a header matches the `values` of a `deny` policy and the `not_values` of an `allow` policy if
-/// the whole or a part between commas does, and the other two lists only as a whole.
+/// Several header fields of one name are one value, joined by `, ` (cookies by `; `, which also separates parts). Where
+/// it could serve to bypass a policy, each part is also compared alone: a header matches the `values` of a `deny`
+/// policy and the `not_values` of an `allow` policy if the whole or a part between commas does, and the other two lists
+/// only as a whole.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Condition {
-    /// `request.headers[NAME]` (not `:path`, `:method` and `host`, which operations are for), `source.ip` (like `ip_blocks`), `remote.ip` or `source.principal`.
+    /// `request.headers[NAME]` (not `:path`, `:method` and `host`; use operations for those), `source.ip` (like
+    /// `ip_blocks`), `remote.ip` or `source.principal`.
     pub key: String,
-    /// Default: any, or none at all.
+    /// Default: any value, or none at all.
     #[serde(default)]
     pub values: Option<Vec<String>>,
     /// Default: none.

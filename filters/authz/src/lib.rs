@@ -1,6 +1,6 @@
-//! Who may do what: Istio's `AuthorizationPolicy` for any proxy.
+//! Access control (authorization): Istio's `AuthorizationPolicy` for any proxy.
 //!
-//! `config` says what can be configured; `rule` asks the questions. A denied client learns that it is, not why: the
+//! `config` defines the configuration; `rule` evaluates it. A denied client learns only that it was denied: the
 //! policy's name is in the access log's details.
 
 mod cidr;
@@ -30,13 +30,13 @@ const NONE_MATCHED: &str = "rbac_access_denied_matched_policy[none]";
 pub struct Authz {
     deny: Vec<Policy>,
     allow: Vec<Policy>,
-    /// Whether any of the `allow` policies counts.
+    /// Whether any `allow` policy is enforced.
     allow_enforced: bool,
     /// `:method`, `:path` and `:authority`.
     line: [Name; 3],
     scheme: Name,
     needs_line: bool,
-    /// The header with the peer's identity, if a rule asks for it.
+    /// The header with the peer's identity, if a rule needs it.
     principal: Option<Name>,
     allowed: Counter,
     denied: Counter,
@@ -110,10 +110,10 @@ impl Filter for Authz {
     }
 }
 
-/// What becomes of a request; with the details for the access log.
+/// The decision on a request, with the details for the access log.
 enum Verdict<'a> {
     Allowed,
-    /// Allowed, but denied if it were not for `dry_run`.
+    /// Allowed, but would be denied without `dry_run`.
     OnlyTried(&'a str),
     Denied(&'a str),
 }
@@ -122,7 +122,7 @@ impl Authz {
     fn decide(&self, subject: &Subject) -> Verdict<'_> {
         let mut tried = None;
         for policy in &self.deny {
-            // The first of those that are tried out is told of, if none denies in earnest.
+            // Without an enforced denial, the first matching dry-run policy is reported.
             if (policy.enforced || tried.is_none()) && policy.matches(subject) {
                 if policy.enforced {
                     return Verdict::Denied(&policy.details);
@@ -141,7 +141,7 @@ impl Authz {
         tried.map_or(Verdict::Allowed, Verdict::OnlyTried)
     }
 
-    /// Tells of a request that would be denied.
+    /// Reports a request that would be denied.
     fn report(&self, request: &Request, details: &str) {
         self.dry_run_denied.add(1);
         request.log_field("authz_dry_run", details);
@@ -152,7 +152,8 @@ impl Authz {
     }
 }
 
-/// The peer's identity without its scheme. Several of them are none: it cannot be told which one the trusted proxy means.
+/// The peer's identity without its scheme. Multiple identities count as none, because it is unknown which one the
+/// trusted proxy means.
 fn identity(value: &[u8]) -> Option<&[u8]> {
     let value = value.strip_prefix(SCHEME.as_bytes()).unwrap_or(value);
     (!value.is_empty() && !value.contains(&b',')).then_some(value)

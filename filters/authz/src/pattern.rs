@@ -1,4 +1,4 @@
-//! Istio's patterns of text: `text`, `text*`, `*text` and `*`, and the same for hosts with and without ports.
+//! Istio's text patterns: `text`, `text*`, `*text` and `*`, and patterns of hosts with and without ports.
 
 use std::cmp::Ordering;
 
@@ -7,23 +7,23 @@ use tollgate_sdk::matching::{Cookie, cookies, host_mistake, undisguised};
 /// A set of patterns.
 #[derive(Debug, Default)]
 pub(crate) struct Patterns {
-    /// Sorted, to be found by bisection.
+    /// Sorted for bisection.
     exact: Vec<Box<[u8]>>,
     prefixes: Vec<Box<[u8]>>,
     suffixes: Vec<Box<[u8]>>,
-    /// Any value but the empty one.
+    /// Any non-empty value.
     present: bool,
-    /// Values are compared in lower case, in which the patterns are.
+    /// Case-insensitive: the patterns are in lower case.
     any_case: bool,
 }
 
 impl Patterns {
-    /// A set for values whose case does not matter.
+    /// A case-insensitive set.
     pub(crate) fn any_case() -> Patterns {
         Patterns { any_case: true, ..Patterns::default() }
     }
 
-    /// Adds a pattern. Call `finish` after the last.
+    /// Adds a pattern. Call `finish` after the last one.
     pub(crate) fn add(&mut self, pattern: &str) -> Result<(), String> {
         let (head, tail) = (pattern.strip_prefix('*'), pattern.strip_suffix('*'));
         let text = match (head, tail) {
@@ -32,12 +32,10 @@ impl Patterns {
             (None, None) => pattern,
         };
         if pattern.is_empty() {
-            return Err("an empty text is never matched: leave it out".into());
+            return Err("an empty text never matches: leave it out".into());
         }
         if text.contains('*') {
-            return Err(format!(
-                "in `{pattern}` a `*` stands where it has no meaning; it may be the first or the last"
-            ));
+            return Err(format!("in `{pattern}` a `*` is only allowed as the first or last character"));
         }
         let text = if self.any_case { text.to_ascii_lowercase() } else { text.into() };
         let text = text.into_bytes().into_boxed_slice();
@@ -50,8 +48,8 @@ impl Patterns {
         Ok(())
     }
 
-    /// Adds a pattern of cookies. One of a whole cookie is for every spelling of it, whichever it is written in; one of a part of a
-    /// cookie for every encoding.
+    /// Adds a cookie pattern. A pattern of a whole cookie matches every spelling of it, whichever is given; a pattern
+    /// of a part of a cookie matches every encoding.
     pub(crate) fn add_cookie(&mut self, pattern: &str) -> Result<(), String> {
         self.add(pattern)?;
         if !pattern.contains(['*', ';', ',']) {
@@ -68,13 +66,13 @@ impl Patterns {
         Ok(())
     }
 
-    /// Makes the set ready to be asked.
+    /// Prepares the set for lookups.
     pub(crate) fn finish(&mut self) {
         self.exact.sort_unstable();
         self.exact.dedup();
     }
 
-    /// Whether one of the patterns matches.
+    /// Whether any of the patterns matches.
     pub(crate) fn matches(&self, value: &[u8]) -> bool {
         let same = |pattern: &[u8], part: Option<&[u8]>| {
             part.is_some_and(|part| if self.any_case { part.eq_ignore_ascii_case(pattern) } else { part == pattern })
@@ -86,7 +84,7 @@ impl Patterns {
             || self.suffixes.iter().any(|pattern| same(pattern, end(pattern)))
     }
 
-    /// Whether one of the patterns matches the value or a part of it.
+    /// Whether any of the patterns matches the value or a part of it.
     pub(crate) fn matches_part(&self, value: &[u8], cut: Cut) -> bool {
         let ends = |b: &u8| *b == b',' || (*b == b';' && cut == Cut::Cookies);
         self.matches(value)
@@ -104,32 +102,32 @@ impl Patterns {
     }
 }
 
-/// A cookie as patterns are compared with it, however it has been sent.
+/// A cookie in the form that patterns are compared with, regardless of the spelling sent.
 fn spelled((name, value): Cookie) -> Vec<u8> {
     [name, b"=", &value].concat()
 }
 
-/// A cookie as patterns are compared with it, however its value has been encoded.
+/// The same with the cookie's value decoded.
 fn plain((name, value): Cookie) -> Vec<u8> {
     spelled((name, undisguised(value)))
 }
 
-/// Where the parts of a header's value end.
+/// The separators of a header's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// At commas (RFC 9110 section 5.6.1).
+    /// Commas (RFC 9110 section 5.6.1).
     Commas,
-    /// At semicolons, too (RFC 6265 section 4.2.1): several `Cookie` fields are joined by them. Each cookie also counts as
-    /// [`cookies`] reads it, and with its value decoded.
+    /// Also semicolons (RFC 6265 section 4.2.1), which join several `Cookie` fields. Each cookie is also compared as
+    /// [`cookies`] parses it, and with its value decoded.
     Cookies,
 }
 
-/// A set of hosts, some of them with ports.
+/// A set of hosts, some with ports.
 #[derive(Debug)]
 pub(crate) struct Hosts {
-    /// With any port, or none.
+    /// Hosts with any port or none.
     plain: Patterns,
-    /// With this port, or with any.
+    /// Hosts with a given port, or with any port.
     with_port: Vec<(Patterns, Option<u16>)>,
 }
 
@@ -138,7 +136,7 @@ impl Hosts {
         Hosts { plain: Patterns::any_case(), with_port: Vec::new() }
     }
 
-    /// Adds a host. Call `finish` after the last.
+    /// Adds a host. Call `finish` after the last one.
     pub(crate) fn add(&mut self, pattern: &str) -> Result<(), String> {
         if pattern.contains('/') {
             return Err(format!(
@@ -149,11 +147,11 @@ impl Hosts {
         let host = &pattern[..host.len()];
         let any = port == Some(b"*");
         if !any && port.is_some_and(|port| number(port).is_none()) {
-            return Err(format!("`{pattern}` has no port behind its colon; write a number, or `*` for any port"));
+            return Err(format!("`{pattern}` has no valid port after its colon; write a number, or `*` for any port"));
         }
         let written = if any { host } else { pattern };
         let (name, star) = written.strip_prefix('*').map_or((written, ""), |name| (name, "*"));
-        // What a star stands for cannot be spelled wrong.
+        // The part matched by a star needs no check.
         if !host.ends_with('*') && !name.is_empty() && host_mistake(name).is_some() {
             return Err(host_mistake(name)
                 .map(|m| m.replace(&format!("`{name}`"), &format!("`{star}{name}`")))
@@ -166,16 +164,16 @@ impl Hosts {
         Ok(())
     }
 
-    /// Makes the set ready to be asked.
+    /// Prepares the set for lookups.
     pub(crate) fn finish(&mut self) {
         self.plain.finish();
     }
 
-    /// Whether an authority (a host, perhaps with a port) is in the set. Without a port it has its scheme's `usual` one: both
-    /// spellings are one authority (RFC 3986 section 6.2.3), and a server reads them alike.
+    /// Whether an authority (a host with an optional port) is in the set. Without a port it has its scheme's `usual`
+    /// port: both forms are the same authority (RFC 3986 section 6.2.3), and servers treat them alike.
     pub(crate) fn matches(&self, authority: &[u8], usual: impl Fn() -> u16) -> bool {
         let (host, port) = split_port(authority);
-        // `example.com.` is the same host, and must not be a way past a policy.
+        // `example.com.` is the same host, and must not bypass a policy.
         let host = host.strip_suffix(b".").unwrap_or(host);
         self.plain.matches(host)
             || self.with_port.iter().any(|(pattern, wanted)| {
@@ -185,13 +183,13 @@ impl Hosts {
     }
 }
 
-/// A port's number, with or without zeros before it.
+/// Parses a port, with or without leading zeros.
 fn number(port: &[u8]) -> Option<u16> {
     let digits = !port.is_empty() && port.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(port).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// The host and, if there is a colon after it (and after an IPv6 address's bracket), the port.
+/// Splits off the port, if there is a colon after the host (and after an IPv6 address's bracket).
 fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
     let from = authority.iter().rposition(|b| *b == b']').unwrap_or(0);
     match authority[from..].iter().position(|b| *b == b':') {
@@ -279,10 +277,10 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_say_what_would_be_right() {
-        assert_eq!(Patterns::default().add(""), Err("an empty text is never matched: leave it out".into()));
+    fn errors_suggest_a_correction() {
+        assert_eq!(Patterns::default().add(""), Err("an empty text never matches: leave it out".into()));
         for wrong in ["a*b", "*a*", "**", "a**"] {
-            let message = format!("in `{wrong}` a `*` stands where it has no meaning; it may be the first or the last");
+            let message = format!("in `{wrong}` a `*` is only allowed as the first or last character");
             assert_eq!(Patterns::default().add(wrong), Err(message));
         }
         assert!(Hosts::new().add("http://example.com").unwrap_err().contains("is not a host"));
@@ -297,7 +295,7 @@ mod tests {
             assert_eq!(error.replace("`.example.com`", "`*.example.com`"), message);
         }
         for wrong in ["a:", "a:b", "a:+8", "a:8*", "a:123456"] {
-            assert!(Hosts::new().add(wrong).unwrap_err().contains("has no port behind its colon"), "{wrong}");
+            assert!(Hosts::new().add(wrong).unwrap_err().contains("has no valid port after its colon"), "{wrong}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Policies, ready for requests: each question is asked only if the ones before it have not settled the answer.
+//! Compiled policies. Each check runs only if the earlier ones have not decided.
 
 use std::{cell::Cell, net::IpAddr};
 
@@ -9,7 +9,7 @@ use crate::{
     pattern::{Cut, Hosts, Patterns},
 };
 
-/// What policies ask about: a request, of which the addresses and most headers are read only when a rule gets to them.
+/// The request that policies evaluate. Addresses and most headers are read only when a rule needs them.
 pub(crate) struct Subject<'a> {
     pub(crate) request: &'a Request,
     pub(crate) method: Option<&'a [u8]>,
@@ -24,7 +24,7 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The port of an authority that names none.
+    /// The default port of an authority without a port.
     fn usual_port(&self) -> u16 {
         let mut buffer = Buffer::new();
         if self.request.header(self.scheme, &mut buffer) == Some(b"https") { 443 } else { 80 }
@@ -43,7 +43,7 @@ impl Subject<'_> {
     }
 }
 
-/// A list that must match, and one that must not.
+/// A list of which an entry must match, and one of which none may.
 #[derive(Debug)]
 pub(crate) struct Lists<T> {
     pub(crate) some: Option<T>,
@@ -56,7 +56,7 @@ impl<T> Lists<T> {
     }
 }
 
-/// Whether there is a value, and it matches.
+/// Whether there is a value that passes the test.
 fn given(value: Option<&[u8]>, test: impl Fn(&[u8]) -> bool) -> bool {
     value.is_some_and(test)
 }
@@ -108,8 +108,9 @@ impl When {
             When::Header(name, cut, lists) => {
                 let mut buffer = Buffer::new();
                 let value = subject.request.header(*name, &mut buffer);
-                // A client may send a header twice. The lists whose match leads to a denial look at each part, so that a
-                // second field hides nothing; those whose match leads to admission want the whole, so that one adds nothing.
+                // A client may send a header twice. Lists whose match leads to a denial check each part, so that a
+                // second field hides nothing; lists whose match leads to admission compare the whole, so that a second
+                // field adds nothing.
                 let matches =
                     |p: &Patterns, v: &[u8], parts| if parts { p.matches_part(v, *cut) } else { p.matches(v) };
                 lists.some.as_ref().is_none_or(|p| given(value, |v| matches(p, v, denies)))
@@ -119,7 +120,7 @@ impl When {
     }
 }
 
-/// A rule. What is empty holds for every request.
+/// A rule. Empty lists match every request.
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) from: Vec<From>,
@@ -131,11 +132,11 @@ pub(crate) struct Rule {
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) rules: Vec<Rule>,
-    /// Whether its matches are denied.
+    /// Whether it denies its matches.
     pub(crate) denies: bool,
-    /// Whether it counts, or is only tried out.
+    /// Whether it is enforced, or is a dry run.
     pub(crate) enforced: bool,
-    /// What the access log says when it has denied a request.
+    /// The access log details of a denied request.
     pub(crate) details: String,
 }
 

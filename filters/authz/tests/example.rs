@@ -1,4 +1,4 @@
-//! The example beside `Cargo.toml` is right, and does what its comments say.
+//! The example next to `Cargo.toml` is valid and does what its comments say.
 
 use authz::Authz;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
@@ -34,7 +34,7 @@ fn the_example() {
     assert!(!service("spiffe://cluster.local/ns/bank/sa/cart", "v1.2"));
 }
 
-/// YAML as the JSON that the proxy makes of it.
+/// Converts YAML to JSON as the proxy does.
 fn json(yaml: &Yaml) -> Value {
     match yaml {
         Yaml::Value(Scalar::Boolean(value)) => (*value).into(),

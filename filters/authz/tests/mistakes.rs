@@ -1,4 +1,4 @@
-//! Mistakes in the configuration: all at once, each with its place and what would be right.
+//! Configuration errors: all reported at once, each with its path and a correction.
 
 use authz::Authz;
 use serde_json::{Value, json};
@@ -79,21 +79,19 @@ fn of_sources() {
     assert_eq!(
         found,
         [
-            format!("{at}[0].source: says nothing: leave `from` out for any source"),
+            format!("{at}[0].source: is empty: leave `from` out for any source"),
             format!(
-                "{at}[1].source.ip_blocks[1]: `10.0.0.1/8` has bits set behind its prefix; write `10.0.0.0/8` or `10.0.0.1`"
+                "{at}[1].source.ip_blocks[1]: `10.0.0.1/8` has bits set after its prefix; write `10.0.0.0/8` or `10.0.0.1`"
             ),
             format!("{at}[1].source.remote_ip_blocks[0]: `x` is not a block of addresses; {example}"),
             format!(
-                "{at}[2].source.not_ip_blocks[0]: `/200` is not a prefix's length for ::, which has 128 bits; {example}"
+                "{at}[2].source.not_ip_blocks[0]: `/200` is not a prefix length for ::, which has 128 bits; {example}"
             ),
             format!(
-                "{at}[2].source.not_remote_ip_blocks: an empty list matches nothing: leave it out if anything is meant"
+                "{at}[2].source.not_remote_ip_blocks: an empty list matches nothing: leave it out to match anything"
             ),
-            format!(
-                "{at}[3].source.principals[0]: in `a*b` a `*` stands where it has no meaning; it may be the first or the last"
-            ),
-            format!("{at}[3].source.not_principals[0]: an empty text is never matched: leave it out"),
+            format!("{at}[3].source.principals[0]: in `a*b` a `*` is only allowed as the first or last character"),
+            format!("{at}[3].source.not_principals[0]: an empty text never matches: leave it out"),
         ]
     );
 }
@@ -110,28 +108,24 @@ fn of_operations() {
     assert_eq!(
         found,
         [
-            "policies[0].rules[0].from: an empty list matches nothing: leave it out if anything is meant".to_string(),
-            format!("{at}[0].operation: says nothing: leave `to` out for any operation"),
+            "policies[0].rules[0].from: an empty list matches nothing: leave it out to match anything".to_string(),
+            format!("{at}[0].operation: is empty: leave `to` out for any operation"),
             format!("{at}[1].operation.methods[0]: no method is spelled like `get`: write `GET`"),
             format!("{at}[1].operation.not_methods[0]: `G T` is not a method; a method is a word such as `GET`"),
             format!("{at}[2].operation.paths[0]: a path begins with `/`: write `/a`"),
-            format!(
-                "{at}[2].operation.paths[1]: in `/a/{{*}}` a `*` stands where it has no meaning; it may be the first or the last"
-            ),
+            format!("{at}[2].operation.paths[1]: in `/a/{{*}}` a `*` is only allowed as the first or last character"),
             format!("{at}[2].operation.paths[2]: `/a?b` has a query, which is not compared; leave it out"),
-            format!(
-                "{at}[2].operation.paths[3]: in `/*/b` a `*` stands where it has no meaning; it may be the first or the last"
-            ),
+            format!("{at}[2].operation.paths[3]: in `/*/b` a `*` is only allowed as the first or last character"),
             format!(
                 "{at}[3].operation.hosts[0]: `http://a` is not a host; write it as in `example.com`, `*.example.com` or `example.com:80`"
             ),
             format!(
-                "{at}[3].operation.not_hosts[0]: `a:b` has no port behind its colon; write a number, or `*` for any port"
+                "{at}[3].operation.not_hosts[0]: `a:b` has no valid port after its colon; write a number, or `*` for any port"
             ),
         ]
     );
     let template = rule(json!({"to": [{"operation": {"paths": ["/a/{id}"]}}]}));
-    assert!(template[0].ends_with("templates are not known here; write `/text*` or `*text`"), "{template:?}");
+    assert!(template[0].ends_with("templates are not supported; write `/text*` or `*text`"), "{template:?}");
 }
 
 #[test]
@@ -146,13 +140,13 @@ fn of_conditions() {
     assert_eq!(
         found,
         [
-            format!("{at}[0]: says nothing: give `values` or `not_values`"),
+            format!("{at}[0]: is empty: give `values` or `not_values`"),
             format!(
-                "{at}[1].key: `request.auth.claims[iss]` is not known here; \
+                "{at}[1].key: `request.auth.claims[iss]` is not supported here; \
                  write `request.headers[NAME]`, `source.ip`, `remote.ip` or `source.principal`"
             ),
             format!("{at}[2].key: `x y` is not a header's name; a name is a word such as `x-user`"),
-            format!("{at}[2].values: an empty list matches nothing: leave it out if anything is meant"),
+            format!("{at}[2].values: an empty list matches nothing: leave it out to match anything"),
             format!(
                 "{at}[3].not_values[0]: `x` is not a block of addresses; \
                  write `10.0.0.0/8`, `2001:db8::/32` or a single address"
@@ -171,13 +165,13 @@ fn of_principals_without_a_header_for_them() {
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, place) in found.iter().zip(expected) {
         let message = found.strip_prefix(place).unwrap_or_else(|| panic!("{found}"));
-        // Both ways are named, so that nobody has to guess.
+        // Both alternatives are named.
         assert!(message.contains("set `principal_header` to its name"), "{message}");
         assert!(message.contains("forwarded_client_cert: set") && message.contains("*;URI=spiffe://"), "{message}");
     }
 }
 
-/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+/// Blanks each value of a configuration in turn: a blank must not be treated like an omitted value.
 #[test]
 fn blanks() {
     let config = json!({
@@ -218,7 +212,7 @@ fn of_patterns_that_nothing_can_match() {
         {"key": "request.headers[:method]", "values": ["GET"]},
     ]}));
     let (to, when) = ("policies[0].rules[0].to[0].operation", "policies[0].rules[0].when");
-    let asks = |list: &str| format!("is not asked about here: write `{list}` in `to: [{{operation: …}}]`");
+    let asks = |list: &str| format!("is not supported here: use `{list}` in `to: [{{operation: …}}]`");
     assert_eq!(
         found,
         [

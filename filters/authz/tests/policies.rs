@@ -72,7 +72,7 @@ fn items_are_alternatives_and_fields_are_not() {
     assert!(allows(&rule, |r| r.header("x-peer", "me").header("x-a", "2").header("x-b", "2")));
     assert!(allows(&rule, |r| r.source("10.1.1.1").host("OTHER.org:99").header("x-a", "1")));
     assert!(!allows(&rule, |r| r.header("x-a", "1")), "no source");
-    assert!(!allows(&rule, |r| r.source("10.1.1.1")), "the first condition");
+    assert!(!allows(&rule, |r| r.source("10.1.1.1")), "excluded by the first condition");
     assert!(!allows(&rule, |r| r.source("10.1.1.1").header("x-a", "1").header("x-b", "1")), "the second");
     let host = host(json!([{"name": "p", "rules": [rule]}]));
     assert!(!host.request("PUT", "/x").source("10.1.1.1").header("x-a", "1").send().continued(), "no operation");
@@ -157,15 +157,15 @@ fn principals() {
         }
     }
     let rule = json!({"from": [{"source": {"principals": ["*"]}}]});
-    assert!(!allows(&rule, |r| r.header("x-peer", "a").header("x-peer", "b")), "two identities are none");
+    assert!(!allows(&rule, |r| r.header("x-peer", "a").header("x-peer", "b")), "two identities count as none");
 }
 
 #[test]
-fn a_second_header_field_gets_nobody_past_a_policy() {
+fn second_header_field_does_not_bypass_a_policy() {
     let values = json!({"when": [{"key": "request.headers[x-role]", "values": ["admin"]}]});
     let not_values = json!({"when": [{"key": "request.headers[x-role]", "not_values": ["admin"]}]});
     let table: [(&[&str], bool, bool, bool, bool); 5] = [
-        // Fields; whether `values` allows and denies; whether `not_values` allows and denies.
+        // The fields; whether `values` allows and denies; whether `not_values` allows and denies.
         (&[], false, false, true, true),
         (&["admin"], true, true, false, false),
         (&["guest"], false, false, true, true),
@@ -186,7 +186,7 @@ fn a_second_header_field_gets_nobody_past_a_policy() {
 }
 
 #[test]
-fn what_is_tried_out_denies_nothing() {
+fn dry_run_denies_nothing() {
     let deny = json!({"name": "d", "action": "deny", "rules": [{}]});
     let dry = |mut policy: Value| {
         policy["dry_run"] = true.into();
@@ -195,7 +195,7 @@ fn what_is_tried_out_denies_nothing() {
     let (open, shut) = (json!({"name": "open", "rules": [{}]}), json!({"name": "shut"}));
     let d = "rbac_access_denied_matched_policy[d]";
     let table = [
-        // Policies, dry_run for all of them; what denies, what would.
+        // The policies, `dry_run` for all of them; which denies, which would deny.
         (json!([deny]), true, None, Some(d)),
         (json!([shut]), true, None, Some(NONE)),
         (json!([open]), true, None, None),

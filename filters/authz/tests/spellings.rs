@@ -1,12 +1,12 @@
-//! For every policy and request: no other spelling of the request, which an upstream would read alike, gets another verdict. It may
-//! be refused before the filter sees it.
+//! For every policy and request: no other spelling of the request that an upstream would treat alike gets another
+//! verdict. It may be rejected before the filter sees it.
 
 use authz::Authz;
 use serde_json::{Value, json};
 use tollgate_abi::spelling::{self, PathRules};
 use tollgate_sdk::testing::TestHost;
 
-/// A generator (xorshift) with a seed, so that a failure can be had again.
+/// A seeded random generator (xorshift), so that a failure is reproducible.
 struct Random(u64);
 
 impl Random {
@@ -42,7 +42,7 @@ const HOST_PATTERNS: [&str; 8] = [
 const METHODS: [&str; 3] = ["GET", "DELETE", "PURGE"];
 const COOKIES: [&str; 3] = ["role=admin", "role=user", "id=1"];
 
-/// A path as somebody means it, before any encoding.
+/// A path as intended, before any encoding.
 fn meant(random: &mut Random) -> String {
     (0..=random.below(3)).map(|_| format!("/{}", random.one_of(&SEGMENTS))).collect()
 }
@@ -78,13 +78,13 @@ fn respelled_host(host: &str, random: &mut Random) -> String {
         name.push('.');
     }
     match port {
-        // The usual port of its scheme goes without saying.
+        // The default port of the scheme may be omitted.
         "" | "80" => format!("{name}{}", random.one_of(&["", ":", ":80", ":080"])),
         port => format!("{name}:{}{port}", random.one_of(&["", "0"])),
     }
 }
 
-/// A pattern in the one spelling that configurations may have.
+/// A pattern in the normal form that configurations must use.
 fn pattern(random: &mut Random) -> String {
     let path = spelling::compared(normal(&meant(random)).unwrap().as_bytes()).into_owned();
     let path = String::from_utf8(path).unwrap();
@@ -126,14 +126,14 @@ fn no_other_spelling_gets_another_verdict() {
             let (path, host, method) = (meant(&mut random), random.one_of(&HOSTS), random.one_of(&METHODS));
             let cookie = random.one_of(&COOKIES);
             let verdict = |path: &str, host: &str, method: &str| {
-                // What the proxy does before any filter sees a request.
+                // The normalization that the proxy applies before any filter sees a request.
                 let path = normal(path)?;
                 let host = spelling::host(host.as_bytes())?;
                 let host = str::from_utf8(&host).unwrap();
                 let known = spelling::is_method(method.as_bytes());
                 known.then(|| filter.request(method, &path).host(host).header("cookie", cookie).send().continued())
             };
-            let plain = verdict(&path, host, method).expect("a request that is right");
+            let plain = verdict(&path, host, method).expect("a valid request");
             for _ in 0..6 {
                 let other = respelled(&path, &mut random);
                 let other_host = respelled_host(host, &mut random);
@@ -145,12 +145,13 @@ fn no_other_spelling_gets_another_verdict() {
             }
         }
     }
-    assert!(respellings > 40_000, "only {respellings} were not refused");
+    assert!(respellings > 40_000, "only {respellings} were not rejected");
 }
 
-/// Another cookie, before or after, in a field of its own or in one, hides none from a `deny` policy and adds none to an `allow`.
+/// Another cookie, before or after, in a separate field or the same one, hides none from a `deny` policy and adds none
+/// for an `allow` policy.
 #[test]
-fn another_cookie_gets_nobody_past_a_policy() {
+fn another_cookie_does_not_bypass_a_policy() {
     for (action, values, cookie) in [("deny", "values", "role=admin"), ("allow", "not_values", "role=admin")] {
         let mut condition = json!({"key": "request.headers[cookie]"});
         condition[values] = json!([cookie]);
@@ -166,7 +167,7 @@ fn another_cookie_gets_nobody_past_a_policy() {
     }
 }
 
-/// Servers put up with more than the grammar of cookies, and take all of these for one.
+/// Servers tolerate more than the grammar of cookies, and treat all of these alike.
 #[test]
 fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
     let spellings = [
@@ -198,7 +199,7 @@ fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
     }
 }
 
-/// The same, at random: readers decode a cookie's value, and some take `+` for a blank.
+/// The same with random encodings: readers decode a cookie's value, and some take `+` for a space.
 #[test]
 fn no_encoding_of_a_cookie_gets_past_a_policy() {
     let mut random = Random(0xc00c1e);
@@ -226,7 +227,7 @@ fn no_encoding_of_a_cookie_gets_past_a_policy() {
     }
 }
 
-/// Where a match admits, no encoding is undone.
+/// Where a match grants access, no encoding is decoded.
 #[test]
 fn no_encoding_of_a_cookie_is_admitted_for_it() {
     for (action, values) in [("allow", "values"), ("deny", "not_values")] {

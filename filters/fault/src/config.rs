@@ -1,4 +1,4 @@
-//! The configuration as it is written.
+//! The filter's configuration.
 
 use std::fmt;
 
@@ -8,20 +8,21 @@ use tollgate_sdk::{
     units::{Duration, Percent},
 };
 
-/// The filter's configuration: what is injected into which requests. Nothing at all: nothing.
+/// The filter's configuration: which faults are injected into which requests. Default: none.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Faults for some requests: the first rule that matches counts, and a rule without faults exempts its requests.
+    /// Faults for some requests: the first matching rule applies, and a rule without faults exempts its requests.
     pub rules: Vec<Rule>,
-    /// How requests that no rule matches are delayed. Default: not at all.
+    /// The delay of requests that match no rule. Default: none.
     pub delay: Option<Delay>,
-    /// How requests that no rule matches are aborted. Default: not at all.
+    /// The abort of requests that match no rule. Default: none.
     pub abort: Option<Abort>,
-    /// Lets a request ask for its own fault, by Envoy's headers. `true`: both kinds, with their defaults. Default: `false`.
+    /// Lets a request specify its own fault with Envoy's headers. `true`: both kinds, with their defaults. Default:
+    /// `false`.
     pub headers: Headers,
-    /// How many requests may be under a fault at one time, over all workers; further ones pass untouched and are counted as
-    /// `fault.overflow`. A delayed request counts until its delay is over. Default: unlimited.
+    /// Maximum number of requests with an active fault, over all workers; further requests pass unaffected and are
+    /// counted as `fault.overflow`. A delayed request counts until its delay has ended. Default: unlimited.
     pub max_active: Option<u32>,
 }
 
@@ -29,81 +30,82 @@ pub struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Which requests.
+    /// The requests that it applies to.
     pub r#match: RequestMatch,
-    /// How they are delayed. Default: not at all.
+    /// The delay. Default: none.
     #[serde(default)]
     pub delay: Option<Delay>,
-    /// How they are aborted. Default: not at all.
+    /// The abort. Default: none.
     #[serde(default)]
     pub abort: Option<Abort>,
 }
 
-/// A delay before the request goes on: exactly one of `fixed`, `uniform` and `exponential`. At most an hour.
+/// A delay before the request continues: exactly one of `fixed`, `uniform` and `exponential`. At most an hour.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Delay {
-    /// Always this long.
+    /// A constant duration.
     #[serde(default)]
     pub fixed: Option<Duration>,
-    /// Any length between two, each as likely.
+    /// A duration between two bounds, uniformly distributed.
     #[serde(default)]
     pub uniform: Option<Uniform>,
     /// Mostly short, sometimes long, as with a queue.
     #[serde(default)]
     pub exponential: Option<Exponential>,
-    /// How many of the requests: 0 to 100, in steps of 0.0001 (one in a million).
+    /// The share of requests: 0 to 100, in steps of 0.0001 (one in a million).
     pub percent: Percent,
 }
 
-/// A delay of any length between two.
+/// A uniformly distributed delay.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uniform {
-    /// The shortest.
+    /// The minimum.
     pub min: Duration,
-    /// The longest.
+    /// The maximum.
     pub max: Duration,
 }
 
-/// A delay of exponentially distributed length.
+/// An exponentially distributed delay.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exponential {
-    /// The mean (before the bound).
+    /// The mean (before the maximum is applied).
     pub mean: Duration,
-    /// What would be longer is made this long.
+    /// The maximum; longer delays are shortened to it.
     pub max: Duration,
 }
 
-/// A response in the upstream's place. If the request is delayed too, it comes after the delay.
+/// A local reply instead of the upstream's response. If the request is delayed too, it follows the delay.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Abort {
-    /// Its status: 200 to 599.
+    /// The status: 200 to 599.
     pub status: u16,
-    /// How many of the requests: 0 to 100, in steps of 0.0001 (one in a million). Thrown apart from the delay's.
+    /// The share of requests: 0 to 100, in steps of 0.0001 (one in a million). Independent of the delay's share.
     pub percent: Percent,
 }
 
-/// Faults that a request asks for, instead of those of the rules: anybody who can send these headers can have them.
+/// Faults requested by a request's headers, instead of the rules' faults. Any client that can send these headers can
+/// use them.
 ///
-/// The headers with percentages are whole numbers from 0 to 100. What is no number, or no status, is not heeded.
+/// The percentage headers are whole numbers from 0 to 100. Invalid numbers and statuses are ignored.
 #[derive(Debug, Clone, Default)]
 pub struct Headers {
-    /// `x-envoy-fault-delay-request` (milliseconds) and `x-envoy-fault-delay-request-percentage`. Default: not heeded.
+    /// `x-envoy-fault-delay-request` (milliseconds) and `x-envoy-fault-delay-request-percentage`. Default: ignored.
     pub delay: Option<HeaderDelay>,
-    /// `x-envoy-fault-abort-request` (a status) and `x-envoy-fault-abort-request-percentage`. Default: not heeded.
+    /// `x-envoy-fault-abort-request` (a status) and `x-envoy-fault-abort-request-percentage`. Default: ignored.
     pub abort: Option<HeaderAbort>,
 }
 
-/// Delays that requests ask for.
+/// Delays requested by headers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeaderDelay {
-    /// The longest; what is asked for beyond it is made this long. Default: 5s. At most an hour.
+    /// The maximum; longer delays are shortened to it. Default: 5s. At most an hour.
     pub max: Duration,
-    /// How many of the requests that ask, at most; also if they do not say how many. Default: 100.
+    /// Maximum share of these requests; also used if a request specifies none. Default: 100.
     pub percent: Percent,
 }
 
@@ -113,11 +115,11 @@ impl Default for HeaderDelay {
     }
 }
 
-/// Aborts that requests ask for.
+/// Aborts requested by headers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeaderAbort {
-    /// How many of the requests that ask, at most; also if they do not say how many. Default: 100.
+    /// Maximum share of these requests; also used if a request specifies none. Default: 100.
     pub percent: Percent,
 }
 
@@ -138,7 +140,7 @@ impl<'de> Deserialize<'de> for Headers {
             abort: Option<HeaderAbort>,
         }
 
-        // An untagged enum would lose the place and the reason of a mistake inside.
+        // An untagged enum would lose the place and the reason of an error inside.
         struct Either;
         impl<'de> de::Visitor<'de> for Either {
             type Value = Headers;

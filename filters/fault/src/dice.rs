@@ -1,10 +1,10 @@
-//! Chance: whether a fault strikes, and how long a delay lasts.
+//! Randomness: whether a fault is injected, and how long a delay lasts.
 
 use std::time::Duration;
 
 use tollgate_sdk::{random, units::Percent};
 
-/// How long a delay lasts.
+/// The distribution of a delay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Length {
     Fixed(Duration),
@@ -13,13 +13,13 @@ pub(crate) enum Length {
 }
 
 impl Length {
-    /// A length. Throws the dice only if there is something to be decided.
+    /// Draws a duration. Uses randomness only if needed.
     pub(crate) fn sample(self) -> Duration {
         match self {
             Length::Fixed(time) => time,
             Length::Uniform { min, max } => min + max.saturating_sub(min).mul_f64(unit()),
             Length::Exponential { mean, max } => {
-                // The inverse of the distribution's function; 1 - unit() is never 0, so the logarithm is finite.
+                // Inverse transform sampling; 1 - unit() is never 0, so the logarithm is finite.
                 let times = -(1.0 - unit()).ln();
                 Duration::try_from_secs_f64(mean.as_secs_f64() * times).map_or(max, |time| time.min(max))
             }
@@ -27,12 +27,12 @@ impl Length {
     }
 }
 
-/// A number from 0 to just below 1, of the 53 bits that an `f64` holds.
+/// A uniform number in [0, 1), with the 53 bits that an `f64` holds.
 fn unit() -> f64 {
     (random() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Whether a fault of this share strikes. Throws the dice only if there is something to be decided.
+/// Whether a fault with this share is injected. Uses randomness only if needed.
 pub(crate) fn strikes(percent: Percent) -> bool {
     match percent.per_million() {
         0 => false,
@@ -48,7 +48,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The host that has the dice.
+    /// The host that provides randomness.
     fn host() -> TestHost<crate::Fault> {
         TestHost::new(serde_json::json!({})).unwrap()
     }
@@ -62,7 +62,7 @@ mod tests {
             (50.0, 100_000, 49_500, 50_500),
             (12.5, 100_000, 12_200, 12_800),
             (0.1, 100_000, 70, 130),
-            // One in a million: four are expected, and the chance of none or of more than ten is below 3 %.
+            // One in a million: four are expected; the probability of none or of more than ten is below 3 %.
             (0.0001, 4_000_000, 1, 10),
         ] {
             let percent = Percent::new(percent).unwrap();
@@ -90,7 +90,7 @@ mod tests {
         let length = Length::Exponential { mean: 10 * MS, max: 50 * MS };
         let samples: Vec<_> = (0..20_000).map(|_| length.sample()).collect();
         assert!(samples.iter().all(|time| *time <= 50 * MS));
-        // 1/e are longer than the mean, 1/e^5 would be longer than the bound.
+        // 1/e are longer than the mean; 1/e^5 would exceed the maximum.
         let share = |test: fn(&Duration) -> bool| samples.iter().filter(|time| test(time)).count() as f64 / 20_000.0;
         assert!((share(|time| *time > 10 * MS) - 0.3679).abs() < 0.01);
         assert!((share(|time| *time == 50 * MS) - 0.0067).abs() < 0.002);
@@ -100,6 +100,6 @@ mod tests {
 
     #[test]
     fn a_fixed_length_is_fixed() {
-        assert_eq!(Length::Fixed(MS).sample(), MS, "and needs no dice, so no host");
+        assert_eq!(Length::Fixed(MS).sample(), MS, "and needs no randomness, so no host");
     }
 }

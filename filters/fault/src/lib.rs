@@ -1,8 +1,8 @@
-//! Faults on purpose: delays and aborts, to learn what the others make of them.
+//! Fault injection: delays and aborts, to test how clients and services cope with them.
 //!
-//! As in Envoy, a request is delayed first and aborted then, each by its own dice. Both are thrown when the request comes,
-//! which nobody can tell from throwing the second after the delay, and lets the timer's token carry what comes next: nothing
-//! is kept for a stream, and no thread waits.
+//! As in Envoy, a request is delayed first and aborted then, each with its own probability. Both are drawn when the
+//! request arrives, which is indistinguishable from drawing the abort after the delay, and lets the timer's token carry
+//! the outcome: no per-stream state is kept, and no thread waits.
 
 pub mod config;
 mod dice;
@@ -20,7 +20,7 @@ use crate::{
     dice::{Length, strikes},
 };
 
-/// The longest delay that can be configured.
+/// The maximum delay that can be configured.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Envoy's request headers.
@@ -36,7 +36,7 @@ pub struct Fault {
     rules: Vec<(Matcher, Faults)>,
     default: Faults,
     headers: config::Headers,
-    /// Of `HEADERS`.
+    /// The names in `HEADERS`.
     header_names: [Name; 4],
     /// `:method` and `:path`.
     line: [Name; 2],
@@ -47,7 +47,7 @@ pub struct Fault {
     overflow: Counter,
 }
 
-/// What may happen to a request.
+/// The faults that may be injected into a request.
 #[derive(Debug, Clone, Copy, Default)]
 struct Faults {
     delay: Option<(Length, Percent)>,
@@ -72,7 +72,7 @@ impl Filter for Fault {
             bound(delay.max.get(), "headers.delay.max", &mistakes);
         }
         if config.max_active == Some(0) {
-            mistakes.add("max_active", "0 lets no fault happen: leave the faults out, or set it to at least 1");
+            mistakes.add("max_active", "0 allows no faults: leave the faults out, or set it to at least 1");
         }
         let limit = config.max_active.and_then(|max| mistakes.take(setup.limit("max_active", "active", max)));
         mistakes.finish()?;
@@ -112,18 +112,18 @@ impl Filter for Fault {
         }
     }
 
-    /// The delay is over; `token` is the status of what comes next, if anything does.
+    /// Called when the delay has ended; `token` is the status of the abort, or 0.
     fn on_timer(&self, token: u32, request: &Request, _: &mut ()) -> Flow {
         self.end(request, u16::try_from(token).ok().filter(|status| *status != 0))
     }
 }
 
 impl Fault {
-    /// What comes after the delay, if there was one.
+    /// Ends the fault: aborts the request or lets it continue.
     fn end(&self, request: &Request, abort: Option<u16>) -> Flow {
         let Some(status) = abort else {
-            // The request goes on, perhaps for long, and is no longer under a fault. An aborted one ends at once, which
-            // gives its place back.
+            // The request continues, perhaps for long, without an active fault. An aborted request ends immediately,
+            // which releases its permit.
             if let Some(limit) = self.limit {
                 limit.release();
             }
@@ -135,7 +135,7 @@ impl Fault {
         reply.details("fault_filter_abort").into()
     }
 
-    /// What may happen to this request.
+    /// The faults that apply to this request.
     fn faults(&self, request: &Request) -> Faults {
         let mut faults = self.configured(request);
         if self.headers.delay.is_none() && self.headers.abort.is_none() {
@@ -154,7 +154,7 @@ impl Fault {
         faults
     }
 
-    /// What the first rule that matches says, or the default.
+    /// The faults of the first matching rule, or the default.
     fn configured(&self, request: &Request) -> Faults {
         if self.rules.is_empty() {
             return self.default;
@@ -167,13 +167,13 @@ impl Fault {
     }
 }
 
-/// A header's value, if it is a number.
+/// Parses a header's value as a number.
 fn number(value: &[u8]) -> Option<u32> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// The share that a request asks for, but not more than is configured; without one, what is configured.
+/// The requested share, limited to the configured one; without a request, the configured one.
 fn at_most(configured: Percent, asked: Option<u32>) -> Percent {
     asked.and_then(|percent| Percent::new(percent.into()).ok()).map_or(configured, |percent| percent.min(configured))
 }
@@ -184,7 +184,7 @@ fn bound(time: Duration, at: &str, mistakes: &Mistakes) {
     }
 }
 
-/// Faults as they are written, made ready. `at` is where they stand in the configuration.
+/// Compiles faults. `at` is their path in the configuration.
 fn faults(delay: Option<Delay>, abort: Option<config::Abort>, at: &str, mistakes: &Mistakes) -> Faults {
     let delay = delay.and_then(|delay| {
         let at = format!("{at}delay");
@@ -216,7 +216,7 @@ fn faults(delay: Option<Delay>, abort: Option<config::Abort>, at: &str, mistakes
     });
     let abort = abort.map(|abort| {
         if !(200..=599).contains(&abort.status) {
-            let message = format!("{} is not the status of a response: write 200 to 599", abort.status);
+            let message = format!("{} is not a response status: write 200 to 599", abort.status);
             mistakes.add(format!("{at}abort.status"), message);
         }
         (abort.status, abort.percent)

@@ -1,4 +1,4 @@
-//! What happens to requests: delays, aborts, rules, requests that ask, and the bound.
+//! Faults injected into requests: delays, aborts, rules, request headers, and the limit.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ fn delay_and_abort_have_their_own_dice() {
         let aborted = outcome.wait().status().is_some();
         counts[usize::from(delayed)][usize::from(aborted)] += 1;
     }
-    // Each of the four within one in a hundred of its share: independent events multiply.
+    // Each of the four within one percent of its share: independent probabilities multiply.
     for (delayed, aborted, share) in [(0, 0, 0.56), (0, 1, 0.14), (1, 0, 0.24), (1, 1, 0.06)] {
         let found = f64::from(counts[delayed][aborted]) / 20_000.0;
         assert!((found - share).abs() < 0.01, "{delayed} {aborted}: {found}");
@@ -77,7 +77,7 @@ fn delays_of_random_length_stay_within_their_bounds() {
     for (delay, least, most) in [
         (json!({"uniform": {"min": "10ms", "max": "20ms"}, "percent": 100}), 10, 20),
         (json!({"exponential": {"mean": "10ms", "max": "40ms"}, "percent": 100}), 0, 40),
-        // The longest that can be had.
+        // The longest possible.
         (json!({"fixed": "1h", "percent": 100}), 3_600_000, 3_600_000),
         (json!({"uniform": {"min": "1h", "max": "1h"}, "percent": 100}), 3_600_000, 3_600_000),
         (json!({"exponential": {"mean": "1h", "max": "1h"}, "percent": 100}), 0, 3_600_000),
@@ -187,14 +187,14 @@ fn no_more_faults_at_once_than_the_bound() {
     let host = host(json!({"max_active": 2, "delay": {"fixed": "1s", "percent": 100}}));
     let first = host.request("GET", "/").send();
     let second = host.request("GET", "/").send();
-    assert!(host.request("GET", "/").send().continued(), "one too many");
+    assert!(host.request("GET", "/").send().continued(), "over the limit");
     assert_eq!(host.metric("fault.overflow_total"), 1);
     let first = first.wait();
     assert!(first.continued());
     let third = host.request("GET", "/").send();
-    assert_eq!(third.waits(), ms(1000), "the first is still under way, but no longer delayed");
+    assert_eq!(third.waits(), ms(1000), "the first is still active but no longer delayed");
     drop(second);
-    assert_eq!(host.request("GET", "/").send().waits(), ms(1000), "the second's client has gone away");
+    assert_eq!(host.request("GET", "/").send().waits(), ms(1000), "the second client has disconnected");
     assert_eq!(host.metric("fault.overflow_total"), 1);
     assert_eq!(host.metric("fault.delays_total"), 4);
 }

@@ -55,7 +55,7 @@ fn of_meaning() {
     let expected = [
         "rules[0].match.path.prefix: a path begins with `/`: write `/api`",
         "rules[0].delay: give one of `fixed`, `uniform` and `exponential`",
-        "rules[0].abort.status: 199 is not the status of a response: write 200 to 599",
+        "rules[0].abort.status: 199 is not a response status: write 200 to 599",
         "rules[1].delay.uniform: `min` is longer than `max`",
         &format!("rules[2].delay.uniform.max: {hour}"),
         "rules[3].delay.exponential: `mean` is longer than `max`",
@@ -63,9 +63,9 @@ fn of_meaning() {
         "rules[5].match.methods[0]: no method is spelled like `put`: write `PUT`",
         "rules[5].delay: give one of `fixed`, `uniform` and `exponential`",
         &format!("delay.fixed: {hour}"),
-        "abort.status: 600 is not the status of a response: write 200 to 599",
+        "abort.status: 600 is not a response status: write 200 to 599",
         &format!("headers.delay.max: {hour}"),
-        "max_active: 0 lets no fault happen: leave the faults out, or set it to at least 1",
+        "max_active: 0 allows no faults: leave the faults out, or set it to at least 1",
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);
 }

@@ -1,4 +1,4 @@
-//! From the configuration as it is written to limits that are ready for requests, with all mistakes at once.
+//! Compiles the configuration to limits that are ready for requests, and reports all errors at once.
 
 use std::collections::HashSet;
 
@@ -13,11 +13,11 @@ use crate::{
 
 /// The default of `max_keys`.
 const MAX_KEYS: u32 = 1_000_000;
-/// What the host's buckets can count, and how long they may take to fill.
+/// The maximum of the host's buckets, and the maximum time they may take to fill.
 const MOST: u32 = i32::MAX as u32;
 const YEAR_MS: u64 = 365 * 86_400_000;
 
-/// All limits, or everything that is wrong.
+/// Compiles all limits, or returns all errors.
 pub(crate) fn limits(config: Config, setup: &mut Setup) -> Result<Vec<Limited>, ConfigError> {
     let mistakes = Mistakes::default();
     let mut names = HashSet::new();
@@ -40,14 +40,14 @@ pub(crate) fn limits(config: Config, setup: &mut Setup) -> Result<Vec<Limited>, 
         }
     }
     if !(400..=599).contains(&config.status) {
-        let message = format!("{} is not the status of an error: write 400 to 599, such as 429", config.status);
+        let message = format!("{} is not an error status: write 400 to 599, such as 429", config.status);
         mistakes.add("status", message);
     }
     mistakes.finish()?;
     Ok(limits)
 }
 
-/// A limit's bucket, if its figures can be had.
+/// The bucket of a limit, if its parameters are valid.
 fn bucket(limit: &LimitConfig, key: &Key, at: &str, mistakes: &Mistakes) -> Option<doc::Bucket> {
     let mut right = true;
     let mut wrong = |field: &str, message: String| {
@@ -71,9 +71,9 @@ fn bucket(limit: &LimitConfig, key: &Key, at: &str, mistakes: &Mistakes) -> Opti
         wrong("burst", format!("it takes over a year to gain {capacity} tokens: lower it, or raise `requests`"));
     }
     if limit.max_keys == Some(0) {
-        wrong("max_keys", "0 keys can be remembered: write at least 1".into());
+        wrong("max_keys", "0 is out of range: write at least 1".into());
     } else if limit.max_keys.is_some() && key.is_empty() {
-        wrong("max_keys", "means nothing without a `key`: leave it out".into());
+        wrong("max_keys", "has no effect without a `key`: leave it out".into());
     }
     let max_keys = if key.is_empty() { 0 } else { limit.max_keys.unwrap_or(MAX_KEYS) };
     let (fill, interval_ms) = (limit.requests, limit.per.millis());

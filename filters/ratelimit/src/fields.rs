@@ -1,24 +1,25 @@
-//! What clients are told: the members of `RateLimit-Policy` and `RateLimit`, of draft-ietf-httpapi-ratelimit-headers-11.
+//! The response fields for clients: members of `RateLimit-Policy` and `RateLimit`, as in
+//! draft-ietf-httpapi-ratelimit-headers-11.
 
 use tollgate_sdk::Take;
 
-/// A limit's members, as far as they are the same for every request.
+/// The parts of a limit's members that are the same for every request.
 #[derive(Debug)]
 pub(crate) struct Members {
     /// `"NAME";q=100;w=60`
     pub(crate) policy: Vec<u8>,
     /// `"NAME";r=`
     state: Vec<u8>,
-    /// Seconds in which one token is gained, as a fraction: that way whole numbers stay whole.
+    /// The interval and `requests` for computing the seconds per token as a fraction, so that whole numbers stay exact.
     per_ms: f64,
     requests_1000: f64,
 }
 
 impl Members {
     pub(crate) fn new(name: &str, requests: u32, per_ms: u64) -> Members {
-        // A string of RFC 9651. The name is visible ASCII, so these two are all that must be escaped.
+        // A string in RFC 9651. The name is visible ASCII, so only these two characters need escaping.
         let name = name.replace('\\', "\\\\").replace('"', "\\\"");
-        // Windows are whole seconds; for others, the quota is that of the next whole one.
+        // Windows are whole seconds; for other intervals, the quota is scaled to the next whole second.
         let window = per_ms.div_ceil(1000).max(1);
         let quota = u128::from(requests) * u128::from(window) * 1000 / u128::from(per_ms.max(1));
         Members {
@@ -29,10 +30,11 @@ impl Members {
         }
     }
 
-    /// Appends the member for what is left: `"NAME";r=99;t=60`. `retry` is `Retry-After`, if this limit has refused.
+    /// Appends the member for the current state: `"NAME";r=99;t=60`. `retry` is `Retry-After`, if this limit denied the
+    /// request.
     pub(crate) fn state(&self, take: &Take, retry: Option<u32>, out: &mut Vec<u8>) {
-        // Two of the draft's rules: `Retry-After` is not before the end of `t`, and `r` over `t` does not invite to more than
-        // the limit's rate, which the time until the bucket is full alone would do while it is nearly full.
+        // Two rules of the draft: `Retry-After` is not before the end of `t`, and `r` over `t` does not exceed the
+        // limit's rate, which the time until the bucket is full alone would allow while it is nearly full.
         let t = retry.map_or_else(
             || {
                 let gained = (f64::from(take.remaining) * self.per_ms / self.requests_1000).ceil() as u64;
@@ -54,7 +56,7 @@ pub(crate) fn separate(out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a number's digits.
+/// Appends a number in decimal.
 pub(crate) fn number(mut n: u64, out: &mut Vec<u8>) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -88,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn states_invite_to_no_more_than_the_rate() {
-        // 100 in a minute.
+    fn states_never_exceed_the_rate() {
+        // 100 per minute.
         for (remaining, reset_ms, retry, expected) in [
             (99, 600, None, "r=99;t=60"),
             (50, 30_000, None, "r=50;t=30"),

@@ -1,7 +1,7 @@
-//! Whose bucket: the key of a request, built into a buffer that is used again.
+//! Builds the key of a request, which selects its bucket, in a reusable buffer.
 //!
-//! Each part goes in with its length before it, so that `ab` and `c` are not `a` and `bc`; and a part that is missing is
-//! not an empty one.
+//! Each part is preceded by its length, so that `ab` and `c` differ from `a` and `bc`, and a missing part differs from
+//! an empty one.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -18,44 +18,44 @@ const IPV6_PREFIX: u8 = 64;
 #[derive(Debug)]
 enum Part {
     Source(Source),
-    /// With its name in lower case.
+    /// The name, also in lower case.
     Header(Name, Box<str>),
     Cookie(Box<[u8]>),
     Path,
     Constant(Box<[u8]>),
 }
 
-/// How a limit's keys are made.
+/// How a limit's keys are built.
 #[derive(Debug)]
 pub(crate) struct Key {
     parts: Vec<Part>,
-    /// The bits of an IPv6 address that count.
+    /// The significant bits of an IPv6 address.
     mask: u128,
-    /// Whether a request without one of the parts has a key.
+    /// Whether a request that lacks a part has a key.
     shared: bool,
 }
 
-/// What keys are made of.
+/// The parts of a request that keys are built from.
 pub(crate) struct Subject<'a> {
     pub(crate) request: &'a Request,
     /// As rules compare it.
     pub(crate) path: &'a [u8],
-    /// The name of `cookie`.
+    /// The name `cookie`.
     pub(crate) cookie: Name,
 }
 
 impl Key {
-    /// Makes it ready. `at` is where the limit stands in the configuration.
+    /// Compiles it. `at` is the limit's path in the configuration.
     pub(crate) fn compile(limit: &LimitConfig, at: &str, setup: &mut Setup, mistakes: &Mistakes) -> Key {
         let parts = limit.key.iter().enumerate();
         let parts: Vec<_> =
             parts.map(|(i, part)| Part::compile(part, &format!("{at}.key[{i}]"), setup, mistakes)).collect();
         let prefix = limit.ipv6_prefix.unwrap_or(IPV6_PREFIX);
         if !(1..=128).contains(&prefix) {
-            mistakes.add(format!("{at}.ipv6_prefix"), format!("{prefix} is not a prefix's length: write 1 to 128"));
+            mistakes.add(format!("{at}.ipv6_prefix"), format!("{prefix} is not a prefix length: write 1 to 128"));
         }
         if limit.ipv6_prefix.is_some() && !parts.iter().any(|part| matches!(part, Part::Source(_))) {
-            mistakes.add(format!("{at}.ipv6_prefix"), "means nothing without a `source` in the key: leave it out");
+            mistakes.add(format!("{at}.ipv6_prefix"), "has no effect without a `source` in the key: leave it out");
         }
         let mask = !u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
         Key { parts, mask, shared: limit.on_missing_key == OnMissingKey::Shared }
@@ -66,12 +66,12 @@ impl Key {
         self.parts.is_empty()
     }
 
-    /// Whether the path is a part.
+    /// Whether the path is part of the key.
     pub(crate) fn needs_path(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Path))
     }
 
-    /// Appends a request's key to `out`, if it has one; else leaves something there that means nothing.
+    /// Appends a request's key to `out`. Returns false if it has none; `out` then has a partial key.
     pub(crate) fn append(&self, subject: &Subject, scratch: &mut Buffer, out: &mut Vec<u8>) -> bool {
         for part in &self.parts {
             let there = match part {
@@ -85,7 +85,7 @@ impl Key {
                 Part::Header(name, text) => {
                     let value = subject.request.header(*name, scratch);
                     match value {
-                        // Only a value with a comma can be that of several fields.
+                        // Only a value with a comma can stem from several fields.
                         Some(value) if value.contains(&b',') && is_repeated(subject.request, text) => put_several(out),
                         value => put_some(out, value),
                     }
@@ -146,10 +146,10 @@ impl Part {
     }
 }
 
-/// In place of a part's length: there is no such part. No part is as long as this.
+/// Instead of a part's length: the part is missing. No part is this long.
 const MISSING: u32 = u32::MAX;
 
-/// In place of a part's length: there are several.
+/// Instead of a part's length: the part has several values.
 const SEVERAL: u32 = u32::MAX - 1;
 
 fn put(out: &mut Vec<u8>, part: &[u8]) {
@@ -161,29 +161,29 @@ fn put_some(out: &mut Vec<u8>, part: Option<&[u8]>) -> bool {
     part.inspect(|part| put(out, part)).is_some()
 }
 
-/// Puts in that a part has several values. What a client adds to the one that it should have must not make a bucket of its own:
-/// all who do so share one.
+/// Marks a part with several values. A client must not get its own bucket by adding values to the one that it should
+/// send: all clients that do so share one bucket.
 fn put_several(out: &mut Vec<u8>) -> bool {
     out.extend_from_slice(&SEVERAL.to_le_bytes());
     true
 }
 
-/// Whether a request has several fields of a name, which is in lower case.
+/// Whether a request has several fields of this name (in lower case).
 #[cold]
 fn is_repeated(request: &Request, name: &str) -> bool {
     request.all_headers().iter().filter(|(other, _)| other == name).count() > 1
 }
 
-/// What there is of a cookie.
+/// The result of looking up a cookie.
 #[derive(Debug, PartialEq, Eq)]
 enum Found<'a> {
     None,
     One(Cow<'a, [u8]>),
-    /// Which of them counts is up to who reads them.
+    /// Which one applies depends on the reader.
     Several,
 }
 
-/// The value of the cookie of this name, however it is encoded: another encoding must not make a bucket of its own.
+/// Looks up a cookie's value in decoded form, so that another encoding does not get its own bucket.
 fn cookie<'a>(header: &'a [u8], name: &[u8]) -> Found<'a> {
     let mut values = cookies(header).filter(|(other, _)| *other == name).map(|(_, value)| value);
     match (values.next(), values.next()) {

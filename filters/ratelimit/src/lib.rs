@@ -1,7 +1,7 @@
-//! How much is let through: token buckets, shared by all workers, for all requests or for each address, user, path.
+//! Rate limiting with token buckets shared by all workers, for all requests or per address, user or path.
 //!
-//! The buckets themselves are the host's. This decides which of them a request takes from, in whose name, and what its
-//! client is told. A request that is let through costs no allocation.
+//! The buckets themselves belong to the host. This filter decides which of them a request takes from, under which key,
+//! and what the client is told. An allowed request costs no allocation.
 
 mod compile;
 pub mod config;
@@ -39,34 +39,34 @@ pub struct Ratelimit {
     scratch: RefCell<Scratch>,
 }
 
-/// A limit, ready for requests.
+/// A compiled limit.
 struct Limited {
     matcher: Matcher,
     key: Key,
     bucket: Bucket,
-    /// Whether it stops requests, or is only tried out.
+    /// Whether it limits requests, or is a dry run.
     enforced: bool,
     members: Members,
-    /// For the access log.
+    /// The details for the access log.
     details: String,
 }
 
-/// Memory that is used again for each request.
+/// Memory that is reused for each request.
 #[derive(Default)]
 struct Scratch {
-    /// The keys of all limits that have been asked, one after the other.
+    /// The keys of all limits that were checked, concatenated.
     keys: Vec<u8>,
     asked: Vec<Asked>,
     policies: Vec<u8>,
     states: Vec<u8>,
-    /// The details of limits that are tried out and had no token.
+    /// The details of dry-run limits that had no token.
     tried: String,
 }
 
-/// A limit that has been asked for a token.
+/// A limit that was checked.
 struct Asked {
     limit: usize,
-    /// Within `Scratch::keys`.
+    /// The key's range within `Scratch::keys`.
     key: Range<usize>,
     state: Take,
 }
@@ -117,7 +117,7 @@ impl Filter for Ratelimit {
                 reply.body("too many requests").details(limit.details.as_str()).into()
             }
             _ => {
-                // Requests that no limit is for are not counted.
+                // Requests that match no limit are not counted.
                 if !scratch.asked.is_empty() {
                     self.allowed.add(1);
                 }
@@ -128,8 +128,8 @@ impl Filter for Ratelimit {
 }
 
 impl Ratelimit {
-    /// Takes a token from each limit that is for the request. If one of them has none, the others get theirs back, and that
-    /// limit and its state come out.
+    /// Takes a token from each limit that applies to the request. If one has none, returns the tokens of the others,
+    /// and returns that limit and its state.
     fn ask(&self, request: &Request, scratch: &mut Scratch) -> Option<(&Limited, Take)> {
         let (mut buffer, mut values) = (Buffer::new(), Buffer::new());
         let [method, path] = match self.needs_line {
@@ -165,14 +165,15 @@ impl Ratelimit {
         None
     }
 
-    /// Gives back what has been taken for a request that is not let through.
+    /// Returns the tokens that were taken for a denied request.
     fn give_back(&self, scratch: &mut Scratch) {
         for asked in &mut scratch.asked {
             asked.state = self.limits[asked.limit].bucket.take(&scratch.keys[asked.key.clone()], -1).state;
         }
     }
 
-    /// Tells the client about the limits that were asked. If one has refused, it was the last, and `retry` is `Retry-After`.
+    /// Reports the checked limits to the client. If one denied the request, it was the last, and `retry` is
+    /// `Retry-After`.
     fn tell(&self, request: &Request, retry: Option<u32>, scratch: &mut Scratch) {
         let Scratch { asked, policies, states, .. } = scratch;
         for (i, one) in asked.iter().enumerate() {

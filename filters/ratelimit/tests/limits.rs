@@ -1,4 +1,4 @@
-//! Who gets through, when, and in whose name.
+//! Which requests are allowed, when, and under which key.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ fn host(limits: Value) -> TestHost<Ratelimit> {
     TestHost::new(json!({"limits": limits})).unwrap()
 }
 
-/// How many of ten requests get through.
+/// Number of ten requests that are allowed.
 fn passes(request: impl Fn() -> bool) -> usize {
     (0..10).filter(|_| request()).count()
 }
@@ -74,7 +74,7 @@ fn each_source_has_its_own_bucket() {
         host(json!([limit]))
     };
     let table = [
-        // The sources of two requests, and whether they are one.
+        // The sources of two requests, and whether they are the same.
         (json!({"source": true}), json!({}), "10.0.0.1", "10.0.0.1", true),
         (json!({"source": "peer"}), json!({}), "10.0.0.1", "10.0.0.2", false),
         (json!({"source": true}), json!({}), "10.0.0.1", "::ffff:10.0.0.1", true),
@@ -185,7 +185,7 @@ fn everything_tried_out() {
         .map(|_| {
             let outcome = host.request("GET", "/").send();
             assert!(outcome.continued() && outcome.flags().is_empty());
-            assert_eq!(outcome.response_header("ratelimit"), None, "clients are not told of limits that are not");
+            assert_eq!(outcome.response_header("ratelimit"), None, "dry-run limits are not reported to clients");
             outcome.log_field("ratelimit_dry_run").unwrap_or_default().to_string()
         })
         .collect();
@@ -211,7 +211,7 @@ fn clients_are_told() {
     assert_eq!(refused.status(), Some(429));
     assert_eq!(refused.reply_header("retry-after"), Some("30"));
     assert_eq!(told(&refused), (policy.into(), "\"burst\";r=38;t=2, \"user\";r=0;t=30".into()));
-    // Only what was asked is told of.
+    // Only limits that were checked are reported.
     assert_eq!(told(&host.request("GET", "/").send()), ("\"burst\";q=20;w=1".into(), "\"burst\";r=37;t=2".into()));
     let answered = host.request("GET", "/").send().respond(200, &[], b"hello");
     assert_eq!(answered.response_header("ratelimit"), Some("\"burst\";r=36;t=2"));
@@ -226,7 +226,8 @@ fn clients_need_not_be_told() {
     assert_eq!((refused.reply_header("ratelimit"), refused.reply_header("retry-after")), (None, Some("3600")));
 }
 
-/// Neither what servers put up with around a cookie's value, nor another cookie behind a comma, makes a bucket of its own.
+/// Neither whitespace that servers tolerate around a cookie's value, nor another cookie after a comma, gets its own
+/// bucket.
 #[test]
 fn all_spellings_of_a_cookie_share_a_bucket() {
     let host = host(json!([{"name": "c", "requests": 1, "per": "1m", "key": [{"cookie": "sid"}]}]));
@@ -235,11 +236,11 @@ fn all_spellings_of_a_cookie_share_a_bucket() {
     for spelling in ["sid=\"1\"", "sid = 1", "sid=\t\"1\" ", "sid=\"\\061\"", "sid=1,a=2", "sid=1,a=3", "b=1,sid=1"] {
         assert!(!pass(spelling), "{spelling:?}");
     }
-    assert!(pass("sid=1,sid=2") && !pass("sid=3,sid=4"), "who sends several shares one");
+    assert!(pass("sid=1,sid=2") && !pass("sid=3,sid=4"), "requests with several share one");
     assert!(pass("sid=2"));
 }
 
-/// A second field, or cookie, must not make a bucket of its own.
+/// A second field or cookie must not get its own bucket.
 #[test]
 fn a_second_value_buys_nothing() {
     let host = host(json!([
@@ -252,10 +253,10 @@ fn a_second_value_buys_nothing() {
     let random = |n: usize| format!("random-{n}");
     assert_eq!((0..10).filter(|n| with("x-api-key", &["k".into(), random(*n)])).count(), 1);
     assert_eq!((0..10).filter(|n| with("x-api-key", &[random(*n), "k".into()])).count(), 0);
-    assert!(with("x-api-key", &["k".into()]), "who sends one has a bucket of its own");
+    assert!(with("x-api-key", &["k".into()]), "a single value has its own bucket");
     assert!(
         with("x-api-key", &["a, b".into()]) && with("x-api-key", &["a, c".into()]),
-        "commas in one field are its own"
+        "commas in one field are part of its value"
     );
     assert_eq!((0..10).filter(|n| with("cookie", &[format!("id={}; id=k", random(*n))])).count(), 1);
     assert_eq!((0..10).filter(|n| with("cookie", &["id=k".into(), format!("id={}", random(*n))])).count(), 0);

@@ -1,4 +1,4 @@
-//! Mistakes in the configuration: all at once, each with its place and what would be right.
+//! Configuration errors: all reported at once, each with its path and a correction.
 
 use ratelimit::Ratelimit;
 use serde_json::{Value, json};
@@ -71,20 +71,20 @@ fn of_meaning() {
         "a name is a word such as `x-user`",
         "limits[3].key[1].cookie: `a=b` is not a cookie's name, such as `session`",
         "limits[3].key[2].path: write `true`, or leave this part out",
-        "limits[3].max_keys: 0 keys can be remembered: write at least 1",
-        "limits[4].ipv6_prefix: means nothing without a `source` in the key: leave it out",
+        "limits[3].max_keys: 0 is out of range: write at least 1",
+        "limits[4].ipv6_prefix: has no effect without a `source` in the key: leave it out",
         "limits[4].requests: 4294967295 is out of range: write 1 to 2147483647",
-        "limits[4].max_keys: means nothing without a `key`: leave it out",
-        "limits[5].ipv6_prefix: 129 is not a prefix's length: write 1 to 128",
+        "limits[4].max_keys: has no effect without a `key`: leave it out",
+        "limits[5].ipv6_prefix: 129 is not a prefix length: write 1 to 128",
         "limits[6].match.path.exact: a path begins with `/`: write `/x`",
         "limits[6].match.methods[0]: no method is spelled like `get`: write `GET`",
         "limits[7].requests: 0 is out of range: write 1 to 2147483647",
-        "status: 200 is not the status of an error: write 400 to 599, such as 429",
+        "status: 200 is not an error status: write 400 to 599, such as 429",
     ];
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);
 }
 
-/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+/// Blanks each value of a configuration in turn: a blank must not be treated like an omitted value.
 #[test]
 fn blanks() {
     let config = json!({

@@ -1,4 +1,4 @@
-//! What is done with the requests of a route: send them on, redirect them, or answer them.
+//! The actions of routes: forward, redirect, or respond directly.
 
 use tollgate_sdk::{Flow, Name, Reply, RouteId, Selection, Setup, doc};
 
@@ -13,7 +13,7 @@ use crate::{
     rewrite::{Matched, PatternRewrite, PrefixRewrite},
 };
 
-/// What is done with a request.
+/// A route's action.
 pub(crate) enum Action {
     Forward(Box<Forward>),
     Redirect(Box<Redirect>),
@@ -21,7 +21,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Reads the action of the rule at `place`; what is wrong with it becomes mistakes.
+    /// Compiles the action of the rule at `place` and reports errors in it.
     pub(crate) fn compile(
         rule: &Rule,
         name: String,
@@ -58,7 +58,7 @@ impl Action {
         Forward::compile(rule, name, ops, matched, place, names, setup).map(|f| Action::Forward(Box::new(f)))
     }
 
-    /// Does it.
+    /// Runs the action.
     pub(crate) fn run(&self, head: &mut Head, path: Name) -> Flow {
         match self {
             Action::Forward(forward) => forward.run(head, path),
@@ -68,7 +68,7 @@ impl Action {
     }
 }
 
-/// Options that only mean something for requests that are sent on.
+/// Reports options that only apply to forwarded requests.
 fn refuse_options(rule: &Rule, action: &str, place: &Place) {
     let given = [
         ("prefix_rewrite", rule.prefix_rewrite.is_some()),
@@ -92,7 +92,7 @@ fn respond(config: &config::Respond, ops: &doc::HeaderOps, place: &Place) -> Opt
     }
     let mut list = headers::pairs(&config.headers, &place.field("headers"));
     if !config.body.is_empty() && !list.iter().any(|(name, _)| name == "content-type") {
-        // Without it, browsers guess.
+        // Without it, browsers guess the type.
         list.push(("content-type".into(), "text/plain; charset=utf-8".into()));
     }
     headers::apply(ops, &mut list);
@@ -100,11 +100,11 @@ fn respond(config: &config::Respond, ops: &doc::HeaderOps, place: &Place) -> Opt
     Some(list.into_iter().fold(reply, |reply, (name, value)| reply.header(name, value)))
 }
 
-/// Sends requests on.
+/// Forwards requests to a cluster.
 pub(crate) struct Forward {
     route: RouteId,
     rewrite: Option<PatternRewrite>,
-    /// The host replaces the beginning of the path, by the length of what has matched.
+    /// The host replaces the beginning of the path, by the length of the match.
     strips: bool,
     split: Option<Key>,
     balance: Option<Key>,
@@ -123,7 +123,7 @@ impl Forward {
         if rule.prefix_rewrite.is_some() && rule.regex_rewrite.is_some() {
             place.wrong("give only one of `prefix_rewrite`, `regex_rewrite`");
         }
-        // The host refuses a route with a wrong one, which would only say again what is said here.
+        // The host rejects a route with an invalid one, which would only repeat this error.
         let host = rule.host_rewrite.clone().filter(|host| {
             let right = redirect::is_host(std::str::from_utf8(split_port(host.as_bytes()).0).unwrap_or_default());
             if !right {
@@ -156,9 +156,9 @@ impl Forward {
             request_headers: request_headers.unwrap_or_default(),
             response_headers,
         };
-        // Only now, so that the mistakes after it are found too.
+        // Only now, so that errors in the other options are reported too.
         route.clusters = clusters?;
-        // The host sees to it that there is just one slash between what it puts in and what is left.
+        // The host puts exactly one slash between the replacement and the rest.
         route.prefix = prefix.map(|PrefixRewrite { strip, with }| doc::PrefixRewrite {
             strip: strip as u32,
             with: if with.is_empty() { "/".into() } else { with },
@@ -174,13 +174,13 @@ impl Forward {
             balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
         };
         let rewritten = match &self.rewrite {
-            // `OPTIONS *` asks about a server, and has no path.
+            // `OPTIONS *` addresses the server and has no path.
             Some(_) if head.path == b"*" => None,
             Some(rewrite) => match rewrite.rewrite(head.path) {
                 Ok(rewritten) => rewritten,
                 Err(_) => return Reply::new(400).body("Bad Request").details("bad_rewritten_path").into(),
             },
-            // What was written has another length than what has matched.
+            // The path as sent differs in length from the path that was matched.
             None if self.strips && head.path.len() != head.written.len() => Some(head.path.to_vec()),
             None => None,
         };
@@ -213,7 +213,7 @@ fn clusters(rule: &Rule, place: &Place, setup: &mut Setup) -> Option<Vec<doc::We
         place.wrong("all weights are 0");
     }
     let clusters = split.clusters.iter().enumerate();
-    // All of them are looked at, even after one that is unknown.
+    // All of them are checked, even after an unknown one.
     let clusters: Vec<_> =
         clusters.map(|(i, c)| (cluster(&c.cluster, &place.item(i).field("cluster"), setup), c.weight)).collect();
     let known = clusters.into_iter().map(|(c, weight)| Some(doc::WeightedCluster { cluster: c?, weight }));

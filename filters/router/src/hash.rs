@@ -1,4 +1,4 @@
-//! What a request is hashed by, to choose a cluster of a split or an endpoint of a cluster.
+//! Hashes a part of the request, to choose a cluster of a split or an endpoint of a cluster.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,13 @@ use crate::{
     place::Place,
 };
 
-/// For the choice of a cluster. It differs from the other one, because a cluster that is chosen by a hash would else see
-/// only a part of all hashes, and spread its requests unevenly.
+/// The seed for choosing a cluster. It differs from the other one: otherwise a cluster chosen by hash would see only a
+/// part of all hashes, and spread its requests unevenly.
 pub(crate) const SPLIT: u64 = 0x5eed;
-/// For the choice of an endpoint.
+/// The seed for choosing an endpoint.
 pub(crate) const BALANCE: u64 = 0;
 
-/// A part of a request.
+/// The part of a request to hash.
 pub(crate) enum Key {
     Header(Slot),
     Cookie(Slot, Box<[u8]>),

@@ -1,5 +1,5 @@
-//! A request's head as rules look at it: host, path and method are read at once, in one call of the host; any other header
-//! only when a rule asks for it, and then once.
+//! A request's head as rules see it: host, path and method are read in a single host call; other headers only when a
+//! rule needs them, and only once.
 
 use std::{borrow::Cow, cell::RefMut};
 
@@ -9,7 +9,7 @@ use tollgate_sdk::{
     matching::{compared, position},
 };
 
-/// A `:path`, taken apart once.
+/// A `:path`, split once.
 pub(crate) struct Target<'a> {
     whole: &'a [u8],
     written: &'a [u8],
@@ -30,13 +30,13 @@ impl<'a> Target<'a> {
 /// The head of the current request.
 pub(crate) struct Head<'a> {
     pub(crate) request: &'a Request,
-    /// The host as the client has written it.
+    /// The host as sent by the client.
     pub(crate) authority: &'a [u8],
-    /// The path with the query, as the client has written it.
+    /// The path with the query, as sent by the client.
     pub(crate) target: &'a [u8],
-    /// The path without the query, as the client has written it.
+    /// The path without the query, as sent by the client.
     pub(crate) written: &'a [u8],
-    /// The same, as rules compare it.
+    /// The same in the form that rules compare.
     pub(crate) path: &'a [u8],
     /// The query without the `?`.
     pub(crate) query: Option<&'a [u8]>,
@@ -62,7 +62,7 @@ impl<'a> Head<'a> {
         self.cache.get(self.request, slot)
     }
 
-    /// The first parameter of this name in the query; the empty value, if it has no `=`.
+    /// The first query parameter of this name; empty if it has no `=`.
     pub(crate) fn parameter(&self, name: &[u8]) -> Option<&'a [u8]> {
         self.query?.split(|b| *b == b'&').find_map(|parameter| {
             let rest = parameter.strip_prefix(name)?;
@@ -70,7 +70,7 @@ impl<'a> Head<'a> {
         })
     }
 
-    /// The client's address: 4 or 16 bytes, and how many of the array they are.
+    /// The client's address: 4 or 16 bytes, and the number of bytes used.
     pub(crate) fn source(&self) -> ([u8; 16], usize) {
         let mut bytes = [0; 16];
         let len = match self.request.source(Source::Client).ip() {
@@ -87,11 +87,11 @@ impl<'a> Head<'a> {
     }
 }
 
-/// A header that some rule looks at.
+/// A header that some rule reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot(u32);
 
-/// The headers that rules look at, each in one place, however many rules do.
+/// The headers that rules read, each in one slot, however many rules read it.
 #[derive(Default)]
 pub(crate) struct HeaderNames {
     slots: FxHashMap<String, Slot>,
@@ -99,7 +99,7 @@ pub(crate) struct HeaderNames {
 }
 
 impl HeaderNames {
-    /// The place of a header; `name` is in lower case.
+    /// The slot of a header; `name` is in lower case.
     pub(crate) fn slot(&mut self, name: &str, setup: &mut Setup) -> Slot {
         // HTTP/1's `host` is `:authority` here, as everywhere in the proxy.
         let name = if name == "host" { ":authority" } else { name };
@@ -118,7 +118,7 @@ impl HeaderNames {
     }
 }
 
-/// Values of the current request's headers. Its memory is used again for each request.
+/// Values of the current request's headers. Its memory is reused for each request.
 pub(crate) struct HeaderCache {
     names: Vec<Name>,
     values: Vec<Cached>,
@@ -130,9 +130,9 @@ pub(crate) struct HeaderCache {
 
 #[derive(Clone, Copy)]
 struct Cached {
-    /// Which request it belongs to: a new request makes all values old without touching them.
+    /// The request that it belongs to: a new request invalidates all values without touching them.
     request: u32,
-    /// Where in the bytes it is, if the header is there.
+    /// The value's range in the bytes, if the header is present.
     span: Option<(u32, u32)>,
 }
 
@@ -141,7 +141,7 @@ impl HeaderCache {
         self.bytes.clear();
         self.request = self.request.wrapping_add(1);
         if self.request == 0 {
-            // Numbers begin anew: values from 2^32 requests ago must not look like this one's.
+            // After wrapping around, values from 2^32 requests ago must not be mistaken for current ones.
             self.values.iter_mut().for_each(|value| value.request = 0);
             self.request = 1;
         }

@@ -1,32 +1,32 @@
-//! From a request's host to a virtual host, in a time that does not depend on how many there are.
+//! Looks up the virtual host of a request, in a time that does not depend on the number of virtual hosts.
 //!
-//! Domains without `*` are in one map. Those with `*` are in another one by what comes after it (nothing, for `*` itself),
-//! and a host is looked up there label by label, the longest part first. A domain's port belongs to its key, so no other
-//! maps are needed for ports.
+//! Domains without `*` are in one map. Domains with `*` are in another, keyed by the rest (empty for `*` itself), and a
+//! host is looked up there label by label, the longest part first. A domain's port is part of its key, so ports need no
+//! maps of their own.
 
 use rustc_hash::FxHashMap;
 use tollgate_sdk::matching::host_mistake;
 
 use crate::place::Place;
 
-/// Hosts that are longer than names can be (RFC 1035: 255 bytes, then a port) are only looked up as they came.
+/// Hosts longer than names can be (RFC 1035: 255 bytes, then a port) are looked up without conversion to lower case.
 const LONGEST: usize = 272;
 
-/// Virtual hosts by their domains.
+/// Virtual hosts by domain.
 #[derive(Default)]
 pub(crate) struct Hosts {
     exact: FxHashMap<Box<[u8]>, u32>,
     wildcards: FxHashMap<Box<[u8]>, u32>,
-    /// The one of `*`, which is among the wildcards too.
+    /// The virtual host for `*`, which is among the wildcards too.
     all: Option<u32>,
-    /// The longest key among the wildcards: longer parts of a host need not be looked up.
+    /// The longest wildcard key: longer parts of a host need no lookup.
     longest_wildcard: usize,
-    /// Whether some domain names a port.
+    /// Whether any domain has a port.
     ports: bool,
 }
 
 impl Hosts {
-    /// Adds a domain of a virtual host. Its syntax being wrong, or it being there already, is a mistake.
+    /// Adds a domain of a virtual host. Reports an invalid or duplicate domain as an error.
     pub(crate) fn add(&mut self, domain: &str, host: u32, place: &Place) {
         let lower = domain.to_ascii_lowercase();
         let (wildcard, rest) = match lower.strip_prefix('*') {
@@ -44,11 +44,11 @@ impl Hosts {
             place.wrong(format!("`{domain}` is not a domain; write `example.com`, `*.example.com` or `*`"));
             return;
         }
-        // Of `*:80` there is no more than the port.
+        // `*:80` consists only of a port after the star.
         let spelled = if name.is_empty() { format!("x{rest}") } else { rest.to_owned() };
         if let Some(message) = host_mistake(&spelled) {
             place.wrong(if name.is_empty() {
-                format!("`{domain}`: write the port without zeros before it")
+                format!("`{domain}`: write the port without leading zeros")
             } else {
                 message
             });
@@ -65,12 +65,12 @@ impl Hosts {
             &mut self.exact
         };
         if map.insert(rest.as_bytes().into(), host).is_some() {
-            place.wrong(format!("the domain `{domain}` is there twice"));
+            place.wrong(format!("the domain `{domain}` is listed twice"));
         }
     }
 
-    /// The virtual host that a request of this authority belongs to. Without a port it has its scheme's `usual` one: both
-    /// spellings are one authority (RFC 3986 section 6.2.3), and a server reads them alike.
+    /// The virtual host for a request with this authority. Without a port it has its scheme's `usual` port: both forms
+    /// are the same authority (RFC 3986 section 6.2.3), and servers treat them alike.
     pub(crate) fn find(&self, authority: &[u8], usual: impl Fn() -> &'static str) -> Option<u32> {
         // With no domain but `*`, nothing depends on the host.
         if self.exact.is_empty() && self.longest_wildcard == 0 {
@@ -105,9 +105,9 @@ impl Hosts {
         {
             return Some(host);
         }
-        // From 1: there must be something in the place of the `*`.
+        // From 1: the `*` must match at least one character.
         for from in 1..name.len() {
-            // With a port, the key may be longer; without it, never shorter.
+            // With a port, the key may be longer; without one, never shorter.
             if name[from] == b'.'
                 && name.len() - from <= self.longest_wildcard
                 && let Some(host) = get(&self.wildcards, from)
@@ -119,7 +119,7 @@ impl Hosts {
     }
 }
 
-/// A host's name and its port with the colon, which is empty if there is none. An IPv6 address is in brackets.
+/// Splits off the port, with its colon; empty if there is none. An IPv6 address is in brackets.
 pub(crate) fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
     let colon = authority.iter().rposition(|b| *b == b':');
     match colon {

@@ -1,8 +1,8 @@
-//! Tollgate's standard router: chooses what is done with a request by its host, path, method, headers and query.
+//! The standard router: selects a request's action by its host, path, method, headers and query.
 //!
-//! [`config`] is the configuration. When the filter is configured, `hosts` and `table` turn it into lookups that do not
-//! grow with the number of routes, and each route is defined in the host; for a request, the filter finds the first rule
-//! that matches and does its `action`, which mostly means to name a route's number to the host.
+//! [`config`] is the configuration. When the filter is configured, `hosts` and `table` compile it to lookups whose cost
+//! does not grow with the number of routes, and each route is defined in the host. For a request, the filter finds the
+//! first matching rule and runs its `action`, which usually only passes a route's id to the host.
 
 mod action;
 pub mod config;
@@ -49,7 +49,7 @@ impl Filter for Router {
     fn configure(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         let mistakes = Mistakes::default();
         let place = Place::root(&mistakes);
-        // Routes without virtual hosts are those of one for all hosts, and keep their own places.
+        // Routes without virtual hosts belong to one for all hosts, but keep their own paths in the configuration.
         let (virtual_hosts, places): (Vec<VirtualHost>, Vec<Place>) = match (config.virtual_hosts, config.routes) {
             (Some(hosts), None) => {
                 let place = place.field("virtual_hosts");
@@ -74,7 +74,7 @@ impl Filter for Router {
             if host.name.as_ref().is_some_and(String::is_empty) {
                 place.field("name").wrong("is empty");
             } else if !host.name().is_empty() && !known.insert(host.name()) {
-                place.field("name").wrong(format!("there are two virtual hosts `{}`", host.name()));
+                place.field("name").wrong(format!("two virtual hosts are named `{}`", host.name()));
             }
             let domains = place.field("domains");
             if host.domains.is_empty() {

@@ -1,24 +1,24 @@
-//! The literal text at the beginning of a regular expression: whatever the expression matches begins with it, so the
-//! expression can be found by it.
+//! The literal beginning of a regular expression: all its matches begin with it, so the expression can be indexed by
+//! it.
 
 use regex_syntax::{
     ParserBuilder,
     hir::{Hir, HirKind, Look},
 };
 
-/// The whole segments at the beginning of all paths that an expression matches, without a slash at their end, such as
-/// `/users` for `/users/\d+`. `None`, if there is not even a slash at the beginning.
+/// The whole leading segments of all paths that an expression matches, without a trailing slash, such as `/users` for
+/// `/users/\d+`. `None` if they do not even share a leading slash.
 pub(crate) fn segments(pattern: &str) -> Option<Vec<u8>> {
     let hir = ParserBuilder::new().unicode(false).utf8(false).build().parse(pattern).ok()?;
     let mut prefix = Vec::new();
     extend(&hir, &mut prefix);
-    // What comes after the last slash may be only the beginning of a segment.
+    // The part after the last slash may be only the beginning of a segment.
     let end = prefix.iter().rposition(|b| *b == b'/')?;
     prefix.truncate(end);
     (end == 0 || prefix.starts_with(b"/")).then_some(prefix)
 }
 
-/// Appends the expression's literal beginning; answers whether that was all of it.
+/// Appends the expression's literal beginning; returns whether that was the whole expression.
 fn extend(hir: &Hir, prefix: &mut Vec<u8>) -> bool {
     match hir.kind() {
         HirKind::Empty | HirKind::Look(Look::Start) => true,

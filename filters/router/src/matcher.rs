@@ -1,4 +1,4 @@
-//! Conditions on requests: methods, headers, parameters of the query, regular expressions.
+//! Match conditions: methods, headers, query parameters, regular expressions.
 
 use regex::bytes::{Regex, RegexBuilder};
 use tollgate_sdk::{
@@ -13,10 +13,10 @@ use crate::{
     place::Place,
 };
 
-/// All of a rule's conditions but exact paths and prefixes, which the table takes care of.
+/// All of a rule's conditions except exact paths and prefixes, which the table handles.
 #[derive(Default)]
 pub(crate) struct Conditions {
-    /// Empty: any.
+    /// Empty: any method.
     methods: Box<[Box<[u8]>]>,
     query: Box<[QueryCondition]>,
     headers: Box<[HeaderCondition]>,
@@ -47,10 +47,10 @@ enum Test {
 }
 
 impl Conditions {
-    /// Reads the conditions at `place`; what is wrong with them becomes a mistake.
+    /// Compiles the conditions at `place` and reports errors in them.
     pub(crate) fn compile(config: &Match, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
         if config.methods.as_ref().is_some_and(Vec::is_empty) {
-            place.field("methods").wrong("an empty list is for no request: leave it out for any method");
+            place.field("methods").wrong("an empty list matches no request: leave it out for any method");
         }
         let methods = config.methods.iter().flatten().enumerate();
         let methods = methods.filter_map(|(i, m)| method(m, &place.field("methods").item(i))).collect();
@@ -65,7 +65,7 @@ impl Conditions {
         Conditions { methods, query, headers, path }
     }
 
-    /// Whether a request meets all of them. The cheap ones come first.
+    /// Whether a request meets all conditions. Cheap ones are checked first.
     pub(crate) fn met_by(&self, head: &mut Head) -> bool {
         (self.methods.is_empty() || self.methods.iter().any(|m| **m == *head.method))
             && self.query.iter().all(|c| c.value.met_by(head.parameter(&c.name)))
@@ -114,14 +114,14 @@ impl HeaderCondition {
     }
 }
 
-/// What stands in one of the fields that say how a value is tested.
+/// The value of one of the fields that define a test.
 enum Given<'c> {
     Text(&'c str),
     Present(bool),
 }
 
 impl Test {
-    /// The name alone means that the value must be there.
+    /// The name alone means that the value must be present.
     fn compile(given: Option<(&'static str, Given)>, place: &Place) -> Option<Test> {
         Some(match given {
             None => Test::Present(true),
@@ -148,7 +148,7 @@ impl ValueCondition {
     }
 }
 
-/// A method.
+/// Validates a method.
 fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
     match method_mistake(method) {
         None => Some(method.as_bytes().into()),
@@ -159,9 +159,9 @@ fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
     }
 }
 
-/// A regular expression that has to match a whole value.
+/// A regular expression that must match a whole value.
 fn whole(pattern: &str) -> Result<Regex, String> {
-    // Alone first: brackets that do not match must not find their partners in what is put around it.
+    // Compiled alone first: an unbalanced bracket must not pair with the text added around it.
     regex(pattern)?;
     regex(&format!(r"\A(?:{pattern})\z"))
 }
@@ -169,10 +169,10 @@ fn whole(pattern: &str) -> Result<Regex, String> {
 /// A regular expression on bytes.
 pub(crate) fn regex(pattern: &str) -> Result<Regex, String> {
     let mut builder = RegexBuilder::new(pattern);
-    // A filter has little memory: what one expression may use (while requests come, too) is kept well below it.
+    // A filter has little memory, so an expression's size limits (also at match time) are well below it.
     builder.unicode(false).size_limit(1 << 20).dfa_size_limit(256 << 10);
     builder.build().map_err(|e| {
-        // The crate draws a picture over several lines; the last one says what is wrong.
+        // The crate's message has several lines; the last one has the error.
         let message = e.to_string();
         let line = message.lines().last().unwrap_or_default().trim_start_matches("error: ");
         format!("`{pattern}` is not a regular expression: {line}")

@@ -1,5 +1,5 @@
-//! Where in the configuration something stands, and the mistakes found there. Everything that reads the configuration is
-//! given a [`Place`], so that each mistake is reported with its path, and all of them at once.
+//! A path in the configuration, and the errors found there. Everything that reads the configuration receives a
+//! [`Place`], so that each error is reported with its path, and all of them at once.
 
 use std::fmt::Display;
 
@@ -17,13 +17,13 @@ impl<'m> Place<'m> {
         Place { mistakes, path: String::new() }
     }
 
-    /// A field of what stands here.
+    /// A field of this place.
     pub(crate) fn field(&self, name: &str) -> Place<'m> {
         let path = if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) };
         Place { mistakes: self.mistakes, path }
     }
 
-    /// An item of the list that stands here.
+    /// An item of the list at this place.
     pub(crate) fn item(&self, index: usize) -> Place<'m> {
         Place { mistakes: self.mistakes, path: format!("{}[{index}]", self.path) }
     }
@@ -33,27 +33,27 @@ impl<'m> Place<'m> {
         &self.path
     }
 
-    /// What stands here is wrong.
+    /// Reports an error at this place.
     pub(crate) fn wrong(&self, message: impl Into<String>) {
         self.mistakes.add(&self.path, message);
     }
 
-    /// The value, or a mistake.
+    /// The value, or reports the error here.
     pub(crate) fn take<T>(&self, result: Result<T, impl Display>) -> Option<T> {
         result.map_err(|message| self.wrong(message.to_string())).ok()
     }
 
-    /// The value, or a mistake that knows its place.
+    /// The value, or reports an error that has its own path.
     pub(crate) fn take_placed<T>(&self, result: Result<T, ConfigError>) -> Option<T> {
         self.mistakes.take(result)
     }
 
-    /// Milliseconds of a time such as `250ms`.
+    /// Parses a duration such as `250ms` to milliseconds.
     pub(crate) fn millis(&self, text: &str) -> Option<u64> {
         self.take(text.parse::<units::Duration>()).map(units::Duration::millis)
     }
 
-    /// Exactly one of these values, with its field's name. Anything else is a mistake.
+    /// Exactly one of these values, with its field's name. Anything else is an error.
     pub(crate) fn one_of<T, const N: usize>(
         &self,
         fields: [(&'static str, Option<T>); N],
@@ -66,7 +66,7 @@ impl<'m> Place<'m> {
         given
     }
 
-    /// At most one of these values, with its field's name. More are a mistake, for which the outer `None` stands.
+    /// At most one of these values, with its field's name. The outer `None`: more than one, which is an error.
     pub(crate) fn at_most_one_of<T, const N: usize>(
         &self,
         fields: [(&'static str, Option<T>); N],
@@ -84,7 +84,7 @@ impl<'m> Place<'m> {
     }
 }
 
-/// Names in backquotes, with commas between them.
+/// Formats names in backquotes, separated by commas.
 pub(crate) fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! Sending clients elsewhere.
+//! Redirects.
 
 use tollgate_sdk::{Flow, Reply, Setup};
 
@@ -25,7 +25,7 @@ pub(crate) struct Redirect {
 
 enum Path {
     Same,
-    /// A path that may have a query, and what follows both: a fragment with its `#`, or nothing.
+    /// A path with an optional query, and the fragment with its `#`, or an empty string.
     Whole(String, String),
     Prefix(PrefixRewrite),
 }
@@ -51,7 +51,7 @@ impl Redirect {
         if let Some(host) = &config.host
             && !is_host(host)
         {
-            place.field("host").wrong(format!("`{host}` is not a host's name (the port is given with `port`)"));
+            place.field("host").wrong(format!("`{host}` is not a host name (set the port with `port`)"));
         }
         if config.port == Some(0) {
             place.field("port").wrong("must be 1 to 65535");
@@ -76,9 +76,8 @@ impl Redirect {
         };
         let same_place = config.scheme.is_none() && config.host.is_none() && config.port.is_none();
         if same_place && config.path.is_none() && config.prefix_rewrite.is_none() && !config.strip_query {
-            place.wrong(
-                "leads to where the request came from; give `scheme`, `host`, `port`, `path` or `prefix_rewrite`",
-            );
+            place
+                .wrong("redirects to the request's own URL; give `scheme`, `host`, `port`, `path` or `prefix_rewrite`");
         }
         let reply = headers.into_iter().fold(Reply::new(config.status), |reply, (n, v)| reply.header(n, v));
         Some(Redirect {
@@ -94,7 +93,7 @@ impl Redirect {
 
     pub(crate) fn run(&self, head: &mut Head) -> Flow {
         if self.host.is_none() && head.authority.is_empty() {
-            // HTTP/1.0 need not name a host, and there is nowhere to send the client then.
+            // An HTTP/1.0 request may lack a host; then there is no redirect target.
             return Reply::new(400).body("Bad Request").details("redirect_without_host").into();
         }
         self.reply.clone().header("location", self.location(head)).into()
@@ -107,7 +106,7 @@ impl Redirect {
             None => head.header(self.request_scheme).unwrap_or(b"http"),
         };
         let usual_port: &[u8] = if scheme == b"https" { b":443" } else { b":80" };
-        // The location is always absolute, or a path that begins with two slashes would lead to another host.
+        // The location is always absolute; otherwise a path that begins with two slashes would name another host.
         out.extend_from_slice(scheme);
         out.extend_from_slice(b"://");
         let (name, port) = split_port(head.authority);
@@ -115,7 +114,7 @@ impl Redirect {
         let given = self.port.map(|port| format!(":{port}"));
         let port = match &given {
             Some(port) => port.as_bytes(),
-            // The request's port belongs to its host and its scheme.
+            // The request's port belongs to its host and scheme.
             None if self.host.is_some() || self.scheme.is_some() => b"",
             None => port,
         };
@@ -123,7 +122,7 @@ impl Redirect {
             out.extend_from_slice(port);
         }
         if !head.path.starts_with(b"/") && matches!(self.path, Path::Same) {
-            // `OPTIONS *`: what follows the host must not become a part of it.
+            // `OPTIONS *`: the path must not become a part of the host.
             out.push(b'/');
         }
         let mut query = if self.strip_query { None } else { head.query };
@@ -143,13 +142,13 @@ impl Redirect {
             out.push(b'?');
             out.extend_from_slice(query);
         }
-        // A query after it would be a part of it.
+        // The fragment comes last; a query after it would be a part of it.
         out.extend_from_slice(fragment.as_bytes());
         out
     }
 }
 
-/// Whether this can be a host's name or address, without a port.
+/// Whether the text can be a host name or address, without a port.
 pub(crate) fn is_host(text: &str) -> bool {
     let (_, port) = split_port(text.as_bytes());
     port.is_empty() && !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@\\".contains(&b))

@@ -1,4 +1,4 @@
-//! Rewriting paths: what has matched by something else, or parts by a regular expression.
+//! Path rewrites: replacing the matched part, or matches of a regular expression.
 
 use regex::bytes::Regex;
 
@@ -6,23 +6,23 @@ use tollgate_sdk::matching::{BadPath, normal_path};
 
 use crate::{config::RegexRewrite, matcher, place::Place};
 
-/// What of a path has matched.
+/// The part of a path that was matched.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Matched {
     /// The whole path, of this length.
     Exact(usize),
-    /// A prefix of this length, without a slash at its end.
+    /// A prefix of this length, without a trailing slash.
     Prefix(usize),
-    /// No certain part of it.
+    /// No particular part.
     Other,
 }
 
-/// Replaces what has matched.
+/// Replaces the matched part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PrefixRewrite {
-    /// How many bytes are replaced. What follows is nothing or begins with a slash.
+    /// The number of bytes to replace. The rest is empty or begins with a slash.
     pub(crate) strip: usize,
-    /// By what; empty, if what follows is to be the path.
+    /// The replacement; empty if the rest becomes the path.
     pub(crate) with: String,
 }
 
@@ -57,7 +57,7 @@ impl PrefixRewrite {
     }
 }
 
-/// Replaces what a regular expression matches.
+/// Replaces the matches of a regular expression.
 pub(crate) struct PatternRewrite {
     pattern: Regex,
     substitution: Vec<Part>,
@@ -82,10 +82,10 @@ impl PatternRewrite {
         Some(PatternRewrite { pattern, substitution })
     }
 
-    /// The new path, if it is another one, in the spelling of all paths.
+    /// Returns the new path in normal form, if it differs.
     ///
     /// # Errors
-    /// It is none.
+    /// The result is not a valid path.
     pub(crate) fn rewrite(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BadPath> {
         let (mut out, mut end) = (Vec::new(), 0);
         for captures in self.pattern.captures_iter(path) {
@@ -94,7 +94,7 @@ impl PatternRewrite {
             for part in &self.substitution {
                 match part {
                     Part::Text(text) => out.extend_from_slice(text),
-                    // A group that took no part in the match stands for nothing.
+                    // A group that did not participate in the match is empty.
                     Part::Group(n) => out.extend(captures.get(*n).map(|m| m.as_bytes()).unwrap_or_default()),
                 }
             }
@@ -107,13 +107,13 @@ impl PatternRewrite {
         if out == path {
             return Ok(None);
         }
-        // What is left may be a dot segment that was none before.
+        // The replacement may have created a dot segment.
         let spelled = normal_path(&out)?;
         Ok(Some(spelled.into_owned()))
     }
 }
 
-/// Reads `\0` to `\9` and `\\`.
+/// Parses `\0` to `\9` and `\\`.
 fn parts(substitution: &str) -> Result<Vec<Part>, String> {
     if substitution.chars().any(|c| c.is_ascii_control() || " ?#".contains(c)) {
         return Err("must not have spaces, a query or a fragment".into());

@@ -1,10 +1,9 @@
-//! The routes of a virtual host, so that the first one that matches is found without looking at them all.
+//! The routes of a virtual host, indexed so that the first match is found without checking each of them.
 //!
-//! Routes for an exact path are found through a map, those for a prefix through a trie of path segments, those for a
-//! regular expression through another trie by the segments that it begins with, and only the others (no path, or an
-//! expression that begins with anything) one after the other. Each of these gives lists of routes in their order; the
-//! lowest number whose other conditions are met wins, and no list is followed beyond the best number so far. Nothing is
-//! allocated.
+//! Routes for an exact path are in a map, those for a prefix in a trie of path segments, those for a regular expression
+//! in another trie by its literal leading segments, and only the others (no path, or an expression without a literal
+//! beginning) are in a list. Each lookup yields routes in order; the lowest number whose other conditions are met wins,
+//! and no list is followed beyond the best number so far. Nothing is allocated.
 
 use std::ops::ControlFlow;
 
@@ -31,7 +30,7 @@ pub(crate) struct Table {
     exact: FxHashMap<Box<[u8]>, Bucket>,
     prefixes: Trie,
     others: Bucket,
-    /// Apart from the prefixes, because expressions are worth trying only when everything else has been.
+    /// Separate from the prefixes, because expressions are expensive and tried last.
     expressions: Trie,
 }
 
@@ -44,7 +43,7 @@ struct Rule {
 type Bucket = Vec<u32>;
 
 impl Table {
-    /// Reads the routes of the virtual host at `place`; what is wrong with them becomes mistakes.
+    /// Compiles the routes of the virtual host at `place` and reports errors in them.
     pub(crate) fn compile(config: &VirtualHost, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
         let mut table = Table::default();
         for (i, rule) in config.routes.iter().enumerate() {
@@ -62,7 +61,7 @@ impl Table {
                 }
             };
             let conditions = Conditions::compile(&rule.matches, &matches, names, setup);
-            // A rule with a mistake is left out, and its number is then another one's: the table will not be used.
+            // A rule with an error is left out, which shifts later numbers: the table will not be used.
             if let Some(action) = Action::compile(rule, name, matched, &place, names, setup) {
                 table.rules.push(Rule { conditions, action });
             }
@@ -78,10 +77,10 @@ impl Table {
         let place = place.field(field);
         let mistake = match field {
             "regex" if !text.is_ascii() => {
-                Some("paths are in ASCII: what is not is percent-encoded, as in `%C3%A9`".into())
+                Some("paths are ASCII: percent-encode other characters, as in `%C3%A9`".into())
             }
             "regex" => None,
-            // `OPTIONS *` is the one request whose path does not begin with a slash.
+            // `OPTIONS *` is the only request whose path does not begin with a slash.
             "exact" if text == "*" => None,
             "prefix" if text.ends_with('*') => {
                 let right = text.trim_end_matches('*');
@@ -112,7 +111,7 @@ impl Table {
         }
     }
 
-    /// What is to be done with a request: the action of the first rule that matches.
+    /// The action of the first rule that matches a request.
     pub(crate) fn find(&self, head: &mut Head) -> Option<&Action> {
         let mut best = u32::MAX;
         if let Some(bucket) = self.exact.get(head.path) {
@@ -125,7 +124,7 @@ impl Table {
         self.rules.get(best as usize).map(|rule| &rule.action)
     }
 
-    /// Lowers `best` to the bucket's first rule below it that matches, if there is one.
+    /// Lowers `best` to the first rule in the bucket below it that matches, if any.
     fn first_in(&self, bucket: &Bucket, head: &mut Head, best: &mut u32) {
         for number in bucket.iter().take_while(|number| **number < *best) {
             #[cfg(test)]
@@ -156,7 +155,7 @@ impl Default for Trie {
 }
 
 impl Trie {
-    /// Adds a rule for a prefix, such as `/api/users`, without a slash at its end.
+    /// Adds a rule for a prefix, such as `/api/users`, without a trailing slash.
     fn add(&mut self, prefix: &[u8], number: u32) {
         let mut at = 0;
         for segment in prefix.split(|b| *b == b'/').skip(1) {
@@ -170,15 +169,16 @@ impl Trie {
         self.nodes[at].rules.push(number);
     }
 
-    /// Hands over the rules of each prefix of a path, the shortest first.
+    /// Visits the rules of each prefix of a path, shortest first.
     fn visit(&self, path: &[u8], mut bucket: impl FnMut(&Bucket)) {
         let Some(rest) = path.strip_prefix(b"/") else { return };
         bucket(&self.nodes[0].rules);
-        // Mostly, there are no expressions.
+        // Usually there are no expressions.
         if self.nodes.len() == 1 {
             return;
         }
-        // The walk ends at the first segment that no prefix has, so a request cannot make it longer than the longest one.
+        // The walk ends at the first segment that no prefix has, so a request cannot make it longer than the longest
+        // prefix.
         let _ = rest.split(|b| *b == b'/').try_fold(&self.nodes[0], |node, segment| {
             if node.children.is_empty() {
                 return ControlFlow::Break(());
@@ -193,7 +193,7 @@ impl Trie {
     }
 }
 
-/// Counts the steps of lookups, to see what they grow with.
+/// Counts the steps of lookups, to check what they grow with.
 #[cfg(test)]
 pub(crate) mod work {
     use std::cell::Cell;
@@ -220,7 +220,7 @@ mod tests {
     use super::work;
     use crate::Router;
 
-    /// Steps for one request, with this many routes.
+    /// Steps for one request with this many routes.
     fn steps(routes: usize, route: impl Fn(usize) -> Value, path: &str) -> u32 {
         let routes: Vec<Value> = (0..routes).map(route).collect();
         let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]});

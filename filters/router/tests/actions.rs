@@ -1,4 +1,4 @@
-//! What is done with requests: each action and each option.
+//! Actions on requests: each action and each option.
 
 use router::Router;
 use serde_json::{Value, json};
@@ -8,17 +8,17 @@ use tollgate_sdk::{
     testing::{Outcome, TestHost},
 };
 
-/// A host with this rule only.
+/// A host with only this rule.
 fn host(rule: Value) -> TestHost<Router> {
     TestHost::new(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [rule]}]})).unwrap()
 }
 
-/// The route that a request without anything special takes.
+/// The route of a request without special properties.
 fn route(rule: Value) -> doc::Route {
     host(rule).request("GET", "/").send().selected().unwrap().route.clone()
 }
 
-/// The path as the upstream sees it: the host replaces the prefix, with just one slash between it and the rest.
+/// The path as the upstream sees it: the host replaces the prefix, with exactly one slash between it and the rest.
 fn upstream_path(outcome: &Outcome<Router>) -> String {
     let path = outcome.request_header(":path").unwrap();
     let Some(doc::PrefixRewrite { strip, with }) = &outcome.selected().unwrap().route.prefix else {
@@ -38,7 +38,7 @@ fn a_cluster() {
     assert_eq!(route(json!({"cluster": "c"})), expected);
     assert_eq!(route(json!({"cluster": "c", "name": "start"})).name, "v/start");
     let host = host(json!({"cluster": "c"}));
-    assert_eq!(upstream_path(&host.request("GET", "/a%40b?%40").send()), "/a%40b?%40", "as it was written");
+    assert_eq!(upstream_path(&host.request("GET", "/a%40b?%40").send()), "/a%40b?%40", "as written");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_split_by_chance_and_a_sticky_one() {
     assert_eq!(hash("a=b; user=x"), hash("user=x"));
     assert_ne!(hash("user=x"), hash("user=y"));
     assert_eq!((hash("a=b"), hash("user=")), (None, None));
-    // As authz and ratelimit read cookies, and lenient servers.
+    // As authz, ratelimit and lenient servers parse cookies.
     for spelling in ["user = x", "user=\"x\"", "a=b,user=x", "user=\"\\170\"", "user=x,a=b"] {
         assert_eq!(hash(spelling), hash("user=x"), "{spelling}");
     }
@@ -104,7 +104,7 @@ fn prefixes_are_rewritten() {
         (json!({"prefix": "/"}), "/v2", vec![("/", "/v2/"), ("/x", "/v2/x")]),
         (json!({"prefix": "/"}), "/", vec![("/", "/"), ("/x", "/x")]),
         (json!({"exact": "/a/b"}), "/c/", vec![("/a/b", "/c/"), ("/a/b?q", "/c/?q")]),
-        // What is taken off is as long as it was written.
+        // The removed part is as long as it was in the request.
         (json!({"prefix": "/a@b"}), "/c", vec![("/a%40b/d?%40", "/c/d?%40"), ("/a@b/d", "/c/d")]),
     ] {
         let rule = json!({"match": {"path": path}, "cluster": "c", "prefix_rewrite": with});
@@ -125,9 +125,9 @@ fn paths_are_rewritten_by_patterns() {
         ("x(y)?", r"[\1\0]\\", "/x/xy", "/%5Bx%5D%5C/%5Byxy%5D%5C"),
         ("none", "x", "/a?none", "/a?none"),
         ("^/a/", "", "/a/b", "/b"),
-        // A server, and no path.
+        // The server, not a path.
         ("^", "/x", "*", "*"),
-        // No dot segment comes out of it.
+        // The result has no dot segments.
         ("_", "", "/und/_._./admin", "/admin"),
         ("_", "", "/a/_./b", "/a/b"),
     ] {
@@ -180,7 +180,7 @@ fn options_have_defaults() {
     assert_eq!((route.timeout_ms, route.idle_timeout_ms, route.prefix, route.host), (None, None, None, None));
 }
 
-/// The status and the `location` of a request that is redirected.
+/// The status and the `location` of a redirected request.
 fn redirect(path: Value, config: Value, authority: &str, target: &str) -> (u16, String) {
     let host = host(json!({"match": {"path": path}, "redirect": config}));
     let outcome = host.request("GET", target).host(authority).send();
@@ -201,7 +201,7 @@ fn redirects() {
         (json!({"path": "/new"}), "a.com:8080", "/x?y", "http://a.com:8080/new?y"),
         (json!({"path": "/new?z"}), "a.com", "/x?y", "http://a.com/new?z"),
         (json!({"path": "/new", "strip_query": true}), "a.com", "/x?y", "http://a.com/new"),
-        // RFC 3986 section 3: the query stands before the fragment.
+        // RFC 3986 section 3: the query precedes the fragment.
         (json!({"path": "/new#part"}), "a.com", "/x?y", "http://a.com/new?y#part"),
         (json!({"path": "/new?z#part"}), "a.com", "/x?y", "http://a.com/new?z#part"),
         (json!({"path": "/new#part?"}), "a.com", "/x", "http://a.com/new#part?"),

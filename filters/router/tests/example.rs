@@ -1,4 +1,4 @@
-//! `example.yaml` is right, and does what its comments say.
+//! `example.yaml` is valid and does what its comments say.
 
 use router::Router;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};

@@ -1,4 +1,4 @@
-//! Ten thousand routes: the lookup gives what looking at one after the other would.
+//! Ten thousand routes: the lookup gives the same result as a linear scan.
 
 use router::Router;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ impl Random {
         (z ^ (z >> 31)) % n
     }
 
-    /// A path of three to five segments, of few different ones, so that paths often meet.
+    /// A path of three to five segments from a small set, so that paths often collide.
     fn path(&mut self) -> String {
         let mut path: String = (0..3 + self.below(3)).map(|_| format!("/{}", self.below(12))).collect();
         if self.below(8) == 0 {
@@ -42,7 +42,7 @@ impl Random {
     }
 }
 
-/// Looks at one rule after the other, and does so as simply as it can be said.
+/// A linear scan, as simple as possible.
 fn naive(rules: &[Value], method: &str, path: &str, x: &str) -> Option<usize> {
     rules.iter().position(|rule| {
         let text = |kind: &str| rule["path"][kind].as_str();
@@ -80,6 +80,6 @@ fn ten_thousand_routes_give_what_a_scan_gives() {
             None => missed += 1,
         }
     }
-    // The comparison is worth something only if all of these happen.
+    // The comparison is meaningful only if all of these occur.
     assert!(found > 100 && missed > 5 && late > 100, "{found} found, {missed} missed, {late} late");
 }

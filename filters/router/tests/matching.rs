@@ -1,4 +1,4 @@
-//! Which requests a route is for: each kind of condition, and which of several routes is taken.
+//! Which requests a route applies to: each kind of condition, and which of several routes is used.
 
 use router::Router;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ fn prefixes_are_whole_segments() {
     assert!(!matches_path(json!({"prefix": "/"}), "*"));
 }
 
-/// What a server takes for the same path goes the same way, and its rewriting too.
+/// Paths that a server treats alike are routed and rewritten alike.
 #[test]
 fn characters_that_need_not_be_encoded_match_in_both_forms() {
     for path in ["/a@b/c", "/a%40b/c", "/a%40b/c?x=%40"] {
@@ -142,7 +142,7 @@ fn all_header_conditions_must_be_met() {
     let host = host(&[json!({"headers": [{"name": "a", "exact": "1"}, {"name": "b", "present": true}]})]);
     assert_eq!(taken(host.request("GET", "/").header("a", "1").header("b", "")), Some(0));
     assert_eq!(taken(host.request("GET", "/").header("a", "1")), None);
-    // Nothing of one request is left for the next.
+    // No value of one request is left for the next.
     assert_eq!(taken(host.request("GET", "/").header("b", "1")), None);
 }
 
@@ -233,7 +233,7 @@ fn virtual_hosts_are_chosen_by_domain() {
         ("example.com", None),
         ("example.org", None),
         ("example.org:8080", Some("exact/all")),
-        // Its routes are none, and no other virtual host is asked.
+        // It has no matching route, and no other virtual host is tried.
         ("empty.example.com", None),
     ] {
         let outcome = host.request("GET", "/").host(authority).send();

@@ -1,15 +1,15 @@
-//! What is wrong with a configuration, and where it says so.
+//! Configuration errors and their paths.
 
 use router::Router;
 use serde_json::{Value, json};
 use tollgate_sdk::testing::{MISSING_CLUSTER, TestHost, refuses_blanks};
 
 fn mistakes(config: Value) -> Vec<(String, String)> {
-    let error = TestHost::<Router>::new(config.clone()).err().unwrap_or_else(|| panic!("no mistake in {config}"));
+    let error = TestHost::<Router>::new(config.clone()).err().unwrap_or_else(|| panic!("no error in {config}"));
     error.iter().map(|e| (e.path.clone(), e.message.clone())).collect()
 }
 
-/// Asserts that a rule has just this mistake; `path` is that within the rule.
+/// Asserts that a rule has exactly this error; `path` is relative to the rule.
 fn wrong(rule: Value, path: &str, message: &str) {
     let found =
         mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"cluster": "c"}, rule]}]}));
@@ -31,11 +31,11 @@ fn virtual_hosts() {
         host("", json!(["X.com", "*x.com", "http://x", "", "*.", "x.com:port", "a.*.com", ".x.com"])),
     ]}));
     let expected = [
-        ("virtual_hosts[0].domains[2]", "the domain `x.com` is there twice"),
-        ("virtual_hosts[1].name", "there are two virtual hosts `a`"),
+        ("virtual_hosts[0].domains[2]", "the domain `x.com` is listed twice"),
+        ("virtual_hosts[1].name", "two virtual hosts are named `a`"),
         ("virtual_hosts[1].domains", "a virtual host needs a domain; write `*` for all hosts"),
         ("virtual_hosts[2].name", "is empty"),
-        ("virtual_hosts[2].domains[0]", "the domain `X.com` is there twice"),
+        ("virtual_hosts[2].domains[0]", "the domain `X.com` is listed twice"),
         ("virtual_hosts[2].domains[1]", "`*x.com` is not a domain; write `example.com`, `*.example.com` or `*`"),
         ("virtual_hosts[2].domains[2]", "`http://x` is not a domain; write `example.com`, `*.example.com` or `*`"),
         ("virtual_hosts[2].domains[3]", "`` is not a domain; write `example.com`, `*.example.com` or `*`"),
@@ -51,15 +51,15 @@ fn virtual_hosts() {
         "no host is spelled like `x.com.`: write `x.com`",
         "no host is spelled like `y.com:08443`: write `y.com:8443`",
         "no host is spelled like `.z.com.`: write `.z.com`",
-        "`*:080`: write the port without zeros before it",
+        "`*:080`: write the port without leading zeros",
     ];
     assert_eq!(messages, expected);
     assert_eq!(mistakes(json!({"virtual_hosts": []})), [("virtual_hosts".to_string(), "is empty".to_string())]);
-    // A name that was left out is the first domain, and must not be another's either.
+    // The default name is the first domain, and must not be another's either.
     let unnamed = json!({"domains": ["z.com"]});
     assert_eq!(
         mistakes(json!({"virtual_hosts": [host("z.com", json!(["a.com"])), unnamed]})),
-        [("virtual_hosts[1].name".to_string(), "there are two virtual hosts `z.com`".to_string())]
+        [("virtual_hosts[1].name".to_string(), "two virtual hosts are named `z.com`".to_string())]
     );
 }
 
@@ -76,7 +76,7 @@ fn routes_without_virtual_hosts() {
 
 #[test]
 fn the_shape_of_the_configuration() {
-    // The JSON reader stops at the first of these, so each comes alone.
+    // The JSON reader stops at the first of these, so each is tested alone.
     let found = mistakes(json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{"clutser": "c"}]}]}));
     assert_eq!(found[0].0, "virtual_hosts[0].routes[0].clutser");
     assert!(found[0].1.starts_with("unknown field `clutser`"), "{found:?}");
@@ -118,13 +118,13 @@ fn splits() {
 #[test]
 fn redirects() {
     let redirect = |config: Value| json!({"redirect": config});
-    let nowhere = "leads to where the request came from; give `scheme`, `host`, `port`, `path` or `prefix_rewrite`";
+    let nowhere = "redirects to the request's own URL; give `scheme`, `host`, `port`, `path` or `prefix_rewrite`";
     wrong(redirect(json!({})), "redirect", nowhere);
     let status = redirect(json!({"port": 1, "status": 304}));
     wrong(status, "redirect.status", "must be 301, 302, 303, 307 or 308, not 304");
     wrong(redirect(json!({"scheme": "ftp"})), "redirect.scheme", "`ftp` is not `http` or `https`");
     let host = redirect(json!({"host": "a:1"}));
-    wrong(host, "redirect.host", "`a:1` is not a host's name (the port is given with `port`)");
+    wrong(host, "redirect.host", "`a:1` is not a host name (set the port with `port`)");
     wrong(redirect(json!({"port": 0})), "redirect.port", "must be 1 to 65535");
     for path in ["x", "/a b", "/a\tb"] {
         wrong(redirect(json!({"path": path})), "redirect.path", "a path begins with `/`, and has no spaces");
@@ -160,7 +160,7 @@ fn paths() {
         wrong_match(json!({"path": {"prefix": wrong}}), "path.prefix", &message);
         wrong_match(json!({"path": {"exact": wrong}}), "path.exact", &message);
     }
-    let ascii = "paths are in ASCII: what is not is percent-encoded, as in `%C3%A9`";
+    let ascii = "paths are ASCII: percent-encode other characters, as in `%C3%A9`";
     wrong_match(json!({"path": {"regex": "/café.*"}}), "path.regex", ascii);
     let unclosed = "`(a` is not a regular expression: unclosed group";
     wrong_match(json!({"path": {"regex": "(a"}}), "path.regex", unclosed);
@@ -175,8 +175,8 @@ fn paths() {
 fn conditions() {
     wrong_match(json!({"method": "get"}), "methods[0]", "no method is spelled like `get`: write `GET`");
     wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method; a method is a word such as `GET`");
-    // A generator that has found none must not open the route to all of them.
-    wrong_match(json!({"methods": []}), "methods", "an empty list is for no request: leave it out for any method");
+    // A generator that found no methods must not open the route to all of them.
+    wrong_match(json!({"methods": []}), "methods", "an empty list matches no request: leave it out for any method");
     wrong_match(json!({"headers": [{"name": "a b", "exact": "c"}]}), "headers[0].name", "`a b` is not a header's name");
     let host = "no host is spelled like `Example.com`: write `example.com`";
     wrong_match(json!({"headers": [{"name": "Host", "exact": "Example.com"}]}), "headers[0].exact", host);
@@ -242,7 +242,7 @@ fn all_mistakes_are_told_at_once() {
     assert_eq!(sorted(paths.into_iter().map(String::from).collect()), sorted(expected.to_vec()));
 }
 
-/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+/// Blanks each value of a configuration in turn: a blank must not be treated like an omitted value.
 #[test]
 fn blanks() {
     let config = json!({"virtual_hosts": [{
@@ -276,7 +276,7 @@ fn blanks() {
     refuses_blanks::<Router>(&config);
 }
 
-/// It would match nothing but paths with a star in them.
+/// It would match only paths that contain a star.
 #[test]
 fn a_prefix_has_no_wildcard() {
     wrong_match(json!({"path": {"prefix": "/a*"}}), "path.prefix", "a prefix has no wildcard: write `/a`");

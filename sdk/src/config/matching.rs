@@ -298,7 +298,7 @@ impl RequestMatch {
         }
         if let Some(methods) = &self.methods {
             if methods.is_empty() {
-                mistakes.add(format!("{at}.methods"), "an empty list is for no request: leave it out for any method");
+                mistakes.add(format!("{at}.methods"), "an empty list matches no request: leave it out for any method");
             }
             for (i, method) in methods.iter().enumerate() {
                 if let Some(message) = method_mistake(method) {
@@ -550,7 +550,7 @@ mod tests {
                 json!({"path": {"suffix": ""}}),
                 "match.path.suffix: every path ends with nothing: leave it out, or say more",
             ),
-            (json!({"methods": []}), "match.methods: an empty list is for no request: leave it out for any method"),
+            (json!({"methods": []}), "match.methods: an empty list matches no request: leave it out for any method"),
             (
                 json!({"methods": ["GET", "put", "a b"]}),
                 "match.methods[1]: no method is spelled like `put`: write `PUT`; \
