@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fetches nginx and HAProxy as Debian's unstable suite has them, with the libraries that they need, into a folder:
+# Downloads nginx and HAProxy from Debian's unstable suite, with their libraries, into a folder:
 #
 #   tests/peers/newer.sh FOLDER
 #
-# Nothing is installed: apt resolves and downloads in the folder, the packages are unpacked there, and FOLDER/nginx and FOLDER/haproxy
-# start what they contain with its own loader and libraries. The mirror is the one that this machine's Debian comes from.
+# Nothing is installed: apt downloads into the folder, the packages are unpacked there, and FOLDER/nginx and FOLDER/haproxy
+# start the executables with their own loader and libraries. The mirror is this machine's.
 set -eu
 folder=$1
 mkdir -p "$folder"
@@ -14,12 +14,12 @@ folder=$(cd "$folder" && pwd)
 mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | sed -n 's/ Debian$//p' | head -1)
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 if [ -z "$mirror" ] || ! [ -f "$keys" ]; then
-    echo "error: this is no Debian, or its package lists are missing (apt-get update)" >&2
+    echo "error: this is not Debian, or its package lists are missing (run apt-get update)" >&2
     exit 1
 fi
 mkdir -p "$folder/lists/partial" "$folder/archives/partial" "$folder/root"
 echo "deb [signed-by=$keys] $mirror sid main" > "$folder/sources.list"
-# An empty status file: as if nothing were installed, so that all libraries come too.
+# An empty status file makes apt download all libraries, as if nothing were installed.
 cat > "$folder/apt.conf" <<END
 Dir::State "$folder";
 Dir::State::status "/dev/null";

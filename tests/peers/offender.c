@@ -1,5 +1,5 @@
-/* offender.wat as a native module: a dynamic module of Envoy's, by the C ABI that it documents. It does what a request asks for in the
-   field `x-offence`, by its first letter, and lets all other requests pass. */
+/* offender.wat as a native dynamic module for Envoy, using its documented C ABI. The first letter of a request's field `x-offence`
+   selects the misbehaviour; all other requests pass. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -10,12 +10,12 @@ typedef struct {
     size_t length;
 } buffer;
 
-/* Envoy's. */
+/* Provided by Envoy. */
 bool envoy_dynamic_module_callback_http_get_header(void *stream, int map, buffer key, buffer *value, size_t index, size_t *count);
 
 const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
 
-/* Volatile, or the compiler sees that nobody reads it. */
+/* Volatile, so that the compiler does not optimise it away. */
 static char *volatile kept;
 static int nothing;
 void *envoy_dynamic_module_on_http_filter_config_new(void *host, buffer name, buffer config) { return &nothing; }
@@ -39,7 +39,7 @@ int envoy_dynamic_module_on_http_filter_request_headers(void *stream, void *filt
     return 0;
 }
 
-/* All of these must be there. 0 means to go on, where anything is meant. */
+/* Envoy requires all of these. Where the result has a meaning, 0 is `continue`. */
 #define UNUSED(name) int envoy_dynamic_module_on_http_filter_##name(void) { return 0; }
 UNUSED(request_body)
 UNUSED(request_trailers)

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds the proxy, the filters, and the comparison; then compares. Arguments go to the comparison (`tests/peers/run.sh --help`
-# says which there are). The first time, on Debian:
+# Builds the proxy, the filters and the comparison, and runs it. Arguments are passed to the comparison (see
+# `tests/peers/run.sh --help`). The first time, on Debian:
 #
 #   tests/peers/run.sh --install
 #
-# TOLLGATE_PROFILE=dev builds faster, for `--smoke`, which only shows whether everything works. `--tollgate FILE` measures another
-# executable than the one that is built here, such as target/pgo/tollgate; the page then says so.
+# TOLLGATE_PROFILE=dev builds faster, for `--smoke`, which only checks that everything works. `--tollgate FILE` measures another
+# executable than the one built here, such as target/pgo/tollgate; the page then names it.
 set -eu
 cd "$(dirname "$0")/../.."
 . examples/setup.sh

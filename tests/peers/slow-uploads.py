@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What clients that never finish their uploads cost everybody else: Tollgate beside nginx, in turns.
+"""Measures the effect of clients that never finish their uploads on other clients: Tollgate and nginx, alternately.
 
     tests/peers/slow-uploads.py --tollgate target/release/tollgate
 
-Each run starts a proxy in front of an upstream that reads a request's body before it answers, attacks it, and counts what a
-client gets meanwhile that asks for something with GET (and, with POST, sends something short) at a steady rate. Needs python3 and
+Each run starts a proxy in front of an upstream that reads a request's body before it responds, attacks it, and counts the
+responses that another client gets meanwhile to GET requests (and POST requests with a short body) at a steady rate. Needs python3 and
 nginx; everything is on loopback. nginx's configuration is configs/slow-uploads-nginx.conf.
 """
 
@@ -44,7 +44,7 @@ async def serve_upstream():
 
 
 async def slow_post(head, pause):
-    """One byte, and then one after each pause; by default, nothing more."""
+    """Sends the head, then one byte after each pause (none with chunked encoding)."""
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection("127.0.0.1", HTTP1)
         writer.write(b"POST /slow HTTP/1.1\r\nHost: test\r\n" + head)
@@ -60,11 +60,11 @@ def frame(kind, flags, stream, payload=b""):
 
 
 async def slow_streams(count):
-    """A connection with so many streams, each with one byte and without an end. It answers pings."""
+    """Opens a connection with `count` streams, each with one byte and no end. Answers PINGs."""
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         reader, writer = await asyncio.open_connection("127.0.0.1", HTTP2)
         writer.write(PREFACE + frame(4, 0, 0))
-        # POST http://test/, from the static table but for the host.
+        # POST http://test/, encoded with the static table except for the host.
         head = b"\x83\x86\x84\x01\x04test"
         for stream in range(1, 2 * count, 2):
             writer.write(frame(1, 4, stream, head) + frame(0, 0, stream, b"x"))
@@ -81,7 +81,7 @@ ATTACKS = {
     "short": lambda: [slow_post(b"Content-Length: 10\r\n\r\nx", 3600) for _ in range(2100)],
     "long": lambda: [slow_post(b"Content-Length: 1000000\r\n\r\nx", 3) for _ in range(2000)],
     "chunked": lambda: [slow_post(b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", 3600) for _ in range(2000)],
-    # Each by a client of its own.
+    # Each from a different client.
     "spread": lambda: [slow_post(b"X-Forwarded-For: 198.18.%d.%d\r\nContent-Length: 1000000\r\n\r\nx" % divmod(n, 256), 3) for n in range(2000)],
     "http2": lambda: [slow_streams(100) for _ in range(11)],
 }
@@ -109,7 +109,7 @@ async def ask(method, free, took, failed):
 
 async def measure(attack, method, seconds, rate):
     attackers = [asyncio.create_task(attacker) for attacker in ATTACKS[attack]()]
-    # Until all of them are there, and the proxy has done with them what it does.
+    # Until all of them are connected, and the proxy has handled them.
     await asyncio.sleep(2)
     free, took, failed, asking = [], [], [], []
     for n in range(seconds * rate):

@@ -4,44 +4,44 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-/// What the figures are of, if nothing else is said.
+/// The executable that is measured by default.
 pub const RELEASE: &str = "target/release/tollgate";
 
 /// Compares Tollgate with nginx, HAProxy and Envoy on this machine, over the loopback interface.
 ///
-/// Each run starts one proxy on processors of its own, puts load on it, and ends it; runs of the compared proxies take
-/// turns. The results are kept in docs/performance/ and shown in docs/performance.md.
+/// Each run starts one proxy on its own processors, puts load on it, and stops it; runs of the compared proxies
+/// alternate. The results are stored in docs/performance/ and shown in docs/performance.md.
 ///
-/// Latencies are taken at half of what a scenario's slowest proxy carries here. A run that fails is tried again; what keeps
-/// failing is shown with its reason, and is an error only if nothing is left to compare, or with --smoke.
+/// Latencies are measured at half the rate that a scenario's slowest proxy carries here. A failed run is repeated; if it keeps
+/// failing, the page shows the reason, and it is an error only if nothing is left to compare, or with --smoke.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// The scenarios to run; all of them, if none is named
+    /// Run only these scenarios [default: all]
     #[arg(value_name = "SCENARIO")]
     pub scenarios: Vec<String>,
 
-    /// How often each proxy has its turn
+    /// Run each proxy this many times
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
-    /// How long each load lasts, in seconds
+    /// Run each load for this many seconds
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
 
-    /// 2 rounds of 1 second
+    /// Run 2 rounds of 1 second
     #[arg(long)]
     pub quick: bool,
 
-    /// Only see whether everything works: one round of short runs at low rates, whose figures mean nothing and are not kept
+    /// Only check that everything works: one round of short runs at low rates, whose results are discarded
     #[arg(long)]
     pub smoke: bool,
 
-    /// First install what is missing: Debian packages by apt-get (with sudo), Envoy by pip into the cache folder
+    /// Install missing programs first: Debian packages with apt-get (and sudo), Envoy with pip into the cache folder
     #[arg(long)]
     pub install: bool,
 
-    /// Only say what there is
+    /// List the scenarios
     #[arg(long)]
     pub list: bool,
 
@@ -49,45 +49,45 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Only write docs/performance.md and its plots again, from the results that are there
+    /// Only rewrite docs/performance.md and its plots from the stored results
     #[arg(long)]
     pub write: bool,
 
-    /// For how many seconds in all to wait for a quiet machine, and to repeat runs that other processes have disturbed
+    /// Spend at most this many seconds in total on waiting for a quiet machine and on repeating disturbed runs
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub patience: u64,
 
-    /// The commit that the results are of, if not that of this folder
+    /// Record this commit with the results [default: the current commit]
     #[arg(long)]
     pub commit: Option<String>,
 
-    /// Another build than a plain release is named on the page
+    /// Measure this executable; the page names it unless it is the plain release build
     #[arg(long, value_name = "FILE", default_value = RELEASE)]
     pub tollgate: PathBuf,
 
-    /// Default: the one in the cache folder, or on the PATH
+    /// Use this Envoy [default: the one in the cache folder, or on the PATH]
     #[arg(long, value_name = "FILE")]
     pub envoy: Option<PathBuf>,
 
-    /// Where the filters are that `cargo filters` makes
+    /// Find the filters built by `cargo filters` here
     #[arg(long, value_name = "FOLDER", default_value = "target/filters/wasm32-unknown-unknown/filter")]
     pub modules: PathBuf,
 
-    /// Where those are that `cargo portable` makes, for any Proxy-Wasm host
+    /// Find the filters built by `cargo portable`, for any Proxy-Wasm host, here
     #[arg(long, value_name = "FOLDER", default_value = "target/portable/wasm32-unknown-unknown/filter")]
     pub portable: PathBuf,
 
-    /// For configurations, logs, and the cache of what was downloaded
+    /// Store configurations, logs and downloads here
     #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
     pub work: PathBuf,
 
-    /// Where performance.md and the folder performance are
+    /// Find performance.md and the folder performance here
     #[arg(long, value_name = "FOLDER", default_value = "docs")]
     pub docs: PathBuf,
 }
 
 impl Args {
-    /// Rounds, and seconds of each load.
+    /// The number of rounds, and the seconds per load.
     pub fn extent(&self) -> (u32, u64) {
         match (self.smoke, self.quick) {
             (true, _) => (1, 1),
@@ -96,7 +96,7 @@ impl Args {
         }
     }
 
-    /// Whether the results are kept.
+    /// Whether the results are stored.
     pub fn keeps(&self) -> bool {
         !self.dry_run && !self.smoke
     }

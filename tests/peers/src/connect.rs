@@ -1,8 +1,8 @@
-//! A load generator of our own, for the two things that the others do not do over TLS: an open loop, whose times count from when a
-//! request was due and whose requests are spread evenly, and a connection for each request, none of which resumes an earlier one
-//! (wrk and h2load do, whenever a server lets them).
+//! Our own load generator, for two features that the others lack over TLS: an open loop whose latencies count from when a
+//! request was due and whose requests are evenly spaced, and one connection per request without session resumption
+//! (wrk and h2load resume whenever a server allows it).
 //!
-//! It is this same program, started again as `peers connect` on the load generator's processor; it writes a line of JSON.
+//! It is this program, started as `peers connect` on the load generator's processor; it writes one line of JSON.
 
 use std::{
     io::{self, Read, Write},
@@ -25,7 +25,7 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Requests over TLS.
+/// Send requests over TLS.
 #[derive(Debug, Parser)]
 pub struct ConnectArgs {
     #[arg(long)]
@@ -34,21 +34,21 @@ pub struct ConnectArgs {
     pub path: String,
     #[arg(long)]
     pub seconds: u64,
-    /// For how many milliseconds before that there are requests that count nowhere
+    /// Warm up for this many milliseconds, without counting the requests
     #[arg(long, default_value_t = 0)]
     pub warm_up: u64,
-    /// Requests that are under way at a time, at most
+    /// Allow this many concurrent requests
     #[arg(long)]
     pub connections: u32,
-    /// Requests a second; else as many as there can be
+    /// Send this many requests a second [default: as many as possible]
     #[arg(long)]
     pub rate: Option<u32>,
-    /// Connections carry one request after another, not one each
+    /// Reuse connections for several requests
     #[arg(long)]
     pub keep: bool,
 }
 
-/// What has come of it; times in microseconds, from when a request was due.
+/// The result; times in microseconds, from when a request was due.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Connected {
     pub seconds: f64,
@@ -56,7 +56,7 @@ pub struct Connected {
     pub times: Vec<u32>,
 }
 
-/// Connects, and writes what has come of it.
+/// Connects, and writes the result.
 pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let config = client()?;
     let begun = Instant::now();
@@ -65,7 +65,7 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
     let workers: Vec<_> = (0..args.connections)
         .map(|n| {
             let client = Client { config: config.clone(), port: args.port, path: args.path.clone(), keep: args.keep };
-            // Each has its share of the rate, and they take turns.
+            // Each worker has its share of the rate, staggered evenly.
             let pace = args.rate.map(|rate| Duration::from_secs(1) * args.connections / rate);
             let first = pace.map_or(begun, |pace| begun + pace * n / args.connections);
             thread::spawn(move || client.work(first, counted, pace, end))
@@ -73,7 +73,7 @@ pub fn run(args: &ConnectArgs) -> anyhow::Result<()> {
         .collect();
     let mut all = Connected::default();
     for worker in workers {
-        let part = worker.join().map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
+        let part = worker.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
         all.errors += part.errors;
         all.times.extend(part.times);
     }
@@ -110,7 +110,7 @@ impl Client {
         connected
     }
 
-    /// A request on the connection that is kept, or on a new one.
+    /// Sends a request on the kept connection, or on a new one.
     fn request(&self, kept: &mut Option<Stream>) -> io::Result<()> {
         let mut stream = kept.take().map_or_else(|| self.connect(), Ok)?;
         let (path, close) = (&self.path, if self.keep { "" } else { "Connection: close\r\n" });
@@ -136,7 +136,7 @@ impl Client {
     }
 }
 
-/// Until the connection ends.
+/// Reads until the connection ends.
 fn read_all(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut answer = Vec::with_capacity(1024);
     match stream.read_to_end(&mut answer) {
@@ -145,7 +145,7 @@ fn read_all(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// One response, whose length its head says.
+/// Reads one response, with the length given by its head.
 fn read_one(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut answer = Vec::with_capacity(1024);
     let mut part = [0; 4096];
@@ -160,7 +160,7 @@ fn read_one(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// How long the response is, once all of it is there.
+/// The response's length, once all of it was received.
 fn whole(answer: &[u8]) -> io::Result<Option<usize>> {
     let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4) else { return Ok(None) };
     let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
@@ -169,7 +169,7 @@ fn whole(answer: &[u8]) -> io::Result<Option<usize>> {
     Ok((answer.len() >= length).then_some(length))
 }
 
-/// One that offers exactly what `tls::PINNED` says, resumes nothing, and takes any certificate.
+/// A client that offers exactly `tls::PINNED`, never resumes sessions, and accepts any certificate.
 fn client() -> anyhow::Result<Arc<ClientConfig>> {
     let provider = Arc::new(CryptoProvider {
         cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
@@ -178,17 +178,17 @@ fn client() -> anyhow::Result<Arc<ClientConfig>> {
     });
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).context("TLS")?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)));
     let mut config = builder.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// Takes any certificate.
+/// Accepts any certificate.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAny(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -233,7 +233,7 @@ mod tests {
         let halves = |at: usize| read_one(&mut one[..at].chain(&one[at..]));
         assert!((0..one.len()).all(|at| halves(at).unwrap() == one));
         assert!(read_one(&mut &one[..one.len() - 1]).is_err());
-        assert!(read_one(&mut [one, &one[..]].concat().as_slice()).is_err(), "two at once");
+        assert!(read_one(&mut [one, &one[..]].concat().as_slice()).is_err(), "two responses");
         assert!(read_one(&mut &b"HTTP/1.1 200 OK\r\n\r\n"[..]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Bad requests beside good ones: once a second one that asks the filter to misbehave, and the proxy's memory meanwhile.
+//! Sends bad requests alongside good ones: one a second that makes the filter misbehave. Watches the proxy's memory meanwhile.
 
 use std::{
     io::Write,
@@ -12,34 +12,34 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
 use crate::{load::WARM_UP, usage};
 
-/// How long good requests come, in seconds, with a bad one in the middle of each.
+/// Duration of the good requests, in seconds, with a bad request in the middle of each second.
 pub const SECONDS: u64 = 3;
 
-/// How long an answer to a good one may take, in seconds.
+/// Timeout for the response to a good request, in seconds.
 pub const TIMEOUT: u64 = 1;
 
-/// Who sends the bad ones: not the client that sends the good ones.
+/// The address that sends the bad requests; the good ones come from another.
 const OFFENDER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// What was seen meanwhile.
+/// The result of `offend`.
 #[derive(Debug, Default)]
 pub struct Offended {
     pub sent: u32,
-    /// The most memory that the process had, at the times when it was looked at.
+    /// The process's peak resident memory, sampled every 100 ms.
     pub peak_kib: f64,
 }
 
-/// Sends a bad request each second until it is over.
+/// Sends a bad request each second until `over` is set.
 pub fn offend(port: u16, path: &str, offence: &str, pid: u32, over: &AtomicBool) -> Offended {
     let mut seen = Offended::default();
-    // Nobody waits for an answer, but who goes away may be given up.
+    // The responses are not read, but the connections stay open: the proxy might cancel a disconnected client's request.
     let mut asked = Vec::new();
     let mut due = Instant::now() + Duration::from_millis(WARM_UP + 500);
     while !over.load(Ordering::Relaxed) {
         seen.peak_kib = seen.peak_kib.max(usage::resident_kib(pid));
         if Instant::now() >= due {
             due += Duration::from_secs(1);
-            // A process that has ended takes none, and that shows in the good ones.
+            // If the process has ended, connecting fails; the good requests show that.
             if let Ok(stream) = ask(port, path, offence) {
                 asked.push(stream);
                 seen.sent += 1;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_request_says_what_it_wants_and_comes_from_another_address() {
+    fn bad_requests_name_the_offence_and_come_from_another_address() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let asked = ask(listener.local_addr().unwrap().port(), "/items/42", "trap").unwrap();
         let (taken, from) = listener.accept().unwrap();

@@ -1,5 +1,5 @@
-//! What is shown of the results: the figures in README.md, docs/performance.md and docs/operating.md (see `figures`), and the plots.
-//! The text around them is written by people and stays.
+//! Writes the results into README.md, docs/performance.md and docs/operating.md (see `figures`), and the plots.
+//! The text around the figures is written by hand and left unchanged.
 
 use std::{fmt::Write, fs, path::Path};
 
@@ -17,13 +17,13 @@ use crate::{
     targets::{self, Verdict},
 };
 
-/// Where figures are, from the folder of documents.
+/// The documents with figures, relative to the folder of documents.
 const DOCUMENTS: [&str; 3] = ["performance.md", "operating.md", "../README.md"];
 
-/// What a filter adds to, as far as it is taken.
+/// Keys of the columns to which a filter's cost is shown, if they are measured.
 const ADDED: [&str; 3] = ["cpu_us", "p50", "p99"];
 
-/// A proxy that is less busy than this, in percent, has not shown the most that it carries.
+/// Below this share of busy time, in percent, the proxy was not the bottleneck.
 const SATURATED: f64 = 95.0;
 
 /// Writes the plots, and the figures in the documents.
@@ -49,8 +49,8 @@ fn filled(text: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Resu
     figures::fill(text, |key| figure(key, scenarios, results))
 }
 
-/// What stands for a key: a section, or a figure of a row (`SCENARIO / ROW / FIGURE`), its ratio to that of another row (`/ ROW`
-/// behind that), what the row's filter adds to it (`SCENARIO / ROW / added / FIGURE`), or how it grows with each copy of a filter
+/// The text for a key: a section, a figure of a row (`SCENARIO / ROW / FIGURE`), its ratio to another row's (with `/ ROW`
+/// appended), what the row's filter adds (`SCENARIO / ROW / added / FIGURE`), or the growth per copy of a filter
 /// (`SCENARIO / slope / PROGRAM`).
 fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Result<String> {
     let parts: Vec<&str> = key.split(" / ").collect();
@@ -98,7 +98,7 @@ fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Resul
                 [base, ..] => measured.and_then(|m| m.ratio(key, row, base)).map_or_else(not_measured, figures::ratio),
             }
         }
-        _ => bail!("nobody knows what this is"),
+        _ => bail!("unknown kind of figure"),
     };
     Ok(text)
 }
@@ -124,7 +124,7 @@ fn targets(results: &Results) -> String {
     text
 }
 
-/// What was the same for all. If it changes, that shows beside the scenarios that are older.
+/// The conditions that all scenarios share; names the older scenarios whose conditions differ.
 fn conditions(scenarios: &[Scenario], results: &Results) -> String {
     let Some(made) = newest(scenarios, results) else { return format!("\n{}\n", not_measured()) };
     let mut text = String::from("\n| | |\n|---|---|\n");
@@ -145,12 +145,12 @@ fn conditions(scenarios: &[Scenario], results: &Results) -> String {
         .map(|(scenario, _)| format!("`{}`", scenario.name))
         .collect();
     if !others.is_empty() {
-        let _ = write!(text, "\nOthers held, or none were recorded, for {}.\n", others.join(", "));
+        let _ = write!(text, "\nOther conditions, or none recorded, apply to {}.\n", others.join(", "));
     }
     text
 }
 
-/// What the scenario that was measured last was made with.
+/// The conditions of the scenario that was measured last.
 fn newest<'a>(scenarios: &'a [Scenario], results: &'a Results) -> Option<&'a Made> {
     both(scenarios, results).map(|(_, measured)| &measured.made).max_by_key(|made| &made.date)
 }
@@ -159,7 +159,7 @@ fn section(scenario: &Scenario, measured: &Measured) -> String {
     let (title, name, about) = (scenario.title, scenario.name, about(scenario, measured.pace.as_ref()));
     let mut text = format!("\n## {title}\n\n`{name}`: {about}\n\n![{title}](performance/{name}.svg)\n\n");
     if !scenario.open.is_empty() {
-        text += "Closed loop, as much as the connections carry:\n\n";
+        text += "Closed loop, at saturation:\n\n";
     }
     text += &closed_table(scenario, measured);
     if !scenario.open.is_empty() {
@@ -174,7 +174,7 @@ fn section(scenario: &Scenario, measured: &Measured) -> String {
     text + &failed(measured) + &format!("\n{}\n", made(scenario, measured))
 }
 
-/// What a scenario is about, with the rate that it was measured at. Without one, what the rate is going to be.
+/// A scenario's description with the rate at which it was measured, or, without a measurement, the planned rate.
 pub fn about(scenario: &Scenario, pace: Option<&Pace>) -> String {
     let (rate, share) = match (pace, scenario.work.most()) {
         (Some(pace), _) => (number(pace.rate.into(), 0), pace.clause()),
@@ -186,7 +186,7 @@ pub fn about(scenario: &Scenario, pace: Option<&Pace>) -> String {
     scenario.about.replace("{rate}", &rate).replace("{share}", &share)
 }
 
-/// A row for each proxy: the main figure and its ratios with their spread, medians of the others.
+/// One row per proxy: the main figure and its ratios with their spread, and medians of the other columns.
 fn closed_table(scenario: &Scenario, measured: &Measured) -> String {
     let (main, others) = scenario.columns.split_first().expect("a scenario shows something");
     let mut head = format!("| | {} |", main.label);
@@ -214,13 +214,12 @@ fn closed_table(scenario: &Scenario, measured: &Measured) -> String {
         text.push('\n');
     }
     if unsaturated {
-        text += "\n† Not saturated: the load generator or the backend is what was slowest, so its requests/s are not the most \
-                 that it carries.\n";
+        text += "\n† Not saturated: the load generator or the backend was the bottleneck, so this is not the proxy's maximum.\n";
     }
     text
 }
 
-/// The same with the spread of everything.
+/// The same for the open loop, with the spread of every column.
 fn open_table(scenario: &Scenario, measured: &Measured) -> String {
     let mut text = String::from("| |");
     text.extend(scenario.open.iter().map(|column| format!(" {} |", column.label)));
@@ -234,7 +233,7 @@ fn open_table(scenario: &Scenario, measured: &Measured) -> String {
     text
 }
 
-/// What each filter adds to its proxy, where there is a row without the filter.
+/// The cost of each filter, for rows that have a row without the filter.
 fn added_table(scenario: &Scenario, measured: &Measured) -> String {
     let columns: Vec<_> = ADDED.iter().filter_map(|key| scenario.column(key)).collect();
     let mut lines = String::new();
@@ -252,12 +251,12 @@ fn added_table(scenario: &Scenario, measured: &Measured) -> String {
     }
     let head: String = columns.iter().map(|column| format!(" {} |", column.label)).collect();
     format!(
-        "\nWhat the filter adds to the same proxy without it:\n\n| |{head}\n|---|{}\n{lines}",
+        "\nCost of the filter, compared with the same proxy without it:\n\n| |{head}\n|---|{}\n{lines}",
         "---:|".repeat(columns.len())
     )
 }
 
-/// Which rounds the figures are without, and which were tried more than once; and why.
+/// Lists lost rounds and repeated ones, with the reasons.
 fn failed(measured: &Measured) -> String {
     let part = |heading: &str, lines: String| {
         if lines.is_empty() { lines } else { format!("\n{heading}:\n\n{lines}") }
@@ -265,15 +264,15 @@ fn failed(measured: &Measured) -> String {
     let lost = measured.rows.iter().map(|row| reasons(&row.label, row.lost())).collect();
     let repeated = |row: &Row| reasons(&row.label, row.repeated.iter().map(|r| (r.round, r.why.as_str())));
     let repeated = measured.rows.iter().map(repeated).collect();
-    part(&format!("Lost after {ATTEMPTS} attempts each, and in none of these figures"), lost)
-        + &part("Failed and tried again", repeated)
+    part(&format!("Lost after {ATTEMPTS} attempts each, and not included in these numbers"), lost)
+        + &part("Failed and repeated", repeated)
 }
 
-/// A line for each reason, with its rounds.
+/// One line per reason, with its rounds.
 fn reasons<'a>(label: &str, failures: impl Iterator<Item = (usize, &'a str)>) -> String {
     let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for (round, why) in failures {
-        // What a program has written follows in further lines, for results.json only.
+        // Further lines contain the program's output and are only for results.json.
         let why = why.lines().next().unwrap_or_default();
         let round = if round == 0 { "calibration".into() } else { round.to_string() };
         match reasons.iter_mut().find(|(known, _)| *known == why) {
@@ -288,7 +287,7 @@ fn reasons<'a>(label: &str, failures: impl Iterator<Item = (usize, &'a str)>) ->
     reasons.iter().map(line).collect()
 }
 
-/// What one more costs.
+/// The cost of each further copy.
 fn slopes(scenario: &Scenario, measured: &Measured) -> String {
     let main = &scenario.columns[0];
     let line =
@@ -297,7 +296,7 @@ fn slopes(scenario: &Scenario, measured: &Measured) -> String {
     if lines.is_empty() {
         String::new()
     } else {
-        format!("\nEach filter in traffic (the slope over all numbers of copies): {}.\n", lines.join(", "))
+        format!("\nCost of each further copy, as the slope over all numbers of copies: {}.\n", lines.join(", "))
     }
 }
 
@@ -312,7 +311,7 @@ fn picture(scenario: &Scenario, measured: &Measured) -> String {
     chart(scenario.title, column.label, column.decimals, &bars)
 }
 
-/// How often and how long, by what, when, of which commit.
+/// A line with the number and length of rounds, the load generators, the date and the commit.
 fn made(scenario: &Scenario, measured: &Measured) -> String {
     let made = &measured.made;
     let most = |key: &str| {
@@ -335,7 +334,7 @@ fn made(scenario: &Scenario, measured: &Measured) -> String {
     let disturbed = match disturbed as u64 {
         0 => String::new(),
         n => {
-            format!("; {n} runs passed over because other processes took more of the machine than beside the one shown")
+            format!("; {n} runs discarded because other processes disturbed them more than the ones shown")
         }
     };
     format!("*{} rounds{each}{by}{disturbed}; {}, commit {}.*", measured.rounds(), made.date, made.commit)
@@ -353,7 +352,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
     }
 
-    /// `cargo run -p peers -- --write` makes them so.
+    /// `cargo run -p peers -- --write` updates the documents.
     #[test]
     fn figures_in_the_documents_are_those_of_the_committed_results() {
         let results = Results::read(&docs().join("performance/results.json")).unwrap();
@@ -368,7 +367,7 @@ mod tests {
         }
     }
 
-    /// What was set or done, not measured.
+    /// Numbers with units that are settings, not measurements.
     const SETTINGS: [&str; 7] = [
         "of 1 MiB",
         "128 MiB more",
@@ -384,7 +383,7 @@ mod tests {
         for name in ["performance.md", "../README.md"] {
             let text = fs::read_to_string(docs().join(name)).unwrap();
             let found = figures::tests::unmarked(&text, &SETTINGS);
-            assert!(found.is_empty(), "{name}: mark these, or leave them out:\n{}", found.join("\n"));
+            assert!(found.is_empty(), "{name}: mark these as figures, or remove them:\n{}", found.join("\n"));
         }
     }
 
@@ -406,8 +405,8 @@ mod tests {
         let mut rows = vec![row("nginx", 0, &[Some(1.0); 3]), row("Envoy", 0, &[None, Some(1.0), None])];
         rows[0].repeated = [0, 2, 2].map(|round| Repeated { round, why: "slow\nlog".into() }).into();
         let text = failed(&Measured { rows, ..Default::default() });
-        let expected = "\nLost after 3 attempts each, and in none of these figures:\n\n* Envoy, rounds 1, 3: it fell behind\n\
-            \nFailed and tried again:\n\n* nginx, rounds calibration, 2, 2: slow\n";
+        let expected = "\nLost after 3 attempts each, and not included in these numbers:\n\n* Envoy, rounds 1, 3: it fell behind\n\
+            \nFailed and repeated:\n\n* nginx, rounds calibration, 2, 2: slow\n";
         assert_eq!(text, expected);
         assert_eq!(failed(&Measured { rows: vec![row("nginx", 0, &[Some(1.0)])], ..Default::default() }), "");
     }
@@ -436,14 +435,17 @@ mod tests {
         assert!(text.contains("| HAProxy | –, 0 of 3 rounds | – |"), "{text}");
         assert!(text.contains("| 70 † |") && text.contains("† Not saturated"), "{text}");
         assert!(text.contains("\n* Tollgate, round 3: it fell behind\n* HAProxy, round 1: "), "{text}");
-        assert!(text.contains("](performance/bare.svg)") && !text.contains("wasm.svg"), "only what there is: {text}");
+        assert!(
+            text.contains("](performance/bare.svg)") && !text.contains("wasm.svg"),
+            "only measured scenarios: {text}"
+        );
         let targets = figure("targets", &scenarios, &results).unwrap();
         assert!(targets.contains("| ≤ 1 × | 1.25 × (0.50–2.00) | open: 1 of 3 rounds failed |"), "{targets}");
         assert!(targets.contains("not measured"), "{targets}");
     }
 
     #[test]
-    fn what_filters_add_is_taken_within_each_round() {
+    fn filter_costs_are_calculated_within_each_round() {
         let rows = vec![
             row("Envoy, no filter", 0, &[Some(40.0), Some(50.0), None]),
             row("Envoy, a native filter", 0, &[Some(42.0), Some(51.0), Some(90.0)]),
@@ -457,7 +459,7 @@ mod tests {
             assert!(text(unknown).is_err(), "{unknown}");
         }
         let page = text("scenarios").unwrap();
-        assert!(page.contains("What the filter adds"), "{page}");
+        assert!(page.contains("Cost of the filter"), "{page}");
         assert!(page.contains("| Envoy, a native filter | 1.5 (1.0–2.0) | – | – |"), "{page}");
     }
 

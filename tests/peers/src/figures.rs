@@ -1,5 +1,5 @@
-//! Figures in documents. What stands between `<!-- figure: KEY -->` and `<!-- /figure -->` is written by this program, a number in
-//! a sentence as well as a section with tables. `document` knows the keys.
+//! Figures in documents. This program writes the text between `<!-- figure: KEY -->` and `<!-- /figure -->`, from a number in
+//! a sentence to a section with tables. `document` resolves the keys.
 
 use anyhow::{Context, ensure};
 
@@ -9,19 +9,19 @@ const BEGIN: &str = "<!-- figure: ";
 const KEY_END: &str = " -->";
 const END: &str = "<!-- /figure -->";
 
-/// The text with everything between marks as it should be. `of` gives what stands for a key.
+/// Replaces everything between marks. `of` returns the text for a key.
 pub fn fill(text: &str, of: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<String> {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(BEGIN) {
         let (key, after) = after.split_once(KEY_END).with_context(|| format!("`{BEGIN}` without `{KEY_END}`"))?;
         let (old, after) = after.split_once(END).with_context(|| format!("`{key}` has no {END}"))?;
-        ensure!(!old.contains(BEGIN), "`{key}` has no {END} of its own");
+        ensure!(!old.contains(BEGIN), "`{key}` has no {END}");
         let new = of(key).with_context(|| format!("the figure `{key}`"))?;
         let begins_line = before.rsplit('\n').next().is_some_and(|line| line.trim().is_empty());
         ensure!(
             new.starts_with('\n') || !begins_line,
-            "`{key}` begins a line, where Markdown takes a comment for a block"
+            "`{key}` begins a line, where Markdown treats a comment as a block"
         );
         filled += &format!("{before}{BEGIN}{key}{KEY_END}{new}{END}");
         rest = after;
@@ -29,13 +29,13 @@ pub fn fill(text: &str, of: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::
     Ok(filled + rest)
 }
 
-/// A median with its spread, as in a sentence: `1.04 × (0.95–1.10)`.
+/// A median with its range and unit, for a sentence: `1.04 × (0.95–1.10)`.
 pub fn in_text(figure: Figure, unit: &str, decimals: usize) -> String {
     let unit = if unit.is_empty() { String::new() } else { format!(" {unit}") };
     format!("{}{unit} ({})", number(figure.middle, decimals), range(figure, decimals))
 }
 
-/// The same in a table, whose head has the unit.
+/// The same for a table, whose head has the unit.
 pub fn in_table(figure: Figure, column: &Column) -> String {
     in_text(figure, "", column.decimals)
 }
@@ -44,7 +44,7 @@ pub fn ratio(figure: Figure) -> String {
     in_text(figure, "×", 2)
 }
 
-/// How many rounds a figure is of, if not all.
+/// The number of rounds that a figure covers, if not all.
 pub fn of_rounds(some: usize, all: usize) -> String {
     if some < all { format!(", {some} of {all} rounds") } else { String::new() }
 }
@@ -53,7 +53,7 @@ fn range(figure: Figure, decimals: usize) -> String {
     format!("{}–{}", number(figure.low, decimals), number(figure.high, decimals))
 }
 
-/// With a comma for each thousand.
+/// A number with commas between thousands.
 pub fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (whole, fraction) = text.split_once('.').map_or((&*text, String::new()), |(w, f)| (w, format!(".{f}")));
@@ -72,11 +72,10 @@ pub fn number(value: f64, decimals: usize) -> String {
 pub mod tests {
     use super::*;
 
-    /// Units of figures that are measured.
+    /// Units of measured figures.
     const UNITS: [&str; 8] = ["µs", "ns", "×", "%", "MiB", "KiB", "requests/s", "instructions"];
 
-    /// The lines with a number and a unit that nothing has been measured for: outside of marks, and not one of the phrases that say what
-    /// was configured or done.
+    /// The lines with a number and a unit outside of marks, except for the given phrases, which name settings.
     pub fn unmarked<'a>(text: &'a str, phrases: &[&str]) -> Vec<&'a str> {
         let mut marked = false;
         let has_figure = |part: &str| UNITS.iter().any(|unit| follows_number(part, unit));

@@ -1,5 +1,5 @@
-//! Filters of each kind: native ones, WebAssembly in V8, a process of its own, and ours. Two scenarios: what one filter costs, and
-//! what a filter that fails does to everybody else.
+//! Filters of each kind: native, WebAssembly in V8, a separate process, and ours. Two scenarios: the cost of one filter, and
+//! the effect of a failing filter on other requests.
 
 use std::{borrow::Cow, fs, path::Path, process::Command};
 
@@ -16,14 +16,14 @@ const NATIVE: &str = include_str!("../configs/filter-native.yaml");
 const EXT_AUTHZ: &str = include_str!("../configs/filter-ext-authz.yaml");
 const EXT_AUTHZ_CLUSTER: &str = include_str!("../configs/filter-ext-authz-cluster.yaml");
 
-/// The standard filter for authorization, for any Proxy-Wasm host.
+/// The standard authorization filter, compiled for any Proxy-Wasm host.
 const AUTHZ: &[&str] = &["portable:authz.wasm"];
 
-/// Those of `write_offenders`.
+/// The filters that `write_offenders` creates.
 const WASM_OFFENDER: &[&str] = &["made:offender.wasm"];
 const NATIVE_OFFENDER: &[&str] = &["made:offender.so"];
 
-/// What must be refused.
+/// A header field that the filters must reject.
 const INTRUDER: &str = "user-agent: intruder/1.0";
 
 const CONTAIN: &[Column] = &[
@@ -32,23 +32,23 @@ const CONTAIN: &[Column] = &[
     column("lives", "process alive at the end", "", 0),
     column("serves", "answers at the end", "", 0),
     column("before_mib", "RSS MiB before", "MiB", 1),
-    column("peak_mib", "most RSS MiB", "MiB", 1),
+    column("peak_mib", "peak RSS MiB", "MiB", 1),
     column("bad", "bad requests", "", 0),
 ];
 
-/// Makes the filters that misbehave, in a folder.
+/// Builds the misbehaving filters in a folder.
 pub fn write_offenders(folder: &Path) -> anyhow::Result<()> {
     fs::write(folder.join("offender.wasm"), wat::parse_str(include_str!("../offender.wat"))?)?;
     let source = folder.join("offender.c");
     fs::write(&source, include_str!("../offender.c"))?;
     let mut compiler = Command::new("cc");
     compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(folder.join("offender.so")).arg(&source);
-    let status = compiler.status().context("cannot run cc, the C compiler")?;
+    let status = compiler.status().context("cannot run the C compiler `cc`")?;
     anyhow::ensure!(status.success(), "cc cannot compile {}: {status}", source.display());
     Ok(())
 }
 
-/// Envoy with one filter before its router.
+/// Envoy's configuration with one filter before its router.
 fn envoy(filter: &str) -> Cow<'static, str> {
     let place = "          http_filters:\n";
     ENVOY.replacen(place, &format!("{place}{filter}"), 1).into()
@@ -58,7 +58,7 @@ fn subject(label: &str, program: Program, template: impl Into<Cow<'static, str>>
     Subject { template: template.into(), ..Subject::new(label, program, "") }
 }
 
-/// What one filter adds to a request.
+/// The cost that one filter adds to a request.
 pub fn cost() -> Scenario {
     let refuses = |subject: Subject, over| Subject { over: Some(over), refuses: Some(INTRUDER), ..subject };
     let peer = |label, template| {
@@ -76,12 +76,12 @@ pub fn cost() -> Scenario {
     Scenario {
         name: "kinds",
         title: "One filter of each kind",
-        about: "One filter that refuses requests whose `User-Agent` is a certain one, which none of the counted requests has: as \
-                Envoy's native filter (RBAC); as WebAssembly in Envoy's V8; as a service on the same machine that Envoy asks for \
-                each request (ext_authz, by HTTP, an nginx with one `if`), whose processor time and memory count as Envoy's, \
-                and which runs on Envoy's processor; and as WebAssembly in Tollgate, once the same file as in V8 (the standard \
-                filter `authz`, compiled for any Proxy-Wasm host), once `authz` as Tollgate comes with it. That all \
-                of them refuse alike is checked before each run. Latencies at {rate} requests/s{share}.",
+        about: "One filter that rejects requests with a certain `User-Agent`, which no counted request has: as \
+                Envoy's native filter (RBAC); as WebAssembly in Envoy's V8; as a service on the same machine that Envoy calls for \
+                each request (ext_authz, over HTTP, an nginx with one `if`), whose processor time and memory count as Envoy's, \
+                and which runs on Envoy's processor; and as WebAssembly in Tollgate, once as the same file as in V8 (the standard \
+                filter `authz`, compiled for any Proxy-Wasm host), once as the `authz` that comes with Tollgate. Before each run, all \
+                of them are checked to reject that `User-Agent`. Latencies at {rate} requests/s{share}.",
         work: Work::Requests { most: 4000, close: false },
         subjects: vec![
             subject("Envoy, no filter", Program::Envoy, ENVOY),
@@ -102,9 +102,9 @@ pub fn cost() -> Scenario {
     }
 }
 
-/// What a filter that fails does to others.
+/// The effect of a failing filter on other requests.
 pub fn containment() -> Scenario {
-    // As it comes: whoever wants another virtual machine after a trap has to say so.
+    // Envoy's default: without `FAIL_RELOAD`, a VM that has trapped is not replaced.
     let closed: String = V8
         .lines()
         .filter(|line| !line.contains("FAIL_RELOAD") && !line.contains("reload_config"))
@@ -122,12 +122,12 @@ pub fn containment() -> Scenario {
     Scenario {
         name: "containment",
         title: "A filter that fails",
-        about: "One filter, which a request can make fail: by a trap (in native code: `abort`), by an endless loop, or by keeping \
-                128 MiB more memory with each such request. 1,000 good requests a second for 3 s, in an open loop, and beside \
-                them three bad ones from another address, one a second. One worker each, with each proxy's own limits as they come. \
-                Envoy's V8 is told to make another virtual machine after a trap as soon as it can (`FAIL_RELOAD`, 2 ms), but in the \
-                row that says so. A good request has failed if it is not answered with 200 within 1 s. There is no p99 where \
-                more than one in a hundred has failed. Nobody starts a process again that has ended.",
+        about: "One filter that a request can make fail: by a trap (in native code: `abort`), by an endless loop, or by keeping \
+                128 MiB more memory with each such request. 1,000 good requests a second for 3 s, in an open loop, and alongside \
+                them three bad ones from another address, one a second. One worker each, with each proxy's default limits. \
+                Envoy's V8 is configured to create another virtual machine as soon as possible after a trap (`FAIL_RELOAD`, 2 ms), except in the \
+                row that says so. A good request has failed if it is not answered with 200 within 1 s. There is no p99 if \
+                more than one in a hundred has failed. A process that has ended is not restarted.",
         work: Work::Contain { rate: 1000 },
         subjects: vec![
             peer("Envoy native, a crash", native(), "trap", "Tollgate, a trap").modules(NATIVE_OFFENDER),

@@ -1,7 +1,7 @@
-//! The load generators. In a closed loop (each connection sends as soon as it can) they are wrk for HTTP/1.1 and h2load for HTTP/2;
-//! in an open loop (so many requests a second) `tollgate bench load` for HTTP/1.1 and `connect` of this program with TLS, which both
-//! count times from the moment that each request was due, and h2load for HTTP/2, which does not. TLS connections that live for one
-//! request are `connect`'s in either loop.
+//! The load generators. In a closed loop (each connection sends as soon as it can) they are wrk for HTTP/1.1 and h2load for HTTP/2.
+//! In an open loop (a fixed rate) they are `tollgate bench load` for HTTP/1.1 and this program's `connect` for TLS, which both
+//! count latencies from when a request was due, and h2load for HTTP/2, which does not. For one TLS connection per
+//! request, `connect` is used in both loops.
 
 use std::{ffi::OsString, fs, path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     tools::Tools,
 };
 
-/// Connections of the load generators, with HTTP/1.1.
+/// The load generators' connections, with HTTP/1.1.
 pub const CONNECTIONS: usize = 64;
 
 /// The same with HTTP/2, and streams on each.
@@ -26,10 +26,10 @@ const H2_STREAMS: usize = 32;
 /// Bytes of a gRPC message, its prefix included; requests and responses have one.
 pub const GRPC_MESSAGE: usize = 5 + 64;
 
-/// TLS connections at a time, where each is for one request.
+/// Concurrent TLS connections, if each carries one request.
 const HANDSHAKES: usize = 16;
 
-/// What is requested, and how long.
+/// The parameters of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Load<'a> {
     pub tools: &'a Tools,
@@ -38,13 +38,13 @@ pub struct Load<'a> {
     pub port: u16,
     pub path: &'a str,
     pub spoken: Spoken,
-    /// A connection for each request.
+    /// Whether to use one connection per request.
     pub close: bool,
-    /// How long an answer may take, in seconds.
+    /// Timeout for a response, in seconds.
     pub timeout: u64,
 }
 
-/// What was seen at the highest rate.
+/// The result of a closed loop.
 #[derive(Debug, PartialEq)]
 pub struct Saturated {
     pub requests: f64,
@@ -52,7 +52,7 @@ pub struct Saturated {
     pub errors: u64,
 }
 
-/// What was seen at a fixed rate; times in microseconds.
+/// The result of an open loop; times in microseconds.
 #[derive(Debug, PartialEq)]
 pub struct Paced {
     pub p50: f64,
@@ -60,15 +60,15 @@ pub struct Paced {
     pub p999: f64,
     pub errors: u64,
     pub achieved: f64,
-    /// Of how many requests these times are.
+    /// The number of requests in these latencies.
     pub samples: usize,
 }
 
-/// How long requests come at a rate before they count, in milliseconds.
+/// Warm-up of an open loop, in milliseconds.
 pub const WARM_UP: u64 = 500;
 
 impl Load<'_> {
-    /// As much as the connections carry.
+    /// Runs a closed loop.
     pub fn saturate(&self, seconds: u64) -> anyhow::Result<Saturated> {
         if self.close && self.spoken == TLS_H1 {
             let connected = self.connect(&self.connections(), seconds)?;
@@ -89,7 +89,7 @@ impl Load<'_> {
         parse_wrk(&text).with_context(|| unexpected("wrk", &text))
     }
 
-    /// So many requests each second.
+    /// Runs an open loop at this number of requests a second.
     pub fn pace(&self, rate: u32, seconds: u64) -> anyhow::Result<Paced> {
         if self.spoken.h2 {
             return self.pace_h2load(rate, seconds);
@@ -116,7 +116,7 @@ impl Load<'_> {
         parse_paced(&text).with_context(|| unexpected("`bench load`", &text))
     }
 
-    /// The most requests that are under way at a time.
+    /// The maximum number of requests in flight.
     pub fn at_a_time(&self) -> usize {
         match (self.close && self.spoken == TLS_H1, self.spoken.h2) {
             (true, _) => HANDSHAKES,
@@ -125,7 +125,7 @@ impl Load<'_> {
         }
     }
 
-    /// Which programs make this load, for the page.
+    /// The programs that generate this load, for the page.
     pub fn generators(close: bool, spoken: Spoken) -> &'static str {
         match (close && spoken == TLS_H1, spoken.h2, spoken.tls) {
             (true, ..) => "`peers connect` in both loops",
@@ -135,35 +135,35 @@ impl Load<'_> {
         }
     }
 
-    /// Whether the proxy answers already.
+    /// Whether the proxy responds yet.
     pub fn answers(&self) -> bool {
         match self.spoken.tls || self.spoken.h2 {
             false => process::answers(self.port, self.path),
             true => self.one().is_ok_and(|text| {
-                // A gRPC call that fails has the status 200 too, but no message.
+                // A failed gRPC call has status 200 too, but no message.
                 let message = format!("({GRPC_MESSAGE}) data");
                 text.contains("status codes: 1 2xx") && (!self.spoken.grpc || text.contains(&message))
             }),
         }
     }
 
-    /// Fails if TLS is not spoken with what it should.
+    /// Fails if TLS is not negotiated as pinned.
     pub fn check_tls(&self) -> anyhow::Result<()> {
         if self.spoken.tls { tls::check(&self.one()?) } else { Ok(()) }
     }
 
-    /// One request by h2load.
+    /// Sends one request with h2load.
     fn one(&self) -> anyhow::Result<String> {
         self.h2load(&["-n1".into(), "-c1".into()], 1)
     }
 
-    /// With its own log of each request, which says more than its summary.
+    /// Runs an open loop with h2load, and reads the latencies from its log of each request, which has more detail than its summary.
     fn pace_h2load(&self, rate: u32, seconds: u64) -> anyhow::Result<Paced> {
         let log = self.folder.join("load.log");
         let _ = fs::remove_file(&log);
         let each = f64::from(rate) / if self.spoken.h2 { H2_CONNECTIONS } else { CONNECTIONS } as f64;
         let log_file = format!("--log-file={}", log.display());
-        // Handshakes are over before anything counts.
+        // The warm-up covers the handshakes.
         let flags = [format!("-D{seconds}"), format!("--warm-up-time={WARM_UP}ms"), format!("--rps={each}"), log_file];
         let text = self.h2load(&flags, seconds)?;
         let seen = parse_h2load(&text).with_context(|| unexpected("h2load", &text))?;
@@ -186,13 +186,13 @@ impl Load<'_> {
         if self.spoken.tls {
             command.extend(tls::H2LOAD.map(Into::into));
         }
-        // Later ones win.
+        // Later flags override earlier ones.
         command.extend(flags.iter().map(Into::into));
         command.extend(self.rest());
         self.output(&command, seconds)
     }
 
-    /// Which connections `connect` makes.
+    /// The flags of `connect` for its connections.
     fn connections(&self) -> Vec<String> {
         let mut flags = vec![format!("--connections={}", self.at_a_time())];
         if !self.close {
@@ -201,7 +201,7 @@ impl Load<'_> {
         flags
     }
 
-    /// By this program itself.
+    /// Runs this program's `connect`.
     fn connect(&self, flags: &[String], seconds: u64) -> anyhow::Result<Connected> {
         let mut command: Vec<OsString> = vec![std::env::current_exe()?.into(), "connect".into()];
         let (port, path) = (format!("--port={}", self.port), format!("--path={}", self.path));
@@ -227,7 +227,7 @@ impl Load<'_> {
 }
 
 fn unexpected(program: &str, text: &str) -> String {
-    format!("{program} says something else than expected:\n{text}")
+    format!("cannot parse the output of {program}:\n{text}")
 }
 
 fn paced(times: &mut [u32], errors: u64, achieved: f64) -> anyhow::Result<Paced> {
@@ -238,14 +238,14 @@ fn paced(times: &mut [u32], errors: u64, achieved: f64) -> anyhow::Result<Paced>
     Ok(Paced { p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), errors, achieved, samples })
 }
 
-/// A time as wrk and h2load write it, in seconds.
+/// Parses a time of wrk or h2load; returns seconds.
 fn seconds(text: &str) -> anyhow::Result<f64> {
     for (unit, scale) in [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0)] {
         if let Some(number) = text.strip_suffix(unit) {
             return Ok(number.parse::<f64>()? * scale);
         }
     }
-    bail!("a time of unknown unit: {text}")
+    bail!("unknown unit of time: {text}")
 }
 
 fn parse_wrk(text: &str) -> anyhow::Result<Saturated> {
@@ -265,7 +265,7 @@ fn parse_wrk(text: &str) -> anyhow::Result<Saturated> {
     Ok(Saturated { requests: requests.parse()?, seconds: seconds(time)?, errors })
 }
 
-/// Requests that were under way when the time was over do not count.
+/// Requests in flight at the end do not count.
 fn parse_h2load(text: &str) -> anyhow::Result<Saturated> {
     let after =
         |start: &str| text.lines().find_map(|line| line.strip_prefix(start)).with_context(|| format!("no `{start}`"));
@@ -280,10 +280,12 @@ fn parse_h2load(text: &str) -> anyhow::Result<Saturated> {
     Ok(Saturated { requests: succeeded as f64, seconds: seconds(time)?, errors })
 }
 
-/// Lines of when a request began, its status, and its microseconds.
+/// Parses lines of a request's start, its status, and its duration in microseconds.
 fn parse_h2load_log(text: &str) -> anyhow::Result<Vec<u32>> {
     let time = |line: &str| line.split('\t').nth(2)?.parse().ok();
-    text.lines().map(|line| time(line).with_context(|| format!("a line of h2load's log: {line}"))).collect()
+    text.lines()
+        .map(|line| time(line).with_context(|| format!("cannot parse a line of h2load's log: {line}")))
+        .collect()
 }
 
 fn parse_paced(text: &str) -> anyhow::Result<Paced> {

@@ -1,4 +1,4 @@
-//! What the results were made with: the machine, the processors that each part got, the commit, the day.
+//! The conditions of a measurement: the machine, the processors that each part got, the commit, the date.
 
 use std::{fs, process::Command};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{load::CONNECTIONS, tls};
 
-/// Written beside each scenario's results.
+/// Stored with each scenario's results.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Made {
     pub commit: String,
@@ -15,11 +15,11 @@ pub struct Made {
     pub processor: String,
     pub processors: usize,
     pub kernel: String,
-    /// Of each closed loop.
+    /// Duration of each closed loop.
     pub seconds: u64,
     /// Programs with their versions.
     pub versions: Vec<(String, String)>,
-    /// What else was the same for all proxies, by its name.
+    /// Other conditions that were the same for all proxies, by name.
     #[serde(default)]
     pub conditions: Vec<(String, String)>,
 }
@@ -41,31 +41,31 @@ impl Made {
     }
 }
 
-/// What the templates, the load generators and the places make the same for all.
+/// The conditions that templates, load generators and places keep the same for all proxies.
 fn conditions(places: &Places) -> Vec<(String, String)> {
     let Places { proxy, backend, load } = places;
     let tls = tls::PINNED.map(|line| line.split(": ").nth(1).unwrap_or_default()).join(", ");
     [
-        ("workers", "one in each proxy, where its label says no other number".to_owned()),
+        ("workers", "one in each proxy, unless its label has another number".to_owned()),
         ("processors", format!("{proxy} for the proxy, {load} for the load generator, {backend} for the backend")),
         (
             "connections",
             format!(
-                "{CONNECTIONS} over HTTP/1.1, 8 with 32 streams each over HTTP/2, 16 at a time where each carries one request"
+                "{CONNECTIONS} over HTTP/1.1, 8 with 32 streams each over HTTP/2, 16 at a time if each carries one request"
             ),
         ),
-        ("keep-alive", "for longer than a run and for any number of requests, to the client and to the backend".into()),
+        ("keep-alive", "longer than a run and for any number of requests, to the client and to the backend".into()),
         (
             "TLS",
             format!(
-                "{tls}: all that any client offers, so that hybrid groups are not measured; seen to be negotiated before \
-                 each run; a certificate of ECDSA P-256"
+                "{tls}: clients offer nothing else, so hybrid groups are not measured; checked before \
+                 each run; an ECDSA P-256 certificate"
             ),
         ),
         (
             "metrics",
-            "kept by all and served on a port of their own, which nobody asks meanwhile: Tollgate's and Envoy's admin \
-             listeners, HAProxy's prometheus-exporter, nginx's stub_status, which has the fewest by far"
+            "enabled in all proxies on a separate port, but not scraped during a run: Tollgate's and Envoy's admin \
+             listeners, HAProxy's prometheus-exporter, nginx's stub_status, which has by far the fewest"
                 .into(),
         ),
         ("access log", "none".into()),
@@ -79,13 +79,13 @@ fn git_commit() -> String {
     said(&["git", "rev-parse", "--short", "HEAD"]) + if changed { " with changes" } else { "" }
 }
 
-/// What a command writes; nothing, if it cannot be run.
+/// A command's output; empty if it cannot be run.
 fn said(command: &[&str]) -> String {
     let output = Command::new(command[0]).args(&command[1..]).output();
     output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-/// The processors that this process may use.
+/// The processors available to this process.
 fn available() -> Vec<usize> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
@@ -101,7 +101,7 @@ fn parse_list(list: &str) -> Vec<usize> {
     list.split(',').flat_map(range).collect()
 }
 
-/// Which part runs on which processors, as taskset takes them.
+/// The processors of each part, in taskset's format.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Places {
     pub proxy: String,
@@ -114,10 +114,10 @@ impl Places {
         Places::among(&available(), workers)
     }
 
-    /// The proxy gets the first ones, the load generator the last one. The backend has its own if there are enough, and
-    /// shares the load generator's if not.
+    /// The proxy gets the first processors, the load generator the last one. The backend has its own if there are enough;
+    /// otherwise it shares the load generator's.
     fn among(cores: &[usize], workers: usize) -> anyhow::Result<Places> {
-        ensure!(workers <= cores.len(), "{workers} workers need as many processors, and there are {}", cores.len());
+        ensure!(workers <= cores.len(), "{workers} workers need as many processors, but there are {}", cores.len());
         let list = |cores: &[usize]| cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
         let rest = &cores[workers..];
         let load = cores.last().map_or("0".into(), usize::to_string);
@@ -125,7 +125,7 @@ impl Places {
         Ok(Places { proxy: list(&cores[..workers]), backend, load })
     }
 
-    /// How many workers there can be.
+    /// The maximum number of workers.
     pub fn most_workers() -> usize {
         available().len()
     }

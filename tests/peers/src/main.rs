@@ -1,5 +1,5 @@
-//! Compares Tollgate with nginx, HAProxy and Envoy on this machine: what a request costs each of them, in several scenarios.
-//! `tests/peers/run.sh` builds what is needed and runs it; docs/performance.md shows the results and says how they are made.
+//! Compares the cost of a request in Tollgate, nginx, HAProxy and Envoy on this machine, in several scenarios.
+//! `tests/peers/run.sh` builds and runs it; docs/performance.md shows the results and explains the method.
 
 mod args;
 mod connect;
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     } else {
         compare(&Args::parse())
     };
-    // Not returned from here: with RUST_BACKTRACE set, a backtrace would follow.
+    // Returning the error from `main` would print a backtrace with RUST_BACKTRACE.
     done.map_or_else(
         |e| {
             eprintln!("error: {e:#}");
@@ -63,7 +63,7 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     }
     for name in &args.scenarios {
         let known = || scenarios.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
-        ensure!(scenarios.iter().any(|s| s.name == name), "there is no scenario `{name}`, only {}", known());
+        ensure!(scenarios.iter().any(|s| s.name == name), "unknown scenario `{name}`: use one of {}", known());
     }
     let folder = args.docs.join("performance");
     let file = folder.join("results.json");
@@ -88,17 +88,17 @@ fn compare(args: &Args) -> anyhow::Result<()> {
         let measured = Measured { made: made.clone(), pace, generators, rows };
         outcome.add(scenario.name, &measured);
         if scenario.work == Work::Chain {
-            // What was there before is good enough to go on with.
+            // The previous output is good enough to continue with.
             match bench.quick_start_chain(&made) {
                 Ok(output) => drop(results.outputs.insert("chain".into(), output)),
-                Err(e) => eprintln!("!!! README.md keeps its output of `bench chain`: {e:#}"),
+                Err(e) => eprintln!("!!! `bench chain` failed, README.md keeps its previous output: {e:#}"),
             }
         }
-        // What was measured earlier is worth more than nothing.
+        // Earlier results are better than none, so they are replaced only by new ones.
         if args.keeps() && measured.rows.iter().any(Row::measured) {
             results.scenarios.insert(scenario.name.into(), measured);
-            // After each, so that nothing is lost if a later one is broken off.
-            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            // Written after each scenario, so that an interrupted run loses nothing.
+            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
             results.write(&file)?;
             document::write(&args.docs, &scenarios, &results)?;
         }
@@ -112,13 +112,13 @@ fn compare(args: &Args) -> anyhow::Result<()> {
     outcome.verdict(args.smoke)
 }
 
-/// What has come of all scenarios.
+/// The outcome of all scenarios.
 #[derive(Debug, Default)]
 struct Outcome {
     lost: usize,
-    /// Whether any scenario compares something.
+    /// Whether any scenario has results to compare.
     compares: bool,
-    /// What has no figures, by its scenario and label.
+    /// Rows without results, as `SCENARIO: LABEL`.
     without: Vec<String>,
 }
 
@@ -130,9 +130,9 @@ impl Outcome {
         self.without.extend(without.map(|row| format!("{scenario}: {}", row.label)));
     }
 
-    /// A comparison is worth something as long as one scenario is; a smoke test is there to find what does not work.
+    /// A comparison succeeds if any scenario has results to compare; a smoke test only if everything works.
     fn verdict(&self, smoke: bool) -> anyhow::Result<()> {
-        ensure!(self.compares, "nothing could be compared; the reasons are above");
+        ensure!(self.compares, "nothing could be compared; see the reasons above");
         ensure!(!smoke || self.without.is_empty(), "not everything works, see above: {}", self.without.join("; "));
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Outcome {
 fn say_places(places: &Places) {
     eprintln!("processors: proxy {}, load generator {}, backend {}", places.proxy, places.load, places.backend);
     if places.proxy == places.load {
-        eprintln!("!!! There is only one processor: the load generator slows down what it measures.");
+        eprintln!("!!! There is only one processor: the load generator slows down the proxy that it measures.");
     }
 }
 

@@ -1,26 +1,26 @@
-//! A bar chart as SVG, written by hand: one bar for each proxy, with its value and how far the rounds were apart. The colours
+//! A bar chart as SVG: one bar per proxy, with its value and the range of the rounds. The colours
 //! follow the reader's light or dark mode.
 
 use std::fmt::Write;
 
-/// A bar, and the least and greatest value of the rounds.
+/// A bar, with the minimum and maximum of the rounds.
 #[derive(Debug, PartialEq)]
 pub struct Bar {
     pub label: String,
     pub value: f64,
     pub spread: (f64, f64),
-    /// Ours is drawn in another colour.
+    /// Whether it is Tollgate's, which has another colour.
     pub ours: bool,
 }
 
 const WIDTH: f64 = 760.0;
-/// Where the bars begin, and how long the longest may be.
+/// The left edge of the bars, and the length of the longest.
 const LEFT: f64 = 210.0;
 const LENGTH: f64 = 430.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 44.0;
 
-/// The picture. `decimals` is for the values at the bars' ends.
+/// Draws the chart. `decimals` applies to the values at the bars' ends.
 pub fn chart(title: &str, unit: &str, decimals: usize, bars: &[Bar]) -> String {
     let most = bars.iter().map(|bar| bar.value.max(bar.spread.1)).fold(f64::MIN_POSITIVE, f64::max);
     let x = |value: f64| LEFT + value.max(0.0) / most * LENGTH;
@@ -54,7 +54,7 @@ text {{ font: 13px system-ui, sans-serif; fill: #1f2328 }}
         let (low, high) = (x(bar.spread.0), x(bar.spread.1));
         let (class, end) = (if bar.ours { "ours" } else { "peer" }, x(bar.value));
         let label = escape(&bar.label);
-        // To write to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(
             svg,
             r#"<text x="{}" y="{baseline:.1}" text-anchor="end">{label}</text>

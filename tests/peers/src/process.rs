@@ -1,6 +1,6 @@
-//! Processes that do not outlive this one, each on processors of its own, and ports for them.
+//! Child processes that do not outlive this one, each pinned to its own processors, and ports for them.
 //!
-//! `setpriv --pdeathsig` has the kernel end a process when this one ends, however that happens: Ctrl-C, an error, a kill.
+//! `setpriv --pdeathsig` makes the kernel end a process when this one ends for any reason: Ctrl-C, an error, a kill.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,19 +17,19 @@ use std::{
 use anyhow::{Context, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a process may take to answer its first request: ten thousand routes take a moment.
+/// Timeout for a process to answer its first request: ten thousand routes take a moment.
 const START: Duration = Duration::from_secs(30);
-/// How long it may take to end when asked to.
+/// Timeout for a process to end after SIGTERM.
 const END: Duration = Duration::from_secs(3);
 
-/// A server that runs until this is dropped.
+/// A server process that is stopped on drop.
 pub struct Server {
     child: Child,
     pub port: u16,
 }
 
 impl Server {
-    /// Starts it, and waits until it answers: `answers` asks once.
+    /// Starts the server and polls `answers` until it returns true.
     pub fn start(
         command: &[OsString],
         cores: &str,
@@ -46,8 +46,7 @@ impl Server {
             }
             let ended = server.child.try_wait()?;
             if ended.is_some() || begun.elapsed() > START {
-                let why =
-                    ended.map_or(format!("does not answer within {START:?}"), |status| format!("ended: {status}"));
+                let why = ended.map_or(format!("did not answer within {START:?}"), |status| format!("ended: {status}"));
                 return Err(failure(&command[0], &why, log));
             }
             thread::sleep(Duration::from_millis(20));
@@ -69,7 +68,7 @@ impl Drop for Server {
     }
 }
 
-/// Runs a command that ends by itself, and gives what it writes to its standard output.
+/// Runs a command to its end; returns its standard output.
 pub fn output(command: &[OsString], cores: &str, folder: &Path, longest: Duration) -> anyhow::Result<String> {
     let (out, err) = (folder.join("load.out"), folder.join("load.err"));
     let mut child = pinned(command, cores, File::create(&out)?, File::create(&err)?)?;
@@ -81,11 +80,11 @@ pub fn output(command: &[OsString], cores: &str, folder: &Path, longest: Duratio
     match status {
         Some(status) if status.success() => Ok(fs::read_to_string(&out)?),
         Some(status) => Err(failure(&command[0], &format!("ended: {status}"), &err)),
-        None => Err(failure(&command[0], &format!("has not ended within {longest:?}"), &err)),
+        None => Err(failure(&command[0], &format!("did not end within {longest:?}"), &err)),
     }
 }
 
-/// What went wrong with a program, and on further lines how its log begins.
+/// A program's error, followed by the first lines of its log.
 fn failure(program: &OsStr, why: &str, log: &Path) -> anyhow::Error {
     let said = fs::read_to_string(log).unwrap_or_default();
     let lines = said.lines().filter(|line| !line.trim().is_empty()).take(5);
@@ -100,7 +99,7 @@ fn pinned(command: &[OsString], cores: &str, out: File, err: File) -> anyhow::Re
         .stdout(out)
         .stderr(err)
         .spawn()
-        .context("cannot run setpriv, which with taskset is in Debian's package util-linux")
+        .context("cannot run setpriv; install the Debian package util-linux, which also has taskset")
 }
 
 fn wait(child: &mut Child, longest: Duration) -> anyhow::Result<Option<std::process::ExitStatus>> {
@@ -114,22 +113,22 @@ fn wait(child: &mut Child, longest: Duration) -> anyhow::Result<Option<std::proc
     }
 }
 
-/// A port that nobody listens on; the kernel does not give the same one again at once.
+/// A free port; the kernel does not hand out the same one again immediately.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").context("no free port")?.local_addr()?.port())
 }
 
-/// Whether a request is answered with 200.
+/// Whether a request gets a response with status 200.
 pub fn answers(port: u16, path: &str) -> bool {
     matches!(get(port, path), Ok(answer) if answer.starts_with("HTTP/1.1 200"))
 }
 
-/// Asks once, on a connection of its own.
+/// Sends one request on a new connection; returns the response.
 pub fn get(port: u16, path: &str) -> anyhow::Result<String> {
     get_with(port, path, "accept: */*")
 }
 
-/// The same with a field of the head.
+/// The same with an additional header field.
 pub fn get_with(port: u16, path: &str, field: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -140,7 +139,7 @@ pub fn get_with(port: u16, path: &str, field: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Where an executable is: a path as it stands, a name along $PATH and where Debian keeps servers.
+/// Finds an executable: a path is used as is, a name is looked up in $PATH and in Debian's folders for servers.
 pub fn find(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
@@ -155,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_program_is_named_with_the_beginning_of_what_it_said() {
+    fn errors_name_the_program_and_the_beginning_of_its_output() {
         let folder = std::env::temp_dir().join(format!("peers-process-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let cores = crate::machine::Places::of(1).unwrap().proxy;

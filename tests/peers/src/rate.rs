@@ -1,32 +1,32 @@
-//! The rate at which a scenario takes latencies. It is the same for all of its proxies, so that their latencies can be compared,
-//! and it follows from what each of them was measured to carry on this machine: a rate that one machine carries with ease
+//! The rate at which a scenario measures latencies. It is the same for all of its proxies, so that their latencies are comparable,
+//! and it is based on the capacity of each proxy on this machine: a rate that is easy for one machine
 //! saturates the slowest proxy on another.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The share of what the slowest proxy carries. It leaves room for a machine that gives less from one minute to the next.
+/// The share of the slowest proxy's capacity. It leaves room for a machine whose speed changes from one minute to the next.
 const SHARE: f64 = 0.5;
 
-/// A scenario's rate, and what it follows from.
+/// A scenario's rate, and the capacities on which it is based.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pace {
     /// Requests a second.
     pub rate: u32,
-    /// The requests a second that each proxy carried at saturation. Empty for results from when rates were fixed.
+    /// The requests a second that each proxy carried at saturation. Empty in older results, with fixed rates.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub carried: BTreeMap<String, f64>,
 }
 
 impl Pace {
-    /// Half of what the slowest carried, but not above `most`. `None` if nothing was measured.
+    /// Half of the slowest proxy's capacity, but at most `most`. `None` if nothing was measured.
     pub fn of(carried: BTreeMap<String, f64>, most: u32) -> Option<Pace> {
         let rate = share(slowest(&carried)?.1).min(most);
         Some(Pace { rate, carried })
     }
 
-    /// What the rate is to the slowest proxy, as a clause that follows the rate in a sentence.
+    /// The rate's relation to the slowest proxy, as a clause that follows the rate in a sentence.
     pub fn clause(&self) -> String {
         let Some((label, carried)) = slowest(&self.carried) else { return String::new() };
         let less = if self.rate < share(carried) { "less than " } else { "" };
@@ -38,7 +38,7 @@ fn slowest(carried: &BTreeMap<String, f64>) -> Option<(&str, f64)> {
     carried.iter().map(|(label, rate)| (label.as_str(), *rate)).min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// A share of what was carried, rounded down to two digits, but at least one request a second.
+/// `SHARE` of a capacity, rounded down to two digits, but at least one request a second.
 fn share(carried: f64) -> u32 {
     let exact = (carried * SHARE) as u32;
     let unit = 10_u32.pow(exact.checked_ilog10().unwrap_or(0).saturating_sub(1));

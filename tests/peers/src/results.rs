@@ -1,5 +1,4 @@
-//! The results, as they are kept in docs/performance/results.json: every run of every scenario. A scenario that is run again
-//! replaces what was there of it.
+//! The results in docs/performance/results.json: every run of every scenario. Running a scenario again replaces its results.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -15,29 +14,29 @@ use crate::{
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
     pub scenarios: BTreeMap<String, Measured>,
-    /// What commands have written that the documents show, by a name.
+    /// Outputs of commands that the documents show, by name.
     #[serde(default)]
     pub outputs: BTreeMap<String, Output>,
 }
 
-/// What a command has written.
+/// The output of a command.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Output {
     pub commit: String,
     pub date: String,
-    /// The command, without what differs from one machine to another; or what else it comes from.
+    /// The command, without parts that depend on the machine, or another source.
     pub by: String,
     pub lines: Vec<String>,
 }
 
-/// What a scenario has shown.
+/// The results of a scenario.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Measured {
     pub made: Made,
-    /// The rate of its latencies, where all proxies get the same.
+    /// The rate of its latencies, if all proxies get the same.
     #[serde(default)]
     pub pace: Option<Pace>,
-    /// Which programs made the load.
+    /// The programs that generated the load.
     #[serde(default)]
     pub generators: String,
     pub rows: Vec<Row>,
@@ -47,9 +46,9 @@ pub struct Measured {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Row {
     pub label: String,
-    /// The copies of a filter or the number of routes, where that is what differs.
+    /// The number of copies of a filter or of routes, if rows differ in it.
     pub number: usize,
-    /// One for each round.
+    /// One per round.
     pub runs: Vec<Round>,
     /// The attempts that failed before one succeeded.
     #[serde(default)]
@@ -59,17 +58,17 @@ pub struct Row {
 /// An attempt that failed, after which the round was tried again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Repeated {
-    /// From 1; 0 is the calibration.
+    /// Counted from 1; 0 is the calibration.
     pub round: usize,
     pub why: String,
 }
 
-/// What has come of a proxy's turn.
+/// The result of one proxy in one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Round {
     Measured(Run),
-    /// It failed each time it was tried, for this reason at last.
+    /// All attempts failed; the reason of the last one.
     Lost {
         lost: String,
     },
@@ -85,10 +84,10 @@ impl Results {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Results::default()),
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
         };
-        serde_json::from_str(&text).with_context(|| format!("{} is not what this program has written", file.display()))
+        serde_json::from_str(&text).with_context(|| format!("cannot parse {}", file.display()))
     }
 
-    /// A run a line: so it can be read, and compared by git.
+    /// Writes one run per line, so that the file is readable and diffs are small.
     pub fn write(&self, file: &Path) -> anyhow::Result<()> {
         let mut text = String::from("{\"scenarios\": {\n");
         for (i, (name, measured)) in self.scenarios.iter().enumerate() {
@@ -124,19 +123,19 @@ impl Measured {
         self.rows.iter().find(|row| row.label == label)
     }
 
-    /// Whether there is something to compare: figures of two rows, or of the only one.
+    /// Whether two rows have figures, or the only row has.
     pub fn compares(&self) -> bool {
         let measured = self.rows.iter().filter(|row| row.measured()).count();
         measured > 0 && measured >= self.rows.len().min(2)
     }
 
-    /// How much more a figure of one row is than that of another, in the rounds that both have.
+    /// The difference of a figure between two rows, in the rounds that both have.
     pub fn added(&self, key: &str, label: &str, base: &str) -> Option<Figure> {
         let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
         stats::figure(&pairs.filter_map(|(run, base)| Some(run.figure(key)? - base.figure(key)?)).collect::<Vec<_>>())
     }
 
-    /// How a figure of one row relates to that of another, in the rounds that both have.
+    /// The ratio of a figure between two rows, in the rounds that both have.
     pub fn ratio(&self, key: &str, label: &str, base: &str) -> Option<Figure> {
         let pairs = self.row(label)?.runs.iter().zip(&self.row(base)?.runs);
         let ratio = |(run, base): (&Round, &Round)| {
@@ -146,18 +145,18 @@ impl Measured {
         stats::figure(&pairs.filter_map(ratio).collect::<Vec<_>>())
     }
 
-    /// How a figure grows with the number of the rows that are called `PROGRAM, NUMBER`: the slope of each round.
+    /// The growth of a figure with the number of the rows labelled `PROGRAM, NUMBER`: the slope of each round.
     pub fn slope(&self, key: &str, program: &str) -> Option<Figure> {
         let rows: Vec<_> = self.rows.iter().filter(|row| row.label == format!("{program}, {}", row.number)).collect();
         let slope = |round: usize| {
             let point = |row: &&Row| Some((row.number as f64, row.runs.get(round)?.figure(key)?));
-            // All of them or none: a line through fewer points is another one.
+            // Only rounds with all points: a line through fewer points would not be comparable.
             stats::slope(&rows.iter().map(point).collect::<Option<Vec<_>>>()?)
         };
         stats::figure(&(0..self.rounds()).filter_map(slope).collect::<Vec<_>>())
     }
 
-    /// How many there were, of which a row may have lost some.
+    /// The number of rounds, including lost ones.
     pub fn rounds(&self) -> usize {
         self.rows.iter().map(|row| row.runs.len()).max().unwrap_or(0)
     }
@@ -173,7 +172,7 @@ impl Round {
 }
 
 impl Row {
-    /// A figure in all rounds that have it.
+    /// A figure's values in the rounds that have it.
     pub fn values(&self, key: &str) -> Vec<f64> {
         self.runs.iter().filter_map(|round| round.figure(key)).collect()
     }
@@ -200,7 +199,7 @@ impl Row {
 pub mod tests {
     use super::*;
 
-    /// A row with so much processor time in each round; one without was lost.
+    /// A row with the given processor time in each round; `None` is a lost round.
     pub fn row(label: &str, number: usize, cpu: &[Option<f64>]) -> Row {
         let run = |cpu: &Option<f64>| match *cpu {
             Some(cpu) => Round::Measured(Run::from([("cpu_us".to_owned(), cpu), ("rate".to_owned(), 1e6 / cpu)])),
@@ -210,7 +209,7 @@ pub mod tests {
     }
 
     #[test]
-    fn there_is_something_to_compare_if_two_rows_have_figures_or_the_only_one() {
+    fn comparing_needs_figures_of_two_rows_or_of_the_only_one() {
         let compares = |rows: Vec<Row>| Measured { rows, ..Default::default() }.compares();
         let (good, lost) = (|| row("a", 0, &[None, Some(1.0)]), || row("b", 0, &[None, None]));
         assert!(compares(vec![good()]) && compares(vec![good(), lost(), good()]));
@@ -218,7 +217,7 @@ pub mod tests {
     }
 
     #[test]
-    fn ratios_are_of_the_same_round() {
+    fn ratios_are_calculated_within_a_round() {
         let rows = vec![row("a", 0, &[Some(10.0), Some(20.0), None]), row("b", 0, &[Some(5.0), Some(10.0), Some(1.0)])];
         let measured = Measured { rows, ..Default::default() };
         assert_eq!(measured.ratio("cpu_us", "b", "a"), Some(Figure { middle: 0.5, low: 0.5, high: 0.5, rounds: 2 }));
@@ -236,11 +235,11 @@ pub mod tests {
         ];
         let measured = Measured { rows, ..Default::default() };
         assert_eq!(measured.slope("cpu_us", "T"), Some(Figure { middle: 1.5, low: 1.0, high: 2.0, rounds: 2 }));
-        assert_eq!(measured.slope("cpu_us", "E"), None, "one point is no line");
+        assert_eq!(measured.slope("cpu_us", "E"), None, "one point has no slope");
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn results_round_trip() {
         let pace = Some(Pace { rate: 1200, carried: [("c".into(), 2500.0)].into() });
         let mut rows = vec![row("a \"b\"", 2, &[Some(1.5), None]), row("c", 0, &[])];
         rows[0].repeated.push(Repeated { round: 1, why: "it fell\nbehind".into() });
@@ -254,6 +253,6 @@ pub mod tests {
         let read = Results::read(&file).unwrap();
         fs::remove_file(&file).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&results).unwrap());
-        assert!(Results::read(&file).unwrap().scenarios.is_empty(), "a file that is not there is empty");
+        assert!(Results::read(&file).unwrap().scenarios.is_empty(), "a missing file counts as empty");
     }
 }

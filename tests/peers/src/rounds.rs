@@ -1,5 +1,5 @@
-//! A scenario from its calibration to its last round. What fails is tried again; a round that keeps failing is lost, and its
-//! reason is kept in its place, so that one proxy's failure does not end the comparison of the others.
+//! Runs a scenario from its calibration to its last round. Failed runs are repeated. A round that keeps failing is lost, with its
+//! reason recorded, so that one proxy's failure does not end the comparison of the others.
 
 use std::{
     collections::BTreeMap,
@@ -13,25 +13,25 @@ use crate::{
     usage::Others,
 };
 
-/// How often a run is tried before its round is lost.
+/// The number of attempts before a round is lost.
 pub const ATTEMPTS: u32 = 3;
 
-/// A run is worth repeating if other processes have taken more processors than this.
+/// A run is repeated if other processes took more than this number of processors.
 const DISTURBED: f64 = 0.2;
 
-/// What can be measured of a proxy.
+/// Measures a proxy.
 pub trait Measure {
-    /// Why this proxy cannot be measured here, if it cannot.
+    /// The reason why this proxy cannot be measured here, if any.
     fn missing(&self, subject: &Subject) -> Option<String>;
 
-    /// The requests a second that a proxy carries, roughly.
+    /// The approximate number of requests a second that a proxy carries.
     fn carries(&self, subject: &Subject, work: Work) -> anyhow::Result<f64>;
 
-    /// The figures of one run; `rate` is that of the scenario, if it has one.
+    /// The figures of one run; `rate` is the scenario's, if it has one.
     fn run(&self, subject: &Subject, work: Work, rate: Option<u32>) -> anyhow::Result<Run>;
 }
 
-/// All rounds of a scenario: each proxy once in every round.
+/// Runs all rounds of a scenario: each proxy once per round.
 pub fn measure(
     bench: &impl Measure,
     scenario: &Scenario,
@@ -43,7 +43,7 @@ pub fn measure(
     for subject in &scenario.subjects {
         match bench.missing(subject) {
             None => subjects.push(subject),
-            Some(why) => eprintln!("!!! {} is left out: {why}.", subject.label),
+            Some(why) => eprintln!("!!! {} is skipped: {why}.", subject.label),
         }
     }
     let row = |subject: &&Subject| Row { label: subject.label.clone(), number: subject.repeat, ..Row::default() };
@@ -75,7 +75,7 @@ pub fn measure(
     (pace, rows)
 }
 
-/// The rate of a scenario that needs one, and why proxies have failed already without one: their rounds are lost.
+/// The scenario's rate, if it needs one, and the errors of proxies that could not be saturated: their rounds are lost.
 fn calibrate(
     bench: &impl Measure,
     work: Work,
@@ -85,7 +85,7 @@ fn calibrate(
 ) -> (Option<Pace>, BTreeMap<String, String>) {
     let (mut carried, mut failed) = (BTreeMap::new(), BTreeMap::new());
     let Some(most) = work.most() else { return (None, failed) };
-    // What swaps cost is the question, so the rate is of what goes without.
+    // The scenario measures the cost of swaps, so the rate is based on the runs without swaps.
     for (subject, row) in subjects.iter().zip(rows).filter(|(subject, _)| !subject.swaps) {
         wait_for_quiet(patience);
         match attempts(&subject.label, &mut noted(row, 0), || bench.carries(subject, work)) {
@@ -105,7 +105,7 @@ fn calibrate(
     (pace, failed)
 }
 
-/// Tries until it succeeds, or has failed so often that it is not going to. `note` is told of each failure that is not the last.
+/// Repeats `attempt` until it succeeds, at most `ATTEMPTS` times. `note` receives each error but the last.
 fn attempts<T>(
     label: &str,
     note: &mut impl FnMut(String),
@@ -123,12 +123,12 @@ fn attempts<T>(
     attempt()
 }
 
-/// Notes in a row what is going to be tried again.
+/// Records a row's repeated attempts.
 fn noted(row: &mut Row, round: usize) -> impl FnMut(String) {
     move |why| row.repeated.push(Repeated { round, why })
 }
 
-/// Measures when the machine is quiet, and again if it was not, as long as there is patience for it.
+/// Measures when the machine is quiet, and repeats disturbed runs while patience lasts.
 fn patient(
     label: &str,
     patience: &mut Duration,
@@ -147,7 +147,7 @@ fn patient(
         eprintln!("    {label} again: others took {:.1} processors", best["others"]);
         wait_for_quiet(patience);
         let begun = Instant::now();
-        // What has been measured already counts, whatever comes of this.
+        // The existing result counts, whatever the outcome of the repetition.
         let Ok(again) = attempts(label, note, watched) else { break };
         disturbed += 1;
         *patience = patience.saturating_sub(begun.elapsed());
@@ -155,7 +155,7 @@ fn patient(
             best = again;
         }
     }
-    // How many were passed over for a quieter one: not for what they showed.
+    // The number of runs discarded for a quieter one, whatever their results.
     if disturbed > 0 {
         best.insert("disturbed".into(), disturbed.into());
     }
@@ -193,12 +193,12 @@ mod tests {
 
     const COLUMNS: &[Column] = &[Column { key: "cpu_us", label: "CPU", unit: "µs", decimals: 1 }];
 
-    /// Proxies that carry so much; one that carries nothing does not start. The next runs fail as often as is said.
+    /// Proxies with given capacities; one without capacity does not start. The next runs fail the given number of times.
     #[derive(Default)]
     struct Pretended {
         carried: BTreeMap<&'static str, f64>,
         failures: RefCell<BTreeMap<&'static str, u32>>,
-        /// The label and the rate of each run that was tried.
+        /// The label and the rate of each attempted run.
         tried: RefCell<Vec<(String, Option<u32>)>>,
     }
 
@@ -238,7 +238,7 @@ mod tests {
         }
     }
 
-    /// Nothing waits, however busy the machine is.
+    /// No patience, so that tests never wait for a quiet machine.
     fn impatient() -> Duration {
         Duration::ZERO
     }
@@ -247,7 +247,7 @@ mod tests {
         measure(bench, &scenario(work, labels), rounds, &mut impatient())
     }
 
-    /// For each row, a word for each round: the reason why it is lost, or nothing.
+    /// For each row, the reason per round why it was lost, or an empty string.
     fn lost(rows: &[Row]) -> Vec<(&str, Vec<&str>)> {
         let word = |round: &'_ Round| match round {
             Round::Measured(_) => "",
@@ -275,15 +275,15 @@ mod tests {
     fn a_failed_run_is_repeated() {
         let bench = Pretended { failures: RefCell::new([("a", ATTEMPTS - 1)].into()), ..Pretended::default() };
         let (pace, rows) = measured(&bench, Work::Half, &["a"], 1);
-        assert_eq!(pace, None, "each has a rate of its own");
+        assert_eq!(pace, None, "each run has its own rate");
         assert_eq!(lost(&rows), [("a", vec![""])]);
         assert_eq!(bench.tried.borrow().len(), ATTEMPTS as usize);
         let why = |left: u32| Repeated { round: 1, why: format!("fell behind, {left} more failures to come") };
-        assert_eq!(rows[0].repeated, [why(1), why(0)], "what was tried again stays visible");
+        assert_eq!(rows[0].repeated, [why(1), why(0)], "repeated attempts stay visible");
     }
 
     #[test]
-    fn a_round_that_keeps_failing_is_lost_with_its_reason_and_the_others_go_on() {
+    fn a_round_that_keeps_failing_is_lost_with_its_reason_and_others_continue() {
         let bench = Pretended { failures: RefCell::new([("a", ATTEMPTS)].into()), ..Pretended::default() };
         let (_, rows) = measured(&bench, Work::Half, &["a", "b"], 2);
         assert_eq!(lost(&rows), [("a", vec!["fell behind, 0 more failures to come", ""]), ("b", vec!["", ""])]);
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(pace.unwrap().rate, 1000);
         let why = "at saturation: does not start";
         assert_eq!(lost(&rows), [("a", vec!["", ""]), ("broken", vec![why, why])]);
-        assert!(bench.tried.borrow().iter().all(|(label, _)| label == "a"), "nothing is tried in vain");
+        assert!(bench.tried.borrow().iter().all(|(label, _)| label == "a"), "no pointless attempts");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One run: starts the backend and a proxy in front of it, does the scenario's work to it, and gives the figures.
+//! One run: starts the backend and a proxy in front of it, puts the scenario's load on it, and returns the figures.
 
 use std::{
     ffi::OsString,
@@ -30,50 +30,50 @@ use crate::{
     usage::{self, Cpu},
 };
 
-/// How many idle connections there are, if the limits allow.
+/// The number of idle connections, if the limits allow it.
 const IDLE: u64 = 10_000;
 
-/// How long `tollgate bench chain` may take: it measures for two seconds, and may have to compile before.
+/// Timeout for `tollgate bench chain`, which measures for two seconds and may have to compile first.
 const CHAIN: Duration = Duration::from_secs(60);
 
-/// Of the requests at saturation, for a run to count.
+/// The largest share of failed requests at saturation for a run to count.
 const MOST_FAILED: f64 = 0.005;
 
-/// The share of a rate that has to be kept for latencies at that rate to count.
+/// The share of a rate that must be achieved for its latencies to count.
 const KEPT: f64 = 0.97;
 
-/// The fewest requests whose p99.9 says something: ten are above it.
+/// The minimum number of requests for a p99.9: ten are above it.
 const TAIL: usize = 10_000;
 
-/// How many seconds of an open loop are worth it to reach that.
+/// The maximum number of seconds to extend an open loop to in order to reach `TAIL`.
 const LONGEST: u64 = 2;
 
-/// Requests a second that are enough where nothing is measured.
+/// The maximum rate of a smoke test, in requests a second.
 const SMOKE_RATE: u32 = 64;
 
-/// Seconds with a swap in each, at least.
+/// The minimum number of seconds, with one swap in each.
 const SWAPS: u64 = 6;
 
-/// How long an answer may take, in seconds.
+/// Timeout for a response, in seconds.
 const TIMEOUT: u64 = 5;
 
-/// How long memory may take to be given back.
+/// Time for freed memory to return to the system.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// How long the first replaced module may take to be compiled and taken over.
+/// Timeout for the first replaced module to be compiled and applied.
 const TAKEN_OVER: Duration = Duration::from_secs(30);
 
-/// What a run has shown.
+/// The figures of a run, by key.
 type Figures = Vec<(&'static str, f64)>;
 
-/// A proxy that runs in front of a backend, and the load that is meant for it.
+/// A running proxy in front of a backend, and its load.
 struct Proxy<'a> {
     server: Server,
-    /// What runs beside it as a part of it.
+    /// The service next to it whose resources count as its own.
     service: Option<Server>,
     load: Load<'a>,
     admin: u16,
-    /// Where its filters' files are.
+    /// The folder with its filters' files.
     modules: PathBuf,
 }
 
@@ -91,25 +91,25 @@ impl Proxy<'_> {
     }
 }
 
-/// What all runs have in common.
+/// The state that all runs share.
 pub struct Bench {
     pub tools: Tools,
     folder: PathBuf,
-    /// How many files a process may open.
+    /// The limit of open files per process.
     files: u64,
     seconds: u64,
-    /// Whether it is only to be seen that everything works.
+    /// Whether to check only that everything works.
     smoke: bool,
 }
 
 impl Bench {
-    /// Makes the folder that all of it works in.
+    /// Creates the working folder.
     pub fn new(tools: Tools, work: &Path, seconds: u64, smoke: bool) -> anyhow::Result<Bench> {
-        // Of an earlier comparison that was broken off.
+        // Left by an interrupted comparison.
         let _ = fs::remove_dir_all(work.join("run"));
         for part in ["large", "grpc", "tmp"] {
             let part = work.join("run").join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
         }
         let folder = fs::canonicalize(work.join("run"))?;
         fs::write(folder.join("large/1MiB"), vec![b'x'; 1 << 20])?;
@@ -121,13 +121,13 @@ impl Bench {
         Ok(Bench { tools, folder, files, seconds, smoke })
     }
 
-    /// The backend, and the port at which it takes gRPC calls.
+    /// Starts the backend; returns it with its port for gRPC calls.
     fn start_backend(&self, places: &Places) -> anyhow::Result<(Server, u16)> {
         let grpc = free_port()?;
         Ok((self.start_nginx("backend", include_str!("../configs/backend.conf"), &places.backend, grpc)?, grpc))
     }
 
-    /// An nginx that answers by itself.
+    /// Starts an nginx that serves responses itself.
     fn start_nginx(&self, name: &str, template: &str, cores: &str, grpc: u16) -> anyhow::Result<Server> {
         let (config, log) = (self.folder.join(format!("{name}.conf")), self.folder.join(format!("{name}.log")));
         let port = free_port()?;
@@ -137,15 +137,15 @@ impl Bench {
         fs::write(&config, expand(template, &values)?)?;
         let command = [self.tools.nginx.clone().into(), "-c".into(), config.into_os_string()];
         let server = Server::start(&command, cores, port, &log, || process::answers(port, "/"));
-        server.with_context(|| format!("the {name} does not start"))
+        server.with_context(|| format!("cannot start the {name}"))
     }
 
-    /// Removes everything that was written for the runs.
+    /// Removes all files of the runs.
     pub fn clean_up(self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 
-    /// The proxy's executable, if there is one.
+    /// The proxy's executable, if it is installed.
     fn executable(&self, program: Program) -> Option<&Path> {
         match program {
             Program::Nginx => Some(&self.tools.nginx),
@@ -155,7 +155,7 @@ impl Bench {
         }
     }
 
-    /// Starts the backend and a proxy in front of it, for as long as something is done to them.
+    /// Starts the backend and a proxy in front of it for the duration of `then`.
     fn with_proxy<T>(
         &self,
         subject: &Subject,
@@ -185,12 +185,12 @@ impl Bench {
         load.check_tls()?;
         if let Some(field) = subject.refuses {
             let answer = process::get_with(port, &subject.path, field)?;
-            ensure!(answer.starts_with("HTTP/1.1 403"), "a request with `{field}` is not refused:\n{answer}");
+            ensure!(answer.starts_with("HTTP/1.1 403"), "a request with `{field}` is not rejected:\n{answer}");
         }
         then(&Proxy { server, service, load, admin, modules })
     }
 
-    /// Where the filters' files are: copies, if one is going to be replaced.
+    /// The folder with the filters' files; copies, if one is replaced during the run.
     fn modules(&self, subject: &Subject) -> anyhow::Result<PathBuf> {
         let folder = fs::canonicalize(&self.tools.modules)?;
         if !subject.swaps {
@@ -204,7 +204,7 @@ impl Bench {
         Ok(copies)
     }
 
-    /// A filter's file: `portable:x` is one for any host, `made:x` one that is made for the runs, the others are where it is said.
+    /// A filter's file: `portable:x` is built for any host, `made:x` is built for the runs, others are in the folder `modules`.
     fn module(&self, name: &str, modules: &Path) -> String {
         let file = match name.split_once(':') {
             Some(("portable", name)) => self.tools.portable.canonicalize().unwrap_or_default().join(name),
@@ -214,7 +214,7 @@ impl Bench {
         file.display().to_string()
     }
 
-    /// Writes the configuration, and says where it is.
+    /// Writes the configuration; returns its path.
     fn config(
         &self,
         subject: &Subject,
@@ -235,13 +235,13 @@ impl Bench {
             ("service", service.to_string()),
             ("workers", subject.workers.to_string()),
             ("files", self.files.to_string()),
-            // HAProxy counts two files for each, and needs some for itself.
+            // HAProxy counts two files per connection, and needs some for itself.
             ("connections", (self.files / 2 - 300).to_string()),
             ("portable", self.tools.portable.canonicalize().unwrap_or_default().display().to_string()),
             ("module", subject.modules.first().map(|name| self.module(name, modules)).unwrap_or_default()),
         ];
         let config = self.folder.join(file);
-        // HAProxy's for many routes.
+        // HAProxy's map, for many routes.
         let routes: String = (1..=subject.repeat).map(|i| format!("/service-{i}/ backend\n")).collect();
         fs::write(self.folder.join("routes.map"), routes)?;
         let values = Values { names: &names, flags: subject.spoken.flags(), repeat: subject.repeat };
@@ -264,7 +264,7 @@ impl Bench {
         Server::start(&command, &places.proxy, load.port, &self.folder.join("proxy.log"), || load.answers())
     }
 
-    /// What the filters cost without anything around them.
+    /// The cost of the filters alone.
     fn chain(&self, subject: &Subject) -> anyhow::Result<Figures> {
         let places = Places::of(subject.workers)?;
         let config = self.config(subject, &self.modules(subject)?, (free_port()?, free_port()?, free_port()?, 0))?;
@@ -272,7 +272,7 @@ impl Bench {
         command.extend([config.into(), "--json".into(), "--request".into(), format!("GET {}", subject.path).into()]);
         command.extend(["-H", "user-agent: peers/1.0", "-H", "accept: */*"].map(Into::into));
         let text = process::output(&command, &places.proxy, &self.folder, CHAIN)?;
-        let report: Value = serde_json::from_str(&text).context("`bench chain` says something else than expected")?;
+        let report: Value = serde_json::from_str(&text).context("cannot parse the output of `bench chain`")?;
         let micros = |pointer: &str| {
             let nanos = report.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("no {pointer}"))?;
             anyhow::Ok(nanos / 1000.0)
@@ -285,7 +285,7 @@ impl Bench {
         ])
     }
 
-    /// What `bench chain` says of the configuration of the quick start, for README.md.
+    /// The output of `bench chain` for the quick start's configuration, for README.md.
     pub fn quick_start_chain(&self, made: &Made) -> anyhow::Result<Output> {
         let command =
             [self.tools.tollgate.as_os_str(), "bench".as_ref(), "chain".as_ref(), "examples/quickstart.yaml".as_ref()];
@@ -298,15 +298,15 @@ impl Bench {
         })
     }
 
-    /// The rate at which nothing is to be learned but whether it works.
+    /// The rate, limited for a smoke test.
     fn capped(&self, rate: u32) -> u32 {
         if self.smoke { rate.min(SMOKE_RATE) } else { rate }
     }
 
-    /// Requests as fast as they go, then at a rate: the one given, or half of what went.
+    /// Sends requests at saturation, then at the given rate, or at half of the saturated one.
     fn requests(&self, proxy: &Proxy, rate: Option<u32>) -> anyhow::Result<Figures> {
         let load = proxy.load;
-        // Connections to the backend are opened, memory is touched.
+        // Warm-up: opens connections to the backend and touches memory.
         load.saturate(1)?;
         let (before, begun) = (proxy.cpu(), Instant::now());
         let saturated = saturate(&load, self.seconds)?;
@@ -317,11 +317,11 @@ impl Bench {
         let open = open_seconds(rate, self.seconds);
         let (paced, paced_busy) = busy(proxy, || load.pace(rate, open))?;
         ensure!(paced.errors == 0, "{} requests failed at {rate} a second", paced.errors);
-        // What is under way at the end has not been answered, which counts at low rates.
+        // Requests in flight at the end are not answered, which matters at low rates.
         let answered = paced.achieved * open as f64 + load.at_a_time() as f64;
         ensure!(
             self.smoke || answered > f64::from(rate) * open as f64 * KEPT,
-            "it fell behind: of {rate} requests a second {:.0} were answered",
+            "it fell behind: only {:.0} of {rate} requests a second were answered",
             paced.achieved
         );
         let each = |cpu: f64| cpu * 1e6 / saturated.requests;
@@ -345,13 +345,13 @@ impl Bench {
         let load = proxy.load;
         let pid = proxy.server.pid();
         let rss = || usage::resident_kib(pid);
-        // What starting has needed for a moment only is given back.
+        // Memory that only startup needed is returned.
         thread::sleep(SETTLE);
         let (start, files) = (rss(), usage::resident_file_kib(pid));
         load.saturate(1)?;
         thread::sleep(SETTLE);
         let busy = rss();
-        // This process needs a file for each, the proxy perhaps two.
+        // This process needs one file per connection, the proxy up to two.
         let count = IDLE.min(self.files.saturating_sub(1000) / 2);
         let connections: Vec<TcpStream> = (0..count)
             .map(|n| idle_connection(load.port, load.path).with_context(|| format!("idle connection {n} of {count}")))
@@ -369,7 +369,7 @@ impl Bench {
         ])
     }
 
-    /// Requests at a rate, with the file replaced meanwhile if there is one.
+    /// Sends requests at a rate, and meanwhile replaces the file, if there is one.
     fn swap(&self, proxy: &Proxy, rate: u32, file: Option<&Path>) -> anyhow::Result<Figures> {
         let over = AtomicBool::new(false);
         let rate = self.capped(rate);
@@ -385,9 +385,9 @@ impl Bench {
         let ((paced, paced_busy), replaced) = (paced?, replaced?);
         thread::sleep(Duration::from_secs(1));
         let (begun, mut swaps) = (Instant::now(), swap::version(proxy.admin)? - before);
-        // Files may be replaced faster than they are compiled, but not forever.
+        // Files can be replaced faster than they are compiled, but one must be applied in the end.
         while replaced > 0 && swaps == 0 {
-            ensure!(begun.elapsed() < TAKEN_OVER, "of {replaced} modules none was taken over");
+            ensure!(begun.elapsed() < TAKEN_OVER, "none of {replaced} replaced modules was applied");
             thread::sleep(Duration::from_millis(100));
             swaps = swap::version(proxy.admin)? - before;
         }
@@ -402,7 +402,7 @@ impl Bench {
         Ok(figures)
     }
 
-    /// Good requests at a rate, with a bad one beside them each second.
+    /// Sends good requests at a rate, alongside one bad request a second.
     fn contain(&self, proxy: &Proxy, rate: u32, offence: &str) -> anyhow::Result<Figures> {
         let over = AtomicBool::new(false);
         let (rate, load, pid) = (self.capped(rate), proxy.load, proxy.server.pid());
@@ -423,11 +423,11 @@ impl Bench {
             ("bad", f64::from(bad.sent)),
             ("before_mib", start / 1024.0),
             ("peak_mib", bad.peak_kib / 1024.0),
-            // What has ended has no memory, though it is still there until somebody asks how it has ended.
+            // A process that has ended has no memory, but still exists as a zombie until it is waited for.
             ("lives", f64::from(usage::resident_kib(pid) > 0.0)),
             ("serves", f64::from(process::answers(load.port, load.path))),
         ];
-        // Where more have failed, the slowest hundredth was never answered.
+        // If more have failed, the slowest hundredth was never answered.
         if failed <= 1.0 {
             figures.push(("p99", paced.p99));
         }
@@ -435,13 +435,13 @@ impl Bench {
     }
 }
 
-/// How long an open loop at this rate is: longer than a closed one only if that makes its p99.9 worth something.
+/// Seconds of an open loop at this rate: longer than a closed loop only if that gives enough requests for a p99.9.
 fn open_seconds(rate: u32, seconds: u64) -> u64 {
     let enough = |seconds: &u64| u64::from(rate) * seconds >= TAIL as u64;
     (seconds..=LONGEST).find(enough).unwrap_or(seconds)
 }
 
-/// What has been seen in an open loop. The p99.9 is left out if there were too few requests for it.
+/// The latencies of an open loop. The p99.9 is omitted if there were too few requests.
 fn latencies(paced: &Paced) -> Figures {
     let mut figures = vec![("p50", paced.p50), ("p99", paced.p99), ("samples", paced.samples as f64)];
     if paced.samples >= TAIL {
@@ -450,7 +450,7 @@ fn latencies(paced: &Paced) -> Figures {
     figures
 }
 
-/// Does something, and says which share of it the proxy has been busy, in percent.
+/// Does some work; returns also the share of time for which the proxy was busy, in percent.
 fn busy<T>(proxy: &Proxy, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, f64)> {
     let (before, begun) = (proxy.cpu(), Instant::now());
     let done = work()?;
@@ -461,13 +461,13 @@ fn busy<T>(proxy: &Proxy, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::R
 impl Measure for Bench {
     fn missing(&self, subject: &Subject) -> Option<String> {
         if self.executable(subject.program).is_none() {
-            return Some("there is no such program here; --install gets it".into());
+            return Some("the program is missing; --install installs it".into());
         }
         let files = subject.modules.iter().map(|name| self.module(name, &self.tools.modules));
         files
             .into_iter()
             .find(|file| !Path::new(file).is_file())
-            .map(|file| format!("there is no {file}; run.sh makes it"))
+            .map(|file| format!("{file} is missing; run.sh builds it"))
     }
 
     fn carries(&self, subject: &Subject, work: Work) -> anyhow::Result<f64> {
@@ -494,25 +494,28 @@ impl Measure for Bench {
     }
 }
 
-/// As much as the connections carry, if nearly all of it succeeds: what fails costs less than what does not.
+/// Sends requests at saturation. Fails unless nearly all succeed, since failures cost less than successes.
 fn saturate(load: &Load, seconds: u64) -> anyhow::Result<Saturated> {
     let saturated = load.saturate(seconds)?;
     let (failed, requests) = (saturated.errors as f64, saturated.requests);
-    ensure!(requests > 0.0, "no request was answered within {seconds} s, {failed} failed; --seconds gives more time");
-    // At its most a proxy may refuse one now and then.
-    ensure!(failed <= requests * MOST_FAILED, "{failed} requests failed, {requests} did not");
+    ensure!(
+        requests > 0.0,
+        "no request was answered within {seconds} s, {failed} failed; give more time with --seconds"
+    );
+    // At saturation a proxy can reject a request now and then.
+    ensure!(failed <= requests * MOST_FAILED, "{failed} requests failed, {requests} succeeded");
     Ok(saturated)
 }
 
-/// As many open files as this process may have, for itself and for those it starts.
+/// Raises the limit of open files to the hard one, for this process and its children; returns it.
 fn raise_limit() -> anyhow::Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("cannot raise the number of open files")?;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
     Ok(limit.maximum.unwrap_or(65_536).min(65_536))
 }
 
-/// A connection that has carried one request.
+/// Opens a connection that has carried one request.
 fn idle_connection(port: u16, path: &str) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -521,11 +524,11 @@ fn idle_connection(port: u16, path: &str) -> anyhow::Result<TcpStream> {
     // The backend's bodies end with the only line feed that does not follow a carriage return.
     while !answer.ends_with(b"e\n") {
         match stream.read(&mut part)? {
-            0 => bail!("closed after {} bytes", answer.len()),
+            0 => bail!("the connection was closed after {} bytes", answer.len()),
             n => answer.extend_from_slice(&part[..n]),
         }
     }
-    ensure!(answer.starts_with(b"HTTP/1.1 200"), "not answered with 200");
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "the response is not 200");
     Ok(stream)
 }
 
@@ -534,7 +537,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_loops_are_longer_only_for_tails_that_they_reach() {
+    fn open_loops_are_extended_only_if_that_reaches_the_tail() {
         assert_eq!(open_seconds(5500, 1), 2);
         assert_eq!(open_seconds(25_000, 1), 1);
         assert_eq!(open_seconds(4000, 1), 1);
@@ -542,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_of_few_requests_is_no_figure() {
+    fn tails_of_few_requests_are_omitted() {
         let paced = |samples| Paced { p50: 1.0, p99: 2.0, p999: 3.0, errors: 0, achieved: 9.0, samples };
         let has = |samples| latencies(&paced(samples)).iter().any(|(key, _)| *key == "p999");
         assert!(has(TAIL) && !has(TAIL - 1));

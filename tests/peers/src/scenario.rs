@@ -1,42 +1,42 @@
-//! What a scenario is: a question, the proxies that it is put to, and what is shown of their answers. `scenarios` has them all.
+//! The parts of a scenario: the work, the proxies that do it, and the columns that show the results. `scenarios` lists all scenarios.
 
 use std::borrow::Cow;
 
 use crate::load::Load;
 
-/// A question, and the proxies that it is put to in turn.
+/// A measurement, and the proxies that are measured alternately.
 #[derive(Debug)]
 pub struct Scenario {
     pub name: &'static str,
     pub title: &'static str,
-    /// `{rate}` stands for the rate of its latencies, `{share}` for the clause that says what the rate is to the slowest proxy.
+    /// The description. `{rate}` is replaced with the rate of the latencies, `{share}` with its relation to the slowest proxy's rate.
     pub about: &'static str,
     pub work: Work,
     pub subjects: Vec<Subject>,
-    /// The first one is the main one: plotted, shown with its spread, and compared.
+    /// Columns of the closed loop. The first one is the main one: plotted, shown with its spread, and compared.
     pub columns: &'static [Column],
-    /// What is taken at a rate, with its spread.
+    /// Columns of the open loop, shown with their spread.
     pub open: &'static [Column],
     /// Labels of subjects that the others are divided by.
     pub against: &'static [&'static str],
-    /// Whether the main figure's growth with the subjects' numbers is shown.
+    /// Whether to show how the main figure grows with the subjects' numbers.
     pub slope: bool,
 }
 
-/// What is done to a proxy.
+/// The load on a proxy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
-    /// Requests as fast as they go, then at the scenario's rate (see `rate`), which is not above `most`.
+    /// Requests at saturation, then at the scenario's rate (see `rate`), which is at most `most`.
     Requests { most: u32, close: bool },
-    /// Requests as fast as they go, then at half of that rate.
+    /// Requests at saturation, then at half of that rate.
     Half,
-    /// Connections that do nothing.
+    /// Idle connections.
     Idle,
     /// Requests at the scenario's rate, with or without a filter's file replaced every second.
     Swap { most: u32 },
-    /// Requests at this rate, and beside them one a second that makes the subject's filter misbehave.
+    /// Requests at this rate, alongside one request a second that makes the subject's filter misbehave.
     Contain { rate: u32 },
-    /// Nothing: `tollgate bench chain` runs the filters.
+    /// No load: `tollgate bench chain` runs the filters.
     Chain,
 }
 
@@ -49,7 +49,7 @@ impl Scenario {
         self.columns.iter().chain(self.open).find(|column| column.key == key)
     }
 
-    /// Each peer with what of ours does the same: `(ours, peer)`.
+    /// Each peer with Tollgate's equivalent: `(ours, peer)`.
     pub fn pairs(&self) -> Vec<(&Subject, &Subject)> {
         let ours = |peer: &Subject| {
             let same = || peer.label.replacen(peer.program.name(), Program::Tollgate.name(), 1);
@@ -61,7 +61,7 @@ impl Scenario {
 }
 
 impl Work {
-    /// More rounds would say nothing new: memory is the same each time, and a filter that hangs always hangs.
+    /// The maximum number of rounds. More would show nothing new: memory is the same each time, and a filter that hangs always hangs.
     pub fn most_rounds(self) -> u32 {
         match self {
             Work::Idle => 2,
@@ -70,7 +70,7 @@ impl Work {
         }
     }
 
-    /// Which programs make the load, for the page.
+    /// The programs that generate the load, for the page.
     pub fn generators(self, subjects: &[Subject]) -> &'static str {
         let spoken = subjects.first().map(|subject| subject.spoken).unwrap_or_default();
         match self {
@@ -81,7 +81,7 @@ impl Work {
         }
     }
 
-    /// Requests a second that are enough on any machine, where all proxies get the same rate.
+    /// The maximum rate in requests a second, for work in which all proxies get the same rate.
     pub fn most(self) -> Option<u32> {
         match self {
             Work::Requests { most, .. } | Work::Swap { most } => Some(most),
@@ -90,12 +90,12 @@ impl Work {
     }
 }
 
-/// What is spoken to a proxy.
+/// The protocol between client and proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Spoken {
     pub tls: bool,
     pub h2: bool,
-    /// To the backend too.
+    /// gRPC, to the backend too.
     pub grpc: bool,
 }
 
@@ -105,7 +105,7 @@ pub const TLS_H2: Spoken = Spoken { tls: true, h2: true, grpc: false };
 pub const GRPC: Spoken = Spoken { tls: false, h2: true, grpc: true };
 
 impl Spoken {
-    /// What templates call it.
+    /// The flags for templates.
     pub fn flags(self) -> &'static [&'static str] {
         match (self.tls, self.grpc) {
             (_, true) => &["grpc"],
@@ -124,7 +124,7 @@ pub enum Program {
 }
 
 impl Program {
-    /// How labels begin.
+    /// The name with which labels begin.
     pub fn name(self) -> &'static str {
         match self {
             Program::Nginx => "nginx",
@@ -141,33 +141,33 @@ pub struct Subject {
     pub label: String,
     pub program: Program,
     pub template: Cow<'static, str>,
-    /// How often the repeated part of the template comes.
+    /// The number of copies of the template's repeated part.
     pub repeat: usize,
     pub workers: usize,
     pub path: String,
     pub spoken: Spoken,
-    /// Files of filters that it needs.
+    /// Files of the filters that it needs.
     pub modules: &'static [&'static str],
-    /// Whether its filter is replaced meanwhile.
+    /// Whether its filter is replaced during the run.
     pub swaps: bool,
-    /// Of a peer: the label of ours that does the same, if it is not called the same but for the program's name.
+    /// For a peer: the label of Tollgate's equivalent, if it differs in more than the program's name.
     pub beside: Option<&'static str>,
-    /// The label of the same proxy without the filter: the difference is what the filter adds.
+    /// The label of the same proxy without the filter; the difference is the filter's cost.
     pub over: Option<&'static str>,
-    /// The template of an nginx that runs beside the proxy as a part of it: what it takes counts as the proxy's.
+    /// The template of an nginx that runs next to the proxy as a part of it; its resources count as the proxy's.
     pub service: Option<&'static str>,
-    /// A field of a request's head that the filter must refuse with 403.
+    /// A header field that the filter must reject with 403.
     pub refuses: Option<&'static str>,
-    /// What bad requests ask the filter to do: see `offender.wat`.
+    /// The misbehaviour that bad requests cause: see `offender.wat`.
     pub offence: &'static str,
 }
 
-/// A figure of each run.
+/// A figure that each run has.
 #[derive(Debug, PartialEq)]
 pub struct Column {
     pub key: &'static str,
     pub label: &'static str,
-    /// As it stands behind the figure in a sentence.
+    /// The unit to print after the figure in a sentence.
     pub unit: &'static str,
     pub decimals: usize,
 }

@@ -1,4 +1,4 @@
-//! What is compared: all scenarios, in the order in which they are run and shown.
+//! All scenarios, in the order in which they run and appear on the page.
 
 use crate::{
     kinds,
@@ -13,13 +13,13 @@ pub const fn column(key: &'static str, label: &'static str, unit: &'static str, 
 const CPU: Column = column("cpu_us", "CPU µs/request", "µs", 1);
 const P50: Column = column("p50", "p50 µs", "µs", 0);
 pub const P99: Column = column("p99", "p99 µs", "µs", 0);
-/// Only of runs with enough requests: see `run::TAIL`.
+/// Only for runs with enough requests: see `run::TAIL`.
 const P999: Column = column("p999", "p99.9 µs", "µs", 0);
 const BUSY: Column = column("busy", "busy %", "%", 0);
 const RSS: Column = column("rss_mib", "RSS MiB", "MiB", 1);
 const SAMPLES: Column = column("samples", "requests", "", 0);
 
-/// The closed loop: as much as the connections carry.
+/// Columns of the closed loop: at saturation.
 pub const CLOSED: &[Column] = &[
     CPU,
     column("user_us", "user", "µs", 1),
@@ -29,10 +29,10 @@ pub const CLOSED: &[Column] = &[
     RSS,
 ];
 
-/// The open loop: at a rate.
+/// Columns of the open loop: at a fixed rate.
 pub const OPEN: &[Column] = &[P50, P99, P999, SAMPLES, column("paced_busy", "busy %", "%", 0)];
 
-/// At half of what each carried.
+/// Columns at half of each run's saturated rate.
 const HALF: &[Column] = &[
     P99,
     P50,
@@ -63,7 +63,7 @@ const IDLE: &[Column] = &[
     column("each_kib", "KiB/connection", "KiB", 1),
     column("connections", "connections", "", 0),
     column("start_mib", "RSS MiB at the start", "MiB", 1),
-    column("file_mib", "of it pages of files", "MiB", 1),
+    column("file_mib", "of which file pages", "MiB", 1),
     column("load_mib", "after load", "MiB", 1),
     column("idle_mib", "with the connections", "MiB", 1),
 ];
@@ -86,17 +86,17 @@ const FILTERS: &str = include_str!("../configs/tollgate-filters.yaml");
 const TOLLGATE_WASM: &str = include_str!("../configs/tollgate-wasm.yaml");
 pub const TOLLGATE_MODULE: &str = include_str!("../configs/tollgate-module.yaml");
 
-/// The standard filters, for any Proxy-Wasm host.
+/// The standard filters, compiled for any Proxy-Wasm host.
 const PORTABLE: &[&str] =
     &["portable:fault.wasm", "portable:authz.wasm", "portable:ratelimit.wasm", "portable:router.wasm"];
 
 const THIRD_PARTY: &[&str] = &["third_party.wasm"];
 
-/// The smallest filter that does something, with the third-party SDK and with ours.
+/// A minimal filter, built with the third-party SDK and with ours.
 const STANDARD: &[&str] = &["three_headers_standard.wasm"];
 const OURS: &[&str] = &["three_headers.wasm"];
 
-/// The four proxies, each with nothing but what carries a request.
+/// The four proxies in their minimal configurations.
 fn bare() -> Vec<Subject> {
     vec![
         Subject::new("nginx", Program::Nginx, NGINX),
@@ -106,7 +106,7 @@ fn bare() -> Vec<Subject> {
     ]
 }
 
-/// All of them, in the order in which they are run and shown.
+/// All scenarios, in the order in which they run and appear on the page.
 pub fn all() -> Vec<Scenario> {
     let requests = |most| Work::Requests { most, close: false };
     let with_filters = || Subject::new("Tollgate, 4 filters", Program::Tollgate, FILTERS);
@@ -115,9 +115,9 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "bare",
             title: "A request, no filters",
-            about: "HTTP/1.1 on both sides, connections kept alive, a body of 64 bytes. Of itself, Tollgate tells the upstream \
-                    where a request comes from and gives it an id (`X-Forwarded-For`, `-Proto` and `-Host`, `X-Request-Id`), \
-                    and Envoy does about the same; nginx and HAProxy do none of it, but nginx in the row that says so. \
+            about: "HTTP/1.1 on both sides, keep-alive connections, a body of 64 bytes. By default, Tollgate adds fields with a request's \
+                    origin and an id (`X-Forwarded-For`, `-Proto` and `-Host`, `X-Request-Id`), \
+                    and Envoy does about the same; nginx and HAProxy add none, except nginx in the row that says so. \
                     Latencies at {rate} requests/s{share}.",
             work: requests(5500),
             subjects: bare()
@@ -136,8 +136,8 @@ pub fn all() -> Vec<Scenario> {
             title: "Four filters",
             about: "Fault injection, authorization, a rate limit and routes: Tollgate's WebAssembly filters and Envoy's \
                     native ones, configured for the same work, and Tollgate's in Envoy's V8, compiled for any \
-                    Proxy-Wasm host, each in a virtual machine of its own, as they are in Tollgate. Beside them the \
-                    proxies without. Latencies at {rate} requests/s{share}.",
+                    Proxy-Wasm host, each in its own virtual machine, as in Tollgate. For comparison, the \
+                    proxies without filters. Latencies at {rate} requests/s{share}.",
             work: requests(5500),
             subjects: vec![
                 Subject::new("nginx, bare", Program::Nginx, NGINX),
@@ -160,8 +160,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "chain",
             title: "Filters alone",
-            about: "What filters take for a request within Tollgate's process, from the first call to the last, by `tollgate \
-                    bench chain`: no network, no proxy around them. The third-party filter and the same by our SDK are those \
+            about: "The cost of filters per request within Tollgate's process, from the first call to the last, measured by `tollgate \
+                    bench chain`: no network, no proxy around them. The third-party filter and its equivalent with our SDK are those \
                     of tests/chain, which read three headers and set one.",
             work: Work::Chain,
             subjects: vec![
@@ -176,9 +176,9 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "half",
-            title: "Half of what it carried",
-            about: "Latencies, in an open loop, at half of what each run carried in a closed loop just before: what filters add to the \
-                    slowest requests of a proxy that is well used. The rates differ, so only the shares of each proxy's own are alike.",
+            title: "Half of the saturated rate",
+            about: "Latencies in an open loop at half of the rate that each run carried in a closed loop just before: the effect of filters on the \
+                    slowest requests of a busy proxy. The absolute rates differ; only the share of each run's own maximum is the same.",
             work: Work::Half,
             subjects: vec![Subject::new("Tollgate, bare", Program::Tollgate, TOLLGATE), with_filters()],
             columns: HALF,
@@ -189,9 +189,9 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "wasm",
             title: "The same Proxy-Wasm filter, once and more often",
-            about: "examples/filters/third-party, which reads three headers, sets two and adds one, and counts: none, one, \
-                    four, eight of it. Envoy runs it in V8. Each copy has a virtual machine of its own in both, but in the \
-                    row that says so; that is what Envoy does if nobody gives them different names (`vm_id`), and it is cheaper \
+            about: "Zero, one, four and eight copies of examples/filters/third-party, which reads three headers, sets two, adds one, and \
+                    counts. Envoy runs it in V8. Each copy has its own virtual machine in both, except in the \
+                    row that says so; sharing one is what Envoy does unless the copies have different names (`vm_id`), and it is cheaper \
                     there. Latencies at {rate} requests/s{share}.",
             work: requests(4000),
             subjects: wasm(),
@@ -203,7 +203,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "tls",
             title: "TLS, HTTP/1.1",
-            about: "As the first one, with TLS to the client: kept connections. Latencies at {rate} requests/s{share}.",
+            about: "Like the first scenario, with TLS to the client and keep-alive connections. Latencies at {rate} requests/s{share}.",
             work: requests(5500),
             subjects: encrypted(TLS_H1).collect(),
             columns: CLOSED,
@@ -215,7 +215,7 @@ pub fn all() -> Vec<Scenario> {
             name: "tls-h2",
             title: "TLS, HTTP/2",
             about: "8 connections with 32 streams each, TLS to the client, HTTP/1.1 to the backend. Latencies at {rate} \
-                    requests/s{share}, from when a request was sent: h2load sends what is due every 10 ms, in bursts.",
+                    requests/s{share}, from when a request was sent: h2load sends due requests every 10 ms, in bursts.",
             work: requests(5500),
             subjects: encrypted(TLS_H2).chain([with_filters().spoken(TLS_H2)]).collect(),
             columns: CLOSED,
@@ -227,7 +227,7 @@ pub fn all() -> Vec<Scenario> {
             name: "grpc",
             title: "gRPC, unary calls",
             about: "HTTP/2 without TLS on both sides, 8 connections with 32 streams each, messages of 64 bytes. Latencies at \
-                    {rate} calls/s{share}, from when a call was sent: h2load sends what is due every 10 ms, in bursts.",
+                    {rate} calls/s{share}, from when a call was sent: h2load sends due calls every 10 ms, in bursts.",
             work: requests(3000),
             subjects: encrypted(GRPC).collect(),
             columns: CLOSED,
@@ -237,8 +237,8 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "connections",
-            title: "A connection for each request",
-            about: "As the first one, with `Connection: close`; those to the backend are kept. Latencies at {rate} requests/s{share}.",
+            title: "One connection per request",
+            about: "Like the first scenario, with `Connection: close`; connections to the backend are kept. Latencies at {rate} requests/s{share}.",
             work: Work::Requests { most: 2000, close: true },
             subjects: bare(),
             columns: CLOSED,
@@ -248,8 +248,8 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "handshakes",
-            title: "A TLS connection for each request",
-            about: "A full handshake each time, nothing is resumed; connections to the backend are \
+            title: "One TLS connection per request",
+            about: "A full handshake each time, without session resumption; connections to the backend are \
                     kept. Latencies at {rate} requests/s{share}, the handshake included.",
             work: Work::Requests { most: 300, close: true },
             subjects: encrypted(TLS_H1).collect(),
@@ -261,7 +261,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "large",
             title: "Bodies of 1 MiB",
-            about: "The backend sends a file; a request is a MiB. Latencies at {rate} requests/s{share}.",
+            about: "The backend sends a file of one MiB per request. Latencies at {rate} requests/s{share}.",
             work: requests(200),
             subjects: bare().into_iter().map(|s| s.at("/large/1MiB")).collect(),
             columns: BODIES,
@@ -272,7 +272,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "idle",
             title: "Idle connections",
-            about: "Each has carried one request. What the kernel keeps for them is not counted; it is the same for all.",
+            about: "Each connection has carried one request. Kernel memory is not counted; it is the same for all proxies.",
             work: Work::Idle,
             subjects: idle(),
             columns: IDLE,
@@ -283,8 +283,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "routes",
             title: "Many routes",
-            about: "Prefix routes, and a request for the one in the middle: Tollgate's router, Envoy's routes, nginx's locations, a map of \
-                    HAProxy's. Latencies at {rate} requests/s{share}.",
+            about: "Prefix routes, and a request for the one in the middle: Tollgate's router, Envoy's routes, nginx's locations, and a \
+                    HAProxy map. Latencies at {rate} requests/s{share}.",
             work: requests(1000),
             subjects: routes(),
             columns: CLOSED,
@@ -295,8 +295,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "swap",
             title: "A filter replaced every second",
-            about: "One Proxy-Wasm filter, whose file becomes another module every second, in an open loop at {rate} \
-                    requests/s{share}. The compiler has to work on the worker's own processor.",
+            about: "One Proxy-Wasm filter, whose file is replaced with another module every second, in an open loop at {rate} \
+                    requests/s{share}. The compiler has to share the worker's processor.",
             work: Work::Swap { most: 5500 },
             subjects: swap(),
             columns: SWAP,
@@ -307,9 +307,9 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "workers",
             title: "More workers",
-            about: "As the first one, with 1 to as many workers as there are processors. The load generator and the backend \
-                    take their time from the same processors where no others are left, so more than one worker shows what \
-                    they cost, not what they carry. Latencies at {rate} requests/s{share}.",
+            about: "Like the first scenario, with one worker up to one per processor. The load generator and the backend \
+                    run on the same processors if no others are left, so with more than one worker, compare the cost per request, \
+                    not the throughput. Latencies at {rate} requests/s{share}.",
             work: requests(5500),
             subjects: workers(),
             columns: CLOSED,
@@ -320,7 +320,7 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
-/// Of a filter, for the slope.
+/// Numbers of copies of a filter, for the slope.
 const COPIES: [usize; 4] = [0, 1, 4, 8];
 
 fn wasm() -> Vec<Subject> {
@@ -379,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_take_their_rates_from_what_was_measured() {
+    fn descriptions_use_the_measured_rates() {
         for scenario in all() {
             let words: Vec<&str> = scenario.about.split_whitespace().collect();
             let rates: Vec<_> = words.windows(2).filter(|pair| pair[1].contains("/s")).collect();

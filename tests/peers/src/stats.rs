@@ -1,6 +1,6 @@
-//! What a few measurements of the same thing say: their middle, how far apart they are, and the slope of a line.
+//! Statistics of a few measurements: median, range, and the slope of a line.
 
-/// The middle value; of an even number, the mean of the two in the middle. `None` of nothing.
+/// The median; for an even number of values, the mean of the two in the middle. `None` without values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -12,25 +12,25 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// What the rounds say together: their median, and the least and the greatest of them. Of five rounds that disturb each other in no
-/// way, the true median lies between these two in 94 of 100 cases (1 - 2 / 2⁵).
+/// The median of the rounds, with minimum and maximum. For five independent rounds, the true median lies between
+/// minimum and maximum in 94 of 100 cases (1 - 2 / 2⁵).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
     pub middle: f64,
     pub low: f64,
     pub high: f64,
-    /// How many rounds have it.
+    /// The number of rounds that have this figure.
     pub rounds: usize,
 }
 
-/// `None` of nothing.
+/// `None` without values.
 pub fn figure(values: &[f64]) -> Option<Figure> {
     let low = values.iter().copied().min_by(f64::total_cmp)?;
     let high = values.iter().copied().max_by(f64::total_cmp)?;
     Some(Figure { middle: median(values)?, low, high, rounds: values.len() })
 }
 
-/// How much y grows for each x, by least squares. `None` without two different x.
+/// The growth of y per x, by least squares. `None` without two different x.
 pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
     let n = points.len() as f64;
     let mean_x = points.iter().map(|(x, _)| x).sum::<f64>() / n;
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(slope(&[(1.0, 5.0), (1.0, 6.0)]), None);
         let line: Vec<_> = [1.0, 2.0, 4.0, 8.0].map(|x| (x, 16.0 + 0.5 * x)).to_vec();
         assert!((slope(&line).unwrap() - 0.5).abs() < 1e-12);
-        // Symmetric errors do not tilt it.
+        // Symmetric errors do not change the slope.
         assert_eq!(slope(&[(0.0, 1.0), (0.0, -1.0), (2.0, 5.0), (2.0, 3.0)]), Some(2.0));
     }
 }

@@ -1,11 +1,11 @@
-//! All scenarios that have peers, side by side, by one rule: each of Tollgate's rows with each peer that does the same, and all
-//! measures that both have. Nothing is chosen by what came out.
+//! Compares all scenarios that have peers by one rule: each of Tollgate's rows with each peer's equivalent row, in all
+//! measures that both have. No comparison is selected by its result.
 
 use std::fmt::Write;
 
 use crate::{figures, results::Results, scenario::Scenario, stats::Figure};
 
-/// What is compared: a title, and the figures that it may be, of which a scenario has one at most.
+/// The measures: a title, and the keys of its columns, of which a scenario has at most one.
 const MEASURES: [(&str, &[&str]); 5] = [
     ("CPU", &["cpu_us"]),
     ("p50", &["p50"]),
@@ -14,14 +14,14 @@ const MEASURES: [(&str, &[&str]); 5] = [
     ("memory of an idle connection", &["each_kib"]),
 ];
 
-/// One measure of ours and of a peer.
+/// One measure of Tollgate's relative to a peer's.
 struct Comparison {
     title: &'static str,
     ratio: Figure,
     rounds: usize,
 }
 
-/// What the rounds say together.
+/// The result over all rounds.
 #[derive(PartialEq, Clone, Copy)]
 enum Outcome {
     Less,
@@ -43,7 +43,7 @@ impl Comparison {
     }
 }
 
-/// The comparisons of each pair, in the scenarios' order: the scenario, ours, the peer, and for each measure what there is.
+/// The comparisons of each pair, in the scenarios' order: the scenario, the pair's label, and the comparison per measure, if there is one.
 fn all<'a>(
     scenarios: &'a [Scenario],
     results: &Results,
@@ -71,7 +71,7 @@ fn all<'a>(
     all
 }
 
-/// The table of all of them.
+/// The table of all comparisons.
 pub fn table(scenarios: &[Scenario], results: &Results) -> String {
     let mut text = String::from("\n| | Tollgate to |");
     text.extend(MEASURES.iter().map(|(title, _)| format!(" {title} |")));
@@ -96,7 +96,7 @@ pub fn table(scenarios: &[Scenario], results: &Results) -> String {
     text
 }
 
-/// How many comparisons came out which way, and all that came out against us.
+/// Counts the comparisons by outcome, and lists all in which Tollgate takes more.
 pub fn counts(scenarios: &[Scenario], results: &Results) -> String {
     let all = all(scenarios, results);
     let mut text = String::from(
@@ -139,7 +139,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_dearer_is_shown_as_well_as_what_is_cheaper() {
+    fn losses_are_shown_like_wins() {
         let rows = vec![
             row("nginx", 0, &[Some(10.0), Some(10.0), Some(10.0)]),
             row("HAProxy", 0, &[Some(10.0), Some(10.0), None]),
@@ -163,7 +163,7 @@ mod tests {
         );
     }
 
-    /// Who is not beside anything of ours is in no comparison.
+    /// A peer without an equivalent row of Tollgate's would be in no comparison.
     #[test]
     fn all_peers_are_compared() {
         for scenario in scenarios::all() {

@@ -1,4 +1,4 @@
-//! A filter's file that is replaced while requests go: the writer, and how often the proxy has taken a new module over.
+//! Replaces a filter's file under load, and reads how often the proxy has applied a new module.
 
 use std::{
     fs,
@@ -12,14 +12,16 @@ use anyhow::Context;
 
 use crate::process::get;
 
-/// The version of the configuration in force.
+/// The version of the running configuration.
 pub fn version(admin: u16) -> anyhow::Result<u64> {
     let answer = get(admin, "/config")?;
     let number = answer.split_once("\"version\":").map(|(_, rest)| rest.split(',').next().unwrap_or_default().trim());
-    number.and_then(|n| n.parse().ok()).with_context(|| format!("the admin listener says no version:\n{answer}"))
+    number
+        .and_then(|n| n.parse().ok())
+        .with_context(|| format!("the admin listener's response has no version:\n{answer}"))
 }
 
-/// Replaces the module until it is over; says how often.
+/// Replaces the module every second until `over` is set; returns how often.
 pub fn replace_every_second(file: &Path, over: &AtomicBool) -> anyhow::Result<u64> {
     let module = fs::read(file)?;
     let next = file.with_extension("next");
@@ -31,14 +33,14 @@ pub fn replace_every_second(file: &Path, over: &AtomicBool) -> anyhow::Result<u6
             }
             thread::sleep(Duration::from_millis(50));
         }
-        // At once, as a build does: never half a file.
+        // Atomically, as a build does: never half a file.
         fs::write(&next, another(&module)?)?;
         fs::rename(&next, file)?;
         count += 1;
     }
 }
 
-/// The same code as another module, never seen before: with a custom section that holds the time.
+/// A new module with the same code: a custom section with the time makes it unique.
 fn another(module: &[u8]) -> anyhow::Result<Vec<u8>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
     // Section 0 of 13 bytes, with a name of 4.

@@ -2,7 +2,7 @@
 
 use crate::{results::Results, stats::Figure};
 
-/// One of them: a figure of one row, or its ratio to that of another, must not be above a limit.
+/// A target: an upper limit for a figure of one row, or for its ratio to another row's.
 pub struct Target {
     pub what: &'static str,
     scenario: &'static str,
@@ -13,16 +13,16 @@ pub struct Target {
     pub unit: &'static str,
 }
 
-/// What the rounds say of a target. One alone decides nothing.
+/// Whether a target is met, judged over all rounds.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
-    /// In all rounds.
+    /// Met in all rounds.
     Met,
-    /// In none.
+    /// Missed in all rounds.
     Missed,
-    /// In some.
+    /// Met in some rounds only, or measured in too few.
     Open,
-    /// Some rounds have failed: so many of so many.
+    /// Some rounds failed: their number, and the number of all rounds.
     Lost(usize, usize),
     NotMeasured,
 }
@@ -42,7 +42,7 @@ impl Target {
         };
         let rounds = measured.rounds();
         let lost = rounds - figure.rounds;
-        // Fewer say nothing about the next one. Memory is the same each time, so it is taken twice.
+        // Fewer rounds prove nothing. Memory is the same each time, so two are enough.
         let enough = if self.scenario == "idle" { 2 } else { 3 };
         if lost > 0 {
             Verdict::Lost(lost, rounds)
@@ -75,22 +75,22 @@ const fn ratio(
 }
 
 pub const ALL: &[Target] = &[
-    ratio("No filters: CPU for each request, to nginx", ("bare", "Tollgate", "cpu_us"), "nginx", 1.0),
-    ratio("No filters: CPU for each request, to Envoy", ("bare", "Tollgate", "cpu_us"), "Envoy", 0.4),
+    ratio("No filters: CPU per request, to nginx", ("bare", "Tollgate", "cpu_us"), "nginx", 1.0),
+    ratio("No filters: CPU per request, to Envoy", ("bare", "Tollgate", "cpu_us"), "Envoy", 0.4),
     ratio(
-        "Four filters: CPU for each request, to nginx without any",
+        "Four filters: CPU per request, to nginx without filters",
         ("filters", "Tollgate, 4 filters", "cpu_us"),
         "nginx, bare",
         1.1,
     ),
     ratio(
-        "Four filters: CPU for each request, to Envoy with native ones",
+        "Four filters: CPU per request, to Envoy with native filters",
         ("filters", "Tollgate, 4 filters", "cpu_us"),
         "Envoy, 4 native filters",
         0.4,
     ),
     ratio(
-        "Four filters: CPU for each request, to Envoy with the same ones in V8",
+        "Four filters: CPU per request, to Envoy with the same filters in V8",
         ("filters", "Tollgate, 4 filters", "cpu_us"),
         "Envoy, the same 4 in V8",
         0.25,
@@ -98,33 +98,33 @@ pub const ALL: &[Target] = &[
     figure("Four filters, in process", ("chain", "Tollgate, 4 filters", "chain_us"), 1.0, "µs"),
     figure("A third-party filter, in process", ("chain", "Tollgate, a third-party filter", "chain_us"), 0.6, "µs"),
     figure(
-        "The same filter by our SDK, in process",
+        "The same filter built with our SDK, in process",
         ("chain", "Tollgate, the same by our SDK", "chain_us"),
         0.25,
         "µs",
     ),
-    ratio("TLS, HTTP/1.1: CPU for each request, to nginx", ("tls", "Tollgate", "cpu_us"), "nginx", 1.0),
-    ratio("TLS, HTTP/2: CPU for each request, to HAProxy", ("tls-h2", "Tollgate", "cpu_us"), "HAProxy", 1.1),
+    ratio("TLS, HTTP/1.1: CPU per request, to nginx", ("tls", "Tollgate", "cpu_us"), "nginx", 1.0),
+    ratio("TLS, HTTP/2: CPU per request, to HAProxy", ("tls-h2", "Tollgate", "cpu_us"), "HAProxy", 1.1),
     ratio(
-        "TLS, HTTP/2, four filters: CPU for each request, to nginx without any",
+        "TLS, HTTP/2, four filters: CPU per request, to nginx without filters",
         ("tls-h2", "Tollgate, 4 filters", "cpu_us"),
         "nginx",
         1.0,
     ),
     ratio(
-        "Half of what it carried: p99 with four filters, to none",
+        "At half of the saturated rate: p99 with four filters, to no filters",
         ("half", "Tollgate, 4 filters", "p99"),
         "Tollgate, bare",
         1.2,
     ),
     ratio(
-        "10,000 routes: CPU for each request, to 10 routes",
+        "10,000 routes: CPU per request, to 10 routes",
         ("routes", "Tollgate, 10000 routes", "cpu_us"),
         "Tollgate, 10 routes",
         1.2,
     ),
-    figure("A swap every second: requests that fail", ("swap", "a swap every second", "errors"), 0.0, ""),
-    ratio("A swap every second: p99, to none", ("swap", "a swap every second", "p99"), "no swaps", 1.5),
+    figure("A swap every second: failed requests", ("swap", "a swap every second", "errors"), 0.0, ""),
+    ratio("A swap every second: p99, to no swaps", ("swap", "a swap every second", "p99"), "no swaps", 1.5),
     figure(
         "Memory at the start: four filters, 2 workers",
         ("idle", "Tollgate, 4 filters, 2 workers", "start_mib"),
@@ -132,7 +132,7 @@ pub const ALL: &[Target] = &[
         "MiB",
     ),
     figure("Memory of an idle connection", ("idle", "Tollgate", "each_kib"), 12.0, "KiB"),
-    ratio("Bodies of 1 MiB: CPU for each MiB, to HAProxy", ("large", "Tollgate", "cpu_us"), "HAProxy", 1.2),
+    ratio("Bodies of 1 MiB: CPU per MiB, to HAProxy", ("large", "Tollgate", "cpu_us"), "HAProxy", 1.2),
 ];
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::results::{Measured, Round, Row, tests::row};
 
-    /// What the first target, at most nginx's CPU, says of these rounds of Tollgate's; nginx needs 10 in each.
+    /// The verdict of the first target (at most nginx's CPU) for these rounds of Tollgate; nginx needs 10 in each.
     fn verdict(rounds: &[Option<f64>]) -> Verdict {
         let rows = vec![row("nginx", 0, &vec![Some(10.0); rounds.len()]), row("Tollgate", 0, rounds)];
         let scenarios = [("bare".into(), Measured { rows, ..Default::default() })].into();
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(verdict(&[]), Verdict::NotMeasured);
     }
 
-    /// A slip in a label or a key would look like something that was not measured.
+    /// A wrong label or key would look like a missing measurement.
     #[test]
     fn labels_and_keys_are_those_of_the_scenarios() {
         let mut results = Results::default();

@@ -1,21 +1,21 @@
-//! The configurations in configs/: `{{name}}` stands for a value. The lines between `{{repeat}}` and `{{end}}` come as often as
-//! asked, with `{{i}}` counting from 1; those between `{{if tls}}` and `{{end}}` only if this is so, those after `{{if not tls}}`
-//! only if it is not. A block does not contain another.
+//! Expands the templates in configs/: `{{name}}` is replaced with a value. The lines between `{{repeat}}` and `{{end}}` are
+//! repeated, with `{{i}}` counting from 1; those between `{{if tls}}` and `{{end}}` are kept only if the flag is set, those after
+//! `{{if not tls}}` only if it is not. Blocks do not nest.
 
 use anyhow::{Context, bail, ensure};
 
-/// What makes a configuration of a template.
+/// The values for a template.
 #[derive(Debug, Default)]
 pub struct Values<'a> {
-    /// What names stand for.
+    /// Values by name.
     pub names: &'a [(&'a str, String)],
-    /// What is so; everything else is not.
+    /// The flags that are set.
     pub flags: &'a [&'a str],
-    /// How often what is repeated comes.
+    /// The number of copies of `{{repeat}}` blocks.
     pub repeat: usize,
 }
 
-/// The text of a configuration, complete. Names without a value are errors.
+/// The expanded configuration. Names without a value are errors.
 pub fn expand(template: &str, values: &Values) -> anyhow::Result<String> {
     let mut text = String::new();
     let mut lines = template.split_inclusive('\n');
@@ -39,12 +39,12 @@ pub fn expand(template: &str, values: &Values) -> anyhow::Result<String> {
         text = text.replace(&format!("{{{{{name}}}}}"), value);
     }
     if let Some((_, after)) = text.split_once("{{") {
-        bail!("nothing stands for {{{{{}", after.lines().next().unwrap_or_default());
+        bail!("no value for {{{{{}", after.lines().next().unwrap_or_default());
     }
     Ok(text)
 }
 
-/// How often the block that this line begins is there; none: it begins none.
+/// The number of copies of the block that this line begins; `None` if it does not begin a block.
 fn copies(line: &str, values: &Values) -> Option<usize> {
     let what = line.trim().strip_prefix("{{")?.strip_suffix("}}")?;
     if what == "repeat" {
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(with("{{repeat}}\nx\n{{end}}\n", 0, &[]).unwrap(), "");
         assert!(with("{{repeat}}\nx\n", 1, &[]).is_err());
         assert!(with("{{repeat}}\n{{repeat}}\n{{end}}\n", 1, &[]).is_err());
-        assert_eq!(with("a {{b}} c", 0, &[]).unwrap_err().to_string(), "nothing stands for {{b}} c");
+        assert_eq!(with("a {{b}} c", 0, &[]).unwrap_err().to_string(), "no value for {{b}} c");
     }
 
     #[test]

@@ -1,18 +1,18 @@
-//! What TLS is spoken with, the same for all proxies: a certificate of theirs, and the one version, cipher suite and group that
-//! every client offers.
+//! TLS parameters that are the same for all proxies: the certificate, and the only version, cipher suite and group that
+//! clients offer.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
 
-/// What is negotiated with each proxy, in the words of h2load. `connect::client` offers the same.
+/// The parameters to negotiate with each proxy, in h2load's output format. `connect::client` offers the same.
 pub const PINNED: [&str; 3] =
     ["TLS Protocol: TLSv1.3", "Cipher: TLS_AES_128_GCM_SHA256", "Server Temp Key: X25519 253 bits"];
 
-/// h2load's flags for it.
+/// h2load's flags for these parameters.
 pub const H2LOAD: [&str; 2] = ["--tls13-ciphers=TLS_AES_128_GCM_SHA256", "--groups=X25519"];
 
-/// The same for wrk, which has no flags for it: a configuration of OpenSSL.
+/// The same for wrk, which has no such flags, as an OpenSSL configuration.
 const OPENSSL: &str = "openssl_conf = init
 [init]
 ssl_conf = ssl
@@ -24,7 +24,7 @@ Ciphersuites = TLS_AES_128_GCM_SHA256
 Groups = X25519
 ";
 
-/// Writes `tls.pem`, `tls.key` (ECDSA P-256, signed by itself), `tls.both`, as HAProxy wants it, and `openssl.cnf`, for wrk.
+/// Writes `tls.pem`, `tls.key` (ECDSA P-256, self-signed), `tls.both` for HAProxy, and `openssl.cnf` for wrk.
 pub fn write_files(folder: &Path) -> anyhow::Result<()> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).context("a certificate")?;
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
@@ -35,12 +35,12 @@ pub fn write_files(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether h2load has negotiated what it should.
-pub fn check(said: &str) -> anyhow::Result<()> {
+/// Checks that h2load has negotiated the pinned parameters.
+pub fn check(output: &str) -> anyhow::Result<()> {
     for line in PINNED {
         let what = line.split(':').next().unwrap_or_default();
-        let negotiated = said.lines().find(|line| line.starts_with(what)).unwrap_or("nothing");
-        ensure!(negotiated == line, "`{line}` was to be negotiated, and what was is `{negotiated}`");
+        let negotiated = output.lines().find(|line| line.starts_with(what)).unwrap_or("nothing");
+        ensure!(negotiated == line, "expected to negotiate `{line}`, but got `{negotiated}`");
     }
     Ok(())
 }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_else_is_negotiated_is_an_error() {
+    fn negotiating_anything_else_is_an_error() {
         let said = PINNED.join("\n") + "\nApplication protocol: h2\n";
         check(&said).unwrap();
         let other = said.replace("X25519 253 bits", "ECDH P-256 256 bits");

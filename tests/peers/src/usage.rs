@@ -1,5 +1,5 @@
-//! What processes use, as the kernel counts it in /proc: processor time and memory of a process with all its threads and
-//! descendants, and how much of the machine was taken by others meanwhile.
+//! Resource usage from /proc: processor time and memory of a process with all its threads and
+//! descendants, and the load of other processes on the machine.
 
 use std::{collections::HashMap, fs, iter::Sum, ops::Sub, time::Instant};
 
@@ -35,11 +35,11 @@ impl Sum for Cpu {
 struct Stat {
     parent: u32,
     own: Cpu,
-    /// Of its children that have ended.
+    /// Processor time of its children that have ended.
     ended: Cpu,
 }
 
-/// The name is in parentheses and may hold anything, so what follows is found from the last one.
+/// Parses a line of stat. The name is in parentheses and can contain any character, so the fields after it are found from the last `)`.
 fn parse_stat(line: &str) -> Option<Stat> {
     let fields: Vec<&str> = line.get(line.rfind(')')? + 1..)?.split_whitespace().collect();
     let ticks = rustix::param::clock_ticks_per_second() as f64;
@@ -59,15 +59,15 @@ fn tree(root: u32) -> Vec<(u32, Stat)> {
         .filter_map(|pid: u32| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
         .collect();
     let mut found: Vec<(u32, Stat)> = all.remove_entry(&root).into_iter().collect();
-    let mut looked_at = 0;
-    while let Some(&(parent, _)) = found.get(looked_at) {
+    let mut visited = 0;
+    while let Some(&(parent, _)) = found.get(visited) {
         found.extend(all.extract_if(|_, stat| stat.parent == parent));
-        looked_at += 1;
+        visited += 1;
     }
     found
 }
 
-/// The processor time of a process and its descendants, as far as they are alive.
+/// The processor time of a process and its living descendants.
 pub fn cpu(pid: u32) -> Cpu {
     tree(pid).iter().map(|(_, stat)| stat.own).sum()
 }
@@ -77,7 +77,7 @@ pub fn resident_kib(pid: u32) -> f64 {
     memory(pid, "VmRSS:")
 }
 
-/// What of it are pages of files, such as the executable's.
+/// The part of the resident memory that is file pages, such as the executable's, in KiB.
 pub fn resident_file_kib(pid: u32) -> f64 {
     memory(pid, "RssFile:")
 }
@@ -92,7 +92,7 @@ fn kib(status: &str, name: &str) -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
 
-/// Processes that are not ours slow ours down: how many processors they (and the hypervisor) take.
+/// The processors that other processes and the hypervisor take, which slows ours down.
 pub struct Others {
     since: Instant,
     busy: f64,
@@ -104,19 +104,19 @@ impl Others {
         Others { since: Instant::now(), busy: machine_busy(), ours: ours() }
     }
 
-    /// The mean since then, in processors.
+    /// The mean number of processors since `watch`.
     pub fn processors(&self) -> f64 {
         let taken = (machine_busy() - self.busy) - (ours() - self.ours);
         (taken / self.since.elapsed().as_secs_f64()).max(0.0)
     }
 }
 
-/// Of this process, its descendants, and its children that have ended.
+/// Processor time of this process, its descendants, and its children that have ended.
 fn ours() -> f64 {
     tree(std::process::id()).iter().map(|(_, stat)| stat.own.total() + stat.ended.total()).sum()
 }
 
-/// Seconds that all processors together have been busy, or were kept from us by the hypervisor.
+/// Seconds for which all processors together were busy, or taken by the hypervisor.
 fn machine_busy() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     parse_busy(&stat).unwrap_or(0.0) / rustix::param::clock_ticks_per_second() as f64
@@ -124,7 +124,7 @@ fn machine_busy() -> f64 {
 
 fn parse_busy(stat: &str) -> Option<f64> {
     let fields: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; what follows is part of `user` already.
+    // user nice system idle iowait irq softirq steal; the fields after these are already included in `user`.
     Some([0, 1, 2, 5, 6, 7].iter().filter_map(|&i| fields.get(i)).sum())
 }
 
