@@ -135,7 +135,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     (
         "exports",
         "the marker of a version that this host does not speak",
-        "a_module_of_another_version_is_told_which_one_it_has",
+        "unsupported_version_is_named",
     ),
     (
         "proxy_on_request_headers",

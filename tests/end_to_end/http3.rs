@@ -1,4 +1,4 @@
-//! HTTP/3 from end to end.
+//! HTTP/3, end to end.
 
 mod bodies;
 mod client;
@@ -13,7 +13,7 @@ use crate::harness::{
     pki::{self, SelfSigned},
 };
 
-/// Codes of RFC 9114 section 8.1.
+/// Error codes of RFC 9114 section 8.1.
 mod code {
     pub const NO_ERROR: u64 = 0x100;
     pub const FRAME_ERROR: u64 = 0x106;
@@ -24,29 +24,29 @@ mod code {
     pub const MESSAGE_ERROR: u64 = 0x10e;
 }
 
-/// A proxy whose listener speaks HTTP/3 too.
+/// A proxy with an HTTP/3 listener.
 pub(crate) struct Site {
     proxy: Proxy,
     pair: SelfSigned,
 }
 
-/// A listener that speaks it.
+/// The TLS section of an HTTP/3 listener.
 fn tls() -> String {
     format!("http3: true\n{}", pki::TLS)
 }
 
 impl Site {
-    /// To an upstream, with these options of the listener.
+    /// With an upstream, and these options of the listener.
     fn to(upstream: &Upstream, listener: &str) -> Site {
         Site::start(Config::to(upstream).listener(listener))
     }
 
-    /// With a configuration for `main`.
+    /// With this configuration of `main`.
     fn start(config: Config) -> Site {
         Site::start_with(config, &[])
     }
 
-    /// The same, and files beside it.
+    /// The same, with files next to it.
     fn start_with(config: Config, more: &[(&str, &[u8])]) -> Site {
         let pair = SelfSigned::new();
         let proxy = Proxy::start_with(config.listener(&tls()), &[&pair.files()[..], more].concat());

@@ -1,8 +1,8 @@
-//! Interim responses (RFC 9110 section 15.2): those of upstreams reach clients of every version that knows them.
+//! Interim responses (RFC 9110 section 15.2) of upstreams reach clients of every version that supports them.
 
 use crate::harness::{Client, Config, Message, Proxy, Upstream, answer};
 
-/// Two hints, one of them with fields that are none of the client's business, and then the response.
+/// Two early hints, one of them with connection-specific fields, and then the response.
 const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\nX-Hop: 1\r\n\
                      Keep-Alive: 5\r\nContent-Length: 0\r\n\r\n\
                      HTTP/1.1 103 Early Hints\r\nLink: </b.css>; rel=preload\r\n\r\n";
@@ -11,7 +11,7 @@ fn hinting() -> Upstream {
     Upstream::replying(|_| [HINTS.as_bytes(), &answer(200, &[], "hello")].concat())
 }
 
-/// The same by HTTP/2.
+/// The same over HTTP/2.
 fn hinting_by_h2() -> Upstream {
     Upstream::replying_by_h2(|h2, stream, _| {
         for link in ["</a.css>; rel=preload", "</b.css>; rel=preload"] {
@@ -34,7 +34,7 @@ fn hints_of(client: &mut Client) -> (Vec<Message>, Message) {
 }
 
 #[test]
-fn early_hints_reach_clients_in_their_order() {
+fn early_hints_reach_clients_in_order() {
     for (upstream, protocol, via) in [(hinting(), "h1", "1.1 tollgate"), (hinting_by_h2(), "h2", "2 tollgate")] {
         let options = format!("protocol: {protocol}");
         let proxy = Proxy::start(Config::to_with(&upstream, &options));
@@ -62,9 +62,9 @@ fn early_hints_reach_clients_in_their_order() {
     }
 }
 
-/// A client must see them when they come, not when the response does.
+/// A client must get them when they arrive, not with the response.
 #[test]
-fn they_do_not_wait_for_the_response() {
+fn early_hints_do_not_wait_for_the_response() {
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let upstream = Upstream::scripted(move |mut connection| {
@@ -88,7 +88,7 @@ fn they_do_not_wait_for_the_response() {
 }
 
 #[test]
-fn who_does_not_know_them_or_shall_not_have_them_gets_none() {
+fn early_hints_are_omitted_if_unsupported_or_disabled() {
     let upstream = hinting();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
@@ -101,9 +101,9 @@ fn who_does_not_know_them_or_shall_not_have_them_gets_none() {
     assert_eq!(client.response(stream).blocks.len(), 1);
 }
 
-/// The proxy's 100 and the upstream's are one to the client, and who has not asked for it gets none.
+/// The client gets one 100, from the proxy or the upstream, and none if it did not ask for it.
 #[test]
-fn a_client_is_told_to_go_on_once() {
+fn a_client_gets_100_continue_once() {
     let upstream = Upstream::replying(|request| {
         [b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(), answer(200, &[], &request.body)].concat()
     });
@@ -115,12 +115,12 @@ fn a_client_is_told_to_go_on_once() {
     assert_eq!(client.read().text(), "body");
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nmore");
     assert_eq!(client.read().text(), "more");
-    assert!(upstream.requests().iter().all(|request| request.field("expect").is_none()), "it has been done");
+    assert!(upstream.requests().iter().all(|request| request.field("expect").is_none()), "it was removed");
 }
 
-/// What the client has seen of a try that came to nothing does not keep it from being tried again.
+/// A failed attempt can be retried even if the client has seen its interim response.
 #[test]
-fn a_hint_is_no_response() {
+fn an_early_hint_does_not_prevent_a_retry() {
     let upstream = Upstream::scripted(|mut connection| {
         while let Some(request) = connection.request() {
             let first = request.field("x-try").is_none();
@@ -143,7 +143,7 @@ fn a_hint_is_no_response() {
         assert_eq!((response.status(), response.text()), (200, "hello"));
         hints += seen.len();
     }
-    // Two of each response, and one of each try that came to nothing.
+    // Two per response, and one per failed attempt.
     let tries = upstream.requests().len();
     assert!(tries > 0);
     assert_eq!(hints, 8 + tries);

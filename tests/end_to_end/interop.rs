@@ -1,5 +1,4 @@
-//! The proxy between clients and servers that nobody here wrote. What they need is brought by `tests/interop/setup.sh`; see
-//! [`needs`].
+//! The proxy between independent clients and servers. `tests/interop/setup.sh` installs them; see [`needs`].
 
 mod chain;
 mod curl;
@@ -15,7 +14,7 @@ use std::{fs, path::Path, sync::LazyLock};
 
 use crate::harness::{Config, Upstream, answer, peer::needs};
 
-/// Answers with the length of the request's body, or for `/large` with 8 MiB.
+/// Answers with the length of the request's body; for `/large` with 8 MiB.
 fn upstream() -> Upstream {
     Upstream::replying(|request| match request.target() {
         "/large" => answer(200, &[], large()),
@@ -23,16 +22,16 @@ fn upstream() -> Upstream {
     })
 }
 
-/// 8 MiB that do not repeat: more than any window.
+/// 8 MiB without repetitions: more than any window.
 fn large() -> &'static [u8] {
     static LARGE: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0..2_u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect());
     &LARGE
 }
 
-/// The chain of the four standard filters, as in `examples/quickstart.yaml`: what asks for a fault gets one, `/admin`
-/// and `admin.Service` are for nobody, two requests in a day for each of `/limited` and `limited.Service`, and nothing
-/// else than these, `/` and `test.Echo` is routed.
+/// The chain of the four standard filters, as in `examples/quickstart.yaml`: a request can ask for a fault, `/admin`
+/// and `admin.Service` are denied to all, `/limited` and `limited.Service` allow two requests a day each, and only
+/// these, `/` and `test.Echo` are routed.
 fn four_filters(config: Config) -> Config {
     config
         .filter(
@@ -68,9 +67,9 @@ fn four_filters(config: Config) -> Config {
         )
 }
 
-/// `docs/protocols.md` names tests and modules of this folder: they must be there.
+/// `docs/protocols.md` names tests and modules of this directory: they must exist.
 #[test]
-fn the_table_of_protocols_names_what_is_there() {
+fn the_protocol_table_names_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let tests = root.join("tests/end_to_end");
     let text = fs::read_to_string(root.join("docs/protocols.md")).expect("the table");
@@ -85,7 +84,7 @@ fn the_table_of_protocols_names_what_is_there() {
                 fs::read_to_string(file).is_ok_and(|source| source.contains(&format!("\nfn {test}() {{")))
             }
         };
-        assert!(there, "{name} is not there");
+        assert!(there, "{name} does not exist");
         count += 1;
     }
     assert!(count > 50, "{count}");

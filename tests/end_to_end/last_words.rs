@@ -1,5 +1,5 @@
-//! Connections that the proxy ends: everything that was begun arrives, however slowly the client reads and whatever it
-//! sends meanwhile; and what is not whole never looks whole.
+//! Connections that the proxy closes: everything that was started arrives, however slowly the client reads and whatever
+//! it still sends; and a truncated response never looks complete.
 
 use std::{thread, time::Duration};
 
@@ -9,26 +9,26 @@ use crate::harness::{
     wait_until,
 };
 
-/// A response's body: more of these than a socket's buffers hold.
+/// The size of a response's body: several of these exceed a socket's buffers.
 const LARGE: usize = 30_000;
 
-/// Requests that a client sends at once.
+/// The number of concurrent requests of a client.
 const MANY: usize = 60;
 
-/// What a client waits after each part that it reads.
+/// A client's pause after each part that it reads.
 const PAUSE: Duration = Duration::from_millis(20);
 
 fn large() -> Upstream {
     Upstream::replying(|_| answer(200, &[], vec![b'x'; LARGE]))
 }
 
-/// Small buffers, so that the kernel does not hide what the proxy does.
+/// Uses small buffers, so that the kernel does not hide the proxy's behaviour.
 fn slow(wire: &Wire) {
     socket2::SockRef::from(wire.socket()).set_recv_buffer_size(32 << 10).expect("a buffer can be small");
 }
 
-/// An HTTP/2 client that has sent many requests reads slowly, and pings as it reads. How many of the streams that
-/// GOAWAY has promised it got as a whole, and how many those are.
+/// An HTTP/2 client that has sent many requests reads slowly and pings meanwhile. Returns how many of the streams that
+/// GOAWAY promised were complete, and how many were promised.
 fn read_slowly(proxy: &mut Proxy, pause: Duration, then: impl FnOnce(&mut Proxy)) -> (usize, usize) {
     let mut client = proxy.h2();
     slow(&client.wire);
@@ -48,7 +48,7 @@ fn read_slowly(proxy: &mut Proxy, pause: Duration, then: impl FnOnce(&mut Proxy)
 }
 
 #[test]
-fn a_slow_reader_that_pings_gets_all_answers_of_a_connection_with_its_last_request() {
+fn a_slow_reader_gets_all_responses_at_the_request_limit() {
     let upstream = large();
     let mut proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 20}"));
     let (whole, promised) = read_slowly(&mut proxy, Duration::from_millis(5), |_| ());
@@ -57,14 +57,14 @@ fn a_slow_reader_that_pings_gets_all_answers_of_a_connection_with_its_last_reque
 }
 
 #[test]
-fn a_slow_reader_that_pings_gets_all_answers_of_a_connection_that_is_old() {
+fn a_slow_reader_gets_all_responses_at_the_connection_age_limit() {
     let upstream = large();
     let mut proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {connection_age: 500ms}"));
     assert_eq!(read_slowly(&mut proxy, PAUSE, |_| ()), (MANY, MANY));
 }
 
 #[test]
-fn a_slow_reader_that_pings_gets_all_answers_of_a_proxy_that_ends() {
+fn a_slow_reader_gets_all_responses_when_the_proxy_shuts_down() {
     let upstream = large();
     let mut proxy = Proxy::start(Config::to(&upstream).top("drain_timeout: 1h"));
     assert_eq!(read_slowly(&mut proxy, PAUSE, |proxy| proxy.signal(Signal::TERM)), (MANY, MANY));
@@ -72,7 +72,7 @@ fn a_slow_reader_that_pings_gets_all_answers_of_a_proxy_that_ends() {
 }
 
 #[test]
-fn a_slow_reader_that_pings_gets_all_answers_of_a_listener_that_is_removed() {
+fn a_slow_reader_gets_all_responses_when_the_listener_is_removed() {
     let upstream = large();
     let mut proxy = Proxy::start(Config::to(&upstream));
     let (whole, promised) = read_slowly(&mut proxy, Duration::from_millis(20), |proxy| {
@@ -82,10 +82,10 @@ fn a_slow_reader_that_pings_gets_all_answers_of_a_listener_that_is_removed() {
     assert_eq!((whole, promised), (MANY, MANY));
 }
 
-/// What h2 has of an answer and the client's window does not allow yet is delivered, too (RFC 9113 section 6.8).
+/// Data buffered in h2 beyond the client's window is delivered, too (RFC 9113 section 6.8).
 #[test]
-fn an_answer_that_waits_for_its_clients_window_outlasts_goaway() {
-    // So small that h2 has all of it, and the exchange is over.
+fn a_response_waiting_for_the_clients_window_survives_goaway() {
+    // So small that h2 buffers all of it, and the exchange is over.
     let upstream = Upstream::saying(&"x".repeat(10_000));
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 1}"));
     let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1000)]);
@@ -104,9 +104,9 @@ fn an_answer_that_waits_for_its_clients_window_outlasts_goaway() {
     assert_eq!((message.body.len(), message.ended), (10_000, true));
 }
 
-/// Requests are sent ahead, more of them than are answered; the last answer must still arrive.
+/// The client pipelines more requests than are answered; the last response must still arrive.
 #[test]
-fn a_slow_reader_that_sends_on_gets_the_last_answer_over_http_1() {
+fn a_pipelining_slow_reader_gets_the_last_response_over_http1() {
     let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 1 << 20]));
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 2}"));
     let mut client = proxy.client();
@@ -117,7 +117,7 @@ fn a_slow_reader_that_sends_on_gets_the_last_answer_over_http_1() {
     let mut read = 0;
     let mut some = vec![0; 16 << 10];
     loop {
-        // Whether anybody hears it does not matter.
+        // Whether the proxy reads it does not matter.
         let _ = client.wire.send("GET /more HTTP/1.1\r\nHost: test\r\n\r\n");
         match client.wire.read_some(&mut some) {
             Ok(0) => break,
@@ -129,10 +129,10 @@ fn a_slow_reader_that_sends_on_gets_the_last_answer_over_http_1() {
     assert!(read > 2 << 20, "{read} bytes of two answers");
 }
 
-/// The end of an answer is no idle connection.
+/// While the end of a response is pending, the connection is not idle.
 #[test]
-fn a_client_may_take_longer_for_the_end_of_an_answer_than_an_idle_connection_is_kept() {
-    // So much that its end waits in the proxy.
+fn a_client_can_read_the_end_of_a_response_after_the_keep_alive_timeout() {
+    // So large that its end is buffered in the proxy.
     let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 8 << 20]));
     let proxy = Proxy::start(Config::to_with(&upstream, "request_timeout: 0s").listener("timeouts: {keep_alive: 1s}"));
     let mut client = proxy.client();
@@ -153,9 +153,10 @@ fn a_client_may_take_longer_for_the_end_of_an_answer_than_an_idle_connection_is_
     }
 }
 
-/// Without a length or chunks the connection's end is the answer's; what breaks off is reset (RFC 9112 section 8).
+/// Without a length or chunks, the end of the connection ends the response; a truncated one is reset (RFC 9112 section
+/// 8).
 #[test]
-fn an_answer_that_breaks_off_is_reset_for_a_client_of_http_1_0() {
+fn a_truncated_response_is_reset_for_an_http_1_0_client() {
     let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
@@ -172,7 +173,7 @@ fn an_answer_that_breaks_off_is_reset_for_a_client_of_http_1_0() {
 }
 
 #[test]
-fn a_client_that_never_closes_does_not_hold_up_the_end() {
+fn a_client_that_never_closes_does_not_delay_shutdown() {
     let upstream = large();
     let mut proxy = Proxy::start(Config::to(&upstream).top("drain_timeout: 1h"));
     let mut clients: Vec<_> = (0..3).map(|_| proxy.client()).collect();

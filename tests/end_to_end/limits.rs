@@ -1,4 +1,4 @@
-//! What a client may send, and how long it may take.
+//! Limits on what a client sends, and on how long it takes.
 
 use std::{net::TcpStream, thread};
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[test]
-fn a_head_that_is_too_long_gets_431() {
+fn an_oversized_head_gets_431() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 2KiB}"));
     let long = "x".repeat(3000);
@@ -24,15 +24,15 @@ fn a_head_that_is_too_long_gets_431() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// The bound is on each head, however many come at once.
+/// The limit applies to each head, however many arrive together.
 #[test]
-fn many_short_heads_are_not_a_long_one() {
+fn many_pipelined_heads_do_not_exceed_the_limit() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 1KiB, headers: 5}"));
     let mut client = proxy.client();
     client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nX-A: {}\r\n\r\n", "x".repeat(900)).repeat(100));
     (0..100).for_each(|_| assert_eq!(client.read().status(), 200));
-    // Nor does a body count, even if it looks like one.
+    // A body does not count, even if it looks like a head.
     let body = "X-A: 1\r\n".repeat(10_000);
     assert_eq!(client.request("POST", "/", &[], body.as_bytes()).status(), 200);
     assert_eq!(upstream.requests().pop().expect("a request").text(), body);
@@ -42,7 +42,7 @@ fn many_short_heads_are_not_a_long_one() {
 fn too_many_header_fields_get_431() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {headers: 10}"));
-    // `Host` is one of them.
+    // `Host` counts as well.
     let fields = [("X-A", "1"); 10];
     assert_eq!(proxy.request("GET", "/", &fields[..9], b"").status(), 200);
     assert_eq!(proxy.request("GET", "/", &fields, b"").status(), 431);
@@ -50,11 +50,11 @@ fn too_many_header_fields_get_431() {
 }
 
 #[test]
-fn a_head_without_an_end_gets_431_at_the_bound() {
+fn an_endless_head_gets_431_at_the_limit() {
     let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("limits: {header_bytes: 8KiB}"));
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: test\r\nX-A: ");
-    // It need not take all of this.
+    // The proxy need not read all of this.
     let _ = client.wire.send("x".repeat(64 << 10));
     assert_eq!(client.read().status(), 431);
 }
@@ -90,7 +90,7 @@ fn a_response_body_that_a_filter_holds_is_bounded() {
     proxy.entry_for("/large").flagged("OM").because("response_body_too_large");
 }
 
-/// Whether a new connection is let in; if so, the connection, which has carried a request. If not, it is told.
+/// Opens a connection; returns it, after one request, if the proxy accepted it. A rejected one gets 503.
 fn let_in(proxy: &Proxy) -> Option<Client> {
     let stream = TcpStream::connect(proxy.address("main")).expect("the system accepts connections");
     let mut wire = Wire::new(stream);
@@ -108,21 +108,21 @@ fn let_in(proxy: &Proxy) -> Option<Client> {
 }
 
 #[test]
-fn connections_over_the_bound_get_503() {
+fn connections_over_the_limit_get_503() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {connections: 3}"));
     let mut inside: Vec<_> = (0..3).map(|_| let_in(&proxy).expect("there is room")).collect();
     for _ in 0..5 {
-        assert!(let_in(&proxy).is_none(), "the bound holds over all workers");
+        assert!(let_in(&proxy).is_none(), "the limit applies across workers");
     }
-    assert_eq!(inside[0].get("/").status(), 200, "those inside stay");
+    assert_eq!(inside[0].get("/").status(), 200, "accepted connections stay");
     inside.pop();
-    inside.push(wait_for("the place of a connection that has ended", || let_in(&proxy)));
+    inside.push(wait_for("the permit of a closed connection", || let_in(&proxy)));
     assert!(let_in(&proxy).is_none());
 }
 
 #[test]
-fn a_connection_ends_after_so_many_requests() {
+fn a_connection_ends_at_its_request_limit() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 3}"));
     let mut client = proxy.client();
@@ -132,9 +132,9 @@ fn a_connection_ends_after_so_many_requests() {
     assert!(client.wire.is_closed());
 }
 
-/// Closed with bytes unread, a connection is reset, and a response that is on its way may be lost.
+/// Closing a connection with unread bytes resets it, and a response in transit may be lost.
 #[test]
-fn a_connection_is_ended_without_a_reset() {
+fn a_connection_is_closed_without_a_reset() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {requests_per_connection: 2}"));
     let next = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -160,7 +160,7 @@ fn a_head_that_takes_too_long_gets_408() {
     assert!(upstream.requests().is_empty());
 }
 
-/// Each byte that comes does not begin the time anew.
+/// A received byte does not restart the timeout.
 #[test]
 fn a_head_that_trickles_gets_408() {
     let proxy = Proxy::start(Config::to(Upstream::refusing()).listener("timeouts: {header_read: 500ms}"));
@@ -184,15 +184,15 @@ fn a_head_that_trickles_gets_408() {
 fn a_connection_without_a_request_is_closed() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {keep_alive: 2s}"));
-    assert!(proxy.client().wire.is_closed(), "one that never had any");
+    assert!(proxy.client().wire.is_closed(), "without any request");
     let mut client = wait_for("a connection with a request", || let_in(&proxy));
-    assert!(client.wire.is_closed(), "one that had one");
+    assert!(client.wire.is_closed(), "after a request");
     let statuses: Vec<_> = proxy.entries().iter().map(|entry| entry["status"].clone()).collect();
-    assert_eq!(statuses, [200], "nothing is logged of the end");
+    assert_eq!(statuses, [200], "the close is not logged");
 }
 
 #[test]
-fn each_time_counts_without_the_other() {
+fn header_and_keep_alive_timeouts_are_independent() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {header_read: 0s, keep_alive: 1s}"));
     assert!(proxy.client().wire.is_closed());
@@ -203,19 +203,19 @@ fn each_time_counts_without_the_other() {
 }
 
 #[test]
-fn a_body_that_does_not_come_gets_408() {
+fn a_missing_body_gets_408() {
     let upstream = Upstream::saying("ok");
-    // What is left of the body is waited for as long as a next request would be.
+    // The rest of the body is awaited for as long as the next request would be.
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 500ms, keep_alive: 500ms}"));
     let mut client = proxy.client();
     client.send("POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc");
     assert_eq!(client.read().status(), 408);
-    assert!(client.wire.is_closed(), "what comes next would be the rest of the body");
+    assert!(client.wire.is_closed(), "the rest of the body must not be read as a request");
     proxy.entry_for("/slow").flagged("DT").because("request_body_timeout");
 }
 
 #[test]
-fn an_upstream_that_says_nothing_gets_504() {
+fn a_silent_upstream_gets_504() {
     let upstream = Upstream::silent();
     let config = Config::new().listener("cluster: web\ntimeouts: {idle: 500ms}");
     let proxy = Proxy::start(config.cluster("web", &[&upstream], "request_timeout: 0s"));
@@ -223,9 +223,9 @@ fn an_upstream_that_says_nothing_gets_504() {
     proxy.entry_for("/silent").flagged("SI").because("stream_idle_timeout");
 }
 
-/// Crate h2 would drop the fields that are too many, and nobody would be told.
+/// The crate h2 would silently drop the excess fields.
 #[test]
-fn trailers_that_are_too_long_are_no_part_of_a_request() {
+fn oversized_request_trailers_are_rejected() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 16KiB}"));
     let mut client = proxy.h2();

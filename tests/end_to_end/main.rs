@@ -1,5 +1,5 @@
-//! Tests of the proxy as its users meet it: the binary as a process, real sockets on both sides, any bytes on them. Each
-//! file is about one subject; [`harness`] is what they stand on.
+//! End-to-end tests: the binary as a process, real sockets on both sides, any bytes on them. Each file covers one
+//! subject; [`harness`] is the basis.
 
 mod harness;
 

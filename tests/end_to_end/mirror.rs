@@ -1,8 +1,8 @@
-//! Copies of requests go to another cluster, and the request itself never feels it.
+//! Mirroring: copies of requests go to another cluster, without affecting the requests themselves.
 
 use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
 
-/// A proxy whose only route mirrors to an endpoint.
+/// A proxy whose only route mirrors this percentage of its requests to an endpoint.
 fn mirroring(upstream: &Upstream, mirror: &str, percent: f64) -> Proxy {
     let old = "cluster: web, prefix_rewrite: /new, match: {path: {prefix: /old}}";
     let config = Config::new().routes(&format!("{{{old}, mirror: {{cluster: shadow, percent: {percent}}}}}"));
@@ -23,7 +23,7 @@ fn a_mirror_gets_copies() {
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// What is spoken after it is between the two ends.
+/// After the upgrade, the bytes concern only the two ends.
 #[test]
 fn an_upgrade_is_not_mirrored() {
     let upstream = Upstream::replying(|request| match request.field("upgrade") {
@@ -42,7 +42,7 @@ fn an_upgrade_is_not_mirrored() {
 }
 
 #[test]
-fn what_becomes_of_a_copy_is_not_felt() {
+fn failing_mirrors_do_not_affect_requests() {
     let upstream = Upstream::saying("real");
     let (silent, resetting) = (Upstream::silent(), Upstream::resetting());
     let garbage = Upstream::canned("nonsense\r\n\r\n");
@@ -57,7 +57,7 @@ fn what_becomes_of_a_copy_is_not_felt() {
         let metrics = proxy.metrics();
         assert_eq!(metrics.sum("tollgate_requests_total", &[("class", "2xx")]), 20.0);
         assert_eq!(metrics.sum("tollgate_response_flags_total", &[]), 0.0, "{mirror}");
-        // Each has had its copies all the same.
+        // The mirror has received its copies.
         wait_until("the copies", || {
             let of_the_mirror = |name: &str| proxy.metrics().sum(name, &[("cluster", "shadow")]);
             of_the_mirror("tollgate_cluster_connect_failures_total") + of_the_mirror("tollgate_cluster_connects_total")
@@ -67,13 +67,13 @@ fn what_becomes_of_a_copy_is_not_felt() {
     assert_eq!(upstream.requests().len(), 80);
 }
 
-/// A copy that is read slowly, or not at all, must not hold the request up.
+/// A mirror that reads slowly, or not at all, must not delay the request.
 #[test]
-fn a_large_body_does_not_wait_for_its_copy() {
+fn a_large_body_does_not_wait_for_its_mirror() {
     let upstream = Upstream::replying(|request| answer(200, &[], request.body.len().to_string()));
     let unread = Upstream::scripted(|mut connection| {
         connection.head();
-        // Kept open, and not read.
+        // Kept open and unread.
         std::thread::sleep(crate::harness::DEADLINE);
     });
     let proxy = mirroring(&upstream, &unread.to_string(), 100.0).leaving_things_behind();
@@ -83,20 +83,20 @@ fn a_large_body_does_not_wait_for_its_copy() {
 }
 
 #[test]
-fn a_mirror_gets_its_share() {
+fn a_mirror_gets_its_percentage() {
     let (upstream, shadow) = (Upstream::saying("real"), Upstream::saying("shadow"));
     let proxy = mirroring(&upstream, &shadow.to_string(), 50.0);
     let mut client = proxy.client();
     for _ in 0..400 {
         assert_eq!(client.get("/old").text(), "real");
     }
-    // Half of them, give or take six standard deviations.
+    // Half of them, within six standard deviations.
     shadow.wait_for_requests(140);
     assert!(shadow.requests().len() <= 260);
 }
 
 #[test]
-fn a_mirror_without_a_share_gets_nothing() {
+fn a_mirror_of_zero_percent_gets_nothing() {
     let (upstream, shadow) = (Upstream::saying("real"), Upstream::saying("shadow"));
     let proxy = mirroring(&upstream, &shadow.to_string(), 0.0);
     let mut client = proxy.client();

@@ -1,5 +1,5 @@
-//! Bytes that are nearly right, many times over: nothing that comes from outside may stop the proxy, or make it say
-//! something that is no HTTP. The seed is fixed, so that what has failed once fails again.
+//! Fuzzing with almost valid bytes: no input may crash the proxy, or make it send invalid HTTP. The seed is fixed, so
+//! failures are reproducible.
 
 use std::{
     io::ErrorKind,
@@ -11,7 +11,7 @@ use crate::harness::{Config, Proxy, Upstream, Wire};
 
 const ROUNDS: usize = 600;
 
-/// Some of these are put in, in another's place, or doubled.
+/// Fragments to be inserted, to replace a part, or to be duplicated.
 const PIECES: &[&[u8]] = &[
     b"\r\n",
     b"\n",
@@ -65,7 +65,7 @@ const RESPONSES: &[&[u8]] = &[
     b"HTTP/1.0 204 No Content\r\n\r\n",
 ];
 
-/// A message with up to four mistakes.
+/// A message with up to four mutations.
 fn mutated(random: &mut fastrand::Rng, messages: &[&[u8]]) -> Vec<u8> {
     let mut bytes = messages[random.usize(..messages.len())].to_vec();
     for _ in 0..random.usize(1..=4) {
@@ -85,7 +85,7 @@ fn mutated(random: &mut fastrand::Rng, messages: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Reads responses until there are no more; a panic if what comes is none.
+/// Reads responses until there are no more; panics if one is invalid.
 fn read_all(wire: &mut Wire, sent: &[u8]) {
     loop {
         match wire.read_response("GET") {
@@ -98,29 +98,29 @@ fn read_all(wire: &mut Wire, sent: &[u8]) {
 
 fn assert_sound(mut proxy: Proxy) {
     assert!(!proxy.has_ended());
-    assert!(proxy.entries().len() > ROUNDS / 4, "most of it got somewhere");
+    assert!(proxy.entries().len() > ROUNDS / 4, "most mutations got a response");
 }
 
 #[test]
-fn requests_that_are_nearly_right() {
+fn almost_valid_requests_are_handled() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..ROUNDS {
         let bytes = mutated(&mut random, REQUESTS);
         let mut wire = Wire::new(TcpStream::connect(proxy.address("main")).expect("the proxy accepts connections"));
-        // It may be refused before all of it has gone out.
+        // The proxy may reject it before all of it is sent.
         let _ = wire.send(&bytes);
         wire.finish();
         read_all(&mut wire, &bytes);
     }
-    // What has reached the upstream was sound: the upstream sees to that.
+    // The upstream has checked that every forwarded request is valid.
     assert_eq!(proxy.get("/").text(), "ok");
     assert_sound(proxy);
 }
 
 #[test]
-fn responses_that_are_nearly_right() {
+fn almost_valid_responses_are_handled() {
     let next = Arc::new(Mutex::new(Vec::new()));
     let theirs = next.clone();
     let upstream = Upstream::scripted(move |mut connection| {

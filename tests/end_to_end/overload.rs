@@ -1,4 +1,4 @@
-//! More requests than a cluster may have: some wait, some are refused, and nobody is forgotten.
+//! Circuit breaking: beyond a cluster's limits, some requests wait, some are rejected, and none is forgotten.
 
 use std::{
     sync::{
@@ -11,12 +11,12 @@ use std::{
 
 use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
 
-/// An upstream that answers each request when it is told to.
+/// An upstream that answers one request per demand.
 fn on_demand() -> (Upstream, mpsc::Sender<()>) {
     let (answer_one, demands) = mpsc::channel();
     let demands = Mutex::new(demands);
     let upstream = Upstream::replying(move |_| {
-        // At the end of the test there is nobody to tell it.
+        // At the end of the test the sender is gone.
         let _ = demands.lock().unwrap().recv();
         answer(200, &[], "ok")
     });
@@ -24,7 +24,7 @@ fn on_demand() -> (Upstream, mpsc::Sender<()>) {
 }
 
 #[test]
-fn requests_over_a_clusters_bound_get_503() {
+fn requests_over_a_clusters_limit_get_503() {
     let (upstream, answer_one) = on_demand();
     let proxy = Proxy::start(Config::to_with(&upstream, "limits: {requests: 2}"));
     let mut inside: Vec<_> = (0..2).map(|_| proxy.client()).collect();
@@ -39,9 +39,9 @@ fn requests_over_a_clusters_bound_get_503() {
 }
 
 #[test]
-fn requests_wait_for_a_connection_up_to_a_bound() {
+fn requests_wait_for_a_connection_up_to_the_pending_limit() {
     let (upstream, answer_one) = on_demand();
-    // One worker: each may always have a connection.
+    // One worker, because each worker may always have one connection.
     let config = Config::to_with(&upstream, "limits: {connections: 1, pending: 1}").top("workers: 1");
     let proxy = Proxy::start(config);
     let mut first = proxy.client();
@@ -65,7 +65,7 @@ fn pending(proxy: &Proxy) -> f64 {
 }
 
 #[test]
-fn a_request_that_waits_can_give_up() {
+fn a_pending_request_can_time_out_or_be_cancelled() {
     let (upstream, answer_one) = on_demand();
     let routes = "{match: {path: {exact: /hurry}}, cluster: web, timeout: 300ms}, {cluster: web}";
     let config = Config::new().top("workers: 1").routes(routes);
@@ -73,15 +73,15 @@ fn a_request_that_waits_can_give_up() {
     let mut first = proxy.client();
     first.send_request("GET", "/first", &[], b"");
     upstream.wait_for_requests(1);
-    // Its time is over while it waits.
+    // It times out while it waits.
     assert_eq!(proxy.get("/hurry").status(), 504);
     assert_eq!((&proxy.entry_for("/hurry")["flags"], pending(&proxy)), (&"UT".into(), 0.0));
-    // Its client goes away while it waits.
+    // Its client disconnects while it waits.
     let mut gone = proxy.client();
     gone.send_request("GET", "/gone", &[], b"");
     wait_until("the second to wait", || pending(&proxy) == 1.0);
     drop(gone);
-    wait_until("nobody to wait", || pending(&proxy) == 0.0);
+    wait_until("no request to wait", || pending(&proxy) == 0.0);
     assert_eq!(proxy.entry_for("/gone")["flags"], "DC");
 
     answer_one.send(()).expect("the upstream is there");
@@ -92,9 +92,9 @@ fn a_request_that_waits_can_give_up() {
     assert_eq!(targets, ["/first", "/next"]);
 }
 
-/// Over all workers, with fewer connections than there are requests at any time.
+/// Across workers, with fewer connections than concurrent requests.
 #[test]
-fn all_that_wait_are_served() {
+fn all_pending_requests_are_served() {
     let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (theirs, peak) = (under_way.clone(), most.clone());
     let upstream = Upstream::replying(move |_| {
@@ -114,13 +114,13 @@ fn all_that_wait_are_served() {
     });
     assert_eq!(upstream.requests().len(), 400);
     // Each of the two workers may always have one.
-    assert!(most.load(SeqCst) <= 4, "{} at one time", most.load(SeqCst));
+    assert!(most.load(SeqCst) <= 4, "{} concurrent connections", most.load(SeqCst));
     assert_eq!(pending(&proxy), 0.0);
 }
 
-/// An idle connection to one endpoint makes room for one to another.
+/// An idle connection to one endpoint makes room for one to another endpoint.
 #[test]
-fn endpoints_share_the_connections() {
+fn endpoints_share_the_connection_limit() {
     let upstreams = [Upstream::saying("a"), Upstream::saying("b"), Upstream::saying("c")];
     let config = Config::new().top("workers: 1").listener("cluster: web");
     let endpoints: Vec<_> = upstreams.iter().collect();

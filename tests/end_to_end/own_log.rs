@@ -19,9 +19,9 @@ impl Drop for Killed {
     }
 }
 
-/// Each line that is written there is an event in a folder that is watched.
+/// Each line written there is an event in a watched directory.
 #[test]
-fn a_log_beside_the_configuration_does_not_write_about_itself() {
+fn a_log_next_to_the_configuration_does_not_cause_log_lines() {
     let dir = tempfile::tempdir().expect("a folder");
     let (config, log) = (dir.path().join("config.yaml"), dir.path().join("tollgate.log"));
     let text = |timeout: &str| {
@@ -49,12 +49,12 @@ fn a_log_beside_the_configuration_does_not_write_about_itself() {
         let version = format!("version={}", timeout.trim_end_matches('s'));
         wait_until("the change", || said(&version));
     }
-    assert!(said("TRACE"), "it says all that it can");
+    assert!(said("TRACE"), "the trace level is on");
     assert!(!said("notify"), "{}", fs::read_to_string(&log).expect("the log"));
 }
 
 #[test]
-fn what_is_given_at_the_start_holds_whatever_the_configuration_says() {
+fn options_at_the_start_override_the_configuration() {
     let first = Proxy::start(Config::new().top("log: {level: warn}"));
     assert_eq!(first.admin("GET", "/log", "").text(), "warn\n");
     drop(first);
@@ -67,15 +67,15 @@ fn what_is_given_at_the_start_holds_whatever_the_configuration_says() {
     assert_eq!(given.admin("GET", "/log", "").text(), "tollgate=debug,info\n");
 }
 
-/// A proxy that says something of each request, of the length of its path.
+/// A proxy that logs a line per request, as long as its path.
 fn talkative(upstream: &Upstream) -> Config {
     let policies = "config: {dry_run: true, policies: [{name: all, action: deny, rules: [{}]}]}";
     Config::to(upstream).filter("authz", "builtin:authz", policies)
 }
 
-/// A log collector that is stuck takes no traffic with it.
+/// A log collector that is stuck must not block traffic.
 #[test]
-fn nobody_reads_standard_error_and_traffic_goes_on() {
+fn unread_standard_error_does_not_block_traffic() {
     let upstream = Upstream::saying("ok");
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
     let access = "{to: stdout, format: '%path% %req(x-fill)%'}";
@@ -105,16 +105,16 @@ fn nobody_reads_standard_error_and_traffic_goes_on() {
         }
     });
     let said = |what: &str| String::from_utf8_lossy(&read.lock().unwrap()).contains(what);
-    wait_until("the log to say that lines were lost", || said("lines of this log were lost"));
+    wait_until("the log to report lost lines", || said("lines of this log were lost"));
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
     drop(proxy);
     reading.join().expect("it reads");
-    assert!(said("stopped"), "what is written last is written");
+    assert!(said("stopped"), "the last lines are written");
 }
 
 #[test]
-fn a_process_that_nobody_reads_from_can_end() {
+fn a_process_with_unread_output_can_exit() {
     let upstream = Upstream::saying("ok");
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let mut proxy = Proxy::start_unheard(talkative(&upstream), || writer.try_clone().expect("a descriptor").into());
@@ -128,19 +128,19 @@ fn a_process_that_nobody_reads_from_can_end() {
 }
 
 #[test]
-fn what_keeps_a_process_from_starting_is_said_whole() {
+fn startup_errors_are_written_completely() {
     let config =
         Config::new().top(&format!("admin: {{address: '@admin@', hosts: [{}]}}\nnonsense: 1", "x".repeat(100_000)));
-    let said = Proxy::try_start(config, &[]).map(|_| ()).expect_err("it is wrong");
+    let said = Proxy::try_start(config, &[]).map(|_| ()).expect_err("it must not start");
     assert!(
         said.contains("unknown field `nonsense`") && said.ends_with("the configuration cannot be used\n"),
         "{said}"
     );
 }
 
-/// Neither a filter nor what it quotes can put a line, or a colour, into the log.
+/// Neither a filter nor what it quotes can inject a line, or a color, into the log.
 #[test]
-fn lines_of_filters_cannot_forge_lines_of_the_log() {
+fn filter_log_lines_cannot_forge_log_lines() {
     let upstream = Upstream::saying("ok");
     let policies =
         "config: {dry_run: true, policies: [{name: all, action: deny, rules: [{to: [{operation: {paths: ['/*']}}]}]}]}";

@@ -1,4 +1,4 @@
-//! One spelling for each path, before any filter sees it: a rule about `/admin` cannot be walked around.
+//! Path normalization before any filter: a rule about `/admin` cannot be bypassed.
 
 use crate::harness::{
     Config, Upstream,
@@ -16,7 +16,7 @@ fn guarded(upstream: &Upstream, path_rules: &str) -> Everywhere {
     Everywhere::start(config.listener(&format!("path: {path_rules}")))
 }
 
-/// Asserts the status, and the path that the upstream sees if it sees any. Only HTTP/1.1 has targets that name a host.
+/// Asserts the status, and the path that the upstream receives, if any. Only HTTP/1.1 has targets that contain a host.
 #[track_caller]
 fn expect(proxy: &Everywhere, upstream: &Upstream, target: &str, status: u16, seen: Option<&str>) {
     proxy.each(&Request::get(target), |version, outcome| {
@@ -28,7 +28,7 @@ fn expect(proxy: &Everywhere, upstream: &Upstream, target: &str, status: u16, se
 }
 
 #[test]
-fn a_rule_about_a_path_cannot_be_walked_around() {
+fn a_path_rule_cannot_be_bypassed() {
     let upstream = Upstream::saying("ok");
     let proxy = guarded(&upstream, "{}");
     for target in [
@@ -56,12 +56,12 @@ fn a_rule_about_a_path_cannot_be_walked_around() {
         "http://test/admin",
         "http://test//%61dmin",
         "http://other/public/../admin",
-        // A fragment has no place in a target (RFC 9112 section 3.2), and hides nothing.
+        // A target cannot contain a fragment (RFC 9112 section 3.2), and a fragment hides nothing.
         "/admin#x",
     ] {
         expect(&proxy, &upstream, target, 403, None);
     }
-    // Not this path, and not let through as if it were.
+    // Another path, and not treated as this one.
     for (target, seen) in [
         ("/", "/"),
         ("/public", "/public"),
@@ -80,7 +80,7 @@ fn a_rule_about_a_path_cannot_be_walked_around() {
 }
 
 #[test]
-fn the_query_stays_as_it_is() {
+fn the_query_is_not_normalized() {
     let upstream = Upstream::saying("ok");
     let proxy = guarded(&upstream, "{}");
     for (target, seen) in [
@@ -95,7 +95,7 @@ fn the_query_stays_as_it_is() {
 
 #[test]
 fn escaped_slashes_are_treated_as_configured() {
-    // Target; status with `keep`, `reject`, `decode`; what the upstream sees with `keep`, `decode`.
+    // Target; status with `keep`, `reject`, `decode`; the upstream's path with `keep`, `decode`.
     let cases = [
         ("/public/..%2Fadmin", [200, 400, 403], [Some("/public/..%2Fadmin"), None]),
         ("/public%2f..%2fadmin", [200, 400, 403], [Some("/public%2F..%2Fadmin"), None]),
@@ -125,9 +125,9 @@ fn slashes_are_merged_unless_configured_otherwise() {
     expect(&proxy, &upstream, "/x/../admin", 403, None);
 }
 
-/// The access log tells both: what was asked for, and what the decision was about.
+/// The access log has both: the requested path, and the path that was checked.
 #[test]
-fn a_refused_path_is_logged_as_it_came() {
+fn a_rejected_path_is_logged_as_received() {
     let upstream = Upstream::saying("ok");
     let proxy = guarded(&upstream, "{}");
     expect(&proxy, &upstream, "/x/../%61dmin?q", 403, None);

@@ -1,6 +1,6 @@
-//! Portable filters: what comes of the SDK's feature `portable` imports nothing but the standard's functions, and does the
-//! same in Envoy as in Tollgate. Each test asks the same questions of three: Tollgate with the filter as it is shipped,
-//! Tollgate with the portable one, and Envoy with the same file.
+//! Portable filters: modules built with the SDK's feature `portable` import only the standard's functions, and behave
+//! the same in Envoy and in Tollgate. Each test runs the same requests against three proxies: Tollgate with the shipped
+//! filter, Tollgate with the portable one, and Envoy with the same file.
 
 mod examples;
 mod standard;
@@ -17,30 +17,30 @@ use crate::harness::{Client, Config, Message, Proxy, envoy, wasm};
 /// The examples that `cargo portable` compiles, in addition to the built-in filters.
 const EXAMPLES: [&str; 5] = ["hello", "api-key", "body-transform", "grpc-health", "lookup"];
 
-/// A chain and what is behind it, for either proxy.
+/// A chain and its clusters, for either proxy.
 #[derive(Default)]
 struct Site {
-    /// Names, which are those of the modules, and configurations.
+    /// Filters, whose names are those of their modules, and their configurations.
     chain: Vec<(&'static str, Value)>,
     clusters: Vec<(&'static str, SocketAddr)>,
-    /// Those that are spoken to by HTTP/2.
+    /// HTTP/2 clusters.
     h2_clusters: Vec<(&'static str, SocketAddr)>,
     routed: bool,
 }
 
-/// One of the proxies.
+/// A running proxy.
 enum Running {
     Tollgate(Box<Proxy>),
     Envoy(envoy::Envoy),
 }
 
 impl Site {
-    /// What no filter sends elsewhere goes to this cluster, `web`.
+    /// Requests that no filter routes elsewhere go to this cluster, `web`.
     fn to(web: SocketAddr) -> Site {
         Site::default().cluster("web", web)
     }
 
-    /// Filters say where requests go.
+    /// Filters choose the cluster.
     fn routed() -> Site {
         Site { routed: true, ..Site::default() }
     }
@@ -97,8 +97,8 @@ impl Site {
         Running::Envoy(site.start(program))
     }
 
-    /// Asks all three. What is not to be asked of one must be said by `site` (a service that counts, say), so that each has
-    /// its own.
+    /// Runs the test against all three. State that must not be shared (such as a counting service) must be created by
+    /// `site`, so that each has its own.
     fn each(envoy: &Path, site: impl Fn() -> Site, ask: impl Fn(&Running)) {
         for (what, run) in [
             ("Tollgate", site().tollgate(wasm::example)),
@@ -119,7 +119,7 @@ impl Running {
         }
     }
 
-    /// A request on a connection of its own, and its response.
+    /// Sends a request on a new connection and returns its response.
     fn request(&self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Message {
         self.client().request(method, target, fields, body)
     }
@@ -129,7 +129,7 @@ impl Running {
         self.request("GET", target, fields, b"")
     }
 
-    /// The statuses of requests, one after the other.
+    /// The statuses of requests, sent one after the other.
     fn statuses(&self, asked: &[(&str, &[(&str, &str)])]) -> Vec<u16> {
         asked.iter().map(|(target, fields)| self.get(target, fields).status()).collect()
     }
@@ -154,16 +154,16 @@ fn portable_modules_import_nothing_but_the_standard() {
             assert!(known, "{name} imports {}.{}", import.module, import.name);
             count += 1;
         }
-        assert!(count > 0, "{name} does nothing");
+        assert!(count > 0, "{name} exports nothing");
     }
 }
 
-/// A mistake in the configuration is told by what every host shows: the log.
+/// Every host shows a configuration error in the log.
 #[test]
-fn a_mistake_in_the_configuration_is_told_with_its_place() {
+fn a_configuration_error_is_logged_with_its_location() {
     let config = Config::to("127.0.0.1:1").filter("fault", "fault.wasm", "config: {abort: {status: 99, percent: 1}}");
     let Err(said) = Proxy::try_start(config, &[("fault.wasm", &wasm::portable("fault"))]) else {
-        panic!("it was taken")
+        panic!("it must be rejected")
     };
     assert!(said.contains("abort.status: 99 is not the status of a response"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! What comes before the first request: the PROXY protocol.
+//! The PROXY protocol on both sides.
 
 use std::{io::Write, net::TcpStream, sync::mpsc};
 
@@ -12,7 +12,7 @@ const TRUSTING: &str = "proxy_protocol: {trusted: [127.0.0.1]}";
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x03\xe8\0\x50";
 
 #[test]
-fn a_proxy_that_is_trusted_says_who_the_client_is() {
+fn a_trusted_proxys_header_sets_the_client_address() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener(TRUSTING));
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
@@ -24,7 +24,7 @@ fn a_proxy_that_is_trusted_says_who_the_client_is() {
         (local, "127.0.0.1"),
     ] {
         let mut connection = proxy.client();
-        // In two pieces, of which the first is no header yet.
+        // In two pieces; the first one is not yet recognizable as a header.
         let (first, rest) = header.split_at(5);
         connection.send(first);
         connection.send(rest);
@@ -35,7 +35,7 @@ fn a_proxy_that_is_trusted_says_who_the_client_is() {
 }
 
 #[test]
-fn a_trusted_proxy_must_send_a_header_that_is_one() {
+fn a_trusted_proxy_must_send_a_valid_header() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener(TRUSTING));
     let wrong: [&[u8]; 3] =
@@ -54,7 +54,7 @@ fn a_trusted_proxy_must_send_a_header_that_is_one() {
 }
 
 #[test]
-fn who_is_not_trusted_sends_garbage() {
+fn a_header_of_an_untrusted_peer_is_not_parsed() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream).listener("proxy_protocol: {trusted: [192.0.2.0/24]}"));
     assert_eq!(proxy.get("/").status(), 200);
@@ -62,7 +62,7 @@ fn who_is_not_trusted_sends_garbage() {
     connection.send([V1, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
     assert_eq!(connection.read().status(), 400);
     assert_eq!(upstream.requests().len(), 1);
-    // Where nothing is looked into, it is the client's first bytes.
+    // A TCP listener forwards it as the client's first bytes.
     let upstream = Upstream::scripted(|mut connection| {
         let first = connection.wire.read_exact(V1.len()).unwrap_or_default();
         connection.send(first);
@@ -75,7 +75,7 @@ fn who_is_not_trusted_sends_garbage() {
 }
 
 #[test]
-fn a_header_need_not_be_there_if_it_is_not_required() {
+fn a_header_can_be_absent_if_it_is_not_required() {
     let upstream = Upstream::saying("ok");
     let optional = "proxy_protocol: {trusted: [127.0.0.1], required: false}";
     let proxy = Proxy::start(Config::to(&upstream).listener(optional));
@@ -87,9 +87,9 @@ fn a_header_need_not_be_there_if_it_is_not_required() {
     assert_eq!(clients, [Some("127.0.0.1".to_owned()), Some("192.0.2.7".to_owned())]);
 }
 
-/// Filters allow and limit by the address that was said, and the log shows it.
+/// Filters and the access log use the address from the header.
 #[test]
-fn filters_and_the_log_go_by_what_was_said() {
+fn filters_and_the_log_use_the_header_address() {
     let upstream = Upstream::saying("ok");
     let policy = "config: {policies: [{name: p, action: deny, rules: [{from: [{source: {ip_blocks: [192.0.2.7]}}]}]}]}";
     let limit = "config: {limits: [{name: l, key: [source: true], requests: 1, per: 24h}]}";
@@ -106,10 +106,10 @@ fn filters_and_the_log_go_by_what_was_said() {
     }
 }
 
-/// The header comes before the handshake. From who is not trusted it is none: it breaks the handshake, and under TLS
-/// the request.
+/// The header precedes the handshake. From an untrusted peer it is not a header: it breaks the handshake, or, inside
+/// TLS, the request.
 #[test]
-fn under_tls_it_comes_before_the_handshake_and_only_from_those_who_are_trusted() {
+fn with_tls_the_header_precedes_the_handshake_of_trusted_peers() {
     let upstream = Upstream::replying(|_| answer(200, &[], ""));
     let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
     let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
@@ -161,7 +161,7 @@ fn under_tls_it_comes_before_the_handshake_and_only_from_those_who_are_trusted()
     }
 }
 
-/// Says which header a connection of its has begun with, for each request.
+/// An upstream that responds to each request with the header of its connection.
 fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
     let (told, was_told) = telling();
     let upstream = Upstream::scripted(move |mut connection| {
@@ -179,9 +179,10 @@ fn reading_headers() -> (Upstream, mpsc::Receiver<String>) {
     (upstream, was_told)
 }
 
-/// A connection that begins with one header carries nobody else's requests, wherever they were sent to, nor copies of them.
+/// A connection that begins with one client's header carries no other client's requests, wherever they are routed, nor
+/// copies of them.
 #[test]
-fn an_endpoint_is_told_of_both_ends_of_each_client() {
+fn the_header_to_an_endpoint_has_both_addresses_of_each_client() {
     let ((upstream, was_told), (mirror, was_copied)) = (reading_headers(), reading_headers());
     let config = Config::new().top("workers: 1").listener(TRUSTING).routes("{cluster: web, mirror: {cluster: copies}}");
     let config = config.cluster("web", &[&upstream], "proxy_protocol: v1");
@@ -192,7 +193,7 @@ fn an_endpoint_is_told_of_both_ends_of_each_client() {
         "192.0.2.7 192.0.2.2 1000",
         "192.0.2.8 192.0.2.1 1000",
         "192.0.2.7 192.0.2.1 1001",
-        // The first one again.
+        // The first client again.
         "192.0.2.7 192.0.2.1 1000",
     ];
     for ends in clients {

@@ -1,11 +1,11 @@
-//! Shared queues: messages from filter to filter, over swaps of both.
+//! Shared queues: messages between filters, across reloads of both.
 
 use crate::{
     guest,
     harness::{Config, Proxy, Upstream, wait_until},
 };
 
-/// A filter that is told of messages in the queue `q` of the VM `mail`, and says each in the log that is short.
+/// A filter that subscribes to the queue `q` of the VM `mail`, and logs each message, which is short.
 pub fn reader() -> Vec<u8> {
     guest::filter(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
@@ -17,7 +17,7 @@ pub fn reader() -> Vec<u8> {
     )
 }
 
-/// A filter that sends the path of each request, and answers 503 if it cannot.
+/// A filter that enqueues the path of each request, and replies with 503 if it cannot.
 pub fn writer() -> Vec<u8> {
     guest::filter(
         r#"(func $deliver (result i32)
@@ -32,7 +32,7 @@ pub fn writer() -> Vec<u8> {
 }
 
 #[test]
-fn every_message_is_told_once() {
+fn every_message_is_delivered_once() {
     let upstream = Upstream::saying("hello");
     let config =
         Config::to(&upstream).filter("mailbox", "reader.wasm", "vm_id: mail").filter("sender", "writer.wasm", "");
@@ -41,7 +41,7 @@ fn every_message_is_told_once() {
         assert_eq!(proxy.get(path).status(), 200);
         proxy.wait_for_output(path);
     }
-    // Both filters are new, the queue is the one there was; the old readers are told nothing more.
+    // Both filters are new, the queue is the old one; the old readers get no more messages.
     let version = proxy.version();
     let other = [reader(), b"\x00\x05\x04note".to_vec()].concat();
     proxy.put("reader.wasm", &other);
@@ -53,7 +53,7 @@ fn every_message_is_told_once() {
 }
 
 #[test]
-fn a_queue_that_nobody_has_registered() {
+fn an_unregistered_queue_is_not_found() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream).module("sender", &writer(), ""));
     assert_eq!(proxy.get("/").status(), 503);

@@ -1,16 +1,15 @@
-//! The time that an upstream has for the head of its response, which is bounded by default, and for the whole, which is
-//! not.
+//! The timeout for the head of a response, which exists by default, and for the whole response, which does not.
 
 use std::{thread, time::Duration};
 
 use crate::harness::{Config, Proxy, Upstream, answer, in_time};
 
-/// What an upstream is given for the head of its response.
+/// The `response_head_timeout` of a cluster.
 const LIMIT: &str = "response_head_timeout: 500ms";
 /// Longer than that.
 const LONGER: Duration = Duration::from_millis(1500);
 
-/// An upstream whose body takes so many milliseconds.
+/// An upstream whose body takes this many milliseconds.
 pub(crate) fn flowing(ms: u32) -> Upstream {
     Upstream::scripted(move |mut connection| {
         while connection.request().is_some() {
@@ -23,7 +22,7 @@ pub(crate) fn flowing(ms: u32) -> Upstream {
     })
 }
 
-/// An upstream whose head takes longer than it may.
+/// An upstream whose head exceeds the timeout.
 fn late() -> Upstream {
     Upstream::replying(|_| {
         thread::sleep(LONGER);
@@ -38,7 +37,7 @@ fn assert_late(proxy: &Proxy, path: &str) {
 }
 
 #[test]
-fn a_response_that_flows_takes_as_long_as_it_takes() {
+fn a_flowing_response_has_no_timeout() {
     in_time(|ms| {
         let upstream = flowing(ms * 3);
         let proxy = Proxy::start(Config::to_with(&upstream, &format!("response_head_timeout: {ms}ms")));
@@ -55,7 +54,7 @@ fn a_response_that_flows_takes_as_long_as_it_takes() {
 }
 
 #[test]
-fn a_head_that_does_not_come_in_time_is_504() {
+fn a_late_head_gets_504() {
     let upstream = late();
     let h2 = Upstream::replying_by_h2(|h2, stream, _| {
         thread::sleep(LONGER);
@@ -70,9 +69,9 @@ fn a_head_that_does_not_come_in_time_is_504() {
     }
 }
 
-/// Bytes of an interim response are no head.
+/// Bytes of an interim response do not count as the head.
 #[test]
-fn an_interim_response_is_no_head() {
+fn an_interim_response_does_not_stop_the_timeout() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
@@ -83,12 +82,12 @@ fn an_interim_response_is_no_head() {
     assert_late(&proxy, "/");
 }
 
-/// What the client takes to send the request is not the upstream's.
+/// The time that the client takes to send the request does not count.
 #[test]
-fn the_time_begins_when_the_request_has_ended() {
+fn the_timeout_begins_at_the_end_of_the_request() {
     let upstream = Upstream::saying("ok");
     in_time(|ms| {
-        // It has a connection from the first byte on.
+        // The upstream connection exists from the first byte on.
         let config =
             Config::to_with(&upstream, &format!("response_head_timeout: {ms}ms")).listener("limits: {read_ahead: 0}");
         let proxy = Proxy::start(config);
@@ -102,9 +101,9 @@ fn the_time_begins_when_the_request_has_ended() {
     });
 }
 
-/// All tries are within it, and their waits.
+/// It includes all attempts and their backoff.
 #[test]
-fn it_bounds_all_tries() {
+fn the_timeout_covers_all_attempts() {
     in_time(|ms| {
         let upstream = Upstream::silent();
         let (limit, each) = (format!("response_head_timeout: {ms}ms"), ms * 2 / 5);
@@ -114,28 +113,28 @@ fn it_bounds_all_tries() {
         let tries = upstream.requests().len();
         assert!(tries <= 4, "{tries}");
         let entry = proxy.entry_for("/").flagged("UT").because("response_head_timeout");
-        // If the time of a try is over as well when the proxy looks, it may name that.
+        // If an attempt's own timeout has expired as well when the proxy checks, the proxy may report that one.
         let why = entry["upstream_failure"].as_str().unwrap_or_default();
         (tries > 1 && why.contains("response_head_timeout")).then_some(())
     });
 }
 
-/// Whoever has said how long the whole may take, or that it may take any time, has said so of the head too.
+/// An explicit timeout of the whole response, or its absence, also applies to the head.
 #[test]
-fn another_bound_takes_its_place() {
+fn an_explicit_timeout_replaces_the_default() {
     let upstream = late();
     let proxy = Proxy::start(Config::new().routes("{cluster: web, timeout: 0s}").cluster("web", &[&upstream], LIMIT));
-    assert_eq!(proxy.get("/").text(), "late", "a route's");
+    assert_eq!(proxy.get("/").text(), "late", "the route's timeout");
 
     let silent = Upstream::silent();
     let proxy = Proxy::start(Config::to_with(&silent, &format!("{LIMIT}\nrequest_timeout: 1h")));
-    assert_eq!(proxy.get("/both").status(), 504, "unless both are said");
+    assert_eq!(proxy.get("/both").status(), 504, "unless both are configured");
     assert_late(&proxy, "/both");
 }
 
-/// The whole, as far as the configuration bounds it.
+/// The whole response, if the configuration limits it.
 #[test]
-fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
+fn a_configured_timeout_aborts_a_flowing_response() {
     in_time(|ms| {
         let upstream = flowing(ms * 3);
         let proxy = Proxy::start(Config::to_with(&upstream, &format!("request_timeout: {ms}ms")));
@@ -151,15 +150,15 @@ fn a_response_that_flows_is_cut_off_where_that_was_asked_for() {
                 return None;
             }
         }
-        assert!(cut.is_none() && reset.reset.is_some(), "it is not whole");
+        assert!(cut.is_none() && reset.reset.is_some(), "it is truncated");
         Some(())
     });
 }
 
-/// A server's stream may begin with its first message, whenever that is. To a cluster that cannot speak gRPC anybody
-/// can make a call.
+/// A streaming call's response may begin with its first message, whenever that is. But any client can send a call to a
+/// cluster that does not support gRPC.
 #[test]
-fn calls_are_exempt_where_there_can_be_calls() {
+fn grpc_calls_are_exempt_on_http2_clusters() {
     let call = [("content-type", "application/grpc"), ("te", "trailers")];
     let server = Upstream::replying_by_h2(|h2, stream, _| {
         thread::sleep(LONGER);
@@ -179,9 +178,9 @@ fn calls_are_exempt_where_there_can_be_calls() {
     assert_late(&proxy, "/a.B/C");
 }
 
-/// The copy's upstream is no reason to wait, nor to give up.
+/// The mirror's upstream neither delays nor aborts the request.
 #[test]
-fn a_mirror_is_bounded_by_itself() {
+fn a_mirror_has_its_own_timeout() {
     in_time(|ms| {
         let (upstream, mirror, limit) = (flowing(ms * 3), Upstream::silent(), format!("response_head_timeout: {ms}ms"));
         let config = Config::new().routes("{cluster: web, mirror: {cluster: copy}}");
@@ -194,9 +193,9 @@ fn a_mirror_is_bounded_by_itself() {
     });
 }
 
-/// Streams of HTTP/2 share a connection.
+/// HTTP/2 streams share a connection.
 #[test]
-fn a_late_head_costs_the_other_streams_nothing() {
+fn a_late_head_does_not_affect_other_streams() {
     let h2 = Upstream::replying_by_h2(|h2, stream, request| {
         if request.field(":path") != Some("/late") {
             h2.answer(stream, 200, b"ok");

@@ -1,10 +1,10 @@
-//! Failed requests are tried again as configured: for the right reasons, not too often, and only if that changes nothing.
+//! Retries: for the configured reasons, within the limits, and only if a retry is safe.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::harness::{Config, Gate, Proxy, Upstream, answer};
 
-/// Says these statuses one after the other, then 200. 0 resets the connection.
+/// Answers with these statuses one after the other, then with 200. 0 resets the connection.
 fn saying_in_turn(statuses: &'static [u16]) -> Upstream {
     let turn = AtomicUsize::new(0);
     Upstream::scripted(move |mut connection| {
@@ -22,7 +22,7 @@ fn with_retry(upstream: &Upstream, retry: &str) -> Proxy {
 }
 
 #[test]
-fn what_is_tried_again_is_what_was_asked_for() {
+fn only_configured_failures_are_retried() {
     for (on, statuses, expected, tries) in [
         ("5xx", &[500][..], 200, 2),
         ("5xx", &[502], 200, 2),
@@ -43,7 +43,7 @@ fn what_is_tried_again_is_what_was_asked_for() {
     ] {
         let upstream = saying_in_turn(statuses);
         let proxy = with_retry(&upstream, &format!("{{on: [{on}]}}"));
-        // Not idempotent: HTTP itself allows no repetition.
+        // Not idempotent: HTTP itself does not allow a retry.
         assert_eq!(proxy.request("POST", "/", &[], b"body").status(), expected, "{on} {statuses:?}");
         assert_eq!(upstream.requests().len(), tries, "{on} {statuses:?}");
         assert_eq!(proxy.entry_for("/")["attempts"], tries, "{on} {statuses:?}");
@@ -53,22 +53,22 @@ fn what_is_tried_again_is_what_was_asked_for() {
 }
 
 #[test]
-fn there_are_no_more_tries_than_allowed() {
+fn the_number_of_attempts_is_limited() {
     let upstream = saying_in_turn(&[503; 100]);
     let proxy = with_retry(&upstream, "{on: [5xx], attempts: 3, backoff: 1ms}");
     let response = proxy.get("/");
-    assert_eq!((response.status(), response.text()), (503, "503"), "the last answer is passed on");
+    assert_eq!((response.status(), response.text()), (503, "503"), "the last response is forwarded");
     assert_eq!(upstream.requests().len(), 4);
     let entry = proxy.entry_for("/");
     assert_eq!((&entry["flags"], &entry["attempts"]), (&"URX".into(), &4.into()));
 
     let upstream = saying_in_turn(&[503, 503, 503]);
     let proxy = with_retry(&upstream, "{on: [5xx], attempts: 3, backoff: 1ms}");
-    assert_eq!(proxy.get("/").status(), 200, "the last try may succeed");
+    assert_eq!(proxy.get("/").status(), 200, "the last attempt can succeed");
 }
 
 #[test]
-fn another_endpoint_is_tried_before_the_same_one() {
+fn retries_prefer_another_endpoint() {
     let sound = Upstream::saying("sound");
     let config = Config::new().listener("cluster: web");
     let options = "retry: {on: [connect_failure], attempts: 1, backoff: 0s}";
@@ -77,13 +77,13 @@ fn another_endpoint_is_tried_before_the_same_one() {
     for _ in 0..20 {
         assert_eq!(client.get("/").text(), "sound");
     }
-    assert!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the other one was asked too");
+    assert!(proxy.metrics().sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the other one was tried, too");
 }
 
-/// Nothing has been sent to an endpoint that takes no connection, so the request goes on to another one at once,
-/// whatever its method, however long its body, and without a part of the budget.
+/// Nothing has been sent to an endpoint that refuses connections, so the request immediately moves to another one,
+/// whatever its method and body length, and without using the retry budget.
 #[test]
-fn an_endpoint_that_takes_no_connection_costs_no_request() {
+fn an_unreachable_endpoint_fails_no_request() {
     let sound = Upstream::saying("sound");
     let dead = || Upstream::refusing().to_string();
     let spent = "retry_budget: {percent: 0, min_concurrent: 0}";
@@ -103,10 +103,10 @@ fn an_endpoint_that_takes_no_connection_costs_no_request() {
             assert_eq!(client.request("POST", "/", &[], &long).text(), "sound", "{options}");
         }
         let metrics = proxy.metrics();
-        assert!(metrics.sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the others were asked too");
+        assert!(metrics.sum("tollgate_cluster_connect_failures_total", &[]) >= 1.0, "the others were tried, too");
         assert_eq!(metrics.sum("tollgate_cluster_retries_total", &[]), 0.0, "{options}");
     }
-    // Each endpoint is asked once, and then the retries begin. Who wants none gets none.
+    // Each endpoint is tried once before the configured retries begin. Without retries there are none.
     for (options, tries, flags) in [
         ("", 2, "UF"),
         ("retry: {on: [connect_failure], attempts: 1, backoff: 1ms}", 3, "UF,URX"),
@@ -120,7 +120,7 @@ fn an_endpoint_that_takes_no_connection_costs_no_request() {
 }
 
 #[test]
-fn the_body_is_sent_again_as_a_whole() {
+fn the_whole_body_is_resent() {
     let upstream = saying_in_turn(&[503, 0]);
     let proxy = with_retry(&upstream, "{on: [5xx], attempts: 2, backoff: 1ms}");
     let body: Vec<u8> = (0..500_000u32).flat_map(u32::to_le_bytes).take(1_000_000).collect();
@@ -138,7 +138,7 @@ fn the_body_is_sent_again_as_a_whole() {
 }
 
 #[test]
-fn a_body_that_was_too_long_to_keep_is_not_sent_again() {
+fn a_body_over_the_buffer_limit_is_not_retried() {
     let upstream = saying_in_turn(&[503]);
     let config = Config::new().listener("cluster: web\nlimits: {buffered_body: 64KiB}");
     let proxy = Proxy::start(config.cluster("web", &[&upstream], "retry: {on: [5xx]}"));
@@ -146,21 +146,21 @@ fn a_body_that_was_too_long_to_keep_is_not_sent_again() {
     assert_eq!((upstream.requests().len(), &proxy.entry_for("/long")["attempts"]), (1, &1.into()));
 }
 
-/// What has gone to the client cannot be taken back.
+/// Bytes that the client has received cannot be undone.
 #[test]
-fn a_response_that_has_begun_is_not_tried_again() {
+fn a_started_response_is_not_retried() {
     let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
     let proxy = with_retry(&upstream, "{on: [5xx, reset], attempts: 3}");
     let mut client = proxy.client();
     client.send_request("GET", "/half", &[], b"");
-    // The proxy may have noticed the end before the head has gone out; then it still is no reason for another try.
+    // The proxy may notice the end before it has sent the head; this must not cause a retry either.
     let _ = client.wire.read_to_end();
     assert_eq!(proxy.entry_for("/half")["attempts"], 1);
     assert_eq!(upstream.requests().len(), 1);
 }
 
 #[test]
-fn a_try_that_takes_too_long_is_followed_by_another() {
+fn an_attempt_that_times_out_is_retried() {
     let turn = AtomicUsize::new(0);
     let upstream = Upstream::scripted(move |mut connection| {
         connection.request();
@@ -169,7 +169,7 @@ fn a_try_that_takes_too_long_is_followed_by_another() {
         }
         connection.send(answer(200, &[], "at last"));
     });
-    // The time of the second try must do for a slow machine.
+    // The second attempt's timeout must suffice for a slow machine.
     let proxy = with_retry(&upstream, "{on: [reset], attempts: 1, per_try_timeout: 3s}");
     let response = proxy.get("/");
     assert_eq!((response.status(), response.text()), (200, "at last"));
@@ -177,8 +177,8 @@ fn a_try_that_takes_too_long_is_followed_by_another() {
 }
 
 #[test]
-fn retries_are_bounded_by_their_budget() {
-    // The second request that comes is the first one's retry; it is held while the test looks.
+fn retries_are_limited_by_the_budget() {
+    // The second request to arrive is the retry of the first one; it is held while the test checks.
     let (turn, gate) = (AtomicUsize::new(0), Gate::default());
     let shut = gate.clone();
     let upstream = Upstream::replying(move |_| match turn.fetch_add(1, SeqCst) {
@@ -193,7 +193,7 @@ fn retries_are_bounded_by_their_budget() {
     let mut first = proxy.client();
     first.send_request("GET", "/first", &[], b"");
     upstream.wait_for_requests(2);
-    assert_eq!(proxy.get("/second").status(), 503, "there is no room for its retry");
+    assert_eq!(proxy.get("/second").status(), 503, "the budget has no room for its retry");
     let entry = proxy.entry_for("/second");
     assert_eq!((&entry["attempts"], &entry["flags"]), (&1.into(), &"URX".into()));
     assert_eq!(proxy.metrics().sum("tollgate_cluster_retry_overflows_total", &[("cluster", "web")]), 1.0);
@@ -202,7 +202,7 @@ fn retries_are_bounded_by_their_budget() {
 }
 
 #[test]
-fn a_route_can_have_retries_of_its_own() {
+fn a_route_can_have_its_own_retry_policy() {
     let upstream = saying_in_turn(&[503, 503, 503]);
     let routes = "
         {match: {path: {prefix: /again}}, cluster: web, retry: {on: [gateway_error], attempts: 2, backoff: 1ms}},

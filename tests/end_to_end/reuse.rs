@@ -1,4 +1,4 @@
-//! Connections to upstreams: used again when that is safe, and never when something is left on them.
+//! Upstream connections are reused when that is safe, and never when something is left on them.
 
 use std::{
     fs,
@@ -7,12 +7,12 @@ use std::{
 
 use crate::harness::{Config, Gate, Proxy, Upstream, answer, pki::Authority, telling, wait_until};
 
-/// One worker, so that there is one pool.
+/// One worker, so that there is one connection pool.
 fn one_pool(upstream: &Upstream, options: &str) -> Proxy {
     Proxy::start(Config::to_with(upstream, options).top("workers: 1"))
 }
 
-/// Answers the first request of each connection, and ends the connection when the second one has come.
+/// Answers the first request of each connection, and closes the connection when the second one arrives.
 fn closing_on_the_second() -> Upstream {
     Upstream::scripted(|mut connection| {
         if connection.request().is_some() {
@@ -22,9 +22,9 @@ fn closing_on_the_second() -> Upstream {
     })
 }
 
-/// RFC 9112, section 9.3.1: what may be sent twice is sent again when a used connection ends without a word.
+/// RFC 9112, section 9.3.1: an idempotent request is retried when a reused connection closes without a response.
 #[test]
-fn an_idempotent_request_is_repeated_when_a_used_connection_ends() {
+fn an_idempotent_request_is_retried_when_a_reused_connection_closes() {
     let upstream = closing_on_the_second();
     let proxy = one_pool(&upstream, "");
     let mut client = proxy.client();
@@ -36,19 +36,19 @@ fn an_idempotent_request_is_repeated_when_a_used_connection_ends() {
 }
 
 #[test]
-fn a_request_that_is_not_idempotent_is_not_repeated() {
+fn a_non_idempotent_request_is_not_retried() {
     let upstream = closing_on_the_second();
     let proxy = one_pool(&upstream, "");
     let mut client = proxy.client();
     assert_eq!(client.get("/1").status(), 200);
     assert_eq!(client.request("POST", "/2", &[], b"pay").status(), 502);
-    assert_eq!(upstream.requests().len(), 2, "it came once");
+    assert_eq!(upstream.requests().len(), 2, "it arrived once");
     assert_eq!(proxy.entry_for("/2")["flags"], "UC");
 }
 
-/// Connections that have been idle together have often ended together.
+/// Idle connections are often closed together.
 #[test]
-fn a_request_is_repeated_on_a_new_connection() {
+fn a_retry_uses_a_new_connection() {
     const MANY: usize = 5;
     let together = std::sync::Barrier::new(MANY);
     let upstream = Upstream::scripted(move |mut connection| {
@@ -57,7 +57,7 @@ fn a_request_is_repeated_on_a_new_connection() {
                 together.wait();
             }
             connection.send(answer(200, &[], "ok"));
-            // It is closed when the next one has come.
+            // It is closed when the next request arrives.
             connection.request();
         }
     });
@@ -70,13 +70,13 @@ fn a_request_is_repeated_on_a_new_connection() {
     assert_eq!(upstream.connections(), MANY + 1);
 }
 
-/// A second repetition would not be covered by that any more.
+/// A second retry would not be covered by that rule.
 #[test]
-fn a_request_is_repeated_only_once() {
+fn a_request_is_retried_only_once() {
     let turn = AtomicUsize::new(0);
     let upstream = Upstream::scripted(move |mut connection| {
         while connection.request().is_some() {
-            // After the first answer there are none.
+            // Only the first request is answered.
             if turn.fetch_add(1, SeqCst) > 0 {
                 return;
             }
@@ -90,12 +90,12 @@ fn a_request_is_repeated_only_once() {
     assert_eq!(upstream.requests().len(), 3);
 }
 
-/// What is left of an upload would be read as the next request.
+/// The rest of an upload would be parsed as the next request.
 #[test]
-fn a_connection_with_an_unfinished_upload_is_not_used_again() {
+fn a_connection_with_an_unfinished_upload_is_not_reused() {
     let upstream = Upstream::scripted(|mut connection| {
         while connection.head().is_some() {
-            // At once, without having read the body, and without ending the connection.
+            // Immediately, without reading the body or closing the connection.
             connection.send(answer(200, &[], "early"));
         }
     });
@@ -111,12 +111,12 @@ fn a_connection_with_an_unfinished_upload_is_not_used_again() {
     assert_eq!((seen, upstream.connections()), (["/upload", "/next", "/last"].map(str::to_owned).into(), 2));
 }
 
-/// What was announced and did not come must not look whole.
+/// An incomplete body must not look complete.
 #[test]
-fn an_upload_that_breaks_off_is_never_whole() {
+fn a_truncated_upload_is_never_complete() {
     let (ended, ends) = telling();
     let upstream = Upstream::scripted(move |mut connection| {
-        // Records nothing, since the request is not whole.
+        // Records nothing, since the request is incomplete.
         ended(connection.request().is_some());
     });
     let proxy = one_pool(&upstream, "");
@@ -135,9 +135,9 @@ fn an_upload_that_breaks_off_is_never_whole() {
     assert_eq!(proxy.entry_for("/a")["request_bytes"], 4);
 }
 
-/// What an upstream sends beyond its response would be taken for the response to somebody else's request.
+/// Bytes beyond a response would be taken for the response to another client's request.
 #[test]
-fn a_response_too_many_is_nobodys() {
+fn an_excess_response_reaches_no_client() {
     let extra = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned";
     for (name, method, body, response) in [
         ("two responses", "GET", "ok", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
@@ -172,7 +172,7 @@ fn a_response_too_many_is_nobodys() {
 }
 
 #[test]
-fn a_connection_is_closed_after_so_many_requests() {
+fn a_connection_is_closed_at_its_request_limit() {
     let upstream = Upstream::saying("ok");
     let proxy = one_pool(&upstream, "limits: {requests_per_connection: 5}");
     let mut client = proxy.client();
@@ -183,7 +183,7 @@ fn a_connection_is_closed_after_so_many_requests() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_after_its_time() {
+fn an_idle_connection_is_closed_after_its_timeout() {
     let upstream = Upstream::saying("ok");
     let proxy = one_pool(&upstream, "limits: {idle_timeout: 300ms}");
     assert_eq!(proxy.get("/").status(), 200);
@@ -192,7 +192,7 @@ fn an_idle_connection_is_closed_after_its_time() {
 }
 
 #[test]
-fn connections_to_what_is_no_longer_configured_are_closed() {
+fn connections_to_removed_endpoints_are_closed() {
     let (old, new) = (Upstream::saying("old"), Upstream::saying("new"));
     let mut proxy = Proxy::start(Config::to(&old));
     assert_eq!(proxy.get("/").text(), "old");
@@ -208,13 +208,13 @@ fn connections_to_what_is_no_longer_configured_are_closed() {
     assert_eq!(old.requests().len(), 1);
 }
 
-/// Files by their names.
+/// Files by name.
 type Files<'a> = &'a [(&'a str, &'a [u8])];
 
-/// A kept connection was verified by the rules of its time. What those rules would not allow now, nobody is sent to by
-/// way of it.
+/// A pooled connection was verified by the TLS options of its time. If the current options would not accept it, it must
+/// not carry requests.
 #[test]
-fn connections_made_by_other_rules_of_tls_are_not_used_again() {
+fn connections_with_outdated_tls_options_are_not_reused() {
     const BASE: &str = "ca: [ca.pem], sni: web.test, certificate: {certificate: one.pem, key: one.key}";
     let (ours, others) = (Authority::with(&["web.test", "one.test", "two.test"]), Authority::with(&[]));
     let file = |authority: &Authority, name: &str| fs::read(authority.path(name)).expect("a file");
@@ -227,7 +227,7 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
     let [one, two] =
         ["one.test", "two.test"].map(|name| [file(&ours, &format!("{name}.pem")), file(&ours, &format!("{name}.key"))]);
     for protocol in ["h1", "h2"] {
-        // Nobody gives up connecting while the test waits for it; `more` changes that time, and nothing about TLS.
+        // The connect timeout is long enough for the test; `more` changes it, but nothing about TLS.
         let config = |tls: &str, more: u32| {
             let cluster = format!("protocol: {protocol}\ntls: {{{tls}}}\nconnect_timeout: {}s", 100 + more);
             Config::to_with(behind.address("main"), &cluster).top("workers: 1")
@@ -236,7 +236,7 @@ fn connections_made_by_other_rules_of_tls_are_not_used_again() {
         let files = files.map(|(name, content)| (name, &content[..]));
         let mut proxy = Proxy::start_with(config(BASE, 0), &files);
         proxy.put("list.crl", ours.crl(1));
-        // What is changed, and the client as whom the upstream sees the proxy then, if it sees it.
+        // The change, and the name in the client certificate that the upstream then sees, if any.
         let rows: [(&str, &str, Files<'_>, Option<&str>); 8] = [
             (BASE, BASE, &[], Some("one.test")),
             (BASE, "ca: [others.pem], sni: web.test", &[], None),

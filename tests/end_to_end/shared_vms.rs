@@ -1,12 +1,12 @@
-//! Filters that share a VM: one instance on a worker, with a root context for each of them.
+//! Filters that share a VM: one instance per worker, with a root context per filter.
 
 use crate::{
     guest,
     harness::{Config, Message, Proxy, Upstream, answer, wait_until, wasm},
 };
 
-/// A filter that marks each request with its name, the root context of its stream, and the calls that the instance has had
-/// for requests: `NAME/ROOT/CALLS`. A request with the header that is its configuration makes it trap.
+/// A filter that marks each request with its name, the root context of its stream, and the number of the instance's
+/// calls for requests: `NAME/ROOT/CALLS`. A request with the header named in its configuration makes it trap.
 fn counter() -> Vec<u8> {
     guest::filter(
         r#"(global $calls (mut i32) (i32.const 0))
@@ -32,18 +32,18 @@ fn counter() -> Vec<u8> {
     )
 }
 
-/// Two of a module, with options for each, and one worker.
+/// Two filters with the same module, with options for each, and one worker.
 fn two(upstream: &Upstream, module: &[u8], one: &str, other: &str) -> Proxy {
     try_two(Config::to(upstream), module, one, other).unwrap_or_else(|said| panic!("{said}"))
 }
 
-/// The same in front of whatever is configured, or what the proxy says if it does not start.
+/// The same with this base configuration; returns the output if the proxy does not start.
 fn try_two(config: Config, module: &[u8], one: &str, other: &str) -> Result<Proxy, String> {
     let config = config.top("workers: 1").filter("one", "module.wasm", one).filter("two", "module.wasm", other);
     Proxy::try_start(config, &[("module.wasm", module)])
 }
 
-/// What the filters of [`counter`] say of a request.
+/// The marks that the filters of [`counter`] put on a request.
 fn seen(upstream: &Upstream, proxy: &Proxy) -> Vec<String> {
     let before = upstream.requests().len();
     assert_eq!(proxy.get("/").status(), 200);
@@ -52,19 +52,19 @@ fn seen(upstream: &Upstream, proxy: &Proxy) -> Vec<String> {
 }
 
 #[test]
-fn the_same_vm_id_and_code_and_configuration_make_one_vm() {
+fn equal_vm_id_code_and_configuration_share_a_vm() {
     let upstream = Upstream::saying("hello");
     let shared = "vm_id: together\nvm_config: {a: 1}";
     let proxy = two(&upstream, &counter(), &format!("{shared}\nconfig: x-a"), &format!("{shared}\nconfig: x-b"));
     assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/2/2"]);
     assert_eq!(seen(&upstream, &proxy), ["one/1/3", "two/2/4"]);
-    // An empty one is a `vm_id` like any other.
+    // An empty `vm_id` is one like any other.
     let proxy = two(&upstream, &counter(), "vm_id: ''", "vm_id: ''");
     assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/2/2"]);
 }
 
 #[test]
-fn whatever_differs_makes_two() {
+fn any_difference_makes_separate_vms() {
     let upstream = Upstream::saying("hello");
     let alone = [
         ("", ""),
@@ -78,7 +78,7 @@ fn whatever_differs_makes_two() {
         let proxy = two(&upstream, &counter(), one, other);
         assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/1/1"], "{one} {other}");
     }
-    // Other code.
+    // Different code.
     let module = [counter(), b"\x00\x05\x04note".to_vec()].concat();
     let config = Config::to(&upstream).top("workers: 1");
     let config = config.module("one", &counter(), "vm_id: together").module("two", &module, "vm_id: together");
@@ -87,7 +87,7 @@ fn whatever_differs_makes_two() {
 }
 
 #[test]
-fn a_failure_is_all_of_theirs_and_each_has_its_own_policy() {
+fn a_failure_affects_all_sharing_filters_by_their_own_policy() {
     let upstream = Upstream::saying("hello");
     let trap = |one: &str, other: &str, header: &str| -> (Message, Proxy) {
         let one = format!("vm_id: together\nconfig: x-one\n{one}");
@@ -95,10 +95,10 @@ fn a_failure_is_all_of_theirs_and_each_has_its_own_policy() {
         let response = proxy.request("GET", "/", &[(header, "yes")], b"");
         (response, proxy)
     };
-    // The second fails, and is left out; the first had seen the request, and is not there for the rest of it.
+    // The second filter fails and is bypassed; the first one had seen the request, and takes no part in the rest of it.
     let (response, proxy) = trap("", "on_failure: bypass", "x-two");
-    assert_eq!(response.status(), 200, "it takes no part in the response");
-    assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/2/2"], "both are in the spare instance");
+    assert_eq!(response.status(), 200, "the failed instance takes no part in the response");
+    assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/2/2"], "both use the spare instance");
     assert_eq!((&proxy.filter("one")["traps"], &proxy.filter("two")["traps"]), (&0.into(), &1.into()));
     assert_eq!((&proxy.filter("one")["rebuilds"], &proxy.filter("two")["rebuilds"]), (&1.into(), &1.into()));
     let error = proxy.filter("one")["last_error"].to_string();
@@ -108,7 +108,7 @@ fn a_failure_is_all_of_theirs_and_each_has_its_own_policy() {
     let (response, proxy) = trap("on_failure: bypass", "", "x-two");
     assert_eq!(response.status(), 503);
     assert_eq!(seen(&upstream, &proxy), ["one/1/1", "two/2/2"]);
-    // The first fails and is left out; the second meets the request in the new instance.
+    // The first filter fails and is bypassed; the second one handles the request in the new instance.
     let (response, _) = trap("on_failure: bypass", "", "x-one");
     assert_eq!(response.status(), 200);
     assert_eq!(
@@ -118,8 +118,8 @@ fn a_failure_is_all_of_theirs_and_each_has_its_own_policy() {
 }
 
 #[test]
-fn what_a_root_context_asks_for_comes_to_it() {
-    // Both tick, read a queue of their own and make a call; what comes names the root.
+fn events_reach_the_root_context_that_requested_them() {
+    // Both set a tick, read their own queue and make a call; each event names the root context.
     let module = guest::filter(
         r#"(func $say (param $text i32) (param $len i32) (param $root i32)
             (memory.copy (i32.const 8192) (local.get $text) (local.get $len))
@@ -161,35 +161,35 @@ fn what_a_root_context_asks_for_comes_to_it() {
 }
 
 #[test]
-fn filters_of_released_sdks_share_one() {
+fn filters_of_released_sdks_share_a_vm() {
     let upstream = Upstream::replying(|_| answer(200, &[], "hello"));
     let (one, two_) = ("vm_id: together\nconfig: {tag: one}", "vm_id: together\nconfig: {tag: two}");
     let proxy = two(&upstream, &wasm::example("third-party"), one, two_);
     let response = proxy.get("/");
     assert_eq!(response.all("x-third-party"), ["two", "one"]);
     assert_eq!(proxy.filter("one")["memory_bytes"].as_u64().map(|b| b > 0), Some(true));
-    assert_eq!(proxy.filter("two")["memory_bytes"], 0, "it is counted once");
+    assert_eq!(proxy.filter("two")["memory_bytes"], 0, "memory is counted once");
 
     let (one, two_) = ("vm_id: together\nconfig: {greeting: one}", "vm_id: together\nconfig: {greeting: two}");
     let proxy = two(&upstream, &wasm::example("hello"), one, two_);
-    assert_eq!(proxy.get("/").field("x-hello"), Some("one"), "the first of the chain has the last word");
+    assert_eq!(proxy.get("/").field("x-hello"), Some("one"), "the first filter of the chain sees the response last");
     assert_eq!(proxy.filter("two")["shares_vm_with"], serde_json::json!(["one"]));
 }
 
 #[test]
-fn a_filter_is_named_that_refuses_its_configuration() {
+fn the_filter_that_rejects_its_configuration_is_named() {
     let upstream = Upstream::saying("hello");
     let (one, other) = ("vm_id: together\nconfig: {greeting: one}", "vm_id: together\nconfig: {greting: two}");
     let Err(said) = try_two(Config::to(&upstream), &wasm::example("hello"), one, other) else {
-        panic!("it has started")
+        panic!("it must not start")
     };
     assert!(said.contains("config: {greting: two}") && said.contains("unknown field `greting`"), "{said}");
 }
 
-/// Both pause requests for an answer from elsewhere; the second answers itself when it has one. Whatever one of them
-/// does in a call brings about a call of the other, which must wait until it has returned.
+/// Both pause requests for a call's response; the second one then replies itself. Whatever one of them does in a
+/// callback triggers a callback of the other, which must wait until the first has returned.
 #[test]
-fn a_guest_is_never_called_while_it_is_in_a_call() {
+fn a_guest_is_never_reentered() {
     let callback = |name: &str, params: &str, result: &str, code: &str| {
         format!(
             r#"(func (export "{name}") {params} {result}
@@ -244,10 +244,10 @@ fn a_guest_is_never_called_while_it_is_in_a_call() {
     let module = guest::filter(&code.concat().replace(r#"%"" %"answered""#, r#"%"answered" %"""#));
     let (upstream, questions) = (Upstream::saying("hello"), Upstream::saying("yes"));
     let config = Config::to(&upstream).cluster("questions", &[&questions], "");
-    let proxy = try_two(config, &module, "vm_id: together", "vm_id: together").expect("it starts");
+    let proxy = try_two(config, &module, "vm_id: together", "vm_id: together").expect("the proxy starts");
     let response = proxy.get("/");
     assert_eq!((response.status(), response.text()), (200, "answered"));
-    assert_eq!(response.all("x-passed"), ["yes", "yes"], "the answer of the second passes both");
+    assert_eq!(response.all("x-passed"), ["yes", "yes"], "the second filter's reply passes both");
     assert!(upstream.requests().is_empty());
     assert_eq!(questions.requests().len(), 2);
     assert_eq!((&proxy.filter("one")["traps"], &proxy.filter("two")["traps"]), (&0.into(), &0.into()));

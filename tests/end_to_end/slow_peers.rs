@@ -1,8 +1,8 @@
-//! Peers that stop in the middle hold nothing for ever: whoever does not read is left when the time is over.
+//! Slow peers: a peer that stops in the middle of a message is disconnected at its timeout.
 
 use crate::harness::{Config, Proxy, Upstream, answer};
 
-/// More than all buffers on the way can hold.
+/// More than all buffers on the path can hold.
 const LONG: usize = 256 << 20;
 
 fn endless() -> Upstream {
@@ -14,7 +14,7 @@ fn endless() -> Upstream {
     })
 }
 
-/// The client has asked, and does not read what comes: the response is cut off, for the reason that this flag stands for.
+/// The client sends a request and does not read the response, which is aborted with this flag.
 fn unread(listener: &str, cluster: &str, flag: &str) {
     let upstream = endless();
     let proxy = Proxy::start(Config::to_with(&upstream, cluster).listener(listener));
@@ -26,25 +26,25 @@ fn unread(listener: &str, cluster: &str, flag: &str) {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_left_when_nothing_has_moved_for_too_long() {
+fn an_unread_response_is_aborted_after_the_idle_timeout() {
     unread("timeouts: {idle: 1s}", "request_timeout: 0s", "SI");
 }
 
 #[test]
-fn a_client_that_does_not_read_is_left_when_the_requests_time_is_over() {
+fn an_unread_response_is_aborted_after_the_request_timeout() {
     unread("", "request_timeout: 2s", "UT");
 }
 
-/// Amid an upload nothing moves any more, since one side has stopped: the upstream, or the client.
+/// In the middle of an upload one side stops: the upstream, or the client.
 #[test]
-fn whoever_stops_an_upload_is_to_blame() {
+fn a_stalled_upload_is_attributed_to_the_stalled_side() {
     let block = vec![b'x'; 1 << 20];
     for (reads, status, flag) in [(false, 504, "SI"), (true, 408, "DT")] {
         let upstream = Upstream::scripted(move |mut connection| {
             let Some(mut request) = connection.head() else { return };
             match reads {
                 true => _ = connection.wire.read_body(&mut request, false),
-                // Kept open, and not read.
+                // Kept open and unread.
                 false => std::thread::sleep(crate::harness::DEADLINE),
             }
         });
@@ -53,7 +53,7 @@ fn whoever_stops_an_upload_is_to_blame() {
         let blocks = if reads { 2 } else { LONG / block.len() };
         let mut client = proxy.client();
         client.send(format!("POST /http1 HTTP/1.1\r\nHost: test\r\nContent-Length: {LONG}\r\n\r\n"));
-        // It is cut off in the middle.
+        // It is aborted in the middle.
         let _ = (0..blocks).all(|_| client.wire.send(&block).is_ok());
         let mut client = proxy.h2();
         let stream = client.request("POST", "/http2", &[("content-length", &LONG.to_string())], false);
@@ -72,9 +72,9 @@ fn whoever_stops_an_upload_is_to_blame() {
     }
 }
 
-/// A body that trickles in is not idle, and one that trickles out neither.
+/// A body that arrives slowly is not idle, nor is one that is read slowly.
 #[test]
-fn what_moves_slowly_is_not_idle() {
+fn a_slow_body_is_not_idle() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n");
@@ -85,12 +85,12 @@ fn what_moves_slowly_is_not_idle() {
     });
     let config = Config::to_with(&upstream, "request_timeout: 0s");
     let proxy = Proxy::start(config.listener("timeouts: {idle: 3s}"));
-    assert_eq!(proxy.get("/").body.len(), 20, "four seconds in all");
+    assert_eq!(proxy.get("/").body.len(), 20, "four seconds in total");
 }
 
-/// A slow client on one connection holds up nobody else.
+/// A slow client on one connection delays no other client.
 #[test]
-fn a_slow_client_is_nobody_elses_business() {
+fn a_slow_client_does_not_delay_others() {
     let upstream = Upstream::replying(|request| {
         let size = if request.target() == "/large" { LONG / 4 } else { 2 };
         answer(200, &[], vec![b'x'; size])

@@ -1,4 +1,5 @@
-//! Messages that two parsers could read in two ways are refused, before an upstream sees any of them.
+//! Request smuggling: messages that two parsers could interpret differently are rejected before an upstream sees any of
+//! them.
 
 use crate::{
     guest,
@@ -7,8 +8,8 @@ use crate::{
 
 const NEXT: &str = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// Heads and bodies whose framing is wrong or could be read in two ways. `{chunked}` and the like stand for what is in
-/// [`expanded`]; another request follows each.
+/// Heads and bodies whose framing is invalid or ambiguous. `{chunked}` and the like are placeholders, see [`expanded`];
+/// another request follows each.
 const FRAMING: &[(&str, &str)] = &[
     ("two different lengths", "{post}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
     ("one length twice", "{post}Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
@@ -67,14 +68,14 @@ const FRAMING: &[(&str, &str)] = &[
     ("no version", "GET /\r\nHost: test\r\n\r\n"),
     ("an unknown version", "GET / HTTP/1.2\r\nHost: test\r\n\r\n"),
     ("a version of the future", "GET / HTTP/3.0\r\nHost: test\r\n\r\n"),
-    ("a version that is none", "GET / HTTX/1.1\r\nHost: test\r\n\r\n"),
+    ("an invalid version", "GET / HTTX/1.1\r\nHost: test\r\n\r\n"),
     ("a version in lower case", "GET / http/1.1\r\nHost: test\r\n\r\n"),
-    ("a method that is none", "G@T / HTTP/1.1\r\nHost: test\r\n\r\n"),
+    ("an invalid method", "G@T / HTTP/1.1\r\nHost: test\r\n\r\n"),
     ("a negative chunk", "{chunked}-1\r\nhello\r\n0\r\n\r\n"),
     ("a chunk size with 0x", "{chunked}0x5\r\nhello\r\n0\r\n\r\n"),
     ("a chunk size with a sign", "{chunked}+5\r\nhello\r\n0\r\n\r\n"),
     ("a chunk size that overflows", "{chunked}10000000000000005\r\nhello\r\n0\r\n\r\n"),
-    ("a chunk size that is none", "{chunked}five\r\nhello\r\n0\r\n\r\n"),
+    ("an invalid chunk size", "{chunked}five\r\nhello\r\n0\r\n\r\n"),
     ("an empty chunk size", "{chunked}\r\nhello\r\n0\r\n\r\n"),
     ("a space before the chunk size", "{chunked} 5\r\nhello\r\n0\r\n\r\n"),
     ("LF after the chunk size", "{chunked}5\nhello\r\n0\r\n\r\n"),
@@ -86,10 +87,10 @@ const FRAMING: &[(&str, &str)] = &[
     ("LF after the last chunk", "{chunked}5\r\nhello\r\n0\n\n"),
     ("a folded trailer", "{chunked}0\r\nX-A: 1\r\n 2\r\n\r\n"),
     ("a trailer with a space before its colon", "{chunked}0\r\nX-A : 1\r\n\r\n"),
-    ("a trailer that is none", "{chunked}0\r\nGET / HTTP/1.1\r\n\r\n"),
+    ("an invalid trailer", "{chunked}0\r\nGET / HTTP/1.1\r\n\r\n"),
 ];
 
-/// Requests whose framing is sound, and which are wrong all the same.
+/// Requests with valid framing that are invalid for another reason.
 const MEANING: &[(&str, &str)] = &[
     ("no host", "GET / HTTP/1.1\r\n\r\n"),
     ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
@@ -99,13 +100,13 @@ const MEANING: &[(&str, &str)] = &[
     ("a host with a space", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
     ("a host with a path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
     ("a host with a user", "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n"),
-    ("two hosts beside an absolute target", "GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+    ("two hosts and an absolute target", "GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     ("an asterisk that is not for OPTIONS", "GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("a broken percent-encoding", "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("an encoded NUL", "GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n"),
 ];
 
-/// The same for targets that name a host.
+/// The same for targets that contain a host.
 const TARGETS: &[(&str, &str)] = &[
     ("a target with a user", "GET http://user@a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("a target that is an authority", "GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -120,7 +121,7 @@ fn expanded(vector: &str) -> String {
 }
 
 #[test]
-fn what_could_be_read_in_two_ways_is_refused_and_the_connection_closed() {
+fn ambiguous_framing_is_rejected_and_the_connection_closed() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut wrong = Vec::new();
@@ -128,7 +129,7 @@ fn what_could_be_read_in_two_ways_is_refused_and_the_connection_closed() {
         let before = upstream.requests().len();
         let mut client = proxy.client();
         client.send(expanded(vector) + NEXT);
-        // Not ended by us: the proxy has to.
+        // The client does not close the connection: the proxy must.
         let answers = client.wire.read_to_end().escape_ascii().to_string();
         let refused = answers.starts_with("HTTP/1.1 400 ") && answers.matches("HTTP/1.1 ").count() == 1;
         let seen = &upstream.requests()[before..];
@@ -143,16 +144,16 @@ fn what_could_be_read_in_two_ways_is_refused_and_the_connection_closed() {
     assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[]), refused, "each is counted once");
 }
 
-/// However the bytes are cut up on their way.
+/// Independent of how the bytes are split.
 #[test]
-fn it_is_refused_as_well_when_it_comes_byte_by_byte() {
+fn ambiguous_framing_is_rejected_byte_by_byte_too() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     for wanted in ["chunks with a length", "LF in a chunk extension", "a folded encoding", "LF after the data"] {
         let (_, vector) = FRAMING.iter().find(|(name, _)| *name == wanted).expect("a known vector");
         let mut client = proxy.client();
         for byte in expanded(vector).bytes() {
-            // It may have refused it by now.
+            // The proxy may have rejected it already.
             if client.wire.send([byte]).is_err() {
                 break;
             }
@@ -164,17 +165,17 @@ fn it_is_refused_as_well_when_it_comes_byte_by_byte() {
 }
 
 #[test]
-fn what_has_no_sound_meaning_is_refused() {
+fn invalid_requests_with_valid_framing_are_rejected() {
     refuses(MEANING);
 }
 
 #[test]
-fn an_absolute_target_is_held_to_the_same_rules() {
+fn absolute_targets_follow_the_same_rules() {
     refuses(TARGETS);
 }
 
 #[test]
-fn a_port_is_a_number() {
+fn ports_must_be_numbers() {
     refuses(&[
         ("a port in letters", "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n"),
         ("a port that is too large", "GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n"),
@@ -196,9 +197,9 @@ fn refuses(vectors: &[(&str, &str)]) {
     assert!(upstream.requests().is_empty(), "{:#?}", upstream.requests());
 }
 
-/// RFC 9112, section 3.2.2: the target decides, and `Host` is made to say the same.
+/// RFC 9112, section 3.2.2: the target decides, and `Host` is rewritten to match it.
 #[test]
-fn an_absolute_target_decides_about_the_host() {
+fn an_absolute_target_overrides_the_host() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.client();
@@ -211,7 +212,7 @@ fn an_absolute_target_decides_about_the_host() {
 }
 
 #[test]
-fn what_is_unusual_but_sound_passes() {
+fn unusual_but_valid_requests_pass() {
     let upstream = Upstream::saying("ok");
     let proxy = Proxy::start(Config::to(&upstream));
     let vectors = [
@@ -232,15 +233,15 @@ fn what_is_unusual_but_sound_passes() {
     assert_eq!(bodies, ["", "hello", "hello", "hello", "hello", "", ""]);
 }
 
-/// A response, too, could be read in two ways by whoever is behind the client.
+/// Responses, too, could be ambiguous to a parser behind the client.
 #[test]
-fn an_upstreams_ambiguous_response_is_not_passed_on() {
+fn ambiguous_upstream_responses_are_rejected() {
     for (name, response) in [
         ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!"),
         ("a negative length", "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok"),
         ("a list of lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nok!"),
         ("NUL in a value", "HTTP/1.1 200 OK\r\nX-A: \x00\r\nContent-Length: 2\r\n\r\nok"),
-        ("an unasked switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"),
+        ("an unrequested switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"),
     ] {
         let upstream = Upstream::canned(response);
         let proxy = Proxy::start(Config::to(&upstream));
@@ -249,9 +250,9 @@ fn an_upstreams_ambiguous_response_is_not_passed_on() {
     }
 }
 
-/// What a filter says of framing is not sent, wherever it says it: messages have the framing of their bodies.
+/// Framing fields set by a filter are never sent: messages have the framing of their bodies.
 #[test]
-fn a_filters_fields_change_no_framing() {
+fn filters_cannot_change_the_framing() {
     const SAID: [(&str, &str); 2] = [("transfer-encoding", "chunked"), ("x-kept", "1")];
     let target = [(":method", "POST"), (":path", "/asked"), (":authority", "calls")];
     let long = [("content-length", "99")];

@@ -1,11 +1,11 @@
-//! What filters keep: with a stream, for other filters of its chain, and in shared data.
+//! Data that filters store: with a stream, for other filters of its chain, and in shared data.
 
 use crate::{
     guest,
     harness::{Config, Message, Proxy, Upstream, answer, wait_until, wasm},
 };
 
-/// What two filters say of a request, the second after the first.
+/// The results of two filters for one request, the second one after the first.
 fn said(first: &str, second: &str) -> (Proxy, Message) {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).top("workers: 1");
@@ -16,7 +16,7 @@ fn said(first: &str, second: &str) -> (Proxy, Message) {
 }
 
 #[test]
-fn state_goes_from_filter_to_filter() {
+fn state_passes_between_filters() {
     let (_, request) = said(
         r#"(call $answer (call $state_set %"user" %"ann"))
            (call $answer (call $state_set %"gone" %"soon"))
@@ -61,7 +61,7 @@ fn metadata_is_typed_and_can_be_read_as_properties() {
 }
 
 #[test]
-fn a_filter_can_set_properties_but_not_the_hosts() {
+fn a_filter_cannot_set_the_hosts_properties() {
     let (proxy, request) = said(
         r#"(call $answer (call $set_property %"color" %"blue"))
            (call $answer (call $set_property %"a\00b" %"two"))
@@ -85,7 +85,7 @@ fn a_filter_can_set_properties_but_not_the_hosts() {
 }
 
 #[test]
-fn envoys_ways_lead_to_the_same_state() {
+fn envoys_functions_access_the_same_state() {
     let set = "\n\x05color\x12\x04blue\x18\x01";
     let (_, request) = said(
         &format!(
@@ -99,7 +99,7 @@ fn envoys_ways_lead_to_the_same_state() {
 }
 
 #[test]
-fn filters_of_the_sdk_store_the_same() {
+fn filters_of_the_sdk_access_the_same_state() {
     let upstream = Upstream::saying("hello");
     let keys = Upstream::replying(|_| answer(200, &["x-user: ann"], ""));
     let reader = guest::saying(r#"(call $property %"metadata\00filter_metadata\00api-key\00user")"#);
@@ -117,7 +117,7 @@ fn filters_of_the_sdk_store_the_same() {
 }
 
 #[test]
-fn the_access_log_shows_it() {
+fn the_access_log_shows_state_and_metadata() {
     let upstream = Upstream::saying("hello");
     let module = guest::saying(
         r#"(call $answer (call $metadata_set %"auth" %"user" (i32.const 0) %"ann"))
@@ -131,7 +131,7 @@ fn the_access_log_shows_it() {
 }
 
 #[test]
-fn nothing_of_a_stream_is_left_to_the_next() {
+fn state_does_not_leak_into_the_next_stream() {
     let upstream = Upstream::saying("hello");
     let module = guest::saying(
         r#"(call $answer (call $state_get %"k" (i32.const 4096) (i32.const 0)))
@@ -148,7 +148,7 @@ fn nothing_of_a_stream_is_left_to_the_next() {
 }
 
 #[test]
-fn shared_data_can_be_made_once_deleted_and_given_a_time() {
+fn shared_data_supports_create_delete_and_ttl() {
     let shared = |code: &str| -> Vec<String> {
         let upstream = Upstream::saying("hello");
         let config = Config::to(&upstream).top("workers: 1").filter("f", "f.wasm", "");
@@ -183,8 +183,8 @@ fn shared_data_can_be_made_once_deleted_and_given_a_time() {
 }
 
 #[test]
-fn shared_data_is_that_of_all_workers_and_nothing_is_lost() {
-    // Adds one: made if it is not there, changed if it is still what was read, else again.
+fn shared_data_is_shared_by_workers_and_loses_no_update() {
+    // Adds one: creates the value if missing, changes it if it is unchanged since it was read, and otherwise retries.
     let counting = guest::saying(
         r#"(loop $again
             (i32.store (i32.const 4096) (i32.const 0))
@@ -197,7 +197,7 @@ fn shared_data_is_that_of_all_workers_and_nothing_is_lost() {
     );
     let other = [counting.clone(), b"\x00\x05\x04note".to_vec()].concat();
     let upstream = Upstream::saying("hello");
-    // Another filter, of other code, has the same data if its `vm_id` is the same.
+    // Another filter with other code sees the same data if its `vm_id` is the same.
     let config = Config::to(&upstream).top("workers: 4").filter("one", "one.wasm", "vm_id: together");
     let config = config.filter("two", "two.wasm", "vm_id: together").filter("three", "one.wasm", "");
     let proxy = Proxy::start_with(config, &[("one.wasm", &counting), ("two.wasm", &other)]);
@@ -214,5 +214,5 @@ fn shared_data_is_that_of_all_workers_and_nothing_is_lost() {
         said
     };
     assert_eq!(numbers(&[0, 1]), (1..=160).collect::<Vec<_>>());
-    assert_eq!(numbers(&[2]), (1..=80).collect::<Vec<_>>(), "the third has its own");
+    assert_eq!(numbers(&[2]), (1..=80).collect::<Vec<_>>(), "the third filter has its own data");
 }

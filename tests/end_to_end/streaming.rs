@@ -1,4 +1,4 @@
-//! Bodies of any size pass in bounded memory, and whoever does not read makes the other side wait.
+//! Streaming: bodies of any size pass in bounded memory, and a peer that does not read causes backpressure.
 
 use std::{
     io::ErrorKind,
@@ -16,13 +16,14 @@ use crate::harness::{Config, Proxy, Upstream, Wire, answer};
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
-/// What the proxy may need for one body, on top of what it has when idle. A body that it kept would be far above.
+/// The memory that the proxy may need for one body, in addition to its idle memory. Buffering the whole body would
+/// exceed this by far.
 const LEEWAY_KIB: u64 = 64 << 10;
 
-/// More than all buffers on the way can hold, those of the system included.
+/// More than all buffers on the path can hold, including the system's.
 const IN_FLIGHT: usize = 128 * MIB;
 
-/// A piece of a body that shows when something is lost, doubled or swapped: no part of it repeats at a short distance.
+/// A block of a body that reveals loss, duplication and reordering: no part of it repeats within a short distance.
 fn block() -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
@@ -32,7 +33,7 @@ fn block() -> Vec<u8> {
     (0..64 << 10).map(|_| next()).collect()
 }
 
-/// A proxy that gives a response as much time as a busy machine may need for it.
+/// A proxy with response timeouts long enough for a busy machine.
 fn unhurried(upstream: &Upstream, options: &str) -> Proxy {
     let options = format!("request_timeout: 0s\n{options}");
     Proxy::start(Config::to_with(upstream, &options))
@@ -44,12 +45,12 @@ fn write_body(wire: &mut Wire, size: usize) -> std::io::Result<()> {
     (0..size / block.len()).try_for_each(|_| wire.send(&block))
 }
 
-/// Reads such a body and checks it.
+/// Reads such a body and verifies it.
 fn read_body(wire: &mut Wire, size: usize) {
     let block = block();
     let (mut seen, mut some) = (0, vec![0; 64 << 10]);
     while seen < size {
-        let n = wire.read_some(&mut some).expect("the body goes on");
+        let n = wire.read_some(&mut some).expect("the body continues");
         assert_ne!(n, 0, "the body ends after {seen} bytes");
         let mut read = &some[..n];
         while !read.is_empty() {
@@ -85,7 +86,7 @@ fn a_response_of_a_gibibyte_passes_in_bounded_memory() {
     assert_eq!(proxy.entry_for("/")["response_bytes"], GIB);
 }
 
-/// An upload of this size passes in bounded memory.
+/// Asserts that an upload of this size passes in bounded memory.
 fn upload(size: usize, options: &str) {
     let upstream = Upstream::scripted(move |mut connection| {
         connection.head();
@@ -96,7 +97,7 @@ fn upload(size: usize, options: &str) {
     let before = proxy.peak_kib();
     let mut client = proxy.client();
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
-    write_body(&mut client.wire, size).expect("the proxy reads on");
+    write_body(&mut client.wire, size).expect("the proxy keeps reading");
     assert_eq!(client.read().text(), "all of it");
     assert_bounded(&proxy, before);
     assert_eq!(proxy.entry_for("/")["request_bytes"], size);
@@ -107,13 +108,13 @@ fn an_upload_of_a_gibibyte_passes_in_bounded_memory() {
     upload(GIB, "");
 }
 
-/// The retry policy asks to keep bodies; what is too long for that must not be kept.
+/// The retry policy buffers bodies, but not beyond its limit.
 #[test]
-fn an_upload_that_is_too_long_for_a_retry_is_not_kept() {
+fn an_upload_over_the_retry_buffer_is_not_kept() {
     upload(GIB / 4, "retry: {on: [5xx], attempts: 3}");
 }
 
-/// Writes blocks until the other side has not taken any for a while, and counts what it took.
+/// Writes blocks until the peer has accepted none for a while, and returns the number of accepted bytes.
 fn write_until_stuck(socket: &TcpStream, size: usize) -> usize {
     use std::io::Write;
     socket.set_write_timeout(Some(Duration::from_secs(2))).expect("a timeout can be set");
@@ -148,7 +149,7 @@ fn a_client_that_does_not_read_makes_the_upstream_wait() {
     let pushed = pushed.load(SeqCst);
     assert!(pushed > 0 && pushed < IN_FLIGHT, "the upstream could push {} MiB", pushed / MIB);
     assert_bounded(&proxy, before);
-    // What was on the way is still right, and the end of the connection is no end of the body.
+    // The data in transit is still correct, and the end of the connection does not end the body.
     client.wire.read_head().expect("a response");
     read_body(&mut client.wire, pushed);
     assert!(client.wire.is_closed());
@@ -173,16 +174,16 @@ fn an_upstream_that_does_not_read_makes_the_client_wait() {
     done.wait();
 }
 
-/// Both directions at once: the upstream sends back what it gets, as it gets it.
+/// Concurrent directions: the upstream echoes what it receives while it receives it.
 #[test]
-fn bodies_pass_in_both_directions_at_once() {
+fn bodies_pass_in_both_directions_concurrently() {
     let size = 64 * MIB;
     let upstream = Upstream::scripted(move |mut connection| {
         connection.head();
         connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"));
         let (mut left, mut some) = (size, vec![0; 64 << 10]);
         while left > 0 {
-            let n = connection.wire.read_some(&mut some).expect("the body goes on");
+            let n = connection.wire.read_some(&mut some).expect("the body continues");
             assert_ne!(n, 0);
             connection.send(&some[..n]);
             left -= n;
@@ -193,7 +194,7 @@ fn bodies_pass_in_both_directions_at_once() {
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
     let mut writer = Wire::new(client.wire.socket().try_clone().expect("a second handle"));
     thread::scope(|scope| {
-        scope.spawn(move || write_body(&mut writer, size).expect("the proxy reads on"));
+        scope.spawn(move || write_body(&mut writer, size).expect("the proxy keeps reading"));
         assert_eq!(client.wire.read_head().expect("a response").status(), 200);
         read_body(&mut client.wire, size);
     });

@@ -1,4 +1,4 @@
-//! TCP listeners: bytes go through as they are, ends are passed on, and every connection is accounted for.
+//! TCP listeners: bytes pass unchanged, ends are forwarded, and every connection is logged and counted.
 
 mod around;
 mod filters;
@@ -11,7 +11,7 @@ use crate::{
     harness::{Config, Entry, Proxy, Signal, Upstream, Wire, in_time, wait_until},
 };
 
-/// An upstream that sends back what it gets, and ends when its client has.
+/// An upstream that echoes what it receives, and ends when its client has ended.
 fn echo() -> Upstream {
     Upstream::scripted(|mut connection| {
         let mut buffer = vec![0; 64 << 10];
@@ -21,12 +21,12 @@ fn echo() -> Upstream {
     })
 }
 
-/// One cluster, to which all connections go.
+/// All connections go to one cluster.
 fn to(upstream: &Upstream) -> Config {
     Config::to(upstream).listener("protocol: tcp")
 }
 
-/// Three clusters `a`, `b` and `c`; the listener's options say where connections go.
+/// Three clusters `a`, `b` and `c`; the listener's options route connections.
 fn to_three(upstreams: &[Upstream; 3], listener: &str) -> Config {
     let config = Config::new().listener("protocol: tcp").listener(listener);
     ["a", "b", "c"].iter().zip(upstreams).fold(config, |config, (name, upstream)| config.cluster(name, &[upstream], ""))
@@ -36,24 +36,24 @@ fn connect(proxy: &Proxy) -> Wire {
     proxy.client().wire
 }
 
-/// The line of the only connection so far, when that has ended.
+/// The line of the only connection so far, once that has ended.
 fn logged(proxy: &Proxy) -> Entry {
     proxy.entry(|entry| entry["protocol"] == "TCP")
 }
 
-/// Waits for the line of a connection that has ended for this reason.
+/// Waits for the line of a connection that ended for this reason.
 fn ended(proxy: &Proxy, flags: &str, details: &str) -> Entry {
     proxy.entry(|entry| entry["details"] == details).expect((), flags)
 }
 
-/// Sends something and waits for it to come back.
+/// Sends some bytes and waits for their echo.
 fn echoes(wire: &mut Wire, text: &str) {
     wire.send(text).expect("the proxy reads");
     assert_eq!(wire.read_exact(text.len()).expect("an echo"), text.as_bytes());
 }
 
 #[test]
-fn bytes_go_through_and_are_accounted_for() {
+fn bytes_pass_and_are_counted() {
     let upstream = echo();
     let proxy = Proxy::start(to(&upstream));
     let mut wire = connect(&proxy);
@@ -97,7 +97,7 @@ fn either_end_may_speak_first_and_end_first() {
     let proxy = Proxy::start(to(&upstream));
     let mut wire = connect(&proxy);
     assert_eq!(wire.read_to_end(), b"welcome\n", "and the end");
-    wire.send("thank you").expect("the other direction goes on");
+    wire.send("thank you").expect("the other direction is still open");
     wire.finish();
     assert_eq!(logged(&proxy).expect((), "")["request_bytes"], 9);
 
@@ -113,7 +113,7 @@ fn either_end_may_speak_first_and_end_first() {
 }
 
 #[test]
-fn a_large_transfer_needs_little_memory() {
+fn a_large_transfer_uses_bounded_memory() {
     const SIZE: usize = 128 << 20;
     let filter =
         guest::filter(r#"(func (export "proxy_on_upstream_data") (param i32 i32 i32) (result i32) (i32.const 0))"#);
@@ -126,10 +126,10 @@ fn a_large_transfer_needs_little_memory() {
         let proxy = Proxy::start_with(config(&upstream), &[("pass.wasm", &filter)]);
         let mut wire = connect(&proxy);
         let before = proxy.peak_kib();
-        // The first bytes are left waiting until nothing more can be on its way.
+        // Nothing is read until no more bytes can be in transit.
         let moved = || proxy.metrics().sum("tollgate_tcp_bytes_total", &[("direction", "sent")]) as usize;
         let mut last = 0;
-        wait_until("the transfer to be held up", || {
+        wait_until("the transfer to stall", || {
             thread::sleep(Duration::from_millis(100));
             let now = moved();
             std::mem::replace(&mut last, now) == now && now > 0
@@ -148,7 +148,7 @@ fn a_large_transfer_needs_little_memory() {
 }
 
 #[test]
-fn resets_are_passed_on_and_flagged() {
+fn resets_are_forwarded_and_flagged() {
     let upstream = Upstream::scripted(|mut connection| {
         if connection.wire.read_exact(1).is_ok_and(|word| word == b"!") {
             connection.wire.reset();
@@ -174,7 +174,7 @@ fn resets_are_passed_on_and_flagged() {
 }
 
 #[test]
-fn what_cannot_be_connected_is_closed_and_flagged() {
+fn unconnectable_connections_are_closed_and_flagged() {
     let (refusing, full) = (Upstream::refusing().to_string(), echo());
     for (endpoints, options, flags, details) in [
         (&[refusing.clone()][..], "", "UF", "connect_failure"),
@@ -224,12 +224,12 @@ fn clusters_share_connections_by_weight() {
     }
     let counts = upstreams.map(|u| u.connections());
     assert_eq!((counts[0] + counts[1], counts[2]), (400, 0));
-    // 360 and 40, give or take eight standard deviations of 6.
+    // 360 and 40, within eight standard deviations of 6.
     assert!((312..400).contains(&counts[0]), "{counts:?}");
 }
 
 #[test]
-fn a_reload_leaves_connections_where_they_are() {
+fn a_reload_keeps_existing_connections() {
     let (old, new) = (echo(), echo());
     let mut proxy = Proxy::start(to(&old));
     let mut before = connect(&proxy);
@@ -239,7 +239,7 @@ fn a_reload_leaves_connections_where_they_are() {
     let mut after = connect(&proxy);
     echoes(&mut after, "to the new one");
     assert_eq!((old.connections(), new.connections()), (1, 1));
-    // Not even a listener that goes away takes them with it.
+    // Not even removing their listener ends them.
     proxy.change_config(
         "listeners: [{name: other, address: '@other@', protocol: tcp, cluster: web}]\nclusters: [{name: web}]\n",
     );
@@ -248,7 +248,7 @@ fn a_reload_leaves_connections_where_they_are() {
 }
 
 #[test]
-fn a_proxy_that_ends_waits_for_connections_as_long_as_it_may() {
+fn shutdown_waits_for_connections_until_the_drain_timeout() {
     let upstream = echo();
     let mut proxy = Proxy::start(to(&upstream).top("drain_timeout: 60s"));
     let (mut one, mut other) = (connect(&proxy), connect(&proxy));
@@ -274,7 +274,7 @@ fn a_proxy_that_ends_waits_for_connections_as_long_as_it_may() {
 }
 
 #[test]
-fn many_connections_end_without_leaving_anything_behind() {
+fn many_connections_end_without_leaks() {
     let upstream = echo();
     let proxy = Proxy::start(to(&upstream));
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("its files").count();
@@ -302,13 +302,13 @@ fn many_connections_end_without_leaving_anything_behind() {
         }
     });
     proxy.wait_for_zero("tollgate_tcp_connections_active", &[]);
-    // A few pipes are kept for each worker.
+    // A few pipes are cached per worker.
     wait_until("all to be closed", || descriptors() <= before + 32);
     assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 201.0);
 }
 
 #[test]
-fn a_mistake_is_shown_at_its_place() {
+fn configuration_errors_have_a_location() {
     for (listener, said) in [
         ("protocol: tcp", "TCP connections have no destination"),
         ("protocol: tcp\ntcp: {clusters: [{cluster: wbe}]}", "there is no cluster named `wbe`"),
@@ -316,10 +316,10 @@ fn a_mistake_is_shown_at_its_place() {
         ("protocol: tcp\ntcp: {sni: [{names: ['*.*.example'], cluster: web}]}", "server name"),
     ] {
         let config = Config::new().listener(listener).cluster("web", &[Upstream::refusing()], "");
-        let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} was taken") };
+        let Err(output) = Proxy::try_start(config, &[]) else { panic!("{listener} must be rejected") };
         assert!(output.contains(said), "{output}");
     }
     let config = Config::new().listener("protocol: tcp").filter("guard", "builtin:authz", "config: {policies: []}");
-    let Err(output) = Proxy::try_start(config, &[]) else { panic!("it was taken") };
+    let Err(output) = Proxy::try_start(config, &[]) else { panic!("it must be rejected") };
     assert!(output.contains("filter `guard` does not handle TCP connections"), "{output}");
 }

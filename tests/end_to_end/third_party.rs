@@ -1,5 +1,5 @@
-//! The example filters as they are shipped: those written with the crates.io crate `proxy-wasm`, which knows nothing of
-//! Tollgate, and the first one to read, written with the SDK.
+//! The shipped example filters: those written with the crates.io crate `proxy-wasm`, which is independent of Tollgate,
+//! and the introductory one, written with the SDK.
 
 mod audit;
 mod body;
@@ -9,12 +9,12 @@ use std::{fmt::Display, thread};
 
 use crate::harness::{Client, Config, Gate, Message, Proxy, Upstream, answer, wait_until, wasm};
 
-/// With a verifier that is given a minute.
+/// With a timeout of one minute for the verifier.
 fn verified(upstream: &Upstream, verifier: &Upstream) -> Proxy {
     start(upstream, verifier, 60_000)
 }
 
-/// The verifier is asked about requests with `x-token`.
+/// The verifier is called for requests with `x-token`.
 fn start(upstream: &Upstream, verifier: impl Display, timeout_ms: u32) -> Proxy {
     let verify = format!("{{header: x-token, cluster: verifier, path: /verify, timeout_ms: {timeout_ms}}}");
     let options = format!("config: {{tag: third, verify: {verify}}}");
@@ -22,7 +22,7 @@ fn start(upstream: &Upstream, verifier: impl Display, timeout_ms: u32) -> Proxy 
     Proxy::start(config.cluster("verifier", &[verifier], ""))
 }
 
-/// A verifier that likes only tokens that begin with `good`.
+/// A verifier that accepts only tokens that begin with `good`.
 fn verifier() -> Upstream {
     Upstream::replying(|question| {
         let good = question.field("x-token").is_some_and(|token| token.starts_with("good"));
@@ -35,7 +35,7 @@ fn ask(proxy: &Proxy, token: &str) -> Message {
 }
 
 #[test]
-fn it_sees_and_marks() {
+fn the_filter_reads_and_marks_requests() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
     let proxy = verified(&upstream, &verifier);
     let response = proxy.request("POST", "/a?b=c", &[("user-agent", "test/1"), ("x-verified", "forged")], b"body");
@@ -44,7 +44,7 @@ fn it_sees_and_marks() {
     let request = upstream.only_request();
     assert_eq!(request.field("x-seen"), Some("POST /a?b=c by test/1"));
     assert_eq!((request.field("x-verified"), &*request.body), (None, &b"body"[..]));
-    assert!(verifier.requests().is_empty(), "nobody is asked about requests without a token");
+    assert!(verifier.requests().is_empty(), "requests without a token are not verified");
     let metrics = proxy.metrics();
     let (name, _) = metrics.names().find(|(name, _)| name.contains("third_party")).expect("its metric");
     assert_eq!((name, metrics.sum(name, &[])), ("wasmcustom_third_party_requests", 1.0));
@@ -53,7 +53,7 @@ fn it_sees_and_marks() {
 }
 
 #[test]
-fn it_gets_values_that_are_no_text() {
+fn the_filter_gets_non_text_values() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
     let proxy = verified(&upstream, &verifier);
     let mut client = proxy.client();
@@ -66,7 +66,7 @@ fn it_gets_values_that_are_no_text() {
 }
 
 #[test]
-fn it_asks() {
+fn the_filter_asks_the_verifier() {
     let (upstream, verifier) = (Upstream::saying("hello"), verifier());
     let proxy = verified(&upstream, &verifier);
     let response = ask(&proxy, "good-1");
@@ -79,7 +79,7 @@ fn it_asks() {
 
     let response = ask(&proxy, "bad-1");
     assert_eq!((response.status(), response.text()), (403, "the service says no\n"));
-    assert_eq!(response.field("x-third-party"), Some("third"), "its own answers come past it as well");
+    assert_eq!(response.field("x-third-party"), Some("third"), "its own replies pass through it, too");
     assert_eq!(upstream.requests().len(), 1);
     assert_eq!(proxy.entry(|entry| entry["status"] == 403)["flags"], "LR");
 }
@@ -94,14 +94,14 @@ fn a_request_with_a_body_waits_for_the_answer() {
     let mut client = proxy.client();
     client.send_request("POST", "/asked", &[("x-token", "good")], &body);
     verifier.wait_for_requests(1);
-    assert!(upstream.requests().is_empty(), "nothing goes on before the answer is there");
+    assert!(upstream.requests().is_empty(), "nothing is forwarded before the verifier responds");
     gate.open();
     assert_eq!(client.read().status(), 200);
     assert_eq!(upstream.only_request().body, body);
 }
 
 #[test]
-fn the_service_is_silent() {
+fn a_silent_verifier_times_out() {
     let (upstream, verifier) = (Upstream::saying("hello"), Upstream::silent());
     let proxy = start(&upstream, &verifier, 100);
     let response = ask(&proxy, "good");
@@ -113,7 +113,7 @@ fn the_service_is_silent() {
 }
 
 #[test]
-fn the_service_is_not_there_or_breaks_off() {
+fn an_unreachable_or_failing_verifier_denies() {
     let upstream = Upstream::saying("hello");
     let resetting = Upstream::resetting();
     let broken = Upstream::canned("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
@@ -129,7 +129,7 @@ fn the_service_is_not_there_or_breaks_off() {
 }
 
 #[test]
-fn a_client_that_goes_away_while_it_waits() {
+fn a_client_disconnect_during_verification_is_handled() {
     let gate = Gate::default();
     let verifier = Upstream::held(&gate, "/", |_| answer(200, &[], ""));
     let upstream = Upstream::saying("hello");
@@ -138,22 +138,22 @@ fn a_client_that_goes_away_while_it_waits() {
     let mut clients: Vec<Client> = (0..4).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| client.send_request("GET", "/gone", &[("x-token", "good")], b""));
     verifier.wait_for_requests(4);
-    wait_until("all to be under way", || active() == 4.0);
+    wait_until("all requests to be in flight", || active() == 4.0);
     drop(clients.split_off(2));
     clients.drain(..).for_each(|client| client.wire.reset());
-    wait_until("all to be over", || active() == 0.0);
-    // The answers come to requests that are gone.
+    wait_until("all requests to end", || active() == 0.0);
+    // The responses arrive for requests that are gone.
     gate.open();
     assert_eq!(ask(&proxy, "good").status(), 200);
     proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "verifier")]);
     assert_eq!(proxy.filter("third")["traps"], 0);
-    assert_eq!(upstream.requests().len(), 1, "what nobody waits for is not sent on");
+    assert_eq!(upstream.requests().len(), 1, "abandoned requests are not forwarded");
     assert_eq!(proxy.entry_for("/gone")["flags"], "DC");
 }
 
 #[test]
-fn many_at_once() {
-    // Answers come in another order than questions, and each must find its own request.
+fn many_concurrent_verifications_find_their_requests() {
+    // Responses arrive in another order than the calls, and each must find its own request.
     let verifier = Upstream::replying(|question| {
         let token = question.field("x-token").unwrap_or_default().to_owned();
         thread::sleep(std::time::Duration::from_millis(token.len() as u64 % 7));
@@ -184,12 +184,12 @@ fn many_at_once() {
 fn its_configuration_is_checked() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).module("third", &wasm::example("third-party"), "config: {tga: x}");
-    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it has started") };
+    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it must not start") };
     assert!(said.contains("it logged: invalid configuration: unknown field `tga`"), "{said}");
 }
 
 #[test]
-fn a_cluster_that_does_not_exist() {
+fn an_unknown_cluster_denies() {
     let upstream = Upstream::saying("hello");
     let options = "config: {verify: {header: x-token, cluster: nowhere, path: /, timeout_ms: 100}}";
     let config = Config::to(&upstream).module("third", &wasm::example("third-party"), options);
@@ -201,7 +201,7 @@ fn a_cluster_that_does_not_exist() {
 }
 
 #[test]
-fn the_first_filter_to_read() {
+fn the_introductory_filter_works() {
     let upstream = Upstream::saying("world");
     let hello = wasm::example("hello");
     let with = |options: &str| Config::to(&upstream).module("hello", &hello, options);

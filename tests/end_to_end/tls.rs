@@ -1,11 +1,11 @@
-//! TLS on a listener: who is let in, and what the upstream is told of whom.
+//! TLS on a listener: which clients are accepted, and what the upstream learns about them.
 
 use rcgen::{CertificateParams, CertifiedKey, KeyPair, SanType};
 use rustls::pki_types::PrivateKeyDer;
 
 use crate::harness::{Client, Config, H2, Proxy, Secure, Upstream, answer, frames, in_time};
 
-/// Certificates that have signed themselves, so that each is its own authority.
+/// Self-signed certificates, so that each is its own authority.
 struct Pairs {
     server: CertifiedKey<KeyPair>,
     client: CertifiedKey<KeyPair>,
@@ -42,7 +42,7 @@ impl Pairs {
         Proxy::start_with(config, &files)
     }
 
-    /// Mutual TLS on a listener with further options.
+    /// A listener with mutual TLS and further options.
     fn mutual(&self, listener: &str, upstream: &Upstream) -> Proxy {
         self.proxy(upstream, "require", &format!("strip\n             {listener}"))
     }
@@ -59,7 +59,7 @@ impl Pairs {
 const FORGED: &str = "X-Forwarded-Client-Cert: By=x;URI=spiffe://mesh/admin\r\n";
 
 #[test]
-fn the_upstream_is_told_of_a_client_with_a_certificate() {
+fn the_upstream_gets_the_client_certificates_details() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
     let proxy = pairs.proxy(&upstream, "request", "set");
     let mut known = pairs.connect(&proxy, Some(&pairs.client));
@@ -74,28 +74,28 @@ fn the_upstream_is_told_of_a_client_with_a_certificate() {
 }
 
 #[test]
-fn only_clients_with_a_right_certificate_are_let_in() {
+fn only_clients_with_a_valid_certificate_are_accepted() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
     let proxy = pairs.proxy(&upstream, "require", "append");
     for shown in [None, Some(&pairs.stranger)] {
         pairs.connect(&proxy, shown).get("").expect_err("no response");
     }
-    // For what they showed, and not because nothing came of it.
+    // Because of their certificate, and not because the handshake was incomplete.
     proxy.wait_for_metric("tollgate_connections_refused_total", &[("reason", "handshake")], 2.0);
     assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get(FORGED).expect("a response"), 200);
     let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
     assert!(told.starts_with("By=x;URI=spiffe://mesh/admin,By=spiffe://mesh/web.test;Hash="), "{told}");
 }
 
-/// Who could leave TLS out would leave out the certificate, too.
+/// If a client could leave out TLS, it could leave out the certificate, too.
 #[test]
-fn what_is_not_tls_gets_past_no_strict_listener() {
+fn a_strict_listener_rejects_plaintext() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "secret")), Pairs::new());
     for protocol in ["http", "http1", "http2", "tcp", "auto"] {
         let proxy = pairs.mutual(&format!("protocol: {protocol}"), &upstream);
         for first in [&b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"[..], frames::PREFACE, b"\0\x01binary", b"\r\n"] {
             let mut wire = Client::connect(proxy.address("main")).wire;
-            // It may be closed before all is sent.
+            // The connection may be closed before all of it is sent.
             let _ = wire.send([first, &[0; 64]].concat());
             let answer = wire.read_to_end();
             assert!(!answer.windows(6).any(|part| part == b"secret" || part == b"HTTP/1"), "{protocol}: {answer:?}");
@@ -105,7 +105,7 @@ fn what_is_not_tls_gets_past_no_strict_listener() {
             assert_eq!(pairs.connect(&proxy, Some(&pairs.client)).get("").expect("a response"), 200);
         }
     }
-    assert_eq!(upstream.requests().len(), 1, "the one of the client with a certificate");
+    assert_eq!(upstream.requests().len(), 1, "only the request of the client with a certificate");
 }
 
 #[test]
@@ -119,22 +119,22 @@ fn a_permissive_listener_takes_both() {
         );
         let (name, value) = FORGED.trim_end().split_once(": ").expect("a field");
         assert_eq!(proxy.request("GET", "/", &[(name, value)], b"").status(), 200);
-        assert_eq!(upstream.requests().pop().expect("a request").field(name), None, "whoever has sent it");
+        assert_eq!(upstream.requests().pop().expect("a request").field(name), None, "whatever the client sent");
         assert_eq!(H2::connect(proxy.address("main")).get("/").status(), 200);
         assert_eq!(pairs.connect(&proxy, None).get("").expect("a response"), 200);
     }
 }
 
-/// A browser opens connections ahead of its requests. With ALPN or without it, the handshake's bound ends with the
+/// Browsers open connections before they have requests. With or without ALPN, the handshake timeout ends with the
 /// handshake.
 #[test]
-fn a_client_without_alpn_may_take_its_time_after_the_handshake() {
+fn the_handshake_timeout_ends_with_the_handshake_without_alpn() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
     in_time(|ms| {
         let proxy = pairs.mutual(&format!("timeouts: {{handshake: {ms}ms}}"), &upstream);
         let mut client = pairs.connect(&proxy, Some(&pairs.client));
         client.shake_hands().ok()?;
-        // Longer than the handshake may take.
+        // Longer than the handshake timeout.
         std::thread::sleep(std::time::Duration::from_millis(ms.into()) * 3 / 2);
         assert_eq!(client.get("").expect("a response"), 200);
         Some(())

@@ -1,5 +1,5 @@
-//! Filters made by the standard Go toolchain and by clang with wasi-libc, with their runtimes and standard libraries.
-//! Their sources are in `tests/conformance/go/signature` and `tests/conformance/cpp/cors.cpp`, whose `setup.sh`
+//! Filters built by the standard Go toolchain and by clang with wasi-libc, with their runtimes and standard libraries.
+//! Their sources are in `tests/conformance/go/signature` and `tests/conformance/cpp/cors.cpp`; `setup.sh` there
 //! compiles them.
 
 use crate::harness::{Config, Proxy, Upstream, answer, peer};
@@ -48,11 +48,11 @@ fn go_checks_signatures() {
 }
 
 #[test]
-fn go_frees_what_it_no_longer_needs() {
+fn go_garbage_collection_works() {
     let upstream = Upstream::saying("taken");
     let Some(proxy) = signed(&upstream, &format!("{SIGNED}\n    limits: {{memory: 32MiB}}")) else { return };
     let proxy = proxy.expect("it starts");
-    // More than fits into its memory, in all.
+    // More than its memory holds, in total.
     let body = vec![b'x'; 900_000];
     let mut client = proxy.client();
     for _ in 0..60 {
@@ -63,14 +63,14 @@ fn go_frees_what_it_no_longer_needs() {
 }
 
 #[test]
-fn go_refuses_its_configuration() {
+fn go_rejects_an_invalid_configuration() {
     let upstream = Upstream::saying("taken");
     for (options, reason) in [
         ("config: {header: 1}", "invalid configuration: json: cannot unmarshal number into Go struct field"),
         ("config: {secret: NOT_SET}", "there is no environment variable \"NOT_SET\""),
     ] {
         let Some(started) = signed(&upstream, options) else { return };
-        let Err(said) = started else { panic!("it has started") };
+        let Err(said) = started else { panic!("it must not start") };
         assert!(said.contains(reason), "{said}");
     }
 }
@@ -116,11 +116,11 @@ fn cpp_answers_preflight_requests() {
 }
 
 #[test]
-fn cpp_refuses_its_configuration() {
+fn cpp_rejects_an_invalid_configuration() {
     let upstream = Upstream::saying("");
     for (lines, reason) in [("max-age soon", "`soon` is not a number"), ("orign x", "there is no option `orign`")] {
         let Some(started) = cors(&upstream, lines) else { return };
-        let Err(said) = started else { panic!("it has started") };
+        let Err(said) = started else { panic!("it must not start") };
         assert!(said.contains(reason), "{said}");
     }
 }

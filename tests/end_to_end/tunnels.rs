@@ -1,5 +1,5 @@
-//! Tunnels (upgrades and `CONNECT`) end as their sides end them: an end stays an end, and an abort an abort, in
-//! whichever version of HTTP either side speaks. Streams of HTTP/2 as tunnels are in `http2/tunnels.rs`.
+//! Tunnels (upgrades and `CONNECT`) end the way their sides end them: a clean end stays clean, and an abort an abort,
+//! in whichever version of HTTP either side speaks. Tunnels on HTTP/2 streams are in `http2/tunnels.rs`.
 
 use std::{io::ErrorKind, sync::mpsc};
 
@@ -21,10 +21,10 @@ const WEBSOCKET: [(&str, &str); 5] = [
     (":path", "/chat"),
 ];
 
-/// What an upstream has got of a tunnel, and how that has ended.
+/// The bytes that an upstream received through a tunnel, and how it ended.
 type Seen = (Vec<u8>, Option<ErrorKind>);
 
-/// Gives back four bytes, then waits for the end and tells of it.
+/// Echoes four bytes, then waits for the end and reports it.
 fn watching(upgrades: bool) -> (Upstream, mpsc::Receiver<Seen>) {
     let (seen, saw) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
@@ -47,7 +47,7 @@ fn watching(upgrades: bool) -> (Upstream, mpsc::Receiver<Seen>) {
     (upstream, saw)
 }
 
-/// Resets the connection when it has got four bytes.
+/// Resets the connection after four bytes.
 fn resetting(upgrades: bool) -> Upstream {
     Upstream::scripted(move |mut connection| {
         if upgrades {
@@ -60,7 +60,7 @@ fn resetting(upgrades: bool) -> Upstream {
     })
 }
 
-/// A client whose upgrade was answered with a 101, and which has sent four bytes.
+/// A client whose upgrade was answered with 101, and which has sent four bytes.
 fn upgraded(proxy: &Proxy, first: &str) -> Client {
     let mut client = proxy.client();
     client.send(UPGRADE);
@@ -82,7 +82,7 @@ fn is_reset(wire: &mut Wire) -> bool {
 }
 
 #[test]
-fn a_clients_reset_is_a_reset_for_the_upstream_and_what_came_before_arrives() {
+fn a_client_reset_reaches_the_upstream_after_earlier_bytes() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = upgraded(&proxy, "ping");
@@ -99,9 +99,9 @@ fn a_clients_reset_is_a_reset_for_the_upstream_and_what_came_before_arrives() {
     assert_eq!(saw.recv().unwrap(), (b"last words".to_vec(), Some(ErrorKind::ConnectionReset)));
 }
 
-/// A browser ends its side with its last frame, and then resets the stream, since nothing that still came would be for it.
+/// A browser ends its side with its last frame, and then resets the stream, since it needs no further data.
 #[test]
-fn an_end_before_a_reset_is_an_end() {
+fn a_clean_end_before_a_reset_stays_clean() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -114,7 +114,7 @@ fn an_end_before_a_reset_is_an_end() {
 }
 
 #[test]
-fn an_upstreams_reset_is_a_reset_for_the_client() {
+fn an_upstream_reset_reaches_the_client() {
     let upstream = resetting(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = upgraded(&proxy, "ping");
@@ -134,7 +134,7 @@ fn an_upstreams_reset_is_a_reset_for_the_client() {
 }
 
 #[test]
-fn a_clean_end_is_a_clean_end_for_the_other_side() {
+fn a_clean_end_reaches_the_other_side() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = upgraded(&proxy, "ping");
@@ -145,7 +145,7 @@ fn a_clean_end_is_a_clean_end_for_the_other_side() {
     proxy.entry_for("/chat").expect(101, "");
 }
 
-/// An upstream that speaks HTTP/2, with these settings.
+/// An HTTP/2 upstream with these settings.
 fn by_h2(settings: &'static [(u16, u32)], serve: impl Fn(&mut H2, u32) + Send + Sync + 'static) -> Upstream {
     Upstream::by_h2_with(settings, move |h2, _| {
         while let Ok((stream, _)) = h2.next_head() {
@@ -159,7 +159,7 @@ fn to_h2(upstream: &Upstream) -> Proxy {
 }
 
 #[test]
-fn a_reset_passes_a_stream_to_the_upstream_both_ways() {
+fn a_reset_passes_an_upstream_stream_in_both_directions() {
     let (reset, was_reset) = mpsc::channel();
     let upstream = by_h2(&[(setting::ENABLE_CONNECT_PROTOCOL, 1)], move |h2, stream| {
         h2.headers(stream, &[(":status", "200")], false);
@@ -181,14 +181,14 @@ fn a_reset_passes_a_stream_to_the_upstream_both_ways() {
     assert_eq!(was_reset.recv().unwrap(), Some(code::CANCEL));
 }
 
-/// Last words, and a reset that comes at once.
+/// Data directly followed by a reset.
 fn last_words(stream: u32) -> Vec<u8> {
     let words = Frame::bytes(kind::DATA, 0, stream, b"last words");
     [words, Frame::bytes(kind::RST_STREAM, 0, stream, &code::CANCEL.to_be_bytes())].concat()
 }
 
 #[test]
-fn what_came_before_a_reset_arrives_between_streams_too() {
+fn bytes_before_a_reset_arrive_between_streams_too() {
     let (seen, saw) = mpsc::channel();
     let upstream = by_h2(&[(setting::ENABLE_CONNECT_PROTOCOL, 1)], move |h2, stream| {
         h2.headers(stream, &[(":status", "200")], false);
@@ -216,7 +216,7 @@ fn what_came_before_a_reset_arrives_between_streams_too() {
 
 /// RFC 8441 section 3.
 #[test]
-fn an_upgrade_is_not_asked_for_where_the_upstream_does_not_allow_it() {
+fn an_upgrade_is_not_sent_to_an_upstream_without_extended_connect() {
     let upstream = by_h2(&[], |h2, stream| {
         let message = h2.so_far(stream);
         assert_eq!(message.field(":method"), Some("GET"), "{message:?}");
@@ -228,11 +228,11 @@ fn an_upgrade_is_not_asked_for_where_the_upstream_does_not_allow_it() {
     assert_eq!(client.read().status(), 502);
     let entry = proxy.entry_for("/chat").expect(502, "UPE").because("upstream_protocol_error");
     assert!(entry["upstream_failure"].as_str().unwrap().contains("SETTINGS_ENABLE_CONNECT_PROTOCOL"), "{entry}");
-    assert_eq!(proxy.get("/").text(), "hello", "the connection is none the worse for it");
+    assert_eq!(proxy.get("/").text(), "hello", "the connection is still usable");
 }
 
-/// Browsers and many libraries close the socket without the close_notify, or at once after it.
-fn a_close_is_no_failure(begin: &str, protocol: &str) {
+/// Browsers and many libraries close the socket without close_notify, or directly after it.
+fn assert_close_is_not_a_failure(begin: &str, protocol: &str) {
     let (upstream, saw) = watching(!begin.is_empty());
     let pair = SelfSigned::new();
     let proxy = Proxy::start_with(Config::to(&upstream).listener(TLS).listener(protocol), &pair.files());
@@ -257,11 +257,11 @@ fn a_close_is_no_failure(begin: &str, protocol: &str) {
 }
 
 #[test]
-fn a_close_under_tls_is_no_failure() {
-    a_close_is_no_failure(UPGRADE, "");
+fn a_close_under_tls_is_not_a_failure() {
+    assert_close_is_not_a_failure(UPGRADE, "");
 }
 
 #[test]
-fn a_close_of_a_tcp_connection_under_tls_is_no_failure() {
-    a_close_is_no_failure("", "protocol: tcp");
+fn a_close_of_a_tcp_connection_under_tls_is_not_a_failure() {
+    assert_close_is_not_a_failure("", "protocol: tcp");
 }

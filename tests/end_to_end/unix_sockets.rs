@@ -1,4 +1,4 @@
-//! Unix sockets that the proxy listens on.
+//! Listeners on Unix sockets.
 
 use std::{
     io::{Read, Write},
@@ -8,7 +8,7 @@ use std::{
 use crate::harness::{Config, Proxy, Signal, Upstream, wait_until};
 
 #[test]
-fn a_unix_sockets_file_is_there_as_long_as_its_listener() {
+fn a_unix_socket_file_exists_as_long_as_its_listener() {
     let upstream = Upstream::saying("ok");
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("a.sock");
@@ -22,21 +22,21 @@ fn a_unix_sockets_file_is_there_as_long_as_its_listener() {
     proxy.change_config(Config::to(&upstream));
     wait_until("the file to be removed", || !path.exists());
     proxy.change_config(there);
-    wait_until("the file to be there", || path.exists());
+    wait_until("the file to exist", || path.exists());
     proxy.signal(Signal::TERM);
     assert!(proxy.wait_exit().success());
     assert!(!path.exists());
 }
 
 #[test]
-fn a_sockets_permissions_are_changed_where_it_is() {
+fn a_sockets_permissions_are_changed_in_place() {
     use std::{fs, os::unix::fs::PermissionsExt};
     let upstream = Upstream::saying("ok");
     let config =
         |mode: &str| Config::to(&upstream).listener(&format!("addresses: ['unix:a.sock']\nsocket: {{mode: '{mode}'}}"));
     let mut proxy = Proxy::start(config("600"));
     let path = proxy.dir().join("a.sock");
-    let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
+    let mode = || fs::metadata(&path).expect("it exists").permissions().mode() & 0o777;
     assert_eq!(mode(), 0o600);
     proxy.change_config(config("660"));
     assert_eq!(mode(), 0o660);

@@ -1,4 +1,4 @@
-//! Another process takes a running one's place, without a request being lost.
+//! Hot restart: a new process replaces a running one without losing a request.
 
 use std::{
     net::TcpStream,
@@ -9,12 +9,12 @@ use std::{
 
 use crate::harness::{Client, Config, Gate, Proxy, Signal, Upstream, answer, wait_until};
 
-/// An upstream that answers `/slow` only when it is told to, and everything else at once.
+/// An upstream that answers `/slow` only when told to, and everything else immediately.
 fn upstream(go: &Gate) -> Upstream {
     Upstream::held(go, "/slow", |request| answer(200, &[], request.target()))
 }
 
-/// Starts a successor and waits until it says that it is ready.
+/// Starts a successor, and waits until it reports that it is ready.
 fn successor(proxy: &Proxy) -> Proxy {
     let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
     next.wait_for_ready_line();
@@ -57,13 +57,13 @@ fn a_successor_takes_over_under_load_and_no_request_fails() {
         let next = successor(&old);
         old.wait_for_output("stopping: no more connections are taken");
         more(200);
-        // The old process is still there, but who asks the admin listener hears from the new one.
+        // The old process still runs, but the new one answers on the admin listener.
         assert!(!old.has_ended());
         next.wait_for_output("admin listener on");
         wait_until("the new process to answer", || next.is_ready());
         more(200);
         go.open();
-        assert_eq!(slow.read().text(), "/slow", "what the old one has begun it finishes");
+        assert_eq!(slow.read().text(), "/slow", "the old process finishes its requests");
         assert_eq!(old.wait_exit().code(), Some(0));
         more(200);
         over.store(true, Ordering::Relaxed);
@@ -76,7 +76,7 @@ fn a_successor_takes_over_under_load_and_no_request_fails() {
 }
 
 #[test]
-fn a_unix_socket_changes_hands() {
+fn a_unix_socket_is_handed_over() {
     let upstream = Upstream::saying("ok");
     let mut old = Proxy::start(Config::to(&upstream).listener("addresses: ['unix:a.sock']"));
     let path = old.dir().join("a.sock");
@@ -87,11 +87,11 @@ fn a_unix_socket_changes_hands() {
 }
 
 #[test]
-fn while_it_drains_the_admin_listener_answers_until_somebody_needs_its_address() {
+fn the_admin_listener_answers_while_draining_until_its_address_is_needed() {
     let go = Gate::default();
     let upstream = upstream(&go);
     let mut old = Proxy::start(Config::to(&upstream));
-    assert_eq!(old.admin("POST", "/yield", "").status(), 409, "it has not been told to end");
+    assert_eq!(old.admin("POST", "/yield", "").status(), 409, "it is not shutting down");
     let mut slow = old.client();
     slow.send_request("GET", "/slow", &[], b"");
     upstream.wait_for_requests(1);
@@ -100,7 +100,7 @@ fn while_it_drains_the_admin_listener_answers_until_somebody_needs_its_address()
     assert_eq!(old.admin("GET", "/ready", "").text(), "draining\n");
     assert_eq!(old.admin("GET", "/live", "").status(), 200);
     wait_until("the address to be free", || TcpStream::connect(old.address("main")).is_err());
-    // Started as if there were nobody.
+    // Started as if there were no running process.
     let next = old.beside(&[]);
     wait_until("the new process to be ready", || next.is_ready());
     assert_eq!(next.get("/quick").text(), "/quick");
@@ -112,7 +112,7 @@ fn while_it_drains_the_admin_listener_answers_until_somebody_needs_its_address()
 }
 
 #[test]
-fn a_successor_that_cannot_start_leaves_the_old_one_alone() {
+fn a_successor_that_cannot_start_leaves_the_old_process_running() {
     let upstream = Upstream::saying("ok");
     let old = Proxy::start(Config::to(&upstream));
     std::fs::write(old.dir().join("wrong.yaml"), "listeners: []").expect("a file can be written");
@@ -126,7 +126,7 @@ fn a_successor_that_cannot_start_leaves_the_old_one_alone() {
 }
 
 #[test]
-fn only_a_tollgate_is_replaced() {
+fn only_a_tollgate_process_is_replaced() {
     let proxy = Proxy::start(Config::new());
     for (pid, said) in [
         (std::process::id().to_string(), "not a tollgate"),

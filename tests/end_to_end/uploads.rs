@@ -1,5 +1,5 @@
-//! Clients that send a request's body slowly, or not at all, cost others nothing: they wait where waiting costs little,
-//! hold only a part of what there is, and come at a rate.
+//! Slow uploads: clients that send a request's body slowly, or not at all, do not block others. They wait where waiting
+//! is cheap, use only a share of the connections, and must keep a minimum rate.
 
 use std::{
     sync::{
@@ -17,10 +17,10 @@ use crate::{
     harness::{Client, Config, DEADLINE, Proxy, Upstream, answer, frames::code, in_time, turnstile, wait_until},
 };
 
-/// More than is read ahead of a body.
+/// More than the proxy reads ahead of a body.
 const LONG: usize = 1 << 20;
 
-/// One worker, since each may always have a connection.
+/// One worker, because each worker may always have one connection.
 fn to(upstream: &Upstream, limits: &str) -> Config {
     Config::to_with(upstream, &format!("limits: {{{limits}}}")).top("workers: 1").listener("trusted_hops: 1")
 }
@@ -29,7 +29,7 @@ fn reading() -> Upstream {
     Upstream::reading(|_| {})
 }
 
-/// A client that has begun to send a body, and sends no more of it.
+/// A client that starts to send a body, and then stops.
 fn upload(proxy: &Proxy, path: &str, from: &str, length: usize) -> Client {
     let mut client = proxy.client();
     client.send(format!(
@@ -48,7 +48,7 @@ fn assert_refused(proxy: &Proxy, client: &mut Client, path: &str, details: &str)
 }
 
 #[test]
-fn a_request_without_a_body_never_waits_behind_uploads() {
+fn requests_without_a_body_never_wait_behind_uploads() {
     let upstream = reading();
     let proxy = Proxy::start(to(&upstream, "connections: 4, uploads_per_client: 100"));
     let mut held: Vec<_> = (0..3).map(|n| upload(&proxy, &format!("/{n}"), "192.0.2.1", LONG)).collect();
@@ -60,24 +60,28 @@ fn a_request_without_a_body_never_waits_behind_uploads() {
     let mut client = proxy.client();
     for _ in 0..10 {
         assert_eq!(client.get("/").text(), "0");
-        assert_eq!(client.request("POST", "/short", &[], b"short").text(), "5", "a body that is there is no upload");
+        assert_eq!(
+            client.request("POST", "/short", &[], b"short").text(),
+            "5",
+            "a body that has arrived is not an upload"
+        );
     }
     assert_eq!(proxy.metrics().sum("tollgate_cluster_upload_overflows_total", &[("cluster", "web")]), 3.0);
-    // One that has ended leaves its place.
+    // A finished upload frees its permit.
     held[0].send(vec![b'x'; LONG - 1]);
     assert_eq!(held[0].read().text(), LONG.to_string());
-    wait_until("its place to be free", || uploads(&proxy) == 2.0);
+    wait_until("its permit to be free", || uploads(&proxy) == 2.0);
     let mut next = upload(&proxy, "/next", "192.0.2.1", LONG);
-    wait_until("the next to have it", || uploads(&proxy) == 3.0);
+    wait_until("the next upload to get it", || uploads(&proxy) == 3.0);
     next.send(vec![b'x'; LONG - 1]);
     assert_eq!(next.read().text(), LONG.to_string());
     drop((held, next));
-    wait_until("those that broke off to be gone", || uploads(&proxy) == 0.0);
+    wait_until("the aborted uploads to be gone", || uploads(&proxy) == 0.0);
 }
 
-/// Also while everything is taken: whoever is there as a whole goes before whoever is not.
+/// Also when no connection is free: complete requests go before incomplete ones.
 #[test]
-fn uploads_wait_behind_all_others() {
+fn uploads_wait_behind_complete_requests() {
     let (go, wait) = turnstile();
     let upstream = Upstream::reading(move |request| {
         if request.method() == "GET" {
@@ -103,7 +107,7 @@ fn uploads_wait_behind_all_others() {
 }
 
 #[test]
-fn a_client_holds_only_its_share() {
+fn a_client_is_limited_to_its_share_of_uploads() {
     let upstream = reading();
     let proxy = Proxy::start(to(&upstream, "connections: 8"));
     let _held = [("/1", "192.0.2.1"), ("/2", "192.0.2.1"), ("/3", "2001:db8::1"), ("/4", "2001:db8::2:1")]
@@ -111,18 +115,18 @@ fn a_client_holds_only_its_share() {
     upstream.wait_for_requests(4);
     for (path, from) in [("/5", "192.0.2.1"), ("/6", "2001:db8:0:0:ffff::9")] {
         assert_refused(&proxy, &mut upload(&proxy, path, from, LONG), path, "client_uploads_overflow");
-        // It is only for uploads.
+        // The share applies only to uploads.
         assert_eq!(proxy.request("GET", "/", &[("X-Forwarded-For", from)], b"").status(), 200);
     }
     let mut others = ["192.0.2.2", "2001:db8:0:1::1"].map(|from| upload(&proxy, "/others", from, LONG));
-    wait_until("the others to be let in", || uploads(&proxy) == 6.0);
+    wait_until("the other uploads to be accepted", || uploads(&proxy) == 6.0);
     for other in &mut others {
         other.send(vec![b'x'; LONG - 1]);
         assert_eq!(other.read().status(), 200);
     }
 }
 
-/// An upstream that allows upgrades, and reads the bodies of other requests.
+/// An upstream that accepts upgrades, and reads the bodies of other requests.
 fn switching() -> Upstream {
     Upstream::scripted(|mut connection| {
         while let Some(mut request) = connection.head() {
@@ -139,7 +143,7 @@ fn switching() -> Upstream {
     })
 }
 
-/// What a client holds by HTTP/2 counts, on how many connections ever; and so do calls, and tunnels.
+/// HTTP/2 streams count per client, over all its connections; so do calls and tunnels.
 #[test]
 fn streams_and_tunnels_count_for_their_client() {
     let upstream = switching();
@@ -157,12 +161,12 @@ fn streams_and_tunnels_count_for_their_client() {
     drop(tunnel);
     proxy.entry(|entry| entry["status"] == 101);
     client.begin("/next", &[], b"x");
-    wait_until("the tunnel's place to be taken", || uploads(&proxy) == 3.0);
+    wait_until("the tunnel's permit to be taken", || uploads(&proxy) == 3.0);
 }
 
-/// Whoever has switched to another protocol holds a connection just the same, from however many addresses.
+/// A tunnel occupies a connection like an upload, from however many addresses.
 #[test]
-fn tunnels_hold_no_more_than_uploads() {
+fn tunnels_are_limited_like_uploads() {
     let upstream = switching();
     let proxy = Proxy::start(to(&upstream, "connections: 8"));
     let tunnel = |path: &str, from: u32| {
@@ -178,28 +182,28 @@ fn tunnels_hold_no_more_than_uploads() {
         assert_eq!(tunnel.read().status(), 101);
     }
     let _upload = upload(&proxy, "/upload", "192.0.2.3", LONG);
-    wait_until("the upload to have the last place", || uploads(&proxy) == 6.0);
+    wait_until("the upload to get the last permit", || uploads(&proxy) == 6.0);
     assert_refused(&proxy, &mut tunnel("/over", 4), "/over", "uploads_overflow");
     assert_refused(&proxy, &mut upload(&proxy, "/upload-over", "192.0.2.4", LONG), "/upload-over", "uploads_overflow");
-    assert_eq!(proxy.get("/").status(), 200, "what is there as a whole finds a connection");
+    assert_eq!(proxy.get("/").status(), 200, "a complete request gets a connection");
     held.pop();
-    wait_until("the tunnel's place to be free", || uploads(&proxy) == 5.0);
+    wait_until("the tunnel's permit to be free", || uploads(&proxy) == 5.0);
     assert_eq!(tunnel("/next", 4).read().status(), 101);
 }
 
 #[test]
-fn a_short_body_is_there_before_an_upstream_is_asked() {
+fn a_short_body_is_read_before_an_upstream_is_chosen() {
     let upstream = reading();
     let proxy = Proxy::start(to(&upstream, "connections: 1"));
     let mut slow: Vec<_> = (0..20).map(|_| upload(&proxy, "/slow", "192.0.2.1", 10)).collect();
     assert_eq!(proxy.get("/").status(), 200);
     proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 20.0);
-    assert_eq!((upstream.requests().len(), uploads(&proxy)), (1, 0.0), "none of them was sent on");
+    assert_eq!((upstream.requests().len(), uploads(&proxy)), (1, 0.0), "none of them was forwarded");
     for client in &mut slow {
         client.send("123456789");
         assert_eq!(client.read().text(), "10");
     }
-    // By HTTP/2, with a length and without one.
+    // Over HTTP/2, with a length and without one.
     let mut client = proxy.h2();
     let stream = client.begin("/length", &[("content-length", "10")], b"x");
     proxy.wait_for_metric("tollgate_requests_active", &[("listener", "main")], 1.0);
@@ -207,14 +211,14 @@ fn a_short_body_is_there_before_an_upstream_is_asked() {
     client.data(stream, b"123456789", true);
     assert_eq!(client.response(stream).text(), "10");
     assert_eq!(client.exchange("POST", "/unknown", &[], b"0123456789").text(), "10");
-    // Trailers are a part of it.
+    // Trailers are included.
     let chunked = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Sum")];
     assert_eq!(proxy.request("POST", "/", &chunked, b"3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n").status(), 200);
 }
 
-/// Over HTTP/1.1 a body with a length has none.
+/// Over HTTP/1.1 a body with a length has no trailers.
 #[test]
-fn trailers_that_were_read_ahead_are_not_lost() {
+fn trailers_read_ahead_are_not_lost() {
     let looks =
         guest::filter(r#"(func (export "proxy_on_request_body") (param i32 i32 i32) (result i32) (i32.const 0))"#);
     let upstream = Upstream::saying("ok");
@@ -228,9 +232,9 @@ fn trailers_that_were_read_ahead_are_not_lost() {
     assert_eq!((request.text(), &request.trailers[..]), ("abc", &[("x-sum".to_owned(), "7".to_owned())][..]));
 }
 
-/// A client that waits for an answer before it has sent everything gets it.
+/// A client that waits for a response before it has sent everything gets it.
 #[test]
-fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
+fn a_body_of_unknown_length_is_forwarded_before_its_end() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.head();
         assert_eq!(connection.wire.read_exact(8).expect("a chunk"), b"3\r\nabc\r\n");
@@ -238,24 +242,24 @@ fn a_body_of_unknown_length_is_not_waited_for_to_its_end() {
         assert_eq!(connection.wire.read_exact(13).expect("the rest"), b"3\r\ndef\r\n0\r\n\r\n");
         connection.send("3\r\nDEF\r\n0\r\n\r\n");
     });
-    // Its rate counts no more, either.
+    // From then on its rate does not count either.
     let listener = "limits: {body_rate: 1MiB}\ntimeouts: {body_grace: 1s}";
     let proxy = Proxy::start(to(&upstream, "connections: 4").listener(listener));
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     assert_eq!(client.wire.read_head().expect("a response").status(), 200);
     assert_eq!(client.wire.read_exact(8).expect("a part of it"), b"3\r\nABC\r\n");
-    // Longer than its grace.
+    // Longer than its grace period.
     sleep(Duration::from_secs(2));
     client.send("3\r\ndef\r\n0\r\n\r\n");
     assert_eq!(client.wire.read_exact(13).expect("the rest of it"), b"3\r\nDEF\r\n0\r\n\r\n");
 }
 
-/// Whether or not an upstream was asked already.
+/// Whether an upstream was chosen already or not.
 #[test]
-fn a_body_that_comes_too_slowly_ends_with_408() {
+fn a_body_below_the_minimum_rate_gets_408() {
     let upstream = reading();
-    // What is left of the body is waited for as long as a next request would be.
+    // The rest of the body is awaited for as long as the next request would be.
     let options = "limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms, keep_alive: 500ms}";
     let config = to(&upstream, "connections: 8").listener(options);
     let proxy = Proxy::start(config);
@@ -274,9 +278,9 @@ fn a_body_that_comes_too_slowly_ends_with_408() {
     proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
 }
 
-/// A slow upload that is fast enough goes on for as long as it takes, and an upstream's pace is not its client's.
+/// An upload at a sufficient rate may take any time, and the upstream's pace does not count against its client.
 #[test]
-fn a_body_that_comes_fast_enough_comes_through() {
+fn a_body_at_the_minimum_rate_succeeds() {
     in_time(|ms| {
         let grace = Duration::from_millis(ms.into());
         let upstream = Upstream::reading(move |request| {
@@ -284,11 +288,11 @@ fn a_body_that_comes_fast_enough_comes_through() {
                 sleep(grace * 2);
             }
         });
-        let rate = 4_000_000 / ms; // A tenth of how fast it comes.
+        let rate = 4_000_000 / ms; // A tenth of the client's rate.
         let options = format!("limits: {{body_rate: {rate}}}\ntimeouts: {{body_grace: {ms}ms}}");
         let proxy = Proxy::start(to(&upstream, "connections: 8").listener(&options));
         let mut client = upload(&proxy, "/slow", "192.0.2.1", 80_001);
-        // Twice as long as the grace.
+        // Twice as long as the grace period.
         for _ in 0..40 {
             sleep(grace / 20);
             client.wire.send([b'x'; 2000]).ok()?;
@@ -300,10 +304,9 @@ fn a_body_that_comes_fast_enough_comes_through() {
     });
 }
 
-/// What others on the same connection have sent, and an upstream does not read, leaves a client no window: it cannot
-/// send then.
+/// If the upstream does not read other requests on the same connection, a client has no window, and cannot send.
 #[test]
-fn a_body_that_may_not_come_is_not_too_slow() {
+fn a_body_without_a_window_is_not_too_slow() {
     let is_full = Arc::new(AtomicBool::new(false));
     let full = is_full.clone();
     let upstream = Upstream::by_h2(move |h2| {
@@ -321,7 +324,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     let proxy = Proxy::start(Config::to_with(&upstream, "protocol: h2").listener(listener));
     let mut client = proxy.h2();
     client.ping();
-    // The upstream gives it no window, so the rest waits here.
+    // The upstream gives it no window, so the rest is buffered in the proxy.
     let held = client.request("POST", "/held", &[], false);
     let body = vec![b'x'; LONG];
     let mut quiet = 0;
@@ -338,7 +341,7 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     assert_eq!(client.window_of(held), 0);
     let stream = client.request("POST", "/short", &[("content-length", "10")], false);
     let idle = client.request("POST", "/idle", &[("content-length", "10")], false);
-    // Longer than their grace.
+    // Longer than their grace period.
     sleep(Duration::from_secs(2));
     client.ping();
     assert!(client.so_far(stream).blocks.is_empty(), "{:?}", client.so_far(stream));
@@ -348,13 +351,13 @@ fn a_body_that_may_not_come_is_not_too_slow() {
     }
     client.data(stream, b"0123456789", true);
     assert_eq!(client.response(stream).text(), "10");
-    // Now it could.
+    // Now it can send.
     assert_eq!(client.response(idle).status(), 408);
     proxy.entry_for("/idle").expect(408, "DT").because("request_body_too_slow");
 }
 
 #[test]
-fn a_call_may_say_nothing_for_long() {
+fn a_grpc_call_is_exempt_from_the_minimum_rate() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| {
         h2.headers(stream, &[(":status", "200"), ("grpc-status", "0")], true);
     });
@@ -362,15 +365,15 @@ fn a_call_may_say_nothing_for_long() {
     let proxy = Proxy::start(config.listener("limits: {body_rate: 1MiB}\ntimeouts: {body_grace: 100ms}"));
     let mut client = proxy.h2();
     let stream = client.begin("/a.B/C", &GRPC, b"\0\0\0\0\0");
-    // Longer than its grace.
+    // Longer than its grace period.
     sleep(Duration::from_secs(1));
     client.data(stream, b"\0\0\0\0\0", true);
     assert_eq!(client.response(stream).field("grpc-status"), Some("0"));
 }
 
-/// Where there is no HTTP/2, there is no gRPC, whatever a client says.
+/// Without HTTP/2 there is no gRPC, whatever a client declares.
 #[test]
-fn a_call_to_a_cluster_without_http_2_comes_at_a_rate() {
+fn a_call_to_a_cluster_without_http2_has_a_minimum_rate() {
     let upstream = reading();
     let config = to(&upstream, "connections: 8").listener("limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}");
     let proxy = Proxy::start(config);
@@ -383,14 +386,14 @@ fn a_call_to_a_cluster_without_http_2_comes_at_a_rate() {
 }
 
 #[test]
-fn a_request_body_may_be_so_long_and_no_longer() {
+fn the_request_body_limit_is_enforced() {
     let upstream = reading();
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {request_body: 1000}"));
     let over = |path: &str| _ = proxy.entry_for(path).expect(413, "OM").because("request_body_limit");
     assert_eq!(proxy.request("POST", "/", &[], &[b'x'; 1000]).text(), "1000");
     assert_eq!(proxy.request("POST", "/declared", &[], &[b'x'; 1001]).status(), 413);
     over("/declared");
-    // It is not even asked for.
+    // The body is not even requested.
     let mut client = proxy.client();
     client.send("POST /expects HTTP/1.1\r\nHost: test\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.read().status(), 413);
@@ -405,13 +408,13 @@ fn a_request_body_may_be_so_long_and_no_longer() {
         assert_eq!(client.exchange("POST", path, fields, &[b'x'; 1001]).status(), 413);
         over(path);
     }
-    assert_eq!(client.get("/").text(), "0", "the connection is none the worse for it");
+    assert_eq!(client.get("/").text(), "0", "the connection is still usable");
     assert!(upstream.requests().iter().all(|request| !request.target().starts_with("/h2")));
 }
 
-/// What is counted on the way ends where it is too long, and the upstream never takes it for whole.
+/// A body of unknown length is aborted at the limit, and the upstream never takes it for complete.
 #[test]
-fn a_long_body_is_cut_off_midway() {
+fn an_oversized_body_of_unknown_length_is_aborted() {
     let (ended, ends) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
         ended.send(connection.request().is_some()).expect("the test waits");
@@ -420,7 +423,7 @@ fn a_long_body_is_cut_off_midway() {
     let mut client = proxy.client();
     client.send("POST /long HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
     let chunk = [b"10000\r\n".as_slice(), &[b'x'; 1 << 16], b"\r\n"].concat();
-    // It need not take all of this.
+    // The proxy need not read all of this.
     let _ = (0..17).all(|_| client.wire.send(&chunk).is_ok());
     assert_eq!(client.read().status(), 413);
     assert!(!ends.recv_timeout(DEADLINE).expect("the upstream's end"));

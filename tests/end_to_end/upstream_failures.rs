@@ -1,4 +1,5 @@
-//! Whatever an upstream does wrong, the client gets one status, the access log one flag and the reason, and it is counted.
+//! Upstream failures: whatever an upstream does wrong, the client gets one status, the access log one flag and the
+//! reason, and it is counted.
 
 use std::{
     io::{Read, Write},
@@ -13,10 +14,11 @@ use socket2::{Domain, Socket, Type};
 
 use crate::harness::{Config, Gate, Proxy, Upstream, answer, wait_until};
 
-/// No endpoints in the list: `options` may have their own.
+/// No endpoints in the list: `options` may contain them.
 const NONE: &[&str] = &[];
 
-/// One request to an endpoint with these options of its cluster: what the client, the log and the metrics say.
+/// Sends one request to an endpoint with these options of its cluster, and asserts the response, the log line and the
+/// metrics.
 fn assert_failure(name: &str, endpoint: SocketAddr, options: &str, status: u16, flags: &str, details: &str) {
     let config = Config::to_with(endpoint, options);
     assert_failure_of(name, &Proxy::start(config), status, flags, details);
@@ -25,19 +27,19 @@ fn assert_failure(name: &str, endpoint: SocketAddr, options: &str, status: u16, 
 fn assert_failure_of(name: &str, proxy: &Proxy, status: u16, flags: &str, details: &str) {
     let response = proxy.get("/fails");
     assert_eq!(response.status(), status, "{name}");
-    assert!(!response.text().contains(details), "{name}: the reason is not for the client");
+    assert!(!response.text().contains(details), "{name}: the client must not see the reason");
     let entry = proxy.entry_for("/fails").expect(status, flags);
     assert_eq!(entry["details"], details, "{name}");
     proxy.wait_for_metric("tollgate_requests_total", &[("class", "5xx")], 1.0);
     assert_eq!(proxy.metrics().sum("tollgate_response_flags_total", &[("flag", flags)]), 1.0, "{name}");
-    // Whatever it was, its connection is of no more use.
+    // Whatever the failure, its connection is not reused.
     wait_until("the upstream's connections to be closed", || {
         proxy.metrics().sum("tollgate_cluster_connections", &[]) == 0.0
     });
 }
 
 #[test]
-fn a_connection_that_is_refused() {
+fn a_refused_connection_gets_503() {
     assert_failure("refused", Upstream::refusing(), "", 503, "UF", "connect_failure");
     let proxy = Proxy::start(Config::to(Upstream::refusing()));
     proxy.get("/");
@@ -45,14 +47,14 @@ fn a_connection_that_is_refused() {
     assert_eq!(proxy.metrics().sum("tollgate_upstream_responses_total", &[("class", "none")]), 1.0);
 }
 
-/// A listener whose queue is full, so that the system leaves further connections unanswered.
+/// A listener with a full accept queue, so that the system leaves further connections unanswered.
 fn not_accepting() -> (Socket, Vec<TcpStream>) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
     socket.listen(0).expect("a listener");
     let address = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("an address");
     let mut waiting = Vec::new();
-    // As many as the system lets in beyond what was asked for.
+    // The system accepts more than the requested backlog.
     while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
         waiting.push(stream);
         assert!(waiting.len() < 1000, "the queue never fills up");
@@ -61,14 +63,14 @@ fn not_accepting() -> (Socket, Vec<TcpStream>) {
 }
 
 #[test]
-fn a_connection_that_is_not_made_in_time() {
+fn a_connect_timeout_gets_503() {
     let (socket, _waiting) = not_accepting();
     let address = socket.local_addr().ok().and_then(|a| a.as_socket()).expect("an address");
     assert_failure("timeout", address, "connect_timeout: 300ms", 503, "UF", "connect_timeout");
 }
 
 #[test]
-fn a_connection_that_ends_before_the_response() {
+fn a_connection_closed_before_the_response_gets_an_error() {
     let half_closed = Upstream::scripted(|mut connection| {
         connection.request();
         connection.wire.finish();
@@ -85,20 +87,19 @@ fn a_connection_that_ends_before_the_response() {
 }
 
 #[test]
-fn a_response_that_is_none() {
+fn an_invalid_response_gets_502() {
     let in_chunks = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
     for (name, bytes) in [
         ("garbage", "garbage\r\n\r\n".to_owned()),
         ("binary", "\x16\x03\x01\x02\x00\x01".to_owned() + &"\u{1}".repeat(100)),
         ("another protocol", "220 mail.example ESMTP\r\n".repeat(5)),
-        ("a status that is none", "HTTP/1.1 99999 OK\r\n\r\n".to_owned()),
+        ("an invalid status", "HTTP/1.1 99999 OK\r\n\r\n".to_owned()),
         ("a bad field", "HTTP/1.1 200 OK\r\nX A: 1\r\n\r\n".to_owned()),
         ("a head that is too long", format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "x".repeat(100 << 10))),
         ("too many fields", format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(200))),
-        // RFC 9112, section 6.3, would let one be ignored; between recipients that ignore different ones, responses are
-        // split.
+        // RFC 9112, section 6.3, would allow ignoring one; if recipients ignore different ones, responses can be split.
         ("two framings", in_chunks("Content-Length: 3\r\nTransfer-Encoding: chunked")),
-        // Undone by the proxy, an encoding that it does not know would be lost.
+        // The proxy would decode an unknown encoding, and so lose it.
         ("an unknown encoding", in_chunks("Transfer-Encoding: gzip")),
         ("an unknown encoding in chunks", in_chunks("Transfer-Encoding: gzip, chunked")),
         ("what only looks like chunks", in_chunks("Transfer-Encoding: xchunked")),
@@ -109,10 +110,10 @@ fn a_response_that_is_none() {
 }
 
 #[test]
-fn interim_responses_without_a_response() {
+fn interim_responses_without_a_final_one_are_bounded() {
     for hint in ["HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let upstream = Upstream::canned(hint.repeat(32) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        assert_eq!(Proxy::start(Config::to(&upstream)).get("/").text(), "ok", "so many are let be");
+        assert_eq!(Proxy::start(Config::to(&upstream)).get("/").text(), "ok", "this many are allowed");
         let endless = Upstream::scripted(move |mut connection| {
             connection.request();
             while connection.wire.send(hint.repeat(1000)).is_ok() {}
@@ -122,7 +123,7 @@ fn interim_responses_without_a_response() {
 }
 
 #[test]
-fn a_response_that_takes_too_long() {
+fn a_response_timeout_gets_504() {
     let upstream = Upstream::silent();
     assert_failure("slow", upstream.address, "request_timeout: 300ms", 504, "UT", "response_timeout");
     let options = "request_timeout: 0s\nretry: {on: [connect_failure], per_try_timeout: 300ms}";
@@ -130,7 +131,7 @@ fn a_response_that_takes_too_long() {
 }
 
 #[test]
-fn a_cluster_without_endpoints() {
+fn a_cluster_without_endpoints_gets_503() {
     let config = |endpoints: &str| Config::new().listener("cluster: web").cluster("web", NONE, endpoints);
     for endpoints in ["", "endpoints: []"] {
         assert_failure_of(endpoints, &Proxy::start(config(endpoints)), 503, "UH", "no_endpoint");
@@ -138,7 +139,7 @@ fn a_cluster_without_endpoints() {
 }
 
 #[test]
-fn a_cluster_that_does_not_exist_is_a_mistake_of_the_configuration() {
+fn an_unknown_cluster_is_a_configuration_error() {
     let unknown = Proxy::try_start(Config::new().listener("cluster: webb").cluster("web", NONE, ""), &[]);
     let output = unknown.err().expect("the proxy does not start");
     assert!(output.contains("webb") && output.contains("config.yaml"), "{output}");
@@ -147,12 +148,12 @@ fn a_cluster_that_does_not_exist_is_a_mistake_of_the_configuration() {
     assert!(output.contains("there is no cluster `webb`"), "{output}");
 }
 
-/// What has begun cannot be taken back: the client must see that the body is not whole.
+/// A started response cannot be replaced: the client must see that the body is truncated.
 #[test]
-fn a_response_that_ends_midway_ends_midway_for_the_client() {
+fn a_truncated_response_is_truncated_for_the_client() {
     let length = "Content-Length: 10\r\n\r\nhello";
     let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
-    // Without either, an end is one, but a reset is none.
+    // Without a length or chunks, an end of the connection ends the body, but a reset does not.
     let rows = [
         ("length", length, false, &[false, true][..]),
         ("chunks", chunked, true, &[false, true]),
@@ -165,7 +166,7 @@ fn a_response_that_ends_midway_ends_midway_for_the_client() {
             let upstream = Upstream::scripted(move |mut connection| {
                 connection.request();
                 connection.send(format!("HTTP/1.1 200 OK\r\n{head}"));
-                // Not before the client has this, or a reset would throw it away.
+                // Not before the client has received this, or a reset would discard it.
                 shut.wait();
                 if reset {
                     connection.wire.reset();
@@ -179,14 +180,14 @@ fn a_response_that_ends_midway_ends_midway_for_the_client() {
             let begun = if chunks { "5\r\nhello\r\n" } else { "hello" };
             assert_eq!(client.wire.read_exact(begun.len()).expect("half a body"), begun.as_bytes());
             gate.open();
-            assert!(client.wire.is_closed(), "{name}: nothing more comes, no last chunk either");
+            assert!(client.wire.is_closed(), "{name}: no further data, not even a last chunk");
             proxy.entry_for("/half").expect(200, "UC");
         }
     }
 }
 
-/// Without a length, only close_notify tells a response that is whole from one that somebody on the way has cut (RFC 9112
-/// section 9.8).
+/// Without a length, only close_notify distinguishes a complete response from one truncated by an attacker on the path
+/// (RFC 9112 section 9.8).
 #[test]
 fn a_response_without_a_length_ends_with_close_notify_under_tls() {
     let pair = rcgen::generate_simple_self_signed(["web.test".to_owned()]).expect("a certificate");
@@ -223,7 +224,7 @@ fn a_response_without_a_length_ends_with_close_notify_under_tls() {
 }
 
 #[test]
-fn a_chunk_that_is_none_ends_the_response_midway() {
+fn an_invalid_chunk_truncates_the_response() {
     for chunk in ["zz\r\n", "-1\r\n", "5\r\nhello!", "fffffffffffffffff\r\n"] {
         let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         let upstream = Upstream::canned(format!("{head}3\r\nabc\r\n{chunk}0\r\n\r\n"));
@@ -237,7 +238,7 @@ fn a_chunk_that_is_none_ends_the_response_midway() {
 }
 
 #[test]
-fn a_response_that_stalls_midway_is_ended_by_the_clock() {
+fn a_stalled_response_is_aborted_at_its_timeout() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.request();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
@@ -254,7 +255,7 @@ fn a_response_that_stalls_midway_is_ended_by_the_clock() {
 }
 
 #[test]
-fn a_response_before_the_request_has_ended_is_passed_on() {
+fn an_early_response_is_forwarded() {
     let upstream = Upstream::scripted(|mut connection| {
         connection.head();
         connection.send(answer(413, &["Connection: close"], "enough"));
@@ -269,11 +270,11 @@ fn a_response_before_the_request_has_ended_is_passed_on() {
     assert_eq!(proxy.entry_for("/early")["flags"], Value::Null);
 }
 
-/// An upstream that closes an idle connection does nothing wrong, even if a request is on its way.
+/// Closing an idle connection is not an error of the upstream, even if a request is in transit.
 #[test]
-fn an_idle_connection_that_was_closed_costs_no_request() {
+fn a_closed_idle_connection_fails_no_request() {
     let upstream = Upstream::scripted(|mut connection| {
-        // One request for each connection, without a word about it.
+        // One request per connection, without announcing that.
         if connection.request().is_some() {
             connection.send(answer(200, &[], "ok"));
         }
@@ -287,7 +288,7 @@ fn an_idle_connection_that_was_closed_costs_no_request() {
 }
 
 #[test]
-fn a_proxy_goes_on_after_failures() {
+fn the_proxy_recovers_after_failures() {
     let (broken, sound) = (Upstream::resetting(), Upstream::saying("ok"));
     let routes = "
         {match: {path: {prefix: /broken}}, cluster: broken},

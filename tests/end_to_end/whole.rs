@@ -1,5 +1,5 @@
-//! What is whole is passed on as whole, and what is not as broken: answers that end early, lengths that filters get wrong,
-//! targets that cannot be said, uploads whose exchange is over.
+//! Complete messages are forwarded as complete, incomplete ones as broken: responses that end early, wrong lengths set
+//! by filters, targets that cannot be sent, uploads whose exchange has ended.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ pub(crate) fn to_h2(upstream: &Upstream) -> Config {
     Config::to_with(upstream, "protocol: h2").top("workers: 1")
 }
 
-/// What a client of HTTP/1.1 gets of the answer to a POST: its body, if that is whole.
+/// The body of the response to a POST for an HTTP/1.1 client, if it is complete.
 fn over_h1(proxy: &Proxy) -> Option<Vec<u8>> {
     let mut client = proxy.client();
     client.send_request("POST", "/", &[], b"hello");
@@ -39,15 +39,15 @@ fn over_h2(proxy: &Proxy) -> Option<Vec<u8>> {
     (response.ended && response.reset.is_none()).then_some(response.body)
 }
 
-/// There is a line for each of two requests, with these flags.
+/// Asserts that each of two requests has a line with these flags.
 fn assert_logged_twice(proxy: &Proxy, flags: &str) {
     wait_until("two lines", || proxy.entries().len() == 2);
     assert!(proxy.entries().iter().all(|entry| entry["flags"] == flags), "{:?}", proxy.entries());
 }
 
-/// A reset without an error, or a GOAWAY, says nothing of an answer that has not ended (RFC 9113 section 8.1).
+/// A reset without an error, or a GOAWAY, does not complete a response that has not ended (RFC 9113 section 8.1).
 #[test]
-fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
+fn a_truncated_http2_response_is_broken_however_it_ends() {
     type End = fn(&mut H2, u32);
     let ends: [(&str, End); 3] = [
         ("a reset without an error", |h2, stream| h2.reset(stream, code::NO_ERROR)),
@@ -69,9 +69,9 @@ fn half_an_answer_of_an_http_2_upstream_is_broken_however_it_ends() {
     }
 }
 
-/// An early answer that has ended is whole, whatever its server says of the rest of the request.
+/// An early response that has ended is complete, whatever its server does to the rest of the request.
 #[test]
-fn an_early_answer_that_has_ended_is_whole_though_its_stream_is_reset() {
+fn an_early_complete_response_survives_the_reset_of_its_stream() {
     let upstream = Upstream::by_h2(|h2| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.headers(stream, &[(":status", "413")], false);
@@ -91,7 +91,7 @@ fn an_early_answer_that_has_ended_is_whole_though_its_stream_is_reset() {
     assert_eq!((response.status(), response.text(), response.ended), (413, "too much", true));
 }
 
-/// A filter that sets the length of requests, or of responses, to something else.
+/// A filter that sets another length for requests, or for responses.
 fn wrong_length(direction: &str, length: &str) -> Vec<u8> {
     let map = if direction == "request" { "0" } else { "2" };
     guest::filter(&format!(
@@ -101,7 +101,7 @@ fn wrong_length(direction: &str, length: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on_anybody_else() {
+fn a_wrong_length_set_by_a_filter_is_attributed_to_the_filter_in_every_version() {
     let h1 = Upstream::replying(|request| answer(200, &[], &request.body));
     let chunked = Upstream::replying(|_| {
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec()
@@ -134,13 +134,13 @@ fn a_length_of_a_filters_that_is_wrong_is_cut_in_every_version_and_not_blamed_on
         }
     }
     let ended: Vec<bool> = saw.try_iter().collect();
-    // Those whose responses were wrong came whole.
+    // Uploads were complete where only the response was wrong.
     assert_eq!(ended.iter().filter(|ended| !**ended).count(), 4, "{ended:?}");
 }
 
-/// A promise of a body where there is none.
+/// A body is declared where there is none.
 #[test]
-fn a_length_of_a_filters_for_no_body_is_cut_too() {
+fn a_length_set_by_a_filter_without_a_body_is_broken_too() {
     let upstream = Upstream::saying("");
     let module = wrong_length("response", "50");
     let proxy = Proxy::start(Config::to(&upstream).module("length", &module, ""));
@@ -148,7 +148,7 @@ fn a_length_of_a_filters_for_no_body_is_cut_too() {
     assert_logged_twice(&proxy, "FF");
 }
 
-/// A filter that asks for something else.
+/// A filter that sets another path.
 fn target(path: &str) -> Vec<u8> {
     guest::filter(&format!(
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -157,7 +157,7 @@ fn target(path: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_target_is_sent_as_it_is_or_not_at_all() {
+fn a_target_is_sent_unchanged_or_not_at_all() {
     let upstream = Upstream::replying_by_h2(|h2, stream, request| {
         let path = request.field(":path").unwrap_or_default().to_owned();
         h2.answer(stream, 200, path.as_bytes());
@@ -176,7 +176,7 @@ fn a_target_is_sent_as_it_is_or_not_at_all() {
     }
 }
 
-/// An upstream that answers before it has read the request, and what it sees of the end of the stream.
+/// An upstream that answers before it has read the request, and reports how the stream ended.
 fn early(status: &'static str) -> (Upstream, mpsc::Receiver<Message>) {
     let (seen, saw) = telling();
     let upstream = Upstream::by_h2(move |h2| {
@@ -190,7 +190,7 @@ fn early(status: &'static str) -> (Upstream, mpsc::Receiver<Message>) {
 }
 
 #[test]
-fn an_upload_ends_with_its_exchange_and_its_stream_is_reset() {
+fn an_upload_ends_with_its_exchange_by_a_reset() {
     let (upstream, saw) = early("200");
     let proxy = Proxy::start(to_h2(&upstream));
     let mut client = proxy.client();
@@ -198,13 +198,13 @@ fn an_upload_ends_with_its_exchange_and_its_stream_is_reset() {
     let response = client.read_for("POST");
     assert_eq!((response.status(), response.field("connection")), (200, Some("close")));
     let upload = saw.recv_timeout(DEADLINE).expect("the stream ends");
-    assert_eq!(upload.reset, Some(code::CANCEL), "the client has sent no more, and nobody waits for it");
+    assert_eq!(upload.reset, Some(code::CANCEL), "the client has sent no more, and the exchange is over");
     proxy.wait_for_metric("tollgate_cluster_requests_active", &[("cluster", "web")], 0.0);
 }
 
-/// Two tries never read from one client.
+/// Two attempts must never read from the client concurrently.
 #[test]
-fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
+fn a_retry_resends_a_body_that_was_still_being_read() {
     let (seen, saw) = telling();
     let tries = AtomicUsize::new(0);
     let upstream = Upstream::by_h2(move |h2| {
@@ -225,18 +225,18 @@ fn a_second_try_gets_all_of_a_body_that_the_first_was_still_reading() {
     let parts: Vec<Vec<u8>> = (0..50_u8).map(|n| vec![n; 100]).collect();
     for part in &parts {
         client.data(stream, part, false);
-        // So that not all of them come together.
+        // So that they do not all arrive together.
         thread::sleep(Duration::from_millis(1));
     }
     client.send(kind::DATA, flag::END_STREAM, stream, b"");
     assert_eq!(client.response(stream).status(), 200);
-    let body = saw.recv_timeout(DEADLINE).expect("a second try").body;
+    let body = saw.recv_timeout(DEADLINE).expect("a second attempt").body;
     assert_eq!(body, parts.concat());
 }
 
-/// A client that is not told of a close sends its next request there, and loses it (RFC 9112 section 9.6).
+/// A client that is not told of a close sends its next request on this connection, and loses it (RFC 9112 section 9.6).
 #[test]
-fn a_close_after_an_early_answer_is_announced() {
+fn a_close_after_an_early_response_is_announced() {
     let upstream = Upstream::scripted(|mut connection| {
         while connection.head().is_some() {
             connection.send(answer(200, &[], "early"));
@@ -250,7 +250,7 @@ fn a_close_after_an_early_answer_is_announced() {
     let mut client = proxy.client();
     for nth in 0..10 {
         client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 8388608\r\n\r\n");
-        // The proxy may close while this is sent; the answer arrives all the same.
+        // The proxy may close the connection while this is sent; the response arrives anyway.
         let _ = client.wire.send(&body);
         let response = client.read_for("POST");
         assert_eq!(response.status(), 200, "{nth}");
@@ -265,7 +265,7 @@ fn a_close_after_an_early_answer_is_announced() {
 }
 
 #[test]
-fn a_close_after_a_refused_expectation_is_announced() {
+fn a_close_after_a_rejected_expectation_is_announced() {
     let proxy = Proxy::start(Config::new());
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
@@ -274,9 +274,9 @@ fn a_close_after_a_refused_expectation_is_announced() {
     assert!(client.wire.is_closed());
 }
 
-/// What is little and on its way is read, so that the connection can be used on.
+/// A short rest of a body is read, so that the connection can be reused.
 #[test]
-fn a_short_body_that_nobody_wants_does_not_cost_the_connection() {
+fn a_short_unneeded_body_does_not_cost_the_connection() {
     let proxy = Proxy::start(Config::new());
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n");
@@ -286,9 +286,10 @@ fn a_short_body_that_nobody_wants_does_not_cost_the_connection() {
     assert_eq!(client.request("POST", "/", &[], b"again").status(), 404);
 }
 
-/// Trailers that a recipient might add to the head say nothing of framing, routing or who asks (RFC 9110 section 6.5.1).
+/// Trailers that a recipient might merge into the head contain nothing about framing, routing or authentication (RFC
+/// 9110 section 6.5.1).
 #[test]
-fn trailers_carry_no_word_that_belongs_into_a_head() {
+fn trailers_cannot_contain_head_fields() {
     let misplaced = [
         ("x-forwarded-for", "9.9.9.9"),
         ("x-forwarded-client-cert", "By=evil"),
@@ -334,9 +335,9 @@ fn trailers_carry_no_word_that_belongs_into_a_head() {
     }
 }
 
-/// Fields about the connection in trailers, which HTTP/2 cannot say, cost nothing but themselves.
+/// Connection-specific fields in trailers, which HTTP/2 cannot express, are dropped without further effect.
 #[test]
-fn trailers_about_the_connection_do_not_break_an_answer_over_http_2() {
+fn connection_fields_in_trailers_do_not_break_http2_responses() {
     let upstream = Upstream::replying(|_| {
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nConnection: close\r\nKeep-Alive: 5\r\nX-Sum: 1\r\n\r\n"
             .to_vec()
@@ -348,9 +349,9 @@ fn trailers_about_the_connection_do_not_break_an_answer_over_http_2() {
     assert_eq!((response.trailer("x-sum"), response.trailer("connection")), (Some("1"), None));
 }
 
-/// A section of no fields is allowed, but some clients cannot read it.
+/// An empty field section is allowed, but some clients cannot read it.
 #[test]
-fn trailers_of_which_nothing_is_left_are_not_sent() {
+fn empty_trailers_are_not_sent() {
     for trailer in ["Content-Length: 5", "Connection: close", "Transfer-Encoding: chunked"] {
         let upstream = Upstream::canned(format!(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n{trailer}\r\n\r\n"
@@ -363,7 +364,7 @@ fn trailers_of_which_nothing_is_left_are_not_sent() {
 
 /// RFC 9110 section 8.6.
 #[test]
-fn an_answer_that_cannot_have_a_body_says_no_length() {
+fn a_bodiless_response_has_no_content_length() {
     let upstream = Upstream::canned("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
     let proxy = Proxy::start(Config::to(&upstream));
     assert_eq!(proxy.request("GET", "/", &[], b"").field("content-length"), None);

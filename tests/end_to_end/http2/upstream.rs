@@ -385,14 +385,14 @@ fn an_upstream_that_closes_an_idle_connection_causes_no_error() {
     let proxy = Proxy::start(config(&upstream, ""));
     for n in 1..=10 {
         assert_eq!(proxy.request("POST", "/", &[], b"body").text(), "fine");
-        // Until the proxy knows, it could be used again, and be found closed with the request on it.
+        // Until the proxy notices, it could pick this connection again, and find it closed.
         proxy.wait_for_metric("tollgate_cluster_connects_total", &[("cluster", "web")], f64::from(n));
         proxy.wait_for_zero("tollgate_cluster_connections", &[("cluster", "web")]);
     }
 }
 
 #[test]
-fn an_upload_goes_at_the_upstreams_pace() {
+fn an_upload_is_paced_by_the_upstreams_window() {
     let (go, wait) = turnstile();
     let upstream = Upstream::by_h2_with(&[(setting::INITIAL_WINDOW_SIZE, 10)], move |h2, _| {
         while let Ok((stream, request)) = h2.next_head() {
@@ -411,7 +411,7 @@ fn an_upload_goes_at_the_upstreams_pace() {
     let body = vec![b'x'; 100_000];
     let before = proxy.peak_kib();
     let mut client = proxy.h2();
-    // Until its settings have come, the upstream has the windows of the standard.
+    // Until its settings arrive, the upstream has the default windows.
     assert_eq!(client.get("/").text(), "0");
     let slow = client.request("POST", "/slow", &[], false);
     client.data_within(slow, &body[..60_000]);
@@ -423,9 +423,9 @@ fn an_upload_goes_at_the_upstreams_pace() {
     assert!(proxy.peak_kib() - before < 16 << 10);
 }
 
-/// An answer to an upload that is not read, and the words that no more of it is wanted (RFC 9113 section 8.1).
+/// A complete response to an unfinished upload, followed by a reset without an error (RFC 9113 section 8.1).
 #[test]
-fn an_early_answer_and_a_reset_without_an_error_are_a_whole_response() {
+fn an_early_response_and_a_reset_without_an_error_are_complete() {
     let upstream = Upstream::by_h2(|h2| {
         while let Ok((stream, _)) = h2.next_head() {
             h2.answer(stream, 403, b"no");
@@ -440,9 +440,9 @@ fn an_early_answer_and_a_reset_without_an_error_are_a_whole_response() {
     assert_eq!(proxy.request("POST", "/", &[], b"body").text(), "no");
 }
 
-/// A client that goes away cancels its stream at the upstream, and the connection stays.
+/// A client that disconnects cancels its stream at the upstream, and the connection stays.
 #[test]
-fn what_a_client_cancels_is_cancelled_at_the_upstream() {
+fn a_cancelled_request_is_cancelled_at_the_upstream() {
     let (seen, saw) = mpsc::channel();
     let upstream = Upstream::replying_by_h2(move |h2, stream, request| {
         if request.field(":path") != Some("/held") {
@@ -469,7 +469,7 @@ fn what_a_client_cancels_is_cancelled_at_the_upstream() {
 
 #[test]
 fn another_protocol_for_the_same_endpoints_opens_other_connections() {
-    // It speaks what it is spoken to.
+    // The upstream responds in the protocol of the request.
     let upstream = Upstream::scripted(|mut connection| {
         let mut first = connection.wire.read_exact(3).unwrap_or_default();
         if first == b"PRI" {
@@ -494,7 +494,7 @@ fn another_protocol_for_the_same_endpoints_opens_other_connections() {
 }
 
 #[test]
-fn a_bound_on_requests_for_each_connection_is_kept() {
+fn the_request_limit_per_connection_is_respected() {
     let upstream = Upstream::replying_by_h2(|h2, stream, _| h2.answer(stream, 200, b"fine"));
     let proxy = Proxy::start(config(&upstream, "limits: {requests_per_connection: 2}"));
     (0..6).for_each(|_| assert_eq!(proxy.get("/").text(), "fine"));
@@ -502,7 +502,7 @@ fn a_bound_on_requests_for_each_connection_is_kept() {
 }
 
 #[test]
-fn an_upstream_that_does_not_speak_it_is_answered_with_502() {
+fn an_upstream_without_http2_gets_502() {
     let upstream = Upstream::canned(answer(400, &[], "what?")).allow_malformed();
     let proxy = Proxy::start(config(&upstream, ""));
     assert_eq!(proxy.get("/fails").status(), 502);

@@ -1,4 +1,4 @@
-//! Who does not read holds up nobody else, and not for ever.
+//! Flow control: a peer that does not read delays no other, and not forever.
 
 use std::{thread::sleep, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::harness::{
 
 const MIB: usize = 1 << 20;
 
-/// Sends `/large` as long as the proxy takes it, and other responses at once.
+/// Sends `/large` as long as the proxy accepts it, and other responses immediately.
 fn upstream() -> Upstream {
     Upstream::scripted(|mut connection| {
         while let Some(request) = connection.request() {
@@ -29,7 +29,7 @@ fn upstream() -> Upstream {
     })
 }
 
-/// A client that gives its streams so much room at first, and none by itself later.
+/// A client that gives each stream this initial window, and enlarges it only explicitly.
 pub(super) fn stingy(proxy: &Proxy, room: u32) -> H2 {
     let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, room)]);
     client.generous = false;
@@ -37,8 +37,8 @@ pub(super) fn stingy(proxy: &Proxy, room: u32) -> H2 {
     client
 }
 
-/// Takes a little of a stream that had room for one byte at a time, for half as long again as it may be idle. None: it
-/// has ended.
+/// Reads from a stream with an initial window of one byte, a little at a time, for one and a half times the idle
+/// timeout. `None` if the stream has ended.
 pub(super) fn reads_little_by_little(client: &mut H2, stream: u32, idle_ms: u32) -> Option<()> {
     for step in 0..15 {
         let room = 1 + step * 100;
@@ -54,9 +54,9 @@ pub(super) fn reads_little_by_little(client: &mut H2, stream: u32, idle_ms: u32)
     Some(())
 }
 
-/// The streams of a client that gives tiny windows end after `timeouts.idle`; those beside them are served.
+/// Streams with tiny windows end after `timeouts.idle`; other streams on the connection are served.
 #[test]
-fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
+fn an_unread_stream_ends_after_the_idle_timeout() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
     let mut client = stingy(&proxy, 1);
@@ -72,29 +72,29 @@ fn a_stream_whose_client_does_not_read_ends_when_it_is_idle() {
     proxy.entry_for("/large").expect(200, "SI");
     proxy.wait_for_zero("tollgate_requests_active", &[("listener", "main")]);
     proxy.wait_for_zero("tollgate_cluster_requests_active", &[("cluster", "web")]);
-    // The connection is as good as before.
+    // The connection is still usable.
     let stream = client.request("GET", "/again", &[], true);
     client.window(stream, 1000);
     assert_eq!(client.response(stream).text(), "hello");
 }
 
-/// A client that takes a little at a time moves its stream, long before it has taken all of what the upstream sent at once.
+/// A client that reads slowly keeps its stream active, long before it has read what the upstream sent in one piece.
 #[test]
-fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
+fn a_slowly_read_stream_is_not_idle() {
     let upstream = upstream();
     in_time(|ms| {
         let proxy = Proxy::start(Config::to(&upstream).listener(&format!("timeouts: {{idle: {ms}ms}}")));
         let mut client = stingy(&proxy, 1);
         let stream = client.request("GET", "/large", &[], true);
         reads_little_by_little(&mut client, stream, ms)?;
-        // Only when it stops is it idle.
+        // It is idle only when the client stops reading.
         assert_eq!(client.response(stream).reset, Some(code::CANCEL));
         proxy.entry_for("/large").expect(200, "SI");
         Some(())
     });
 }
 
-/// Streams that share a window that is too small for all of them take turns, each with as much as it can get.
+/// Streams that share a window too small for all of them take turns, each with as much as possible.
 #[test]
 fn streams_that_share_a_window_do_not_send_byte_by_byte() {
     const LONG: usize = 500_000;
@@ -117,9 +117,9 @@ fn streams_that_share_a_window_do_not_send_byte_by_byte() {
     assert!(short * 20 < frames, "{short} of {frames} frames of data have one byte");
 }
 
-/// The same for a client that gives no window to its connection as a whole.
+/// The same for a client whose connection window is exhausted.
 #[test]
-fn a_connection_without_a_window_does_not_hold_its_streams_for_ever() {
+fn streams_without_a_connection_window_time_out() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
     let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1 << 30)]);
@@ -131,13 +131,13 @@ fn a_connection_without_a_window_does_not_hold_its_streams_for_ever() {
         assert_eq!((response.reset, response.ended), (Some(code::CANCEL), false));
     }
     assert_eq!(client.so_far(first).body.len() + client.so_far(second).body.len(), 65_535);
-    // What was in the streams that ended takes nothing from those that follow.
+    // Data buffered in the ended streams takes nothing from later streams.
     client.window(0, 1000);
     assert_eq!(client.get("/fine").text(), "hello");
 }
 
 #[test]
-fn who_reads_slowly_stalls_that_stream_only_and_takes_no_memory() {
+fn a_slow_reader_stalls_only_its_stream_and_uses_no_memory() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = stingy(&proxy, 1000);
@@ -151,13 +151,13 @@ fn who_reads_slowly_stalls_that_stream_only_and_takes_no_memory() {
     }
     let grown = proxy.peak_kib() - before;
     assert!(grown < 20 << 10, "{grown} KiB more for 20 streams");
-    // It goes on as soon as there is a window again.
+    // The stream continues as soon as there is a window again.
     client.window(slow[0], 5000);
     client.wait(slow[0], "more", |m| m.body.len() == 6000);
 }
 
 #[test]
-fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
+fn an_unread_upload_stalls_only_its_stream() {
     let (go, wait) = turnstile();
     let upstream = Upstream::reading(move |request| {
         if request.target() == "/slow" {
@@ -172,7 +172,7 @@ fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
     let slow = client.request("POST", "/slow", &[("content-length", &body.len().to_string())], false);
     let mut sent = client.data_within(slow, &body);
     upstream.wait_for_requests(1);
-    // Others pass, and meanwhile no window comes for this one any more: what systems buffer is full.
+    // Other uploads pass, while this one gets no more window: the system's buffers are full.
     let mut quiet = 0;
     while quiet < 50 {
         let stream = client.request("POST", "/fast", &[], false);
@@ -182,7 +182,7 @@ fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
             0 => quiet += 1,
             more => (sent, quiet) = (sent + more, 0),
         }
-        assert!(sent < body.len(), "nobody reads it, and all of it was taken");
+        assert!(sent < body.len(), "the upstream reads nothing, but all of it was accepted");
     }
     let grown = proxy.peak_kib() - before;
     assert!(grown < 16 << 10, "{grown} KiB more");
@@ -191,9 +191,9 @@ fn an_upload_that_the_upstream_does_not_read_stalls_that_stream_only() {
     assert_eq!(client.response(slow).text(), body.len().to_string());
 }
 
-/// Sends fifty uploads that get this status before they are sent, as far as windows allow it. What is not read of them
-/// must be given back to the connection, or it starves.
-fn uploads_in_vain(proxy: &Proxy, status: u16) {
+/// Sends fifty uploads that get this status before they are complete, as far as windows allow. The unread parts must be
+/// returned to the connection's window, or it is exhausted.
+fn rejected_uploads(proxy: &Proxy, status: u16) {
     let mut client = proxy.h2();
     client.ping();
     let body = vec![b'x'; 200_000];
@@ -202,7 +202,7 @@ fn uploads_in_vain(proxy: &Proxy, status: u16) {
         let mut rest = &body[..];
         while !rest.is_empty() && client.so_far(stream).reset.is_none() {
             match client.data_within(stream, rest) {
-                // The stream's own window may stay shut: it was answered.
+                // The stream's own window may stay closed, since the stream was answered.
                 0 if client.so_far(stream).ended => break,
                 0 => _ = client.read().unwrap_or_else(|e| panic!("{e}: no window for upload {n}")),
                 sent => rest = &rest[sent..],
@@ -216,36 +216,36 @@ fn uploads_in_vain(proxy: &Proxy, status: u16) {
 const NARROW: &str = "http2: {stream_window: 256KiB, connection_window: 1MiB}";
 
 #[test]
-fn uploads_that_are_answered_early_leave_the_connections_window_as_it_was() {
+fn uploads_answered_early_restore_the_connection_window() {
     let upstream = Upstream::scripted(|mut connection| {
         if connection.head().is_some() {
             connection.send(answer(403, &["connection: close"], "no"));
             connection.wait_for_end();
         }
     });
-    uploads_in_vain(&Proxy::start(Config::to(&upstream).listener(NARROW)), 403);
+    rejected_uploads(&Proxy::start(Config::to(&upstream).listener(NARROW)), 403);
 }
 
-/// The same when the proxy has no upstream for it at all.
+/// The same without any upstream.
 #[test]
-fn uploads_that_are_refused_leave_the_connections_window_as_it_was() {
-    uploads_in_vain(&Proxy::start(Config::to(Upstream::refusing()).listener(NARROW)), 503);
+fn rejected_uploads_restore_the_connection_window() {
+    rejected_uploads(&Proxy::start(Config::to(Upstream::refusing()).listener(NARROW)), 503);
 }
 
 #[test]
-fn an_upload_that_stops_ends_with_408() {
+fn a_stalled_upload_gets_408() {
     let upstream = Upstream::saying("");
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
     let mut client = proxy.h2();
     let stream = client.begin("/stops", &[("content-length", "100")], b"some");
     assert_eq!(client.response(stream).status(), 408);
     proxy.entry_for("/stops").expect(408, "DT");
-    assert_eq!(client.get("/").status(), 200, "the connection can be used on");
+    assert_eq!(client.get("/").status(), 200, "the connection can be reused");
 }
 
-/// A window beyond 2^31 - 1 (RFC 9113 section 6.9.1), and one of 0.
+/// A window beyond 2^31 - 1 (RFC 9113 section 6.9.1), and an update of 0.
 #[test]
-fn windows_that_cannot_be_end_the_stream_or_the_connection() {
+fn invalid_window_updates_end_the_stream_or_the_connection() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
@@ -258,7 +258,7 @@ fn windows_that_cannot_be_end_the_stream_or_the_connection() {
     let mut client = proxy.h2();
     client.send(kind::WINDOW_UPDATE, 0, 0, &[0; 4]);
     assert_eq!(client.read_to_end().expect("a GOAWAY").code(), code::PROTOCOL_ERROR);
-    // A SETTINGS that makes a window of a stream overflow.
+    // SETTINGS that make a stream's window overflow.
     let mut client = proxy.h2();
     client.settings(&[(setting::INITIAL_WINDOW_SIZE, u32::MAX)]);
     assert_eq!(client.read_to_end().expect("a GOAWAY").code(), code::PROTOCOL_ERROR);

@@ -1,4 +1,4 @@
-//! Bodies: large ones, both ways at once, with trailers, and clients that do not read them.
+//! Bodies: large ones, in both directions concurrently, with trailers, and clients that do not read them.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[test]
-fn large_bodies_go_both_ways() {
+fn large_bodies_pass_in_both_directions() {
     needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], &request.body));
     let site = Site::to(&upstream, "");
@@ -22,7 +22,7 @@ fn large_bodies_go_both_ways() {
 }
 
 #[test]
-fn trailers_go_both_ways() {
+fn trailers_pass_in_both_directions() {
     needs!("aioquic");
     let upstream = Upstream::canned(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 7\r\n\r\n",
@@ -42,10 +42,10 @@ fn trailers_go_both_ways() {
     }
 }
 
-/// More than what waits anywhere on the way.
+/// More than all buffers on the path hold.
 const LARGE: usize = 32 << 20;
 
-/// Answers `/large` with that much, and others with a word.
+/// Answers `/large` with this size, and other paths with a word.
 fn large() -> Upstream {
     Upstream::replying(|request| match request.target() {
         "/large" => answer(200, &[], vec![b'x'; LARGE]),
@@ -54,7 +54,7 @@ fn large() -> Upstream {
 }
 
 #[test]
-fn who_does_not_read_one_response_gets_the_others() {
+fn an_unread_response_does_not_block_others() {
     needs!("aioquic");
     let upstream = large();
     let site = Site::to(&upstream, "");
@@ -70,7 +70,7 @@ fn who_does_not_read_one_response_gets_the_others() {
 }
 
 #[test]
-fn who_reads_nothing_for_too_long_is_cut_off() {
+fn an_unread_response_is_aborted_after_the_idle_timeout() {
     needs!("aioquic");
     let upstream = large();
     for (listener, cluster, flag) in [("timeouts: {idle: 1s}", "", "SI"), ("", "request_timeout: 2s", "UT")] {
@@ -79,14 +79,14 @@ fn who_reads_nothing_for_too_long_is_cut_off() {
         client.send("a", json!({ "path": "/large", "paused": true }));
         assert_eq!(client.end("a")["reset"], code::REQUEST_CANCELLED);
         site.proxy.entry_for("/large").expect(200, flag);
-        // The connection is none the worse for it.
+        // The connection is still usable.
         assert_eq!(client.request("b", json!({ "path": "/b" }))["status"], 200);
     }
 }
 
-/// Even if the others are its own requests.
+/// Even for other requests of the same client.
 #[test]
-fn a_response_that_is_not_read_makes_room_for_others() {
+fn an_unread_response_makes_room_for_others() {
     needs!("aioquic");
     let upstream = large();
     let config = Config::to_with(&upstream, "request_timeout: 0s\nlimits: {connections: 4}").top("workers: 1");
@@ -101,7 +101,7 @@ fn a_response_that_is_not_read_makes_room_for_others() {
 }
 
 #[test]
-fn a_response_that_breaks_off_does_not_look_whole() {
+fn a_truncated_response_is_reset() {
     needs!("aioquic");
     let upstream = Upstream::canned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
     let site = Site::to(&upstream, "");
@@ -111,9 +111,9 @@ fn a_response_that_breaks_off_does_not_look_whole() {
     site.proxy.entry_for("/a").expect(200, "UC");
 }
 
-/// By default nothing but the head of a response has a time.
+/// By default only the head of a response has a timeout.
 #[test]
-fn a_response_that_flows_takes_as_long_as_it_takes() {
+fn a_flowing_response_has_no_timeout() {
     needs!("aioquic");
     let upstream = flowing(1500);
     let site = Site::start(Config::to_with(&upstream, "response_head_timeout: 500ms"));
@@ -121,9 +121,10 @@ fn a_response_that_flows_takes_as_long_as_it_takes() {
     assert_eq!((&response["status"], &response["body"]), (&json!(200), &json!("xxxxxxxxxx")), "{response}");
 }
 
-/// A browser that is told to stop sending before it has the answer takes that for a failure, and sends everything again.
+/// A browser that receives STOP_SENDING before the response treats that as a failure, and sends the whole request
+/// again.
 #[test]
-fn an_early_answer_comes_before_the_word_to_stop() {
+fn an_early_response_precedes_stop_sending() {
     needs!("aioquic");
     let upstream = Upstream::saying("unused");
     let site = Site::to(&upstream, "limits: {request_body: 1KiB}");

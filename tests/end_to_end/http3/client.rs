@@ -1,5 +1,5 @@
-//! A client that nobody here wrote: aioquic, by `tests/interop/h3_client.py`, which is told in JSON what to do.
-//! A test that uses it begins with `needs!("aioquic")`.
+//! An independent client: aioquic, in `tests/interop/h3_client.py`, which takes commands in JSON. Tests that use it
+//! begin with `needs!("aioquic")`.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -14,18 +14,19 @@ use serde_json::{Value, json};
 
 use crate::harness::{DEADLINE, peer::tool};
 
-/// A connection. All that it was told is kept, so things may be waited for in any order.
+/// A connection. All its events are kept, so they can be waited for in any order.
 pub struct H3 {
     child: Child,
     to: ChildStdin,
     from: mpsc::Receiver<Value>,
     said: Vec<Value>,
-    /// The digest of the certificate that it was shown, in hexadecimal.
+    /// The digest of the server's certificate, in hexadecimal.
     pub shown: String,
 }
 
 impl H3 {
-    /// Connects as `web.test`; trusts what is in the file `ca`, and shows what is in those of `pair`. None: it was refused.
+    /// Connects as a client of `web.test`; trusts the file `ca`, and presents the certificate in `pair`. `None` if the
+    /// connection was rejected.
     pub fn try_connect(address: SocketAddr, ca: &Path, pair: Option<(&Path, &Path)>) -> Option<H3> {
         let python = tool("python").expect("a test that asks first");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/interop/h3_client.py");
@@ -51,17 +52,17 @@ impl H3 {
         Some(client)
     }
 
-    /// The same, where it is not refused.
+    /// The same for a connection that must succeed.
     pub fn connect(address: SocketAddr, ca: &Path) -> H3 {
         H3::try_connect(address, ca, None).expect("a connection")
     }
 
-    /// Tells it to do something.
+    /// Sends it a command.
     pub fn tell(&mut self, command: Value) {
         writeln!(self.to, "{command}").expect("it listens");
     }
 
-    /// The first thing it has said, or will say, that is as wanted.
+    /// The first matching event, past or future.
     pub fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         if let Some(said) = self.said.iter().find(|said| wanted(said)) {
             return said.clone();
@@ -75,7 +76,7 @@ impl H3 {
         }
     }
 
-    /// Starts a request; `more` is what it has beside its name (see the script).
+    /// Starts a request; `more` are its parameters other than its name (see the script).
     pub fn send(&mut self, id: &str, more: Value) {
         let mut command = json!({ "do": "send", "id": id });
         let object = command.as_object_mut().expect("an object");
@@ -83,12 +84,12 @@ impl H3 {
         self.tell(command);
     }
 
-    /// Waits for what came of it: `status`, `fields` and so on, or `reset`.
+    /// Waits for the outcome of a request: `status`, `fields` and so on, or `reset`.
     pub fn end(&mut self, id: &str) -> Value {
         self.wait(|said| said["id"] == id && (said["length"].is_number() || said["answered"].is_number()))
     }
 
-    /// The same for a request that is sent now.
+    /// Sends a request and waits for its outcome.
     pub fn request(&mut self, id: &str, more: Value) -> Value {
         self.send(id, more);
         self.end(id)
@@ -111,7 +112,7 @@ impl Drop for H3 {
     }
 }
 
-/// A response's field.
+/// A field of a response.
 pub fn field<'r>(response: &'r Value, name: &str) -> Option<&'r str> {
     let fields = response["fields"].as_array()?;
     fields.iter().find(|field| field[0] == name)?[1].as_str()

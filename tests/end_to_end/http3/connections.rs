@@ -1,4 +1,4 @@
-//! Connections: their ends, their certificates, and changes of the configuration while there are some.
+//! Connections: their ends, their certificates, and reloads during their lifetime.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 #[test]
-fn changes_under_load_lose_nothing() {
+fn reloads_under_load_lose_no_request() {
     needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
     let config = |n: usize| Config::to(&upstream).listener(&format!("via: 'proxy-{n}'"));
@@ -34,11 +34,11 @@ fn changes_under_load_lose_nothing() {
         }
     }
     assert_eq!(answered, upstream.requests().len() as u64);
-    assert_eq!(site.proxy.metrics().sum("tollgate_connections_total", &[]), 3.0, "none was made again");
+    assert_eq!(site.proxy.metrics().sum("tollgate_connections_total", &[]), 3.0, "no connection was reopened");
 }
 
 #[test]
-fn sigterm_lets_requests_end() {
+fn sigterm_lets_requests_finish() {
     needs!("aioquic");
     let (go, wait) = turnstile();
     let upstream = Upstream::replying(move |request| {
@@ -60,21 +60,21 @@ fn sigterm_lets_requests_end() {
     assert_eq!(idle.request("b", json!({ "path": "/late" }))["status"], 200);
     assert_eq!(idle.wait(|said| said["goaway"].as_u64().is_some_and(|id| id < 1 << 60))["goaway"], 8);
     assert_eq!(idle.closed(), code::NO_ERROR);
-    go.send(()).expect("somebody waits");
+    go.send(()).expect("the upstream is waiting");
     assert_eq!(busy.end("slow")["body"], "done");
     assert_eq!(busy.closed(), code::NO_ERROR);
     assert_eq!(site.proxy.wait_exit().code(), Some(0));
 }
 
 #[test]
-fn connections_end_when_they_are_idle_or_have_had_enough() {
+fn idle_connections_and_those_at_their_request_limit_end() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "timeouts: {keep_alive: 1s}");
     let mut client = site.connect();
     assert_eq!(client.request("a", json!({}))["status"], 200);
     assert_eq!(client.closed(), code::NO_ERROR);
-    // One that has had no request either.
+    // Also a connection without any request.
     assert_eq!(site.connect().closed(), code::NO_ERROR);
 
     let site = Site::to(&upstream, "limits: {requests_per_connection: 3, connections: 1}");
@@ -87,7 +87,7 @@ fn connections_end_when_they_are_idle_or_have_had_enough() {
 }
 
 #[test]
-fn a_new_certificate_is_for_new_connections() {
+fn a_new_certificate_is_used_for_new_connections() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "");
@@ -104,7 +104,7 @@ fn a_new_certificate_is_for_new_connections() {
 }
 
 #[test]
-fn clients_show_who_they_are() {
+fn client_certificates_are_verified() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let config = Config::to(&upstream).listener(
@@ -132,7 +132,7 @@ tls:
     let told = upstream.only_request().field("x-forwarded-client-cert").expect("the field").to_owned();
     assert!(told.starts_with("Hash=") && told.ends_with(";DNS=web.test"), "{told}");
     for shown in [None, Some("stranger")] {
-        // To the client its handshake is over before the proxy has seen its certificate.
+        // For the client, the handshake completes before the proxy has seen the client's certificate.
         if let Some(mut client) = connect(shown) {
             assert!((0x100..0x200).contains(&client.closed()), "an alert of TLS");
         }
@@ -142,7 +142,7 @@ tls:
 }
 
 #[test]
-fn it_is_turned_off_and_on_beside_the_others() {
+fn http3_is_disabled_and_enabled_independently() {
     needs!("aioquic");
     let upstream = Upstream::saying("");
     let with = |http3: bool| Config::to(&upstream).listener(&tls().replace("true", &http3.to_string()));
@@ -164,7 +164,7 @@ fn it_is_turned_off_and_on_beside_the_others() {
     assert_eq!(site.proxy.metrics().sum("tollgate_connections_total", &[]), 3.0);
 }
 
-/// Datagrams find their listener as connections do. A reload that would take them away from connections is refused.
+/// Datagrams find their listener like connections do. A reload that would take them away from connections is rejected.
 #[test]
 fn wildcard_listeners_of_both_families_coexist() {
     needs!("aioquic");
@@ -188,7 +188,7 @@ fn wildcard_listeners_of_both_families_coexist() {
     }
     drop(proxy);
     let mut proxy = Proxy::start_with(alone, &pair.files());
-    assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("six"), "it has both while it is alone");
+    assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("six"), "it gets both while it is alone");
     proxy.put_config(both);
     let (status, said) = proxy.reload();
     assert_eq!(status, 422);

@@ -1,4 +1,4 @@
-//! A client that speaks QUIC and leaves the rest to the test, connected to a [`Site`].
+//! A QUIC client that leaves HTTP/3 to the test, connected to a [`Site`].
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Site;
 pub use crate::harness::quic::*;
 
-/// Clients that begin so many handshakes by way of `relay`, and go no further as long as that does not answer.
+/// Clients that start this many handshakes through `relay`, and get no further until it forwards responses.
 pub struct Beginners {
     _all: Vec<quinn::Connecting>,
     _endpoint: Endpoint,
@@ -16,7 +16,7 @@ pub struct Beginners {
 }
 
 impl Beginners {
-    /// Begins.
+    /// Starts the handshakes.
     pub fn begin(site: &Site, relay: SocketAddr, count: usize) -> Beginners {
         let (runtime, end) = runtime();
         let guard = runtime.enter();
@@ -35,14 +35,14 @@ impl Raw {
         Raw::connect_with(site, TransportConfig::default())
     }
 
-    /// The same; the proxy may open no streams.
+    /// The same, without allowing the proxy to open streams.
     pub fn connect_without_streams(site: &Site) -> Raw {
         let mut transport = TransportConfig::default();
         transport.max_concurrent_uni_streams(0_u8.into());
         Raw::connect_with(site, transport)
     }
 
-    /// The same; this many bytes of a response are taken, and it is said from time to time that there still is somebody.
+    /// The same, with a window of this size for a response; keep-alives show that the client is still there.
     pub fn connect_with_window(site: &Site, window: u32) -> Raw {
         let mut transport = TransportConfig::default();
         transport.stream_receive_window(window.into()).keep_alive_interval(Some(Duration::from_millis(100)));

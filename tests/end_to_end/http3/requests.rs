@@ -1,4 +1,4 @@
-//! What becomes of requests.
+//! Requests and tunnels over HTTP/3.
 
 use std::{io::ErrorKind, sync::mpsc};
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 #[test]
-fn a_request_is_as_any_other() {
+fn a_request_is_forwarded_like_any_other() {
     needs!("aioquic");
     let upstream = Upstream::replying(|_| answer(201, &["x-upstream: a", "connection: x-gone", "x-gone: 1"], "hello"));
     let site = Site::to(&upstream, "");
@@ -69,12 +69,12 @@ fn a_head_response_omits_a_length_that_a_filter_might_change() {
 }
 
 #[test]
-fn many_at_once_on_one_connection() {
+fn many_concurrent_requests_share_a_connection() {
     needs!("aioquic");
     let upstream = Upstream::replying(|request| answer(200, &[], request.target()));
     let site = Site::to(&upstream, "http2: {max_concurrent_streams: 20}");
     let mut client = site.connect();
-    // More than there may be: the others wait at the client.
+    // More than the limit: the others wait at the client.
     let names: Vec<String> = (0..200).map(|n| format!("/{n}")).collect();
     names.iter().for_each(|name| client.send(name, json!({ "path": name })));
     for name in &names {
@@ -85,7 +85,7 @@ fn many_at_once_on_one_connection() {
 }
 
 #[test]
-fn the_standard_filters_see_no_difference() {
+fn the_standard_filters_work_as_with_other_versions() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let config = Config::new()
@@ -124,12 +124,12 @@ fn the_standard_filters_see_no_difference() {
 }
 
 #[test]
-fn a_request_that_is_taken_back_is_given_up() {
+fn a_cancelled_request_is_abandoned() {
     needs!("aioquic");
     let upstream = Upstream::silent();
     let site = Site::to(&upstream, "");
     let mut client = site.connect();
-    // Only the wish for a response is left to be taken back.
+    // The request is complete; only the response can still be cancelled.
     client.send("a", json!({ "path": "/a" }));
     upstream.wait_for_requests(1);
     client.tell(json!({ "do": "cancel", "id": "a", "reset": false }));
@@ -144,7 +144,7 @@ fn a_request_that_is_taken_back_is_given_up() {
 
 /// RFC 9114 section 4.4.
 #[test]
-fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
+fn a_tunnel_abort_aborts_the_other_side() {
     let (seen, saw) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
         let Ok(word) = connection.wire.read_exact(4) else { return };
@@ -168,11 +168,11 @@ fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
     let (mut send, recv) = raw.open(&head);
     raw.write(&mut send, &frame(0, b"bang"));
     assert_eq!(raw.end(recv), End::Reset(code::CONNECT_ERROR));
-    // The client takes it back, with both directions or with its own alone.
+    // The client resets both directions, or only its own.
     for stops in [true, false] {
         let (mut send, mut recv) = raw.open(&head);
         raw.write(&mut send, &frame(0, b"ping"));
-        // A head in a frame of its own, and the data's: the last bytes are those of the upstream.
+        // A head in its own frame, then the data frame: the last bytes are the upstream's.
         let mut read = Vec::new();
         while !read.ends_with(b"pong") {
             read.extend(raw.read(&mut recv, 1));
@@ -186,10 +186,10 @@ fn an_abort_of_a_tunnel_is_an_abort_for_the_other_side() {
 }
 
 #[test]
-fn connect_opens_a_tunnel_where_it_may() {
+fn connect_opens_a_tunnel_if_enabled() {
     needs!("aioquic");
     let upstream = Upstream::scripted(|mut connection| {
-        // In capitals, line by line.
+        // In upper case, line by line.
         while let Ok(line) = connection.wire.read_exact(6) {
             connection.send(line.to_ascii_uppercase());
         }
@@ -219,12 +219,12 @@ fn connect_opens_a_tunnel_where_it_may() {
         json!({ "head": head, "open": true })
     };
     assert_eq!(client.request("b", protocol("connect-udp"))["status"], 501);
-    // What h3 has not heard of. It is not offered either.
+    // A protocol unknown to h3, and not announced.
     assert_eq!(client.request("c", protocol("websocket"))["reset"], code::MESSAGE_ERROR);
 }
 
 #[test]
-fn other_clients_are_told_of_it() {
+fn alt_svc_announces_http3() {
     let own = Upstream::replying(|request| match request.target() {
         "/own" => answer(200, &["alt-svc: clear"], ""),
         _ => answer(200, &[], ""),
@@ -236,19 +236,19 @@ fn other_clients_are_told_of_it() {
     let wanted = format!("h3=\":{}\"; ma=86400", address.port());
     assert_eq!(alt_svc(client.ask("/").expect("a response")), Some(wanted));
     assert_eq!(alt_svc(client.ask("/own").expect("a response")).as_deref(), Some("clear"));
-    // In the clear there is nothing to be told of.
+    // Plaintext listeners have nothing to announce.
     let config = Config::to(&own).listener("http3: true").listener(&TLS.replace("tls: {", "tls: {mode: permissive, "));
     let plain = Proxy::start_with(config, &SelfSigned::new().files());
     assert_eq!(plain.get("/").field("alt-svc"), None);
 }
 
 #[test]
-fn a_head_that_is_too_large_is_answered_431() {
+fn an_oversized_head_gets_431() {
     needs!("aioquic");
     let upstream = Upstream::saying("ok");
     let site = Site::to(&upstream, "limits: {header_bytes: 4KiB, headers: 20}");
     let mut client = site.connect();
-    // Over the bound as it is counted, as it is sent, and by far.
+    // Over the limit in its counted size, in its encoded size, and by far.
     for (id, count) in [("/a", 1), ("/b", 2), ("/c", 50)] {
         let value: String = (0..4000).map(|n: u32| char::from(b'!' + (n * 7 % 90) as u8)).collect();
         let fields: Vec<Value> = (0..count).map(|n| json!([format!("x-{n}"), value])).collect();
@@ -263,7 +263,7 @@ fn a_head_that_is_too_large_is_answered_431() {
 }
 
 #[test]
-fn a_response_that_a_filter_cuts_off_is_reset() {
+fn a_response_aborted_by_a_filter_is_reset() {
     needs!("aioquic");
     for end in cut_off::ENDS {
         let gate = Gate::default();

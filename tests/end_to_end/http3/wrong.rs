@@ -1,4 +1,4 @@
-//! Clients that break the protocol, or mean ill.
+//! Clients that violate the protocol, or attack.
 
 use std::{
     net::UdpSocket,
@@ -16,10 +16,10 @@ fn echo() -> Upstream {
     Upstream::replying(|request| answer(200, &[], &request.body))
 }
 
-/// The status of a response, by what h3 makes of it: an index into QPACK's static table, or digits.
+/// The status in a response as h3 encodes it: an index into QPACK's static table, or digits.
 fn status(end: &End) -> Option<u16> {
     let End::Finished(bytes) = end else { return None };
-    // HEADERS, its length in one byte, and the two of the section's prefix.
+    // HEADERS, its length in one byte, and the section's two-byte prefix.
     let line = bytes.get(if bytes.get(1)? < &64 { 4 } else { 5 }..)?;
     match line {
         [0xd9, ..] => Some(200),
@@ -29,7 +29,7 @@ fn status(end: &End) -> Option<u16> {
 }
 
 #[test]
-fn a_request_that_is_right_is_answered() {
+fn a_valid_request_is_answered() {
     let (upstream, unknown) = (echo(), frame(0x21, b"grease"));
     let site = Site::to(&upstream, "");
     let raw = Raw::connect(&site);
@@ -41,9 +41,9 @@ fn a_request_that_is_right_is_answered() {
     assert_eq!(upstream.only_request().text(), "helloworld");
 }
 
-/// The end of a tunnel is not the proxy's: its client resets the stream, or the connection is gone.
+/// The client ends the tunnel: it resets the stream, or the connection is lost.
 #[test]
-fn a_tunnel_that_its_client_drops_is_counted_no_longer() {
+fn a_tunnel_dropped_by_its_client_is_no_longer_counted() {
     let upstream = Upstream::scripted(|mut connection| {
         let _ = connection.wire.read_to_end();
     });
@@ -63,9 +63,9 @@ fn a_tunnel_that_its_client_drops_is_counted_no_longer() {
     site.proxy.wait_for_metric("tollgate_requests_active", &[], 0.0);
 }
 
-/// All of a response is on its way, as far as the proxy is concerned, and its client takes nothing of it.
+/// The proxy has sent the whole response, but its client does not read it.
 #[test]
-fn a_client_that_does_not_fetch_a_response_does_not_hold_its_connection() {
+fn an_unread_response_does_not_hold_its_connection() {
     let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 100_000]));
     let site = Site::to(&upstream, "timeouts: {idle: 500ms, keep_alive: 500ms}");
     let raw = Raw::connect_with_window(&site, 1000);
@@ -74,21 +74,21 @@ fn a_client_that_does_not_fetch_a_response_does_not_hold_its_connection() {
     assert_eq!(raw.closed(), code::NO_ERROR);
 }
 
-/// A client that takes a little at a time moves its stream, long before it has taken a whole frame.
+/// A client that reads slowly keeps its stream active, long before it has read a whole frame.
 #[test]
-fn a_stream_whose_client_reads_little_by_little_is_not_idle() {
+fn a_slowly_read_stream_is_not_idle() {
     let upstream = Upstream::replying(|_| answer(200, &[], vec![b'x'; 1_000_000]));
     in_time(|ms| {
         let site = Site::to(&upstream, &format!("timeouts: {{idle: {ms}ms}}"));
         let raw = Raw::connect_with_window(&site, 1000);
         let (mut send, mut recv) = raw.open(&head(&[]));
         let _ = send.finish();
-        // Half as long again as it may be idle.
+        // For one and a half times the idle timeout.
         for _ in 0..15 {
             raw.try_read(&mut recv, 200)?;
             sleep(Duration::from_millis(ms.into()) / 10);
         }
-        // Only when it stops is it idle.
+        // It is idle only when the client stops reading.
         site.proxy.entry(|_| true).expect(200, "SI");
         Some(())
     });
@@ -100,7 +100,7 @@ fn a_stream_that_ends_within_a_frame_ends_the_connection() {
     let site = Site::to(&upstream, "");
     let cut = |bytes: &[u8]| bytes[..bytes.len() - 1].to_vec();
     for request in [cut(&head(&[])), [head(&[]), cut(&frame(0, b"body"))].concat()] {
-        // All at once, and the end only when the rest is there.
+        // In one piece, and with an end that arrives later than the rest.
         assert_eq!(Raw::connect(&site).request(&request), End::Closed(code::FRAME_ERROR));
         let raw = Raw::connect(&site);
         let (mut send, recv) = raw.open(&request);
@@ -109,20 +109,20 @@ fn a_stream_that_ends_within_a_frame_ends_the_connection() {
         assert_eq!(raw.end(recv), End::Closed(code::FRAME_ERROR));
     }
     assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "http3")]), 4.0);
-    assert!(upstream.requests().iter().all(|request| request.text() != "bod"), "what was cut off is not whole");
+    assert!(upstream.requests().iter().all(|request| request.text() != "bod"), "a truncated body must not be complete");
 }
 
 #[test]
-fn nothing_is_kept_that_is_too_long() {
+fn oversized_frames_are_not_buffered() {
     let upstream = echo();
     let site = Site::to(&upstream, "");
-    // Of a head, 431 is the answer, and the client may go on.
+    // An oversized head gets 431, and the client may continue.
     let raw = Raw::connect(&site);
     let (send, recv) = raw.open(&[&[1][..], &varint(1 << 40)].concat());
     let too_large = [1, 8, 0, 0, 0x5f, 9, 3, b'4', b'3', b'1'];
     assert_eq!(raw.end(recv), End::Finished(too_large.to_vec()));
     drop(send);
-    // What nobody knows may be as long as it likes.
+    // Unknown frames can have any length.
     let (mut send, _recv) = raw.open(&[&[0x21][..], &varint(1 << 40)].concat());
     raw.write(&mut send, &vec![0; 4 << 20]);
     assert!(raw.is_open());
@@ -132,10 +132,10 @@ fn nothing_is_kept_that_is_too_long() {
 }
 
 #[test]
-fn what_leads_to_nothing_is_a_flood() {
+fn useless_frames_and_streams_are_a_flood() {
     let upstream = echo();
     let site = Site::to(&upstream, "");
-    // Frames; a byte now and then does not make them worth anything.
+    // Frames; an occasional byte of data does not make them useful.
     for frames in [frame(0, b"").repeat(20_000), [frame(0x21, b"").repeat(95), frame(0, b"x")].concat().repeat(400)] {
         let raw = Raw::connect(&site);
         let (mut send, recv) = raw.open(&head(&[]));
@@ -147,7 +147,7 @@ fn what_leads_to_nothing_is_a_flood() {
     let request = head(&[]);
     let end = Instant::now() + DEADLINE;
     while let Some((mut send, mut recv)) = raw.try_open(&request) {
-        assert!(Instant::now() < end, "it goes on for ever");
+        assert!(Instant::now() < end, "the connection is not closed");
         raw.cancel(&mut send, &mut recv);
     }
     assert_eq!(raw.closed(), code::EXCESSIVE_LOAD);
@@ -155,7 +155,7 @@ fn what_leads_to_nothing_is_a_flood() {
 }
 
 #[test]
-fn a_head_that_does_not_come_is_not_waited_for() {
+fn a_missing_head_times_out() {
     let upstream = echo();
     let site = Site::to(&upstream, "timeouts: {header_read: 500ms}");
     let raw = Raw::connect(&site);
@@ -166,23 +166,23 @@ fn a_head_that_does_not_come_is_not_waited_for() {
 }
 
 #[test]
-fn a_handshake_that_does_not_come_is_not_waited_for() {
+fn a_stalled_handshake_times_out() {
     let upstream = echo();
     let site = Site::to(&upstream, "timeouts: {handshake: 500ms}");
-    // Streams of the proxy's own are part of it, and this client allows none.
+    // The handshake includes the proxy's own streams, and this client allows none.
     let raw = Raw::connect_without_streams(&site);
     raw.closed();
     assert_eq!(site.proxy.metrics().sum("tollgate_connections_refused_total", &[("reason", "silent")]), 1.0);
 }
 
 #[test]
-fn streams_after_the_last_one_are_refused() {
+fn streams_after_the_last_one_are_rejected() {
     let upstream = echo();
     let site = Site::to(&upstream, "limits: {requests_per_connection: 1}");
     let raw = Raw::connect(&site);
     let end = raw.request(&head(&[]));
     assert_eq!(status(&end), Some(200), "{end:?}");
-    // Those that were on their way are still answered.
+    // Streams in transit are still answered.
     let mut ends = Vec::new();
     while raw.is_open() {
         ends.push(raw.request(&head(&[])));
@@ -194,15 +194,16 @@ fn streams_after_the_last_one_are_refused() {
 }
 
 #[test]
-fn under_many_handshakes_clients_must_show_where_they_are() {
+fn many_handshakes_require_address_validation() {
     let upstream = echo();
     let site = Site::start(Config::to(&upstream).top("workers: 1").listener("timeouts: {handshake: 60s}"));
-    // Datagrams go to the proxy, and none of its own back.
+    // Datagrams are relayed to the proxy, but not back.
     let (relay, onwards) = (UdpSocket::bind("127.0.0.1:0").expect("a socket"), UdpSocket::bind("127.0.0.1:0"));
     let onwards = onwards.expect("a socket");
     onwards.connect(site.proxy.address("main")).expect("an address");
     [&relay, &onwards].iter().for_each(|socket| socket.set_nonblocking(true).expect("a socket that does not block"));
-    // On a busy machine much of what they send is lost at the relay, and those who get no answer give up: more come then.
+    // On a busy machine the relay loses many of their datagrams, and clients without a response give up: more are
+    // started then.
     let relay_address = relay.local_addr().expect("an address");
     let (mut beginners, mut more) = (Vec::new(), Instant::now());
     let mut datagram = [0; 2048];
@@ -223,7 +224,7 @@ fn under_many_handshakes_clients_must_show_where_they_are() {
     assert_eq!(status(&end), Some(200), "{end:?}");
 }
 
-/// What looks like the beginning of a connection (RFC 9000 section 17.2.2), and is none.
+/// An Initial packet (RFC 9000 section 17.2.2) with invalid content.
 fn initial(n: u32) -> Vec<u8> {
     let id: Vec<u8> = n.to_be_bytes().repeat(2);
     let mut datagram = [&[0xc3, 0, 0, 0, 1, 8][..], &id, &[0, 0, 0x44, 0x9e]].concat();
@@ -232,7 +233,7 @@ fn initial(n: u32) -> Vec<u8> {
 }
 
 #[test]
-fn garbage_hurts_nobody() {
+fn garbage_affects_no_connection() {
     let upstream = echo();
     let site = Site::to(&upstream, "");
     let raw = Raw::connect(&site);
@@ -255,7 +256,7 @@ fn garbage_hurts_nobody() {
 }
 
 #[test]
-fn a_body_in_small_pieces_takes_no_memory() {
+fn a_body_in_small_pieces_uses_bounded_memory() {
     let upstream = Upstream::saying("");
     let site = Site::to(&upstream, "");
     let raw = Raw::connect(&site);
@@ -269,7 +270,7 @@ fn a_body_in_small_pieces_takes_no_memory() {
     assert_eq!(status(&raw.end(recv)), Some(200));
     assert_eq!(upstream.only_request().body.len(), 60 << 19);
     let more = site.proxy.peak_kib() - before;
-    // A window's worth of it waits in quinn while the upstream is slow, as it is on a busy machine; all of it would be
-    // 30 MiB, and several times that with what a piece takes beside its bytes.
+    // Up to a window of it is buffered in quinn while the upstream is slow, as on a busy machine; the whole body would
+    // be 30 MiB, and several times that with the overhead of each piece.
     assert!(more < 10 << 10, "{more} kB");
 }

@@ -1,4 +1,4 @@
-//! The same chain of four standard filters decides the same, whatever is spoken.
+//! The same chain of four standard filters decides the same way over every protocol.
 
 use super::{four_filters, needs};
 use crate::harness::{
@@ -7,16 +7,16 @@ use crate::harness::{
     pki::Authority,
 };
 
-/// Statuses of: what is routed, denied, made fail, not routed; and of three requests where two are allowed.
+/// The statuses of requests that are routed, denied, aborted, not routed; and of three requests with a limit of two.
 const DECISIONS: [u16; 7] = [200, 403, 503, 404, 200, 200, 429];
 
 fn proxy(upstream: &Upstream, listener: &str) -> Proxy {
     Proxy::start(four_filters(Config::new().listener(listener).cluster("web", &[upstream], "")))
 }
 
-/// What curl gets for them.
+/// The statuses that curl gets for them.
 fn decisions(proxy: &Proxy, scheme: &str, args: &[&str]) -> Vec<u16> {
-    let curl = crate::harness::peer::tool("curl").expect("it was there");
+    let curl = crate::harness::peer::tool("curl").expect("it exists");
     let base = format!("{scheme}://web.test:{}", proxy.address("main").port());
     let resolve = format!("web.test:{}:127.0.0.1", proxy.address("main").port());
     let get = |path: &str, more: &[&str]| {
@@ -39,7 +39,7 @@ fn decisions(proxy: &Proxy, scheme: &str, args: &[&str]) -> Vec<u16> {
 }
 
 #[test]
-fn over_http_1_and_2_with_and_without_tls() {
+fn decisions_are_equal_over_http1_and_http2_with_and_without_tls() {
     let _curl = needs!("curl");
     let authority = Authority::with(&["web.test"]);
     let (ca, tls) = (authority.path("ca.pem"), authority.tls(&["web.test"], ""));
@@ -53,13 +53,13 @@ fn over_http_1_and_2_with_and_without_tls() {
     for (scheme, listener, args) in cases {
         assert_eq!(decisions(&proxy(&upstream, listener), scheme, args), DECISIONS, "{args:?}");
     }
-    // Three of each seven reach it.
+    // Three of seven requests reach the upstream.
     assert_eq!(upstream.requests().len(), 4 * 3);
 }
 
-/// The same as statuses of gRPC.
+/// The same as gRPC statuses.
 #[test]
-fn over_grpc() {
+fn decisions_are_equal_over_grpc() {
     let python = needs!("python");
     let server = Peer::server(&python, "grpc_server", &[]);
     let config = Config::new().cluster("web", &[server.address], "protocol: h2");

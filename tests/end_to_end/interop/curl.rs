@@ -8,7 +8,7 @@ use super::{large, needs, upstream};
 use crate::harness::{Config, Proxy, Upstream, answer, peer::run, pki::Authority};
 
 #[test]
-fn large_bodies_pass_both_ways_whole() {
+fn large_bodies_pass_in_both_directions() {
     let curl = needs!("curl");
     let (upstream, authority, dir) = (upstream(), Authority::with(&["web.test"]), TempDir::new().expect("a folder"));
     let (file, got) = (dir.path().join("large"), dir.path().join("got"));
@@ -16,7 +16,7 @@ fn large_bodies_pass_both_ways_whole() {
     let sent = format!("@{}", file.display());
     let ca = authority.path("ca.pem");
     for options in ["", "protocol: h2"] {
-        // To itself, and from there to the upstream: HTTP/2 to the upstream as well.
+        // To the proxy itself, and from there to the upstream, so that HTTP/2 is also used to the upstream.
         let config = Config::to_with("@inner@", options)
             .listener(&authority.tls(&["web.test"], "mode: permissive"))
             .beside("inner", "cluster: last")
@@ -33,7 +33,7 @@ fn large_bodies_pass_both_ways_whole() {
             let out = got.to_str().expect("a path");
             let said = run(&curl, &[&common[..], &["-o", out, "-w", "%{http_version}", &url]].concat()).well();
             assert_eq!(said, if version == "--http1.1" { "1.1" } else { "2" });
-            assert!(fs::read(&got).expect("a file") == large(), "{scheme} {version}: the download is another one");
+            assert!(fs::read(&got).expect("a file") == large(), "{scheme} {version}: the download differs");
             let url = format!("{base}/upload");
             let said = run(&curl, &[&common[..], &["--data-binary", &sent, &url]].concat()).well();
             assert_eq!(said, large().len().to_string(), "{scheme} {version}");
@@ -51,7 +51,7 @@ fn an_upgrade_to_http2_is_ignored() {
     assert_eq!(said, "4 1.1");
 }
 
-/// Over TLS, as curl 7.88 cannot do it with prior knowledge (with no server).
+/// Over TLS, since curl 7.88 cannot do this with prior knowledge (with any server).
 #[test]
 fn many_requests_share_a_connection() {
     let curl = needs!("curl");
@@ -83,12 +83,12 @@ fn unix_sockets_on_both_sides() {
     }
 }
 
-/// As curl speaks to a proxy that it was told to use.
+/// With the proxy as curl's configured proxy.
 #[test]
 fn connect_opens_a_tunnel() {
     let curl = needs!("curl");
     let (upstream, authority) = (upstream(), Authority::with(&["web.test", "proxy.test"]));
-    // Behind the tunnel: a listener with TLS, so that it must be passed on byte by byte.
+    // Behind the tunnel is a TLS listener, so the bytes must pass unchanged.
     let config = Config::new()
         .listener("connect: true\ncluster: inner")
         .listener(&authority.tls(&["proxy.test"], "mode: permissive"))

@@ -1,4 +1,4 @@
-//! gRPC by Python's `grpcio`, which is the C++ library, on both sides.
+//! gRPC with Python's `grpcio`, which uses the C++ library, on both sides.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::harness::{
     wait_until,
 };
 
-/// What must work whatever is in between.
+/// The calls that must work over any path.
 const CASES: [&str; 9] = ["unary", "streams", "bidi", "metadata", "errors", "deadline", "large", "many", "keepalive"];
 
-/// Python for the client, and a server. None: Python is not here.
+/// Python for the client, and a server. `None` if Python is missing.
 fn server() -> Option<(PathBuf, Peer)> {
     let python = tool("python")?;
     let server = Peer::server(&python, "grpc_server", &[]);
@@ -44,7 +44,7 @@ fn a_cancellation_reaches_the_server() {
 }
 
 #[test]
-fn over_tls_on_both_sides() {
+fn calls_pass_over_tls_on_both_sides() {
     let python = needs!("python");
     let authority = Authority::with(&["web.test"]);
     let (ca, pair) = (authority.path("ca.pem"), [authority.path("web.test.pem"), authority.path("web.test.key")]);
@@ -59,21 +59,21 @@ fn over_tls_on_both_sides() {
 }
 
 #[test]
-fn through_four_filters() {
+fn calls_pass_through_four_filters() {
     let Some((python, server)) = server() else { return };
     let proxy = Proxy::start(four_filters(Config::new().cluster("web", &[server.address], "protocol: h2")));
     run(&python, &proxy, &CASES);
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unavailable() {
+fn a_missing_server_is_unavailable() {
     let python = needs!("python");
     let proxy = Proxy::start(Config::to_with(Upstream::refusing(), "protocol: h2"));
     run(&python, &proxy, &["unavailable"]);
 }
 
 #[test]
-fn a_status_can_be_tried_again() {
+fn a_status_can_be_retried() {
     let Some((python, server)) = server() else { return };
     let retry = "protocol: h2\nretry: {on: [grpc_unavailable], attempts: 2}";
     let proxy = Proxy::start(Config::to_with(server.address, retry));
@@ -82,7 +82,7 @@ fn a_status_can_be_tried_again() {
 }
 
 #[test]
-fn its_health_is_asked_for() {
+fn health_checks_use_the_grpc_protocol() {
     let python = needs!("python");
     let mut servers = [Peer::server(&python, "grpc_server", &[]), Peer::server(&python, "grpc_server", &[])];
     let check = "
@@ -97,22 +97,22 @@ fn its_health_is_asked_for() {
     let config = Config::new().listener("cluster: web").cluster("web", &addresses, check);
     let proxy = Proxy::start(config);
     let healthy = || proxy.metrics().sum("tollgate_cluster_endpoints_healthy", &[("cluster", "web")]);
-    wait_until("both to be well", || healthy() == 2.0);
+    wait_until("both to be healthy", || healthy() == 2.0);
     servers[0].tell("NOT_SERVING\n");
     servers[0].wait_for("health NOT_SERVING");
-    wait_until("one to be found unwell", || healthy() == 1.0);
+    wait_until("one to be found unhealthy", || healthy() == 1.0);
     let before = proxy.entries().len();
     run(&python, &proxy, &["unary", "unary", "unary"]);
     wait_until("nine lines", || proxy.entries().len() == before + 9);
     let other = servers[1].address.to_string();
     assert!(proxy.entries()[before..].iter().all(|entry| entry["endpoint"] == *other));
     servers[0].tell("SERVING\n");
-    wait_until("both to be well", || healthy() == 2.0);
+    wait_until("both to be healthy", || healthy() == 2.0);
 }
 
-/// Filters and the configuration change while streams are under way: all of them go on.
+/// Filters and the configuration change during streams; all of them continue.
 #[test]
-fn nothing_is_lost_when_filters_change() {
+fn streams_survive_filter_changes() {
     let Some((python, server)) = server() else { return };
     let config = |via: &str| {
         let config = Config::new().listener(&format!("via: '{via}'"));

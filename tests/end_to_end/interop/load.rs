@@ -1,14 +1,14 @@
-//! h2load: under load nothing fails, not even while things change.
+//! h2load: no request fails under load, not even during reloads.
 
 use super::{four_filters, needs};
 use crate::harness::{Config, Proxy, Upstream, answer, peer::run, pki::Authority, wait_until};
 
-/// The line that begins so.
+/// The line with this prefix.
 fn line<'s>(said: &'s str, begin: &str) -> &'s str {
     said.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{said}"))
 }
 
-/// Runs it; all requests must have succeeded.
+/// Runs h2load and asserts that all requests succeeded.
 fn h2load(tool: &std::path::Path, proxy: &Proxy, requests: usize, args: &[&str]) {
     let url = format!("https://{}/", proxy.address("main"));
     let requests = requests.to_string();
@@ -34,9 +34,9 @@ fn four_filters_and_tls_under_load() {
     assert_eq!(upstream.requests().len(), 6000);
 }
 
-/// The configuration, the filters' instances and the certificates change while requests are under way.
+/// The configuration, the filters' instances and the certificates change while requests are in flight.
 #[test]
-fn nothing_is_lost_when_filters_and_certificates_change() {
+fn requests_survive_changes_of_filters_and_certificates() {
     let h2load = needs!("h2load");
     let (upstream, authority) = (Upstream::replying(|_| answer(200, &[], "hello")), Authority::with(&["web.test"]));
     let mut proxy = Proxy::start(config(&upstream, &authority, ""));
@@ -44,7 +44,7 @@ fn nothing_is_lost_when_filters_and_certificates_change() {
     let before = proxy.version();
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
-            // Connections that live through all of it, and such as meet a certificate in the middle.
+            // Long-lived connections, and connections opened while a certificate changes.
             let long = run(&h2load, &["-D", "6", "-c", "4", "-m", "8", &url]).well();
             assert!(line(&long, "requests:").contains(" 0 failed, 0 errored, 0 timeout"), "{long}");
             assert!(line(&long, "status codes:").contains("0 3xx, 0 4xx, 0 5xx"), "{long}");
@@ -59,7 +59,7 @@ fn nothing_is_lost_when_filters_and_certificates_change() {
             authority.sign("web.test", n);
             let changed = config(&upstream, &authority, &format!("via: number-{n}"));
             proxy.put_config(changed);
-            wait_until("a change to be in force", || {
+            wait_until("a change to be applied", || {
                 let (status, _) = proxy.reload();
                 status == 200 && proxy.config().to_string().contains(&format!("number-{n}"))
             });
@@ -68,7 +68,7 @@ fn nothing_is_lost_when_filters_and_certificates_change() {
         short.join().expect("the load");
     });
     assert!(proxy.version() >= before + 6);
-    // When its time is over, h2load goes away from what is under way, which then has no status.
+    // At the end of its duration, h2load abandons in-flight requests, which then have no status.
     let failed = ["4xx", "5xx"].map(|class| proxy.metrics().sum("tollgate_requests_total", &[("class", class)]));
     assert_eq!(failed, [0.0; 2]);
 }

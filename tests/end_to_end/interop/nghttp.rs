@@ -1,4 +1,4 @@
-//! nghttp, which shows the frames that it gets.
+//! nghttp, which prints the frames that it receives.
 
 use super::{needs, upstream};
 use crate::harness::{
@@ -18,7 +18,7 @@ fn requests_share_a_connection_with_and_without_priorities() {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let args = [&["-nv", "--no-push", "-w", "24", "-W", "24"], more, &urls].concat();
         let said = run(&nghttp, &args);
-        // An older nghttp does not know the last option.
+        // Older versions of nghttp do not have the last option.
         if said.err.contains("unrecognized option") {
             continue;
         }
@@ -36,7 +36,7 @@ fn trailers_pass() {
     let (nghttp, nghttpd) = needs!("nghttp", "nghttpd");
     let data = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(data.path(), "body").expect("a file can be written");
-    // Not by HTTP/1.1, where a body whose length is said has no trailers.
+    // Not over HTTP/1.1, where a body with a length cannot have trailers.
     let args = ["-v", "--no-tls", "-a", "127.0.0.1", "--echo-upload", "--trailer", "x-down: 1", "{port}"];
     let server = Peer::serve(&nghttpd, &args);
     let proxy = Proxy::start(Config::to_with(server.address, "protocol: h2"));

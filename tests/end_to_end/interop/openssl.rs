@@ -1,4 +1,4 @@
-//! openssl's client: versions, names, certificates of clients, sessions.
+//! openssl's client: versions, names, client certificates, session resumption.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::harness::{
     pki::Authority,
 };
 
-/// What runs against a proxy whose certificates are of an authority.
+/// openssl, and an authority for the certificates of the proxy.
 struct Client {
     openssl: PathBuf,
     authority: Authority,
@@ -17,7 +17,7 @@ struct Client {
 }
 
 impl Client {
-    /// An authority that has signed for these names. None: openssl is not here.
+    /// An authority with certificates for these names. `None` if openssl is missing.
     fn new(names: &[&str]) -> Option<Client> {
         Some(Client { openssl: tool("openssl")?, authority: Authority::with(names), upstream: upstream() })
     }
@@ -27,13 +27,13 @@ impl Client {
         Proxy::start(Config::to(&self.upstream).listener(&self.authority.tls(names, options)))
     }
 
-    /// Only connects.
+    /// Completes a handshake only.
     fn shake_hands(&self, proxy: &Proxy, args: &[&str]) -> Said {
         let address = proxy.address("main").to_string();
         run_with(&self.openssl, &[&["s_client", "-connect", &address][..], args].concat(), b"")
     }
 
-    /// Verifies the certificate as well, and sends a request.
+    /// Also verifies the certificate, and sends a request.
     fn connect(&self, proxy: &Proxy, args: &[&str]) -> Said {
         let (address, ca) = (proxy.address("main").to_string(), self.authority.path("ca.pem"));
         let common = ["s_client", "-connect", &address, "-CAfile", &ca, "-verify_return_error", "-ign_eof"];
@@ -47,7 +47,7 @@ fn served(said: &Said) -> bool {
 }
 
 #[test]
-fn the_protocol_is_agreed_on() {
+fn the_protocol_is_negotiated() {
     let Some(client) = Client::new(&["web.test"]) else { return };
     let proxy = client.proxy(&["web.test"], "");
     let alpn = |list: &str| client.shake_hands(&proxy, &["-alpn", list]).out;
@@ -55,14 +55,14 @@ fn the_protocol_is_agreed_on() {
         let said = alpn(list);
         assert!(said.contains(&format!("ALPN protocol: {chosen}")), "{list}: {said}");
     }
-    // Nothing in common ends the handshake (RFC 7301 section 3.2); without ALPN it is HTTP/1.1.
+    // Without a common protocol the handshake fails (RFC 7301 section 3.2); without ALPN HTTP/1.1 is used.
     assert!(!alpn("other").contains("ALPN protocol"));
     proxy.refused_one("handshake");
     assert!(served(&client.connect(&proxy, &["-servername", "web.test"])));
 }
 
 #[test]
-fn the_certificate_goes_by_the_name() {
+fn the_certificate_is_chosen_by_sni() {
     let names = ["first.test", "web.test", "*.wild.test", "exact.wild.test"];
     let Some(client) = Client::new(&names) else { return };
     let proxy = client.proxy(&names, "");
@@ -84,21 +84,21 @@ fn the_certificate_goes_by_the_name() {
 }
 
 #[test]
-fn versions_are_those_that_are_allowed() {
+fn only_allowed_tls_versions_are_accepted() {
     let Some(client) = Client::new(&["web.test"]) else { return };
     let both = client.proxy(&["web.test"], "");
     for (option, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
         let said = client.connect(&both, &[option]);
         assert!(served(&said) && said.out.contains(name), "{said:?}");
     }
-    // Old versions need openssl's consent as well.
+    // openssl must be told to allow old versions, too.
     let old = client.connect(&both, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     assert!(!served(&old), "{old:?}");
     both.refused_one("handshake");
     let new = client.proxy(&["web.test"], "min_version: '1.3'");
     assert!(!served(&client.connect(&new, &["-tls1_2"])));
     assert!(served(&client.connect(&new, &["-tls1_3"])));
-    // All of them fit the certificate; of the first it is known that it is taken.
+    // All of them match the certificate; the first one is known to be chosen.
     for (suite, chosen) in [
         ("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"),
         ("ECDHE-ECDSA-AES128-SHA", "(NONE)"),
@@ -126,7 +126,7 @@ fn sessions_are_resumed() {
 }
 
 #[test]
-fn clients_show_their_certificates() {
+fn client_certificates_are_verified() {
     let Some(client) = Client::new(&["web.test", "client.test", "revoked.test"]) else { return };
     let (authority, stranger) = (&client.authority, Authority::with(&["client.test"]));
     std::fs::write(authority.dir().join("list.crl"), authority.crl(3)).expect("a file can be written");

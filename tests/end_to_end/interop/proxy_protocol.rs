@@ -1,4 +1,4 @@
-//! HAProxy and nginx in front, which tell by the PROXY protocol who the client is.
+//! HAProxy and nginx in front, which report the client's address by the PROXY protocol.
 
 use tempfile::TempDir;
 
@@ -13,7 +13,7 @@ fn proxy(upstream: &Upstream) -> Proxy {
     Proxy::start(Config::to(upstream).listener("proxy_protocol: {trusted: [127.0.0.0/8]}"))
 }
 
-/// Who is behind it has another address than it has itself.
+/// Sends a request from an address that differs from the intermediary's.
 fn asks_from_elsewhere(address: std::net::SocketAddr) -> String {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     let from: std::net::SocketAddr = "127.0.0.9:0".parse().unwrap();
@@ -25,7 +25,7 @@ fn asks_from_elsewhere(address: std::net::SocketAddr) -> String {
 }
 
 #[test]
-fn haproxy_sends_both_versions() {
+fn haproxy_sends_both_versions_of_the_header() {
     let haproxy = needs!("haproxy");
     let upstream = upstream();
     for option in ["send-proxy", "send-proxy-v2", "send-proxy-v2 check inter 100ms"] {
@@ -43,11 +43,11 @@ fn haproxy_sends_both_versions() {
         assert_eq!(asks_from_elsewhere(front.address), "127.0.0.9", "{option}");
         let entry = proxy.entry(|entry| entry["status"] == 200);
         assert_eq!(entry["client"].as_str().map(|c| c.starts_with("127.0.0.9")), Some(true), "{entry}");
-        // HTTP/2 behind it as well.
+        // Also with HTTP/2 behind it.
         let mut client = H2::connect(front.address);
         assert_eq!(client.get("/").text(), "127.0.0.1", "{option}");
     }
-    // Without it, nobody who must send it is let in.
+    // Without the header, connections that must have it are rejected.
     let proxy = proxy(&upstream);
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -56,7 +56,7 @@ fn haproxy_sends_both_versions() {
 }
 
 #[test]
-fn nginx_sends_it_from_its_stream_module() {
+fn nginx_sends_the_header_from_its_stream_module() {
     let program = needs!("nginx");
     let upstream = upstream();
     let (proxy, dir) = (proxy(&upstream), TempDir::new().expect("a folder"));
@@ -68,14 +68,14 @@ fn nginx_sends_it_from_its_stream_module() {
     assert_eq!(asks_from_elsewhere(front.address), "127.0.0.9");
 }
 
-/// The other way round: the proxy tells nginx.
+/// The reverse: the proxy sends the header to nginx.
 #[test]
-fn nginx_reads_what_the_proxy_sends() {
+fn nginx_reads_the_proxys_header() {
     let program = needs!("nginx");
     for version in ["v1", "v2"] {
         let dir = TempDir::new().expect("a folder");
         let server = "listen {address} proxy_protocol; location / { return 200 $proxy_protocol_addr; }";
-        // It is not asked before: a connection without the header is an error to it.
+        // nginx must not be probed before: a connection without the header is an error to it.
         let back = servers::nginx(&program, dir.path(), "", server);
         let proxy = Proxy::start(Config::to_with(back.address, &format!("proxy_protocol: {version}")));
         assert_eq!(asks_from_elsewhere(proxy.address("main")), "127.0.0.9", "{version}");

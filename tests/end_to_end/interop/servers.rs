@@ -23,7 +23,7 @@ fn config(server: &Peer, options: &str) -> Config {
     Config::to_with(server.address, options).top("workers: 1")
 }
 
-/// Small and large responses, many at once, on one connection.
+/// Small and large responses, concurrently, on one connection.
 fn serves(proxy: &Proxy, version: &str) {
     let via = |m: &Message| m.field("via").unwrap_or_default().to_owned();
     let response = proxy.get("/index.html");
@@ -36,7 +36,7 @@ fn serves(proxy: &Proxy, version: &str) {
     for stream in streams {
         assert_eq!(client.response(stream).text(), "hello");
     }
-    assert!(client.response(whole).body == large(), "another body");
+    assert!(client.response(whole).body == large(), "the body differs");
     let head = client.exchange("HEAD", "/large", &[], b"");
     assert_eq!(head.field("content-length"), Some(large().len().to_string().as_str()));
     if version == "2" {
@@ -66,7 +66,7 @@ fn nghttpd_with_tls_and_trailers() {
         serves(&proxy, "2");
         assert_eq!(proxy.h2().get("/index.html").trailer("x-down"), Some("1"));
     }
-    // It is for another name, or by nobody known: nothing is sent.
+    // A certificate for another name, or of an unknown issuer: no request is sent.
     let wrong =
         ["tls: {sni: other.test, ca: [CA]}".replace("CA", &authority.path("ca.pem")), "tls: {sni: web.test}".into()];
     for tls in wrong {
@@ -76,9 +76,9 @@ fn nghttpd_with_tls_and_trailers() {
     }
 }
 
-/// It is asked for its body back.
+/// It sends a request's body back.
 #[test]
-fn nghttpd_gives_uploads_back() {
+fn nghttpd_echoes_uploads() {
     let (nghttpd, curl) = needs!("nghttpd", "curl");
     let documents = documents();
     let root = documents.path().to_str().expect("a path");
@@ -91,11 +91,12 @@ fn nghttpd_gives_uploads_back() {
     for version in ["--http1.1", "--http2-prior-knowledge"] {
         let out = got.to_str().expect("a path");
         run(&curl, &["-sS", version, "--data-binary", &sent, "-o", out, &url]).well();
-        assert!(fs::read(&got).expect("a file") == large(), "{version}: another body");
+        assert!(fs::read(&got).expect("a file") == large(), "{version}: the body differs");
     }
 }
 
-/// nginx with this at the beginning of its configuration and that at the end, where `{address}` is where it listens.
+/// nginx with these lines at the beginning and the end of its configuration, where `{address}` stands for its listening
+/// address.
 fn nginx_with(nginx: &Path, dir: &Path, begin: &str, sections: &str) -> Peer {
     let (address, root) = (reserve(), dir.to_str().expect("a path"));
     let sections = sections.replace("{address}", &address.to_string());
@@ -118,7 +119,7 @@ pub(super) fn nginx(nginx: &Path, dir: &Path, http: &str, server: &str) -> Peer 
     nginx_with(nginx, dir, "", &sections)
 }
 
-/// nginx with a `stream` block; none if it has no such module.
+/// nginx with a `stream` block; `None` if it lacks the module.
 pub(super) fn nginx_stream(nginx: &Path, dir: &Path, stream: &str) -> Option<Peer> {
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     let built_in = run(nginx, &["-V"]).err.contains("--with-stream ");
@@ -154,9 +155,9 @@ fn nginx_in_all_versions() {
     }
 }
 
-/// nginx ends a connection after some requests by GOAWAY: no request is lost by it.
+/// nginx ends a connection after a number of requests by GOAWAY: no request is lost.
 #[test]
-fn nginx_closes_connections_and_nothing_is_lost() {
+fn nginx_closes_connections_without_losing_requests() {
     let (program, documents) = (needs!("nginx"), documents());
     let server = nginx(&program, documents.path(), "keepalive_requests 50;", "listen {address} http2;");
     let proxy = Proxy::start(config(&server, "protocol: h2"));
@@ -164,7 +165,7 @@ fn nginx_closes_connections_and_nothing_is_lost() {
     for _ in 0..40 {
         let streams = [(); 20].map(|()| client.request("PUT", "/index.html", &[], false));
         streams.iter().for_each(|stream| client.data(*stream, b"body", true));
-        // A file cannot be put, but nginx has said so.
+        // nginx does not allow PUT for a file, but its response shows that the request arrived.
         streams.into_iter().for_each(|stream| assert_eq!(client.response(stream).status(), 405));
     }
     assert!(proxy.metrics().sum("tollgate_cluster_connects_total", &[("cluster", "web")]) > 5.0);

@@ -1,4 +1,4 @@
-//! WebSockets, by the Python library `websockets`, and over HTTP/2 by `h2`.
+//! WebSockets, with the Python library `websockets`, and over HTTP/2 with `h2`.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ use crate::harness::{
 
 const CASES: [&str; 5] = ["echo", "handshake", "pings", "closes", "breaks"];
 
-/// Python for the client, a server, and a proxy in front of it with these options of its listener. None: Python is not
-/// here.
+/// Python for the client, a server, and a proxy in front of it with these options of its listener. `None` if Python is
+/// missing.
 fn start(listener: &str) -> Option<(PathBuf, Peer, Proxy)> {
     let python = tool("python")?;
     let server = Peer::server(&python, "websocket_server", &[]);
@@ -24,7 +24,7 @@ fn url(proxy: &Proxy, scheme: &str) -> String {
 }
 
 #[test]
-fn over_http_1() {
+fn websockets_over_http1() {
     let Some((python, _server, proxy)) = start("") else { return };
     script(&python, "websocket_client", &[&[&*url(&proxy, "ws")], &CASES[..]].concat()).well();
     assert_eq!(proxy.entry_for("/chat?room=1")["cluster"], "web");
@@ -34,7 +34,7 @@ fn over_http_1() {
 }
 
 #[test]
-fn over_tls() {
+fn websockets_over_tls() {
     let authority = Authority::with(&["web.test"]);
     let Some((python, _server, proxy)) = start(&authority.tls(&["web.test"], "")) else { return };
     let (url, ca) = (url(&proxy, "wss"), authority.path("ca.pem"));
@@ -44,14 +44,14 @@ fn over_tls() {
 
 /// RFC 8441 on the client's side, HTTP/1.1 on the upstream's.
 #[test]
-fn over_http_2() {
+fn websockets_over_http2() {
     let Some((python, _server, proxy)) = start("") else { return };
     script(&python, "websocket_over_h2", &[&proxy.address("main").to_string()]).well();
 }
 
 /// RFC 8441 between two proxies, and with the client.
 #[test]
-fn over_http_2_to_the_upstream() {
+fn websockets_over_http2_to_the_upstream() {
     let Some((python, _server, inner)) = start("") else { return };
     let outer = Proxy::start(Config::to_with(inner.address("main"), "protocol: h2"));
     script(&python, "websocket_client", &[&[&*url(&outer, "ws")], &CASES[..]].concat()).well();
@@ -60,23 +60,23 @@ fn over_http_2_to_the_upstream() {
 }
 
 #[test]
-fn an_idle_one_is_ended() {
+fn an_idle_websocket_is_closed() {
     let Some((python, _server, proxy)) = start("timeouts: {idle: 1s}") else { return };
     script(&python, "websocket_client", &[&url(&proxy, "ws"), "idle"]).well();
     assert_eq!(proxy.entry(|e| e["status"] == 101)["flags"], "SI");
 }
 
 #[test]
-fn filters_decide_about_it() {
+fn filters_can_reject_a_websocket() {
     let Some((python, server, _)) = start("") else { return };
     let deny = "config: {policies: [{name: no-chat, action: deny, rules: [{to: [{operation: {paths: [/chat]}}]}]}]}";
     let proxy = Proxy::start(Config::to(server.address).filter("access", "builtin:authz", deny));
     script(&python, "websocket_client", &[&url(&proxy, "ws"), "refused"]).well();
 }
 
-/// Ending, the proxy waits for it as for any request.
+/// On shutdown, the proxy waits for it as for any request.
 #[test]
-fn it_goes_on_while_the_proxy_drains() {
+fn a_websocket_continues_while_the_proxy_drains() {
     let Some((python, _server, mut proxy)) = start("") else { return };
     let mut client = Peer::script(&python, "websocket_client", &[&url(&proxy, "ws"), "stays"]);
     client.wait_for("begun");

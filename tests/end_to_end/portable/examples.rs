@@ -18,7 +18,7 @@ fn hello_marks_responses() {
 }
 
 #[test]
-fn api_key_asks_a_service_and_remembers_the_answer() {
+fn api_key_asks_a_service_and_caches_the_answer() {
     let envoy = needs!("envoy");
     let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-user").unwrap_or("nobody")));
     let auth = Upstream::replying(|request| match (request.target(), request.field("x-api-key")) {
@@ -39,7 +39,7 @@ fn api_key_asks_a_service_and_remembers_the_answer() {
             assert_eq!((response.status(), response.text()), (200, "ann"));
         }
         asked.set(asked.get() + 1);
-        assert_eq!(auth.requests().len(), asked.get(), "the others were remembered, by all workers");
+        assert_eq!(auth.requests().len(), asked.get(), "the other answers were cached, for all workers");
         let none = host.get("/", &[]);
         assert_eq!((none.status(), none.text()), (401, "an API key is needed\n"));
         let unknown = host.get("/", &[("x-api-key", "x")]);
@@ -52,7 +52,7 @@ fn api_key_asks_a_service_and_remembers_the_answer() {
 }
 
 #[test]
-fn api_key_lets_nobody_in_without_its_service() {
+fn api_key_denies_all_without_its_service() {
     let envoy = needs!("envoy");
     let upstream = Upstream::saying("hi");
     let site = || {
@@ -67,7 +67,7 @@ fn api_key_lets_nobody_in_without_its_service() {
 }
 
 #[test]
-fn lookup_gets_answers_by_callbacks() {
+fn lookup_gets_responses_by_callbacks() {
     let envoy = needs!("envoy");
     let upstream = Upstream::replying(|request| answer(200, &[], request.field("x-team").unwrap_or("none")));
     let teams = Upstream::replying(|request| match request.target() {
@@ -92,7 +92,7 @@ fn lookup_gets_answers_by_callbacks() {
 }
 
 #[test]
-fn body_transform_changes_bodies_however_they_come() {
+fn body_transform_changes_bodies_in_any_framing() {
     let envoy = needs!("envoy");
     let upstream = Upstream::scripted(|mut connection| {
         while let Some(request) = connection.request() {
@@ -132,12 +132,16 @@ fn body_transform_changes_bodies_however_they_come() {
         assert_eq!(host.get("/large", &[]).text(), "color ".repeat(9000));
         assert_eq!(host.get("/gzip", &[]).status(), 502);
         let image = host.get("/image", &[]);
-        assert_eq!((image.text(), image.field("content-length")), ("colour", Some("6")), "nobody wants to change it");
+        assert_eq!(
+            (image.text(), image.field("content-length")),
+            ("colour", Some("6")),
+            "the filter does not change it"
+        );
         assert_eq!(host.get("/none", &[]).status(), 204);
     });
 }
 
-/// A server that says of `up` that it is serving, of `down` that it is not, and of others that it does not know them.
+/// A health service that reports `up` as serving, `down` as not serving, and others as unknown.
 fn health() -> Upstream {
     Upstream::replying_by_h2(|h2, stream, request| {
         let watched = request.field(":path") == Some("/grpc.health.v1.Health/Watch");
@@ -170,7 +174,7 @@ fn grpc_health_asks_a_grpc_service_by_calls_and_streams() {
                     let response = host.get("/", &[]);
                     assert_eq!((response.status(), response.text()), (status, text), "{service}, watch: {watch}");
                 }
-                // A gRPC client is told in its own terms.
+                // A gRPC client gets a gRPC status.
                 let fields = [("content-type", "application/grpc"), ("te", "trailers")];
                 let response = host.request("POST", "/", &fields, b"");
                 let told = (response.status(), response.field("grpc-status"));

@@ -11,7 +11,7 @@ use super::{Running, Site};
 use crate::harness::{Upstream, answer, peer::needs, wait_until, wasm};
 
 #[test]
-fn authz_decides_by_all_of_a_request() {
+fn authz_matches_all_parts_of_a_request() {
     let envoy = needs!("envoy");
     let upstream = Upstream::saying("ok");
     let config = json!({"policies": [
@@ -31,7 +31,7 @@ fn authz_decides_by_all_of_a_request() {
         let twice = [("x-role", "boss"), ("x-role", "clerk")];
         let asked: [(&str, &[(&str, &str)]); 4] =
             [("/", &[]), ("/admin/x", &[]), ("/admin/x", &[("x-role", "boss")]), ("/admin/x", &twice)];
-        // The last one: what the upstream would see is not only the first of the fields.
+        // The last one: the upstream would see all of the fields, not only the first one.
         assert_eq!(host.statuses(&asked), [200, 403, 200, 403]);
         let denied = host.request("DELETE", "/", &[], b"");
         assert_eq!((denied.status(), denied.text()), (403, "access denied"));
@@ -56,7 +56,7 @@ fn fault_delays_and_aborts() {
         assert_eq!(host.get("/", &[]).status(), 200);
         let aborted = host.get("/broken", &[]);
         assert_eq!((aborted.status(), aborted.text()), (418, "fault filter abort"));
-        // Several at a time, the longest first: each has its own timer.
+        // Several concurrently, the longest first: each has its own timer.
         let times = [400, 100, 250, 30];
         let start = Instant::now();
         let mut clients: Vec<_> = times.iter().map(|_| host.client()).collect();
@@ -65,7 +65,7 @@ fn fault_delays_and_aborts() {
         }
         for (client, ms) in clients.iter_mut().zip(times) {
             assert_eq!(client.read().status(), 200);
-            // A lower bound: it holds on a busy machine too.
+            // A lower bound, which holds on a busy machine, too.
             assert!(start.elapsed() >= Duration::from_millis(ms), "{ms} ms");
         }
         let both = [("x-envoy-fault-delay-request", "20"), ("x-envoy-fault-abort-request", "429")];
@@ -73,9 +73,9 @@ fn fault_delays_and_aborts() {
     });
 }
 
-/// The bound holds over all workers, and a place is free again when its stream has ended.
+/// The limit applies across workers, and a slot is free again when its stream has ended.
 #[test]
-fn faults_are_bounded() {
+fn concurrent_faults_are_limited() {
     let envoy = needs!("envoy");
     let upstream = Upstream::saying("ok");
     let config = json!({"max_active": 1, "headers": {"delay": {"max": "1h"}, "abort": {}}});
@@ -84,18 +84,18 @@ fn faults_are_bounded() {
         let abort = || host.get("/", &[("x-envoy-fault-abort-request", "418")]).status();
         let mut held = host.client();
         held.send_request("GET", "/held", &[("x-envoy-fault-delay-request", "3600000")], b"");
-        // Who asks for the place takes it for a moment: this one is to have it first.
+        // A probing request takes the slot for a moment, so this request must get it first.
         thread::sleep(Duration::from_millis(300));
-        wait_until("the place to be taken", || abort() == 200);
+        wait_until("the slot to be taken", || abort() == 200);
         assert_eq!([abort(), abort(), abort()], [200; 3]);
         drop(held);
-        wait_until("the place to be free", || abort() == 418);
+        wait_until("the slot to be free", || abort() == 418);
     });
     assert!(upstream.requests().iter().all(|request| request.target() != "/held"));
 }
 
 #[test]
-fn ratelimit_counts_over_all_workers() {
+fn ratelimit_counts_across_workers() {
     let envoy = needs!("envoy");
     let upstream = Upstream::saying("ok");
     let config = json!({"limits": [
@@ -118,9 +118,9 @@ fn ratelimit_counts_over_all_workers() {
     });
 }
 
-/// In Envoy, the router's choice is a header that Envoy's own router goes by.
+/// In Envoy, the router's choice is a header on which Envoy's own router is configured.
 #[test]
-fn router_sends_requests_where_they_belong() {
+fn router_selects_the_right_cluster() {
     let envoy = needs!("envoy");
     let echo = |name: &'static str| {
         Upstream::replying(move |request| {
@@ -174,7 +174,7 @@ fn router_sends_requests_where_they_belong() {
 
 /// All four, as in `examples/quickstart.yaml`.
 #[test]
-fn the_standard_filters_make_a_chain() {
+fn the_standard_filters_work_as_a_chain() {
     let envoy = needs!("envoy");
     let upstream = Upstream::saying("ok");
     let site = Site::routed()

@@ -1,4 +1,4 @@
-//! What is around the bytes: TLS on either side or passed through, the PROXY protocol, HTTP on the same port.
+//! TCP listeners with TLS (terminated, originated or passed through), the PROXY protocol, and HTTP on the same port.
 
 use std::{fs, io::Write, sync::Arc, thread};
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// What a client that asks for a name sends first.
+/// The first bytes of a client that requests this server name.
 fn client_hello(name: &str) -> Vec<u8> {
     let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
     let mut client =
@@ -25,7 +25,7 @@ fn client_hello(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn tls_is_passed_through_by_the_name_that_it_asks_for() {
+fn tls_is_passed_through_by_sni() {
     let upstreams = [echo(), echo(), echo()];
     let names = "tcp: {sni: [{names: [one.example], cluster: a}, {names: ['*.example'], cluster: b}]}";
     let proxy = Proxy::start(to_three(&upstreams, names).listener("cluster: c"));
@@ -42,7 +42,7 @@ fn tls_is_passed_through_by_the_name_that_it_asks_for() {
         let entry = proxy.entry(|entry| entry["authority"] == name);
         assert_eq!((&entry["cluster"], &entry["request_bytes"]), (&cluster.into(), &hello.len().into()));
     }
-    // What is no TLS asks for nothing.
+    // Bytes other than TLS have no server name.
     echoes(&mut connect(&proxy), "hello");
     assert_eq!(upstreams.map(|u| u.connections()), [1, 2, 2]);
 }
@@ -53,7 +53,7 @@ fn auto(web: &Upstream, raw: &Upstream) -> Config {
 }
 
 #[test]
-fn one_port_takes_requests_and_everything_else() {
+fn one_port_accepts_http_and_other_protocols() {
     let (web, raw) = (Upstream::saying("a page"), echo());
     let proxy = Proxy::start(auto(&web, &raw));
     assert_eq!(proxy.get("/").text(), "a page");
@@ -64,9 +64,9 @@ fn one_port_takes_requests_and_everything_else() {
     assert_eq!(proxy.metrics().sum("tollgate_tcp_connections_total", &[]), 1.0);
 }
 
-/// What a server might take for a request must not get to one past the filters for requests.
+/// Bytes that a server might parse as a request must not bypass the filters for requests.
 #[test]
-fn what_some_server_would_read_as_a_request_is_one() {
+fn request_like_bytes_are_handled_as_http() {
     let (web, raw) = (Upstream::saying("a page"), echo());
     let deny = "config: {policies: [{name: p, action: deny, rules: [{to: [{operation: {paths: [/admin*]}}]}]}]}";
     let proxy = Proxy::start(auto(&web, &raw).filter("access", "builtin:authz", deny));
@@ -90,13 +90,13 @@ fn what_some_server_would_read_as_a_request_is_one() {
 }
 
 #[test]
-fn connections_that_would_go_past_filters_for_requests_are_no_configuration() {
+fn auto_protocol_with_request_filters_requires_explicit_tcp_clusters() {
     let upstream = Upstream::saying("");
     let authz = |config: Config| config.filter("access", "builtin:authz", "config: {policies: []}");
     let error = Proxy::try_start(authz(Config::to(&upstream).listener("protocol: auto")), &[]).err().expect("refused");
     assert!(error.contains("with `protocol: auto`, TCP connections go past it to cluster `web`"), "{error}");
     assert!(error.contains("name clusters for TCP connections under `tcp.clusters`"), "{error}");
-    // Nowhere to go, or a place of their own.
+    // Without a TCP destination, or with an explicit one.
     let nowhere = Config::new().listener("protocol: auto").cluster("web", &[&upstream], "");
     let own = Config::to(&upstream).listener("protocol: auto\ntcp: {clusters: [{cluster: web}]}");
     for config in [nowhere, own] {
@@ -105,7 +105,7 @@ fn connections_that_would_go_past_filters_for_requests_are_no_configuration() {
 }
 
 #[test]
-fn requests_that_would_go_past_filters_for_connections_are_no_configuration() {
+fn auto_protocol_with_only_tcp_filters_is_rejected() {
     let upstream = Upstream::saying("");
     let module =
         guest::filter(r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) (i32.const 0))"#);
@@ -123,7 +123,7 @@ fn requests_that_would_go_past_filters_for_connections_are_no_configuration() {
 }
 
 #[test]
-fn an_endpoint_is_told_of_the_client() {
+fn an_endpoint_gets_the_client_address() {
     let upstream = echo();
     let proxy = Proxy::start(Config::to_with(&upstream, "proxy_protocol: v1").listener("protocol: tcp"));
     let mut wire = connect(&proxy);
@@ -136,7 +136,7 @@ fn an_endpoint_is_told_of_the_client() {
 }
 
 #[test]
-fn tls_begins_and_ends_at_the_proxy() {
+fn tls_is_terminated_and_originated() {
     let (pair, upstream) = (SelfSigned::new(), echo());
     let config = Config::new()
         .listener("protocol: tcp\ncluster: inner")
@@ -153,7 +153,7 @@ fn tls_begins_and_ends_at_the_proxy() {
             assert_eq!(wire.read_exact(size).expect("an echo"), text.as_bytes());
         });
     }
-    // An end is passed on under TLS as well, and the other direction goes on.
+    // An end is forwarded under TLS as well, and the other direction stays open.
     wire.finish();
     assert_eq!(wire.read_to_end(), b"");
     let entry = logged(&proxy).expect((), "");
@@ -165,7 +165,7 @@ fn tls_begins_and_ends_at_the_proxy() {
     assert_eq!(inner["authority"], "web.test");
     assert_eq!((&entry["request_bytes"], &inner["request_bytes"]), (&350_005.into(), &350_005.into()));
 
-    // A client that does not speak TLS gets nowhere.
+    // A client that does not use TLS gets no connection.
     let mut plain = Client::connect(proxy.address("inner")).wire;
     let _ = plain.send("hello, is this TLS? it does not look like it at all");
     assert!(!plain.read_to_end().starts_with(b"hello"));

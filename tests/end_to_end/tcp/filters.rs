@@ -1,4 +1,4 @@
-//! Filters of TCP connections: what they see, hold, change and end, and what becomes of connections when they fail.
+//! TCP filters: how they observe, hold, change and end connections, and what happens to connections when they fail.
 
 use std::{
     sync::{
@@ -16,12 +16,12 @@ use crate::{
     harness::{DEADLINE, Proxy, Upstream, Wire, answer, in_time, wait_until},
 };
 
-/// A callback that answers with an action.
+/// The callback for new connections, which returns an action.
 fn new_connection(code: &str) -> String {
     format!(r#"(func (export "proxy_on_new_connection") (param $context i32) (result i32) {code})"#)
 }
 
-/// A callback for the data of a side.
+/// A callback for the data of one side.
 fn data(side: &str, code: &str) -> String {
     format!(
         r#"(func (export "proxy_on_{side}_data") (param $context i32) (param $size i32) (param $end i32) (result i32)
@@ -29,7 +29,7 @@ fn data(side: &str, code: &str) -> String {
     )
 }
 
-/// A callback that puts a word in the place of so many bytes at the beginning of each piece of a side's data.
+/// A callback that replaces the first bytes of each piece of a side's data with a word.
 fn put(side: &str, count: u8, word: &str) -> String {
     let code = format!(
         r#"(if (local.get $size) (then
@@ -43,14 +43,14 @@ fn start(upstream: &Upstream, code: &str, options: &str) -> Proxy {
     Proxy::start_with(to(upstream).filter("f", "f.wasm", options), &[("f.wasm", &guest::filter(code))])
 }
 
-/// Lets a paused downstream side go on.
+/// Resumes a paused downstream side.
 const RESUME: &str = "(drop (call $resume %downstream))";
 
 /// Closes the connection.
 const CLOSE: &str = "(drop (call $close %downstream)) %pause";
 
 #[test]
-fn a_filter_that_looks_at_everything_changes_nothing() {
+fn a_filter_that_only_observes_changes_nothing() {
     let look =
         "(drop (call $get_buffer %downstream_data (i32.const 0) (local.get $size) (i32.const 16) (i32.const 20)))
         (i32.const 0)";
@@ -82,7 +82,7 @@ fn a_filter_changes_both_directions() {
 }
 
 #[test]
-fn two_filters_see_each_others_work_in_order() {
+fn two_filters_see_each_others_changes_in_order() {
     let mark = |mark| guest::filter(&[put("downstream", 0, mark), put("upstream", 0, mark)].concat());
     let upstream = echo();
     let config = to(&upstream).filter("one", "one.wasm", "").filter("two", "two.wasm", "");
@@ -93,7 +93,7 @@ fn two_filters_see_each_others_work_in_order() {
 }
 
 #[test]
-fn a_refused_connection_reaches_no_upstream() {
+fn a_rejected_connection_reaches_no_upstream() {
     let upstream = echo();
     let proxy = start(&upstream, &new_connection(CLOSE), "");
     assert!(connect(&proxy).is_closed());
@@ -102,7 +102,7 @@ fn a_refused_connection_reaches_no_upstream() {
 }
 
 #[test]
-fn a_filter_says_goodbye() {
+fn a_filter_sends_bytes_before_closing() {
     let goodbye = format!(r#"(drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) %"go away")) {CLOSE}"#);
     let upstream = echo();
     for code in [new_connection(&goodbye), data("downstream", &goodbye)] {
@@ -113,9 +113,9 @@ fn a_filter_says_goodbye() {
     }
 }
 
-/// Closed while it talks, the connection would be reset, and what it has not read yet be lost.
+/// If the proxy closed the connection while the client is sending, it would be reset, and unread bytes would be lost.
 #[test]
-fn who_reads_slowly_and_goes_on_talking_gets_the_goodbye_whole() {
+fn a_slow_client_that_keeps_sending_gets_all_bytes_before_the_close() {
     const LENGTH: usize = 900_000;
     let goodbye = format!(
         "(drop (call $set_buffer %upstream_data (i32.const 0) (i32.const 0) (i32.const 0) (i32.const {LENGTH}))) {CLOSE}"
@@ -141,11 +141,11 @@ fn a_connection_waits_for_a_timer() {
     ];
     let upstream = echo();
     let proxy = start(&upstream, &code.concat(), "");
-    echoes(&mut connect(&proxy), "what is sent meanwhile waits too");
+    echoes(&mut connect(&proxy), "bytes sent meanwhile wait, too");
 }
 
 #[test]
-fn a_connection_waits_for_an_answer() {
+fn a_connection_waits_for_a_calls_response() {
     let question = guest::pairs(&[(":method", "GET"), (":path", "/may"), (":authority", "auth")]);
     let nothing = "(i32.const 0) (i32.const 0)";
     let code = [
@@ -173,7 +173,7 @@ fn a_connection_waits_for_an_answer() {
 }
 
 #[test]
-fn held_data_comes_again_with_what_follows() {
+fn held_data_is_delivered_again_with_later_data() {
     for side in ["downstream", "upstream"] {
         let hold = "(i32.lt_u (local.get $size) (select (i32.const 0) (i32.const 5) (local.get $end)))";
         let upstream = echo();
@@ -181,7 +181,7 @@ fn held_data_comes_again_with_what_follows() {
         let mut wire = connect(&proxy);
         for (part, so_far) in [("ab", 2.0), ("c", 3.0), ("de", 5.0)] {
             wire.send(part).expect("the proxy reads");
-            // So that they come one after the other.
+            // So that they arrive one after the other.
             proxy.wait_for_metric("tollgate_tcp_bytes_total", &[("direction", "received")], so_far);
         }
         assert_eq!(wire.read_exact(5).expect("all of it"), b"abcde", "{side}");
@@ -189,7 +189,7 @@ fn held_data_comes_again_with_what_follows() {
 }
 
 #[test]
-fn a_sender_waits_for_a_filter_that_holds_enough() {
+fn a_filter_that_holds_data_causes_backpressure() {
     let upstream = echo();
     let filter = guest::filter(&data("downstream", "%pause"));
     in_time(|ms| {
@@ -199,7 +199,7 @@ fn a_sender_waits_for_a_filter_that_holds_enough() {
         let mut wire = connect(&proxy);
         let piece = vec![1; 1 << 20];
         let sent = (0..64).take_while(|_| wire.send(&piece).is_ok()).count();
-        assert!(sent < 64, "it took everything");
+        assert!(sent < 64, "it accepted everything");
         let entry = logged(&proxy);
         let taken = entry["request_bytes"].as_u64().expect("a number");
         assert!(taken <= 256 << 10, "{taken}");
@@ -208,11 +208,11 @@ fn a_sender_waits_for_a_filter_that_holds_enough() {
 }
 
 #[test]
-fn a_filter_is_told_of_each_end_once() {
+fn a_filter_is_notified_of_each_end_once() {
     let say = |export: &str, params: &str, word: &str| {
         format!(r#"(func (export "{export}") (param {params}) (drop (call $log %info %"{word}")))"#)
     };
-    // Who has closed it stands in the text, as a digit.
+    // The text contains the closing side, as a digit.
     let says_who = |export: &str, word: &str| {
         format!(
             r#"(func (export "{export}") (param i32 i32)
@@ -238,7 +238,7 @@ fn a_filter_is_told_of_each_end_once() {
         let output = proxy.output();
         let lines = output.lines().filter(|line| line.contains("tollgate::filter: ") && line.contains("filter=\"f\""));
         let words = lines.filter_map(|line| line.split("tollgate::filter: ").nth(1)?.split(" filter=").next());
-        // The root context comes first, once for each instance.
+        // The root context comes first, once per instance.
         let words: Vec<_> = words.map(str::to_owned).collect();
         let begin = words.iter().rposition(|word| word == "create").unwrap_or_default();
         words[begin..].to_vec()
@@ -253,7 +253,7 @@ fn a_filter_is_told_of_each_end_once() {
 }
 
 #[test]
-fn old_connections_keep_their_filter_and_new_ones_get_the_new_one() {
+fn existing_connections_keep_their_filter_after_a_reload() {
     let version = |version| guest::filter(&put("downstream", 0, version));
     let upstream = echo();
     let proxy = Proxy::start_with(to(&upstream).filter("f", "f.wasm", ""), &[("f.wasm", &version("1"))]);
@@ -268,14 +268,14 @@ fn old_connections_keep_their_filter_and_new_ones_get_the_new_one() {
     old.iter_mut().for_each(|wire| assert_eq!(say(wire), "1x"));
     assert_eq!(say(&mut connect(&proxy)), "2x");
     drop(old);
-    // With its last connection, the old instance goes.
+    // The old instance is dropped with its last connection.
     wait_until("the old instances to go", || {
         proxy.metrics().sum("tollgate_filter_instances", &[("filter", "f")]) <= 2.0
     });
 }
 
 #[test]
-fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
+fn a_failing_filter_ends_the_connection_or_is_bypassed() {
     let trap = "(unreachable)";
     let failing = [
         ("connection", new_connection(trap)),
@@ -300,7 +300,7 @@ fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
         let harmless = matches!(name, "close" | "done");
         for policy in ["deny", "bypass"] {
             let proxy = start(&upstream, &code, &format!("on_failure: {policy}"));
-            // The second one meets another instance, or none.
+            // The second connection uses another instance, or none.
             for _ in 0..2 {
                 let mut wire = connect(&proxy);
                 let _ = wire.send("hello");
@@ -313,7 +313,7 @@ fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
                     ended(&proxy, "FF", "filter_failed");
                 }
             }
-            // The client may see the end before the filter is told of it.
+            // The client may see the end before the filter is notified.
             let traps = || proxy.metrics().sum("tollgate_filter_traps_total", &[("filter", "f")]);
             wait_until(&format!("a trap of {name} to be counted"), || traps() >= 1.0);
         }
@@ -321,8 +321,8 @@ fn a_failure_ends_the_connection_or_the_filter_steps_aside() {
 }
 
 #[test]
-fn a_failure_reaches_the_connections_that_the_instance_holds() {
-    // The one that says `!` fails; others are held.
+fn a_failure_affects_all_connections_of_the_instance() {
+    // The connection that sends `!` fails; others are held.
     let code = data(
         "downstream",
         r#"(drop (call $get_buffer %downstream_data (i32.const 0) (i32.const 1) (i32.const 16) (i32.const 20)))
@@ -354,7 +354,7 @@ fn a_failure_reaches_the_connections_that_the_instance_holds() {
 }
 
 #[test]
-fn a_filter_adds_bytes_when_it_likes() {
+fn a_filter_can_inject_bytes_at_any_time() {
     let code = [
         new_connection("(drop (call $timer (i64.const 20000) (i64.const 0))) %continue"),
         r#"(func (export "tollgate_on_timer") (param i32 i64)
@@ -364,20 +364,20 @@ fn a_filter_adds_bytes_when_it_likes() {
     ];
     let (tell, told) = mpsc::channel();
     let upstream = Upstream::scripted(move |mut connection| {
-        tell.send(connection.wire.read_exact(5).expect("some words")).expect("somebody listens");
+        tell.send(connection.wire.read_exact(5).expect("some words")).expect("a listener");
         connection.wait_for_end();
     });
     let proxy = start(&upstream, &code.concat(), "");
     let mut wire = connect(&proxy);
     assert_eq!(wire.read_exact(14).expect("a question"), b"are you there?");
     assert_eq!(told.recv_timeout(DEADLINE).expect("words"), b"he is");
-    // What is moved by the kernel comes after that as before.
+    // Bytes moved by the kernel arrive after that as before.
     wire.send("still").expect("the proxy reads");
     proxy.wait_for_metric("tollgate_upstream_tcp_bytes_total", &[("direction", "sent")], 10.0);
 }
 
 #[test]
-fn a_filter_that_runs_too_long_is_stopped() {
+fn a_filter_that_overruns_its_call_time_is_stopped() {
     let upstream = echo();
     let code = data("downstream", "(loop $for_ever (br $for_ever)) %continue");
     let proxy = start(&upstream, &code, "limits: {call_time: 20ms}");
@@ -385,5 +385,5 @@ fn a_filter_that_runs_too_long_is_stopped() {
     wire.send("x").expect("the proxy reads");
     assert!(wire.is_closed());
     assert_eq!(proxy.metrics().sum("tollgate_filter_traps_total", &[("reason", "timeout")]), 1.0);
-    assert!(proxy.is_ready(), "others have not noticed");
+    assert!(proxy.is_ready(), "other connections are not affected");
 }

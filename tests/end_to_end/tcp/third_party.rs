@@ -1,4 +1,4 @@
-//! The example filters of TCP connections as they are shipped.
+//! The shipped example filters for TCP connections.
 
 use super::{connect, echo, echoes, logged, to};
 use crate::harness::{Config, Proxy, Upstream, answer, wait_until, wasm};
@@ -10,7 +10,7 @@ fn start(config: Config, options: &str) -> Proxy {
 }
 
 #[test]
-fn a_filter_of_the_standard_asks_holds_and_changes() {
+fn a_standard_filter_calls_holds_and_changes() {
     let upstream = Upstream::scripted(|mut connection| {
         let line = connection.wire.read_exact(11).expect("the beginning");
         connection.send(format!("i got {}", String::from_utf8_lossy(&line)));
@@ -34,13 +34,13 @@ fn a_filter_of_the_standard_asks_holds_and_changes() {
 }
 
 #[test]
-fn a_service_that_says_no_or_nothing_keeps_clients_out() {
+fn a_denying_or_silent_service_rejects_clients() {
     let (upstream, service) = (echo(), Upstream::replying(|_| answer(403, &[], "")));
     for ask in ["service", "nobody"] {
         let config = to(&upstream).cluster("service", &[&service], "").cluster("nobody", &[Upstream::refusing()], "");
         let proxy = start(config, &format!("ask: {ask}"));
         let mut wire = connect(&proxy);
-        // What it sends early does not get it in.
+        // Bytes sent early do not help the client.
         let _ = wire.send("let me in");
         assert!(wire.is_closed());
         logged(&proxy).expect((), "LR").because("closed_by_filter");
@@ -49,7 +49,7 @@ fn a_service_that_says_no_or_nothing_keeps_clients_out() {
 }
 
 #[test]
-fn a_filter_of_the_standard_chooses_the_cluster() {
+fn a_standard_filter_chooses_the_cluster() {
     let (listeners, chosen) = (echo(), echo());
     let proxy = start(to(&listeners).cluster("chosen", &[&chosen], ""), "cluster: chosen");
     let mut wire = connect(&proxy);
@@ -62,7 +62,7 @@ fn a_filter_of_the_standard_chooses_the_cluster() {
 }
 
 #[test]
-fn a_token_opens_the_way() {
+fn a_token_admits_the_connection() {
     let upstream = echo();
     let options = "config: {tokens: {ann: open-sesame}, per_minute: 2}";
     let config = to(&upstream).filter("token", "token.wasm", options);
@@ -84,7 +84,7 @@ fn a_token_opens_the_way() {
     wait_until("its line", || proxy.entries().iter().any(|entry| entry["flags"] == "UAEX,LR"));
     assert_eq!(upstream.connections(), 1);
 
-    // Two connections a minute, over all workers.
+    // Two connections a minute, across workers.
     let mut wire = connect(&proxy);
     wire.send("TOKEN open-sesame\n").expect("the proxy reads");
     echoes(&mut wire, "second");

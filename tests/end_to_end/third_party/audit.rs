@@ -1,4 +1,4 @@
-//! The audit trail.
+//! The audit trail filter.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,10 +12,10 @@ fn start(upstream: &Upstream, collector: &Upstream) -> Proxy {
 }
 
 #[test]
-fn each_request_of_each_worker_is_told_once() {
+fn each_request_of_each_worker_is_reported_once() {
     let upstream = Upstream::replying(|request| answer(if request.target() == "/2" { 404 } else { 200 }, &[], ""));
     let asked = AtomicUsize::new(0);
-    // The first batch is not taken.
+    // The first batch is rejected.
     let collector = Upstream::replying(move |_| {
         let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
         answer(if first { 503 } else { 202 }, &[], "")
@@ -30,7 +30,7 @@ fn each_request_of_each_worker_is_told_once() {
     });
     let batches = collector.requests();
     assert_eq!((batches[0].method(), batches[0].target()), ("POST", "/lines"));
-    assert!(batches[1].body.starts_with(&batches[0].body), "what was not taken is sent again, first");
+    assert!(batches[1].body.starts_with(&batches[0].body), "the rejected batch is sent again, first");
     let mut numbers: Vec<u64> = lines.lines().map(|l| l.split(' ').next().unwrap().parse().unwrap()).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=20).collect::<Vec<_>>(), "{lines}");

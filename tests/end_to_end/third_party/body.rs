@@ -1,4 +1,4 @@
-//! The filter of bodies.
+//! The body filter.
 
 use crate::harness::{Config, Proxy, Upstream, answer, wasm};
 
@@ -8,7 +8,7 @@ fn start(upstream: &Upstream, options: &str) -> Proxy {
 }
 
 #[test]
-fn json_is_checked_before_it_goes_on() {
+fn json_is_validated_before_it_is_forwarded() {
     let upstream = Upstream::saying("taken");
     let proxy = start(&upstream, "config: {required: [name]}");
     let post = |kind: &str, body: &str| proxy.request("POST", "/", &[("content-type", kind)], body.as_bytes());
@@ -31,7 +31,7 @@ fn json_is_checked_before_it_goes_on() {
 }
 
 #[test]
-fn words_are_replaced_wherever_the_network_cuts_them() {
+fn words_are_replaced_across_chunk_boundaries() {
     let upstream = Upstream::scripted(|mut connection| {
         while let Some(request) = connection.request() {
             let kind = &request.target()[1..];
@@ -51,7 +51,7 @@ fn words_are_replaced_wherever_the_network_cuts_them() {
 }
 
 #[test]
-fn a_length_that_was_promised_is_not_kept() {
+fn a_changed_body_drops_its_content_length() {
     let upstream = Upstream::replying(|_| answer(200, &["content-type: text/html"], "a db b"));
     let proxy = start(&upstream, "config: {replace: {db: database}}");
     let mut client = proxy.client();

@@ -1,4 +1,4 @@
-//! The A/B test.
+//! The A/B testing filter.
 
 use crate::harness::{Config, Proxy, Upstream, wasm};
 
@@ -28,14 +28,14 @@ fn a_visitor_keeps_a_variant() {
             assert_eq!(upstream.requests().pop().expect("a request").target(), format!("/{known}/"));
         }
         let response = proxy.request("GET", "/", &[("cookie", "seen=c")], b"");
-        assert!(response.field("set-cookie").is_some(), "there is no such variant");
+        assert!(response.field("set-cookie").is_some(), "an unknown variant");
         assert_eq!(proxy.metrics().sum("wasmcustom_variants_visitors", &[]), 2.0);
         assert_eq!(proxy.filter("variants")["traps"], 0);
     }
 }
 
 #[test]
-fn what_has_moved_is_redirected() {
+fn moved_paths_are_redirected() {
     let upstream = Upstream::saying("hello");
     let proxy = start(&upstream, 50);
     let response = proxy.get("/old/a?b=c");
