@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn it_gives_what_it_holds_and_then_what_it_gains() {
+    fn bucket_gives_its_capacity_and_then_its_rate() {
         let f = figures(3, 2, 1000);
         let (mut tat, now) = (0, 1_000_000 * TICKS_PER_MS);
         for left in [2, 1, 0] {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_it_can_hold_is_never_there() {
+    fn more_than_the_capacity_is_never_available() {
         let f = figures(3, 1, 1000);
         assert!(!f.take(0, 5, 4).0);
         assert!(!f.take(0, 5, i32::MAX).0);

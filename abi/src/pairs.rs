@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_map_survives_the_way_there_and_back() {
+    fn map_survives_encoding_and_decoding() {
         let map: &[(&[u8], &[u8])] = &[(b":path", b"/"), (b"empty", b""), (b"bin", b"\0\xff")];
         let mut bytes = Vec::new();
         encode(map.iter().copied(), &mut bytes);
@@ -95,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_an_empty_map_is_one() {
+    fn every_form_of_an_empty_map_is_accepted() {
         for bytes in [&b""[..], b"\0", b"\0\0\0\0"] {
             assert_eq!(decode(bytes), Ok(Vec::new()));
         }
     }
 
     #[test]
-    fn bounds_are_what_is_just_let_through() {
+    fn maximum_sizes_are_accepted() {
         let with_value = |len: usize| {
             let (value, mut bytes) = (std::vec![b'v'; len], Vec::new());
             encode([(&b"n"[..], &value[..])], &mut bytes);

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn each_path_has_one_spelling() {
+    fn paths_are_normalized() {
         for (path, expected) in [
             ("/", "/"),
             ("/a/b", "/a/b"),
@@ -436,14 +436,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_in_its_spelling_is_not_copied() {
+    fn normalized_path_is_not_copied() {
         for text in ["/", "/a/b.c;d/e", "/a./b..c/-_~!$&'()*+,=:@"] {
             assert!(matches!(path(text.as_bytes(), &PathRules::default()), Ok(Cow::Borrowed(_))), "{text}");
         }
     }
 
     #[test]
-    fn options_decide_about_slashes() {
+    fn slashes_are_handled_as_configured() {
         assert_eq!(with("//a", false, EscapedSlashes::Keep).unwrap(), "//a");
         assert_eq!(with("/a%2f..%2fb", true, EscapedSlashes::Decode).unwrap(), "/b");
         assert_eq!(with("/a%5c..%5Cb", true, EscapedSlashes::Decode).unwrap(), "/b");
@@ -453,7 +453,7 @@ mod tests {
 
     /// CVE-2026-73551, -73511 and -73553: what some servers read as a dot segment.
     #[test]
-    fn options_decide_about_parameters_but_never_about_hidden_segments() {
+    fn parameters_are_handled_as_configured_but_hidden_segments_always_rejected() {
         use Parameters::{Keep, Reject, Strip};
         for (parameters, text, expected) in [
             (Keep, "/a;x/b;y", Ok("/a;x/b;y")),
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_have_the_spelling_of_what_they_match() {
+    fn patterns_are_normalized_like_paths() {
         use Extent::{Beginning, End, Whole};
         for (extent, text, expected) in [
             (Whole, "/caf%c3%a9", Ok("/caf%C3%A9")),
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn each_host_has_one_spelling() {
+    fn hosts_are_normalized() {
         for (text, expected) in [
             ("example.com", Some("example.com")),
             ("example.com:8443", Some("example.com:8443")),
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_has_no_small_letters() {
+    fn lower_case_methods_are_rejected() {
         assert!(is_method(b"DELETE") && is_method(b"M-SEARCH") && is_method(b"X_1"));
         assert!(!is_method(b"delete") && !is_method(b"Get"));
     }

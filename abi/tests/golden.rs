@@ -58,7 +58,7 @@ fn render() -> String {
 }
 
 #[test]
-fn the_contract_is_the_golden_one() {
+fn contract_matches_the_golden_file() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden.txt");
     let now = render();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

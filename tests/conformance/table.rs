@@ -101,7 +101,7 @@ const STATUSES: &[(&str, &str)] = &[
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("proc_exit", "the instance fails", "proc_exit_ends_the_instance_and_nothing_else"),
     ("config_error", "Ok; 64 of them", "a_configuration_error_is_told_with_its_place"),
-    ("route_define", "InternalFailure after 2^20", "there_is_an_end_to_ids"),
+    ("route_define", "InternalFailure after 2^20", "ids_are_limited"),
     ("every function", "called in every callback", "every_function_in_every_callback"),
     (
         "every function",

@@ -1,4 +1,4 @@
-//! Compiles the configuration to policies that are ready for requests, and reports all errors at once.
+//! Compiles the configuration to policies that are ready for requests, and reports all errors together.
 
 use std::collections::HashSet;
 

@@ -23,7 +23,7 @@ fn denies(rule: &Value, request: impl Fn(RequestBuilder<'_, Authz>) -> RequestBu
 }
 
 #[test]
-fn deny_comes_first_and_allow_shuts_out_the_rest() {
+fn deny_comes_first_and_allow_excludes_the_rest() {
     let get = json!({"to": [{"operation": {"methods": ["GET"]}}]});
     let admin = json!({"to": [{"operation": {"paths": ["/admin*"]}}]});
     let table = [
@@ -52,7 +52,7 @@ fn deny_comes_first_and_allow_shuts_out_the_rest() {
 }
 
 #[test]
-fn a_denied_client_does_not_learn_why() {
+fn denied_client_does_not_learn_the_reason() {
     let host = host(json!([{"name": "secret", "action": "deny", "rules": [{}]}]));
     let outcome = host.request("GET", "/").send();
     assert_eq!(outcome.status(), Some(403));
@@ -62,7 +62,7 @@ fn a_denied_client_does_not_learn_why() {
 }
 
 #[test]
-fn items_are_alternatives_and_fields_are_not() {
+fn list_items_are_alternatives_and_fields_are_all_required() {
     let rule = json!({
         "from": [{"source": {"ip_blocks": ["10.0.0.0/8"]}}, {"source": {"ip_blocks": ["192.0.2.1"], "principals": ["me"]}}],
         "to": [{"operation": {"methods": ["GET"], "paths": ["/x", "/a/b"]}}, {"operation": {"hosts": ["other.org"]}}],
@@ -79,7 +79,7 @@ fn items_are_alternatives_and_fields_are_not() {
 }
 
 #[test]
-fn lists_of_what_must_not_be() {
+fn negated_lists() {
     let table = [
         (json!({"from": [{"source": {"not_ip_blocks": ["10.0.0.0/8"]}}]}), "10.0.0.1", false),
         (json!({"from": [{"source": {"not_ip_blocks": ["10.0.0.0/8"]}}]}), "11.0.0.1", true),
@@ -107,7 +107,7 @@ fn lists_of_what_must_not_be() {
 }
 
 #[test]
-fn the_peer_and_the_client_are_two() {
+fn peer_and_client_addresses_are_distinct() {
     let peer = json!({"from": [{"source": {"ip_blocks": ["2001:db8::/32"]}}]});
     let remote = json!({"from": [{"source": {"remote_ip_blocks": ["203.0.113.0/24"], "not_remote_ip_blocks": ["203.0.113.9"]}}]});
     let key = json!({"when": [{"key": "remote.ip", "values": ["203.0.113.0/24"], "not_values": ["203.0.113.9"]}]});
@@ -120,7 +120,7 @@ fn the_peer_and_the_client_are_two() {
 }
 
 #[test]
-fn paths_come_without_their_query() {
+fn paths_are_compared_without_the_query() {
     for (path, expected) in [("/a/b", true), ("/a*", true), ("*/b", true), ("*", true), ("*/c", false), ("/a", false)] {
         let rule = json!({"to": [{"operation": {"paths": [path]}}]});
         assert_eq!(allows(&rule, |r| r), expected, "{path}");

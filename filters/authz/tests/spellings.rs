@@ -169,7 +169,7 @@ fn another_cookie_does_not_bypass_a_policy() {
 
 /// Servers tolerate more than the grammar of cookies, and treat all of these alike.
 #[test]
-fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
+fn no_other_spelling_of_a_cookie_bypasses_a_policy() {
     let spellings = [
         "role=admin",
         "role = admin",
@@ -201,7 +201,7 @@ fn no_other_spelling_of_a_cookie_gets_past_a_policy() {
 
 /// The same with random encodings: readers decode a cookie's value, and some take `+` for a space.
 #[test]
-fn no_encoding_of_a_cookie_gets_past_a_policy() {
+fn no_encoding_of_a_cookie_bypasses_a_policy() {
     let mut random = Random(0xc00c1e);
     let encoded = |value: &str, random: &mut Random| -> String {
         let encode = |byte: u8| match byte {
@@ -229,7 +229,7 @@ fn no_encoding_of_a_cookie_gets_past_a_policy() {
 
 /// Where a match grants access, no encoding is decoded.
 #[test]
-fn no_encoding_of_a_cookie_is_admitted_for_it() {
+fn encoded_cookie_does_not_grant_access() {
     for (action, values) in [("allow", "values"), ("deny", "not_values")] {
         let mut condition = json!({"key": "request.headers[cookie]"});
         condition[values] = json!(["role=admin"]);
@@ -241,7 +241,7 @@ fn no_encoding_of_a_cookie_is_admitted_for_it() {
 }
 
 #[test]
-fn the_usual_port_of_a_scheme_goes_without_saying() {
+fn default_port_of_the_scheme_is_implied() {
     for (scheme, pattern, denied) in [
         ("http", "example.com:80", true),
         ("http", "example.com:443", false),

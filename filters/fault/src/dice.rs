@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_come_out_as_configured() {
+    fn shares_match_the_configuration() {
         let _host = host();
         for (percent, throws, at_least, at_most) in [
             (0.0, 10_000, 0, 0),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn exponential_lengths_have_their_mean_and_their_bound() {
+    fn exponential_lengths_have_their_mean_and_maximum() {
         let _host = host();
         let length = Length::Exponential { mean: 10 * MS, max: 50 * MS };
         let samples: Vec<_> = (0..20_000).map(|_| length.sample()).collect();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_length_is_fixed() {
+    fn fixed_length_is_constant() {
         assert_eq!(Length::Fixed(MS).sample(), MS, "and needs no randomness, so no host");
     }
 }

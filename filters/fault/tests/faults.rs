@@ -15,7 +15,7 @@ fn ms(n: u64) -> Option<Duration> {
 }
 
 #[test]
-fn nothing_happens_by_itself() {
+fn empty_configuration_injects_nothing() {
     let host = host(json!({}));
     let outcome = host.request("GET", "/").header("x-envoy-fault-abort-request", "503").send();
     assert!(outcome.continued());
@@ -23,7 +23,7 @@ fn nothing_happens_by_itself() {
 }
 
 #[test]
-fn an_abort_is_a_response() {
+fn abort_sends_a_response() {
     let host = host(json!({"abort": {"status": 503, "percent": 100}}));
     let outcome = host.request("GET", "/").send();
     assert_eq!(outcome.status(), Some(503));
@@ -34,7 +34,7 @@ fn an_abort_is_a_response() {
 }
 
 #[test]
-fn a_delayed_request_goes_on() {
+fn delayed_request_continues() {
     let host = host(json!({"delay": {"fixed": "100ms", "percent": 100}}));
     let outcome = host.request("GET", "/").send();
     assert!(!outcome.continued() && outcome.reply().is_none());
@@ -45,7 +45,7 @@ fn a_delayed_request_goes_on() {
 }
 
 #[test]
-fn an_abort_comes_after_the_delay() {
+fn abort_follows_the_delay() {
     let host = host(json!({"delay": {"fixed": "1.5s", "percent": 100}, "abort": {"status": 429, "percent": 100}}));
     let outcome = host.request("GET", "/").send();
     assert_eq!((outcome.waits(), outcome.status()), (ms(1500), None));
@@ -56,7 +56,7 @@ fn an_abort_comes_after_the_delay() {
 }
 
 #[test]
-fn delay_and_abort_have_their_own_dice() {
+fn delay_and_abort_are_independent() {
     let host = host(json!({"delay": {"fixed": "1ms", "percent": 30}, "abort": {"status": 500, "percent": 20}}));
     let mut counts = [[0u32; 2]; 2];
     for _ in 0..20_000 {
@@ -73,7 +73,7 @@ fn delay_and_abort_have_their_own_dice() {
 }
 
 #[test]
-fn delays_of_random_length_stay_within_their_bounds() {
+fn random_delays_stay_within_their_limits() {
     for (delay, least, most) in [
         (json!({"uniform": {"min": "10ms", "max": "20ms"}, "percent": 100}), 10, 20),
         (json!({"exponential": {"mean": "10ms", "max": "40ms"}, "percent": 100}), 0, 40),
@@ -122,7 +122,7 @@ const ABORT: &str = "x-envoy-fault-abort-request";
 const ABORT_PERCENT: &str = "x-envoy-fault-abort-request-percentage";
 
 #[test]
-fn requests_may_ask_if_they_are_let() {
+fn headers_request_faults_only_if_allowed() {
     let both = json!({"headers": {"delay": {"max": "2s", "percent": 100}, "abort": {"percent": 100}}});
     let only_delay = json!({"headers": {"delay": {}}});
     type Case<'a> = (&'a Value, &'a [(&'a str, &'a str)], Option<Duration>, Option<u16>);
@@ -155,7 +155,7 @@ fn requests_may_ask_if_they_are_let() {
 }
 
 #[test]
-fn what_a_request_asks_for_takes_the_rules_place_for_its_kind() {
+fn requested_fault_replaces_the_rules_fault_of_its_kind() {
     let host = host(json!({
         "headers": true,
         "delay": {"fixed": "1s", "percent": 100},
@@ -168,7 +168,7 @@ fn what_a_request_asks_for_takes_the_rules_place_for_its_kind() {
 }
 
 #[test]
-fn a_request_cannot_ask_for_more_than_is_configured() {
+fn requested_fault_is_limited_by_the_configuration() {
     for (asked, share) in [(Some("100"), 0.25), (Some("200"), 0.25), (Some("x"), 0.25), (Some("10"), 0.1), (None, 0.25)]
     {
         let host = host(json!({"headers": {"abort": {"percent": 25}}}));
@@ -183,7 +183,7 @@ fn a_request_cannot_ask_for_more_than_is_configured() {
 }
 
 #[test]
-fn no_more_faults_at_once_than_the_bound() {
+fn concurrent_faults_are_limited() {
     let host = host(json!({"max_active": 2, "delay": {"fixed": "1s", "percent": 100}}));
     let first = host.request("GET", "/").send();
     let second = host.request("GET", "/").send();
@@ -200,7 +200,7 @@ fn no_more_faults_at_once_than_the_bound() {
 }
 
 #[test]
-fn an_aborted_request_counts_until_it_ends() {
+fn aborted_request_counts_until_it_ends() {
     let host = host(json!({
         "max_active": 1,
         "delay": {"fixed": "1s", "percent": 100},

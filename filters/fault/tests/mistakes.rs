@@ -1,4 +1,4 @@
-//! Mistakes in the configuration: all at once, each with its place and what would be right.
+//! Configuration errors: all reported together, each with its path and a correction.
 
 use fault::Fault;
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ fn of_meaning() {
     assert_eq!(found.split("; ").collect::<Vec<_>>(), expected);
 }
 
-/// Each value of a configuration, blanked in turn: none of them may be taken for one that was left out.
+/// Blanks each value of a configuration in turn: a blank must not be treated like an omitted value.
 #[test]
 fn blanks() {
     let config = json!({

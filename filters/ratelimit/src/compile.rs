@@ -1,4 +1,4 @@
-//! Compiles the configuration to limits that are ready for requests, and reports all errors at once.
+//! Compiles the configuration to limits that are ready for requests, and reports all errors together.
 
 use std::collections::HashSet;
 

@@ -16,7 +16,7 @@ fn passes(request: impl Fn() -> bool) -> usize {
 }
 
 #[test]
-fn a_bucket_gives_its_burst_and_then_what_it_gains() {
+fn bucket_gives_its_burst_and_then_its_rate() {
     let host = host(json!([{"name": "all", "requests": 2, "per": "1s", "burst": 5}]));
     let pass = || host.request("GET", "/").send().continued();
     assert_eq!(passes(pass), 5);
@@ -30,7 +30,7 @@ fn a_bucket_gives_its_burst_and_then_what_it_gains() {
 }
 
 #[test]
-fn the_burst_is_as_many_as_the_requests() {
+fn burst_defaults_to_requests() {
     let host = host(json!([{"name": "all", "requests": 3, "per": "1m"}]));
     assert_eq!(passes(|| host.request("GET", "/").send().continued()), 3);
 }
@@ -112,7 +112,7 @@ fn keys_of_headers_cookies_and_paths() {
 }
 
 #[test]
-fn requests_without_a_part_of_the_key() {
+fn requests_that_lack_a_part_of_the_key() {
     for (mode, expected) in [(json!("skip"), 10), (json!("shared"), 2)] {
         for part in [json!({"header": "x-user"}), json!({"cookie": "id"})] {
             let limit = json!({"name": "a", "requests": 2, "per": "1m", "key": [part], "on_missing_key": mode});
@@ -126,7 +126,7 @@ fn requests_without_a_part_of_the_key() {
 }
 
 #[test]
-fn limits_are_for_what_they_match() {
+fn limits_apply_to_matching_requests() {
     let host = host(json!([
         {"name": "api", "requests": 1, "per": "1m", "match": {"path": {"prefix": "/api"}, "methods": ["POST"]}},
         {"name": "bots", "requests": 2, "per": "1m", "match": {"headers": [{"name": "user-agent", "prefix": "bot"}]}},
@@ -138,7 +138,7 @@ fn limits_are_for_what_they_match() {
 }
 
 #[test]
-fn one_refusal_costs_the_others_nothing() {
+fn denied_request_returns_the_other_tokens() {
     let host = host(json!([
         {"name": "wide", "requests": 5, "per": "1h"},
         {"name": "user", "requests": 1, "per": "1h", "key": [{"header": "x-user"}]},
@@ -159,7 +159,7 @@ fn one_refusal_costs_the_others_nothing() {
 }
 
 #[test]
-fn what_is_tried_out_stops_nothing() {
+fn dry_run_limit_denies_nothing() {
     let strict = json!({"name": "strict", "requests": 1, "per": "1h", "dry_run": true});
     let wide = json!({"name": "wide", "requests": 3, "per": "1h"});
     let host = host(json!([strict, wide]));
@@ -178,7 +178,7 @@ fn what_is_tried_out_stops_nothing() {
 }
 
 #[test]
-fn everything_tried_out() {
+fn dry_run_for_all_limits() {
     let limits = json!([{"name": "a", "requests": 1, "per": "1h"}, {"name": "b", "requests": 2, "per": "1h"}]);
     let host = TestHost::<Ratelimit>::new(json!({"dry_run": true, "limits": limits})).unwrap();
     let logged: Vec<_> = (0..3)
@@ -194,7 +194,7 @@ fn everything_tried_out() {
 }
 
 #[test]
-fn clients_are_told() {
+fn limits_are_reported_to_clients() {
     let host = host(json!([
         {"name": "burst", "requests": 10, "per": "500ms", "burst": 40},
         {"name": "user", "requests": 2, "per": "1m", "key": [{"header": "x-user"}]},
@@ -218,7 +218,7 @@ fn clients_are_told() {
 }
 
 #[test]
-fn clients_need_not_be_told() {
+fn reporting_can_be_turned_off() {
     let limits = json!([{"name": "a", "requests": 1, "per": "1h"}]);
     let host = TestHost::<Ratelimit>::new(json!({"headers": "off", "limits": limits})).unwrap();
     assert_eq!(host.request("GET", "/").send().reply_header("ratelimit"), None);
@@ -242,7 +242,7 @@ fn all_spellings_of_a_cookie_share_a_bucket() {
 
 /// A second field or cookie must not get its own bucket.
 #[test]
-fn a_second_value_buys_nothing() {
+fn second_value_gains_nothing() {
     let host = host(json!([
         {"name": "h", "requests": 1, "per": "1m", "key": [{"header": "X-Api-Key"}]},
         {"name": "c", "requests": 1, "per": "1m", "key": [{"cookie": "id"}]},

@@ -1,4 +1,4 @@
-//! Configuration errors: all reported at once, each with its path and a correction.
+//! Configuration errors: all reported together, each with its path and a correction.
 
 use ratelimit::Ratelimit;
 use serde_json::{Value, json};

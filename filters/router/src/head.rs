@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_taken_from_the_request_that_had_the_same_number() {
+    fn cached_values_are_not_reused_after_wraparound() {
         let values = vec![Cached { request: 0, span: None }, Cached { request: 1, span: None }];
         let (bytes, buffer) = (Vec::new(), Buffer::new());
         let mut cache = HeaderCache { names: Vec::new(), values, bytes, buffer, request: u32::MAX };

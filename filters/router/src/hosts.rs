@@ -1,7 +1,7 @@
 //! Looks up the virtual host of a request, in a time that does not depend on the number of virtual hosts.
 //!
 //! Domains without `*` are in one map. Domains with `*` are in another, keyed by the rest (empty for `*` itself), and a
-//! host is looked up there label by label, the longest part first. A domain's port is part of its key, so ports need no
+//! host is looked up there label by label, the longest part first. A domain's port is part of its key, so ports need no extra
 //! maps of their own.
 
 use rustc_hash::FxHashMap;
@@ -119,7 +119,7 @@ impl Hosts {
     }
 }
 
-/// Splits off the port, with its colon; empty if there is none. An IPv6 address is in brackets.
+/// Splits off the port, with its colon (or an empty port). An IPv6 address is in brackets.
 pub(crate) fn split_port(authority: &[u8]) -> (&[u8], &[u8]) {
     let colon = authority.iter().rposition(|b| *b == b':');
     match colon {

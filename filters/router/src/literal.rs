@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_segments_that_must_be_there_count() {
+    fn only_whole_mandatory_segments_count() {
         for (pattern, expected) in [
             (r"/users/\d+", Some("/users")),
             (r"^/a/(b/c)/d.*", Some("/a/b/c")),

@@ -1,5 +1,5 @@
 //! A path in the configuration, and the errors found there. Everything that reads the configuration receives a
-//! [`Place`], so that each error is reported with its path, and all of them at once.
+//! [`Place`], so that each error is reported with its path, and all errors together.
 
 use std::fmt::Display;
 

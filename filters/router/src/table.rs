@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_does_not_grow_with_the_number_of_routes() {
+    fn lookup_does_not_grow_with_the_number_of_routes() {
         let exact = |i| json!({"match": {"path": {"exact": format!("/a/{i}/b")}}, "cluster": "c"});
         let prefix = |i| json!({"match": {"path": {"prefix": format!("/a/{i}/b")}}, "cluster": "c"});
         let regex = |i| json!({"match": {"path": {"regex": format!("/a/{i}/(b|c)+")}}, "cluster": "c"});

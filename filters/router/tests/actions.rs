@@ -42,7 +42,7 @@ fn a_cluster() {
 }
 
 #[test]
-fn a_split_by_chance_and_a_sticky_one() {
+fn random_and_sticky_splits() {
     let clusters = json!([{"cluster": "a", "weight": 99}, {"cluster": "b"}, {"cluster": "c", "weight": 0}]);
     let by_chance = host(json!({"split": {"clusters": clusters}}));
     let outcome = by_chance.request("GET", "/").send();
@@ -137,14 +137,14 @@ fn paths_are_rewritten_by_patterns() {
 }
 
 #[test]
-fn a_path_that_servers_would_read_differently_is_not_made() {
+fn ambiguous_rewritten_path_is_rejected() {
     let host = host(json!({"cluster": "c", "regex_rewrite": {"pattern": "_", "substitution": ""}}));
     let outcome = host.request("GET", "/und/_._.;x/admin").send();
     assert_eq!(outcome.status(), Some(400));
 }
 
 #[test]
-fn options_are_handed_to_the_host() {
+fn options_are_passed_to_the_host() {
     let route = route(json!({
         "cluster": "c",
         "host_rewrite": "inner.example.com:8080",
@@ -226,7 +226,7 @@ fn redirects_rewrite_prefixes() {
 }
 
 #[test]
-fn a_redirect_of_the_asterisk_does_not_change_the_host() {
+fn redirect_of_asterisk_does_not_change_the_host() {
     let host = host(json!({"redirect": {"scheme": "https"}}));
     let outcome = host.request("OPTIONS", "*").host("a.com").send();
     assert_eq!(outcome.reply_header("location"), Some("https://a.com/*"));

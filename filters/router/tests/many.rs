@@ -61,7 +61,7 @@ fn naive(rules: &[Value], method: &str, path: &str, x: &str) -> Option<usize> {
 }
 
 #[test]
-fn ten_thousand_routes_give_what_a_scan_gives() {
+fn ten_thousand_routes_match_like_a_linear_scan() {
     let mut random = Random(42);
     let rules: Vec<_> = (0..10_000).map(|_| random.rule()).collect();
     let routes: Vec<_> = rules.iter().map(|r| json!({"match": r, "cluster": "c"})).collect();

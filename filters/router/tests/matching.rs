@@ -46,7 +46,7 @@ fn prefixes_are_whole_segments() {
 
 /// Paths that a server treats alike are routed and rewritten alike.
 #[test]
-fn characters_that_need_not_be_encoded_match_in_both_forms() {
+fn optional_encodings_match_in_both_forms() {
     for path in ["/a@b/c", "/a%40b/c", "/a%40b/c?x=%40"] {
         assert!(matches_path(json!({"prefix": "/a@b"}), path), "{path}");
     }
@@ -171,7 +171,7 @@ fn query_parameters() {
 }
 
 #[test]
-fn the_first_route_that_matches_is_taken_whatever_its_kind() {
+fn first_matching_route_wins_whatever_its_kind() {
     let kinds = [
         json!({"path": {"exact": "/a"}}),
         json!({"path": {"prefix": "/a"}}),
@@ -204,7 +204,7 @@ fn routes_of_one_path_are_tried_in_order() {
 }
 
 #[test]
-fn routes_alone_are_for_all_hosts_and_names_have_a_default() {
+fn routes_without_hosts_apply_to_all_and_names_have_defaults() {
     let host =
         TestHost::<Router>::new(json!({"routes": [{"match": {"method": "PUT"}, "cluster": "c"}, {"cluster": "c"}]}));
     let host = host.unwrap();
@@ -244,7 +244,7 @@ fn virtual_hosts_are_chosen_by_domain() {
 }
 
 #[test]
-fn the_usual_port_of_a_scheme_goes_without_saying() {
+fn default_port_of_the_scheme_is_implied() {
     let host = |domain: &str| {
         let virtual_hosts = json!([{"name": "v", "domains": [domain], "routes": [{"cluster": "c"}]}]);
         TestHost::<Router>::new(json!({"virtual_hosts": virtual_hosts})).unwrap()

@@ -225,7 +225,7 @@ fn options() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_errors_are_reported_together() {
     let found = mistakes(json!({"virtual_hosts": [{"name": "v", "domains": [], "routes": [
         {"match": {"path": {"regex": "("}, "method": "get"}, "cluster": "missing", "timeout": "x", "retry": {"attempts": 99}},
         {},

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_never_exceeded_and_everything_is_given_back() {
+    fn budget_is_never_exceeded_and_everything_is_returned() {
         let ledger = MemoryBudget::new(100, None);
         let first = ledger.charge(60).unwrap();
         assert_eq!(ledger.charge(41).unwrap_err(), BudgetExceeded);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_hold_their_charge_to_the_last_part_on_any_thread() {
+    fn bytes_hold_their_charge_until_the_last_part_is_dropped() {
         let ledger = MemoryBudget::new(100, None);
         let bytes = ledger.charge(5).unwrap().hold(b"hello".to_vec());
         let part = bytes.slice(1..3);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stream_owes_is_what_it_weighs_and_never_past_the_budget() {
+    fn deferred_charge_matches_the_size_and_respects_the_budget() {
         let ledger = MemoryBudget::new(10_000, None);
         let mut owed = DeferredCharge::default();
         assert!(owed.add(UNWEIGHED) && owed.add(0), "small growth is free");

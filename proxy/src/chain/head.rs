@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_a_filter_sets_has_no_blanks_around_it() {
+    fn values_set_by_filters_are_trimmed() {
         let mut head = request();
         for (set, expected) in [(" x y\t", "x y"), ("\t", ""), ("", ""), ("x", "x")] {
             head.set(&name("b"), set.as_bytes()).unwrap();
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn several_names_at_once_are_what_each_of_them_is() {
+    fn looking_up_several_names_equals_looking_up_each() {
         let long = "x-a-name-as-long-as-those-of-faults";
         let names =
             ["cookie", ":path", "none", "a", ":status", "host", "a", long, "x-another-that-is-not-there"].map(name);
@@ -629,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_can_break_out_of_its_place() {
+    fn invalid_values_are_rejected() {
         let mut head = request();
         for (header, bad) in [
             (":path", "/a b"),
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn replacing_a_map_keeps_it_whole_when_a_pair_is_bad() {
+    fn failed_replacement_leaves_the_map_unchanged() {
         let mut head = request();
         let bad = [(name(":path"), b"/new".as_slice()), (name("x"), b"\n".as_slice())];
         assert_eq!(head.replace(&bad), Err(BadHeader));

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_sent_once_in_order_and_only_so_many() {
+    fn interim_responses_are_sent_once_in_order_up_to_the_limit() {
         let interims = Interims::default();
         interims.begin(3, false);
         for status in [103, 102, 103, 104] {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_to_go_on_once_and_only_if_it_waits() {
+    fn continue_is_sent_once_and_only_to_a_waiting_client() {
         let interims = Interims::default();
         for (awaited, told) in [(true, &[100][..]), (false, &[])] {
             interims.begin(3, awaited);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_after_the_response_has_begun() {
+    fn no_interim_response_follows_the_response() {
         let interims = Interims::default();
         interims.begin(3, true);
         interims.end();

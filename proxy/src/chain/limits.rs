@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_never_more_places_than_the_bound() {
+    fn permits_never_exceed_the_limit() {
         let limit = Arc::new(ConcurrencyLimit::default());
         let most = AtomicU32::new(0);
         std::thread::scope(|s| {

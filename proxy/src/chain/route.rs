@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_replaced_with_one_slash_behind_it() {
+    fn replaced_prefix_is_followed_by_one_slash() {
         for (strip, with, path, expected) in [
             (4, "/v2", "/api", "/v2"),
             (4, "/v2", "/api/x?q", "/v2/x?q"),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_chooses_by_the_weights_if_it_was_given() {
+    fn hash_selects_a_cluster_by_weight() {
         let route_of = |weights: &[u32]| route(weights, |_| {});
         for (weights, chosen) in [(&[1, 0, 3][..], [0, 2, 2, 2, 0, 2, 2, 2]), (&[2, 2], [0, 0, 1, 1, 0, 0, 1, 1])] {
             let route = route_of(weights);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn who_retries_for_connecting_asks_every_endpoint() {
+    fn connect_failure_policy_tries_every_endpoint() {
         use doc::RetryOn::{ConnectFailure, Reset, ServerError};
         assert_eq!(RetryPolicy::detours(None), 1);
         for (on, attempts, expected) in [
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn rewrites_are_hosts_and_paths_and_nothing_else() {
+    fn invalid_rewrites_are_rejected() {
         for good in ["a", "a.example:8080", "[::1]:80", "10.0.0.1"] {
             assert!(is_host(good), "{good}");
         }

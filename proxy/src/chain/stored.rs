@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_grows_without_bound() {
+    fn stored_values_are_limited() {
         let mut stored = StreamMetadata::default();
         let set = (0..1000u32).take_while(|i| stored.set_state(&i.to_le_bytes(), b"", &ledger()).is_ok()).count();
         assert_eq!(set, limit::STATE);

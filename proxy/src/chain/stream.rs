@@ -531,7 +531,7 @@ impl Stream {
         self.wake();
     }
 
-    /// Registers the waker for one half of the stream, for changes that no future of its own reports.
+    /// Registers the waker for one half of the stream, for changes that no polled future reports.
     pub fn register(&self, direction: Direction, cx: &Context<'_>) {
         let slot = &mut self.wakers.borrow_mut()[direction as usize];
         match slot {

@@ -8,7 +8,7 @@
 //!
 //! A filter has five names on its way from the configuration to a request:
 //!
-//! | name | what it is |
+//! | name | meaning |
 //! |---|---|
 //! | [`config::model::Filter`](crate::config::model::Filter) | an entry of `filters:` |
 //! | [`Plugin`] (with its `PluginInfo`) | a filter of a snapshot: compiled module and configuration; `PluginInfo` is what it can ask about itself |

@@ -103,7 +103,7 @@ fn pausing(at: &'static str) -> Act {
 use Side::{Downstream, Upstream};
 
 #[test]
-fn data_goes_through_in_order_and_back_in_the_reverse_order() {
+fn data_passes_in_order_and_back_in_reverse_order() {
     let pass = || always(Action::Continue);
     let mut w = World::new(vec![("a", phase::ALL, pass()), ("b", phase::ALL, pass())]);
     w.flow.advance(&w.stream).unwrap();
@@ -147,7 +147,7 @@ fn held_connection_goes_no_further_although_its_data_is_passed_to_the_filter() {
 }
 
 #[test]
-fn a_filter_decides_by_the_first_bytes() {
+fn filter_decides_by_the_first_bytes() {
     let act: Act = Box::new(|stream, position, what| match what {
         "new" | "down x" => Action::Pause,
         _ => {
@@ -166,7 +166,7 @@ fn a_filter_decides_by_the_first_bytes() {
 }
 
 #[test]
-fn held_data_grows_until_it_is_let_go() {
+fn held_data_grows_until_it_is_released() {
     for side in Side::BOTH {
         let at = if side == Downstream { "down" } else { "up" };
         let mut w = World::new(vec![("a", phase::ALL, always(Action::Continue)), ("b", phase::ALL, pausing(at))]);
@@ -187,7 +187,7 @@ fn held_data_grows_until_it_is_let_go() {
 }
 
 #[test]
-fn a_resume_within_the_callback_counts() {
+fn resume_within_the_callback_takes_effect() {
     let act: Act = Box::new(|stream, position, _| {
         stream.resume(position, Downstream);
         Action::Pause
@@ -221,7 +221,7 @@ fn bytes_can_be_added_to_either_side() {
 }
 
 #[test]
-fn a_filter_that_adds_too_much_ends_the_connection() {
+fn filter_that_adds_too_much_ends_the_connection() {
     let mut w = World::new(vec![("a", phase::ALL, always(Action::Continue))]);
     w.flow.advance(&w.stream).unwrap();
     for _ in 0..2 {
@@ -235,7 +235,7 @@ fn a_filter_that_adds_too_much_ends_the_connection() {
 }
 
 #[test]
-fn a_filter_that_fails_is_passed_by_or_ends_the_connection() {
+fn failed_filter_is_bypassed_or_ends_the_connection() {
     let fails = |policy| always(Action::Failed(policy));
     for phases in [phase::NEW_CONNECTION, phase::DOWNSTREAM_DATA] {
         let mut w = World::new(vec![("a", phases, fails(super::super::OnFailure::Bypass))]);

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_charged_for_processor_time_when_it_has_returned() {
+    fn returned_call_is_charged_for_processor_time() {
         let time = Duration::from_millis(20);
         let began = begin();
         assert!(!overran(began, time), "the call has just begun");

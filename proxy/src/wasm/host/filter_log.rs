@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_cut_and_no_more_of_it_is_formatted() {
+    fn long_line_is_truncated_without_formatting_the_rest() {
         let formatted = AtomicU32::new(0);
         let long = "é".repeat(LONGEST);
         let line = LogLine::of(format_args!("a{long}{}", Counted(&formatted)));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_shown_is_not_formatted() {
+    fn disabled_level_is_not_formatted() {
         // This test sets up no subscriber.
         let (voice, formatted) = (FilterLog::default(), AtomicU32::new(0));
         tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_always_the_name_that_it_spells() {
+    fn cached_name_equals_the_parsed_name() {
         let mut spelled = NameCache::default();
         let long = "x".repeat(LONGEST + 1);
         let many = (0..4 * PLACES).map(|i| format!("X-{i}"));

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_whole_url_the_path_and_the_query_are_sent() {
+    fn absolute_url_is_sent_as_path_and_query() {
         for (given, sent) in [
             ("http://x.example/y?z=1", "/y?z=1"),
             ("HTTPS://x.example:8443/y#part", "/y"),

@@ -485,12 +485,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_an_end_to_ids() {
+    fn ids_are_limited() {
         assert_eq!([room(&[0], 2), room(&[0, 1], 2)], [Ok(()), Err(Status::InternalFailure)]);
     }
 
     #[test]
-    fn a_length_is_never_a_status() {
+    fn length_is_never_mistaken_for_a_status() {
         assert_eq!(length(i32::MAX as usize), Ok(i32::MAX));
         assert_eq!(length(i32::MAX as usize + 1), Err(Status::InternalFailure));
     }

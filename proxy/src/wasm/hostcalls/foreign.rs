@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filter_state_is_read_from_its_message() {
+    fn filter_state_is_parsed_from_its_message() {
         let read = |message: &'static [u8]| key_and_value(message);
         assert_eq!(read(b"\x0a\x03key\x12\x05value\x18\x02"), Some((&b"key"[..], &b"value"[..])));
         assert_eq!(read(b"\x12\x01v\x0a\x01k\x22\x01?"), Some((&b"k"[..], &b"v"[..])));

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_is_named_in_two_ways() {
+    fn cluster_is_named_directly_or_in_a_grpc_service_message() {
         assert_eq!(cluster_name(b"authz"), Some("authz"));
         assert_eq!(cluster_name(b"\x0a\x07\x0a\x05authz"), Some("authz"));
         let long = "n".repeat(300);

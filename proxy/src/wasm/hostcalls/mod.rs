@@ -79,7 +79,7 @@ mod tests {
 
     /// A module that imports every function of the ABI with its specified type.
     #[test]
-    fn every_function_of_the_contract_is_linked_with_its_type() {
+    fn every_function_of_the_abi_is_linked_with_its_type() {
         let mut wat = String::from("(module\n");
         let stubs: Vec<Function> = wasi_preview::STUBS.iter().map(|(f, _)| *f).collect();
         let mut modules = vec![(proxy_wasm::MODULE, proxy_wasm::HOSTCALLS), (fast_lane::MODULE, fast_lane::HOSTCALLS)];

@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_has_the_properties_that_it_has_in_envoy() {
+    fn connection_properties_match_envoy() {
         let ca = Ca::new("ca");
         let local = Identity::parse(&ca.leaf(&["web.test", "spiffe://mesh/web"]).der).unwrap();
         let chain = [ca.leaf(&["a.test", "b.test", "spiffe://mesh/a"]).der];

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_out_after_a_second_and_back_after_another() {
+    fn vm_is_out_after_a_second_and_back_after_another() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut state = State { workers: 2, ..State::default() };
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_lost_right_after_the_start_is_out_too() {
+    fn vm_lost_right_after_the_start_is_out_too() {
         let start = Instant::now();
         let mut state = State { workers: 1, ..State::default() };
         state.found(start);

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_that_are_missing_are_named_with_the_versions_that_have_them() {
+    fn missing_functions_are_named_with_the_versions_that_have_them() {
         let text = r#"(module
             (import "tollgate_v1" "teleport" (func))
             (import "tollgate_v2" "state_get" (func (param i32 i32 i32 i32) (result i32)))

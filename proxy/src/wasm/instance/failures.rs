@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_frequent_keys_stay_however_many_others_come() {
+    fn most_frequent_keys_are_kept_among_many_others() {
         let mut top = TopKeys::default();
         for nth in 0..10_000 {
             top.count(&format!("once-{nth}"));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_logged_at_a_bounded_pace() {
+    fn failure_logging_is_rate_limited() {
         let (mut pace, start) = (LogRate::default(), Instant::now());
         let each_100_ms = (0..600).filter_map(|nth| pace.may_log(start + nth * Duration::from_millis(100)));
         let logged: Vec<_> = each_100_ms.collect();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_short_and_harmless() {
+    fn logged_values_are_truncated_and_escaped() {
         assert_eq!(shown(b"/a\x1b[31m\n\"\xff"), r#"/a\x1b[31m\n\"\xff"#);
         assert_eq!(shown(&[b'a'; 300]).chars().count(), SHOWN + 1);
     }

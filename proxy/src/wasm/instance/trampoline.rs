@@ -68,7 +68,7 @@ mod tests {
             (call 4 (local.get 0))))"#;
 
     #[test]
-    fn the_module_is_its_text() {
+    fn binary_module_matches_its_text() {
         assert_eq!(MODULE.escape_ascii().to_string(), wat::parse_str(TEXT).unwrap().escape_ascii().to_string());
         let module = wasmtime::Module::new(&wasmtime::Engine::default(), MODULE).unwrap();
         assert_eq!(module.name(), Some(NAME));

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_begin_again_and_leave_out_those_in_use() {
+    fn ids_wrap_around_and_skip_those_in_use() {
         let mut contexts = Contexts::default();
         let mut ids = ContextIds::from(3);
         let give = |contexts: &mut Contexts<u32>, ids: &mut ContextIds| {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_share_a_place_are_told_apart() {
+    fn ids_that_share_a_slot_are_kept_apart() {
         let mut contexts = Contexts::default();
         let place = PLACES as u32;
         for id in [5, 5 + place, 6, 5 + 2 * place] {

@@ -205,18 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn four_threads_get_exactly_what_is_there() {
+    fn four_threads_take_exactly_the_available_tokens() {
         assert_eq!(taken_by_four_threads(&bucket(10_000, 0), |_| Vec::new()), 10_000);
     }
 
     #[test]
-    fn four_threads_get_exactly_what_is_there_for_each_key() {
+    fn four_threads_take_exactly_the_available_tokens_per_key() {
         let bucket = bucket(30, 1000);
         assert_eq!(taken_by_four_threads(&bucket, |i| (i % 500).to_le_bytes().to_vec()), 30 * 500);
     }
 
     #[test]
-    fn a_million_keys_are_told_apart() {
+    fn a_million_keys_have_separate_buckets() {
         let bucket = bucket(2, 1_000_000);
         for round in 0..3 {
             let allowed = (0..1_000_000u32).filter(|key| bucket.take(&key.to_le_bytes(), 1).0).count();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_does_not_grow() {
+    fn table_size_is_fixed() {
         let bucket = bucket(1, 1000);
         let Keys::Many { slots, .. } = &bucket.keys else { panic!() };
         assert_eq!(slots.len(), 2048 * 2);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_keys_make_room() {
+    fn idle_keys_are_evicted() {
         let doc = doc::Bucket { name: "b".into(), capacity: 1, fill: 1, interval_ms: 1000, max_keys: 64 };
         let bucket = Bucket::new(&doc).unwrap();
         let second = 1_000_000_000 * TICKS_PER_NANO;

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_survives_as_long_as_its_figures_are_the_same() {
+    fn bucket_survives_while_its_parameters_are_unchanged() {
         let shared = SharedStore::new(Registry::new(1));
         let mut doc = doc("b", 0);
         let (f, other) = (shared.holdings("f"), shared.holdings("other"));

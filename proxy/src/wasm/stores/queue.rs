@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_reader_that_is_there_is_told() {
+    fn last_live_reader_is_notified() {
         let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let ((first, mut first_inbox), (second, mut second_inbox)) = (unbounded_channel(), unbounded_channel());
         let id = open(&queues, &owned, "q").unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_has_one_note_however_many_messages_there_are() {
+    fn reader_has_one_pending_notification() {
         let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let ((before, mut inbox_before), (reader, mut inbox)) = (unbounded_channel(), unbounded_channel());
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_could_not_be_given_is_the_next_one_again() {
+    fn undeliverable_message_is_put_back_first() {
         let (queues, owned, sender) = (Queues::default(), OwnedQueues::default(), sender());
         let id = open(&queues, &owned, "q").unwrap();
         (1..3u8).for_each(|i| queues.send(id, &[i], &sender).unwrap());
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_is_told_of_what_was_there_before_it() {
+    fn reader_is_notified_of_earlier_messages() {
         let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         for message in [b"1", b"2", b"3"] {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_owner_takes_messages_and_with_it_they_go() {
+    fn only_the_owner_dequeues_and_messages_are_dropped_with_it() {
         let (queues, owned, other) = (Queues::default(), OwnedQueues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let sender = sender();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_grow_without_bound() {
+    fn size_is_limited() {
         let (queues, owned) = (Queues::default(), OwnedQueues::default());
         let id = open(&queues, &owned, "q").unwrap();
         let sender = sender();

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_key_is_never_there() {
+    fn overlong_key_is_never_found() {
         let (data, long) = (SharedData::default(), vec![0; MAX_KEY + 1]);
         assert_eq!(set(&data, &long, b"", ExpectedVersion::Any), Err(UpdateError::Full));
         assert_eq!(
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_only_replaced_if_it_is_the_one_that_was_read() {
+    fn compare_and_swap_replaces_only_the_version_read() {
         let data = SharedData::default();
         set(&data, b"k", b"1", ExpectedVersion::of_cas(0)).unwrap();
         let (_, cas) = data.get(b"k").unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_once_and_deleted_once() {
+    fn key_is_created_once_and_deleted_once() {
         let data = SharedData::default();
         set(&data, b"k", b"1", ExpectedVersion::Absent).unwrap();
         assert_eq!(set(&data, b"k", b"2", ExpectedVersion::Absent), Err(UpdateError::CasMismatch));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_grow_without_bound() {
+    fn size_is_limited() {
         let data = SharedData::default();
         let mib = vec![0; 1 << 20];
         let count =

@@ -38,7 +38,7 @@ mod tests {
     use std::sync::atomic::Ordering::Relaxed;
 
     #[test]
-    fn they_are_zero_and_keep_what_is_written() {
+    fn atomics_start_at_zero_and_keep_written_values() {
         let words = ZeroedAtomics::new(1 << 22).unwrap();
         assert!(words.len() == 1 << 22 && words.iter().step_by(4096).all(|word| word.load(Relaxed) == 0));
         std::thread::scope(|s| {

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_are_over_are_remembered_up_to_a_bound_and_taken_once() {
+    fn ended_calls_are_kept_up_to_a_limit_and_taken_once() {
         let mut over = EndedCalls::default();
         (0..=EndedCalls::MOST as u32).for_each(|id| over.add(id));
         assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(EndedCalls::MOST as u32));

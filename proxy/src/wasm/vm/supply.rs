@@ -2,7 +2,7 @@
 //!
 //! Creating instances may take a tenth of a worker's time. This is a budget rather than a pause: a request that makes a
 //! filter fail can be sent again and again, and pausing after it would affect every client. Calls that exceed their
-//! time limit have a larger budget of their own: without it, a client that knows how to trigger an endless loop could
+//! time limit have a separate, larger budget: without it, a client that knows how to trigger an endless loop could
 //! take all of a worker's time, including that of listeners without the filter.
 
 use std::{
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_take_a_tenth_of_a_worker() {
+    fn creating_instances_takes_a_tenth_of_a_worker() {
         for each in [100, 10_000, 100_000, 1_000_000].map(Duration::from_micros) {
             let (used, made) = minute(each);
             // The burst, and the last instance's overdraft.
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_was_not_used_does_not_grow_without_bound() {
+    fn unused_budget_is_capped() {
         let start = Instant::now();
         let mut budget = Budget::new(MAKING, start);
         let later = start + Duration::from_secs(86_400);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_overrun_take_a_part_of_a_worker_and_no_more() {
+    fn overrunning_calls_take_a_limited_share_of_a_worker() {
         let supply = InstanceSupply::new(|_| ());
         let each = Duration::from_millis(100);
         // Occasional overruns are within the budget.

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_forgotten_after_a_while_without_failures() {
+    fn records_expire_without_further_failures() {
         let (mut suspects, start) = (SuspectClients::default(), Instant::now());
         suspects.add(client(1), start);
         suspects.add(client(2), start);

@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_within_the_bounds_passes_and_one_beyond_them_is_told_where() {
+    fn module_beyond_a_limit_is_rejected_with_the_place() {
         let limits = Compile {
             module_size: ByteSize(4000),
             function_size: ByteSize(1000),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_variables_count_as_what_they_come_to() {
+    fn groups_of_locals_are_summed() {
         // One function whose locals are two groups of 6000.
         let body = b"\x02\xf0\x2e\x7f\xf0\x2e\x7e\x0b";
         let mut module = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0".to_vec();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_is_left_to_the_compiler() {
+    fn invalid_module_is_left_to_the_compiler() {
         for bytes in [&b""[..], b"#!/bin/sh", &module(1, 1)[..20]] {
             assert_eq!(check(bytes, &Compile::default()), Ok(()));
         }

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_is_there_for_its_key_only_and_nobody_else_can_read_it() {
+    fn entry_is_found_by_its_key_only_and_readable_by_its_owner_only() {
         let (dir, cache, file) = with_entry();
         assert_eq!(cache.get(&key(1)).as_deref(), Some(&b"code"[..]));
         assert_eq!(cache.get(&key(2)), None);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_depends_on_the_module_and_the_engine() {
+    fn key_depends_on_the_module_and_the_engine() {
         let engine = |opt| wasmtime::Engine::new(super::super::settings().cranelift_opt_level(opt)).unwrap();
         let [fast, again, slow] =
             [wasmtime::OptLevel::Speed, wasmtime::OptLevel::Speed, wasmtime::OptLevel::None].map(engine);
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_was_changed_is_not_used_whichever_bit_it_is() {
+    fn entry_with_any_flipped_bit_is_not_used() {
         let (_dir, cache, file) = with_entry();
         let whole = fs::read(&file).unwrap();
         for bit in 0..whole.len() * 8 {
@@ -361,14 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_in_the_place_of_another_is_not_used() {
+    fn entry_under_another_key_is_not_used() {
         let (_dir, cache, file) = with_entry();
         fs::rename(&file, file.with_file_name(key(2).to_string())).unwrap();
         assert_eq!(cache.get(&key(2)), None);
     }
 
     #[test]
-    fn an_entry_that_others_can_write_to_or_that_is_no_file_is_not_used() {
+    fn writable_or_irregular_entry_is_not_used() {
         let (dir, cache, file) = with_entry();
         for others in [0o620, 0o602, 0o666] {
             mode(&file, others);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_can_write_to_is_refused() {
+    fn folder_writable_by_others_is_rejected() {
         for name in ["", FOLDER] {
             let (dir, _, _) = with_entry();
             let path = dir.path().join(name);
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_somebody_else_is_refused() {
+    fn folder_or_entry_of_another_user_is_rejected() {
         const NOBODY: u32 = 65534;
         let (dir, cache, file) = with_entry();
         // Only root can change a file's owner.
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_in_the_place_of_the_entries_is_no_link() {
+    fn symlinked_subfolder_is_rejected() {
         let (dir, _, _) = with_entry();
         fs::rename(dir.path().join(FOLDER), dir.path().join("elsewhere")).unwrap();
         symlink("elsewhere", dir.path().join(FOLDER)).unwrap();
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_least_recently_goes_when_there_is_too_much() {
+    fn least_recently_used_entries_are_evicted() {
         let dir = TempDir::new().unwrap();
         let cache = Cache { most: 1000, ..Cache::open(dir.path()).unwrap() };
         let long_ago = SystemTime::now() - 2 * GRAIN;

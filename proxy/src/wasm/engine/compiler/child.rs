@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_end_is_told_apart() {
+    fn each_exit_status_maps_to_its_error() {
         assert_eq!(end_of("exit 0"), "fine");
         assert_eq!(end_of("printf 'bad magic' >&2; exit 1"), "bad magic");
         assert!(
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_takes_too_long_is_killed() {
+    fn process_over_its_time_limit_is_killed() {
         let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_millis(10), &end).unwrap();
         assert!(matches!(heard, ChildEvent::TooLate));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_cannot_be_changed_after_it_was_read() {
+    fn output_is_sealed_once_read() {
         let mut file = File::from(memory_file("test").unwrap());
         file.write_all(b"code").unwrap();
         let mut other = file.try_clone().unwrap();
