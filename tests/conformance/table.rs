@@ -132,11 +132,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("headers", "40 000 of them", "headers_beyond_a_maps_capacity_are_rejected"),
     ("start", "a trap, no end, recursion, memory, tables, data", "traps_in_other_start_callbacks_prevent_the_start"),
     ("exports", "callbacks and allocators of wrong types, none at all", "callbacks_of_wrong_types_are_rejected"),
-    (
-        "exports",
-        "the marker of a version that this host does not speak",
-        "unsupported_version_is_named",
-    ),
+    ("exports", "the marker of a version that this host does not speak", "unsupported_version_is_named"),
     (
         "proxy_on_request_headers",
         "it pauses, and waits for the body under `stop_all`: a hint in the log",

@@ -1,8 +1,8 @@
 //! Looks up the virtual host of a request, in a time that does not depend on the number of virtual hosts.
 //!
 //! Domains without `*` are in one map. Domains with `*` are in another, keyed by the rest (empty for `*` itself), and a
-//! host is looked up there label by label, the longest part first. A domain's port is part of its key, so ports need no extra
-//! maps of their own.
+//! host is looked up there label by label, the longest part first. A domain's port is part of its key, so ports need no
+//! extra maps.
 
 use rustc_hash::FxHashMap;
 use tollgate_sdk::matching::host_mistake;

@@ -235,7 +235,7 @@ impl Vm {
         // A worker only receives instances of an applied configuration.
         self.tenants[0].plugin.env.trial.succeed();
         let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
-        // A tick continues over a failure if its period is unchanged, otherwise it ends.
+        // A tick continues over a failure if its period is unchanged; without a tick in the new instance, it ends.
         instance.store.data_mut().ticks_changed = true;
         for tenant in &self.tenants {
             tenant.phases.set(instance.phases(tenant.index));
