@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the cases of tests/conformance/cases as source text of Go or C++, and their names to the language's `cases.txt`.
+"""Generates Go or C++ source text from tests/conformance/cases, and writes the cases' names to the language's `cases.txt`.
 
     generate.py go|cpp OUT
 
@@ -18,21 +18,21 @@ CALLBACKS = """vm_start configure context_create tick queue_ready http_call_resp
 grpc_receive grpc_receive_trailing_metadata grpc_close request_headers request_body request_trailers response_headers
 response_body response_trailers done log delete""".split()
 
-# What needs a certain place in the memory.
+# Needs a certain memory address.
 LEFT_OUT = ["environ_get/ok"]
 
-# The others are about the fast lane, TCP, old modules, and what is full.
+# The other files test the fast lane, TCP, old modules, and limits.
 FILES = "basics buffers callbacks calls headers properties shared streams wasi".split()
 
 COMPARISONS = {"=": "EQ", "!=": "NE", "<": "LT", ">": "GT", ">=": "GE"}
 
 
 class LeftOut(Exception):
-    """A case that these modules cannot have."""
+    """A case that these modules cannot express."""
 
 
 def functions(path):
-    """The host functions of a table in abi/src: name, parameters as (name, type), result."""
+    """Parses the host functions of a table in abi/src: name, parameters as (name, type), result."""
     found = {}
     for name, parameters, result in re.findall(r"fn (proxy_(?!on_)\w+|[a-z]\w+)\(([^)]*)\)(?: -> (i32|i64))?;", path.read_text()):
         if not name.startswith("proxy_on_"):
@@ -41,7 +41,7 @@ def functions(path):
 
 
 def constants():
-    """The names for numbers: those of script.rs, WASI's error numbers, statuses."""
+    """Returns the names of numbers: those of script.rs, WASI's error numbers, statuses."""
     script = (ROOT / "tests/conformance/script.rs").read_text()
     errnos = dict(re.findall(r"pub const (\w+): i32 = (\d+);", (ROOT / "abi/src/wasi.rs").read_text()))
     statuses = re.findall(r"^    (\w+) = (\d+),$", (ROOT / "abi/src/proxy_wasm.rs").read_text(), re.M)
@@ -56,7 +56,7 @@ CONSTANTS = constants()
 
 
 def split(text, at):
-    """Splits at a sign that stands neither in quotes nor in brackets."""
+    """Splits at a character, except within quotes or brackets."""
     parts, depth, quoted, escaped = [""], 0, False, False
     for sign in text:
         if sign == '"' and not escaped:
@@ -71,14 +71,14 @@ def split(text, at):
 
 
 def unescaped(source):
-    """With `\\0`, `\\n`, `\\xNN`, and other signs behind a backslash for themselves."""
+    """Decodes `\\0`, `\\n`, `\\xNN`; a backslash before any other character yields that character."""
     signs = {b"0": b"\0", b"n": b"\n"}
     one = lambda m: bytes([int(m[1][1:], 16)]) if len(m[1]) == 3 else signs.get(m[1], m[1])
     return re.sub(rb"\\(x..|.)", one, source.encode())
 
 
 def text(source):
-    """The bytes of `"text"`, `3 * "text"` or `pairs{a: b}`; None if it is none of them."""
+    """Returns the bytes of `"text"`, `3 * "text"` or `pairs{a: b}`; None for anything else."""
     if source.startswith("pairs{"):
         fields = [[unescaped(part) for part in field.rsplit(": ", 1)] for field in source[6:-1].split(", ")]
         number = lambda n: n.to_bytes(4, "little")
@@ -99,7 +99,7 @@ class Case:
         self.phases, self.names, self.problem = [], [], None
 
     def value(self, word, kind="i32", address=False):
-        """What a word stands for. Small numbers that are addresses lie in the scratch memory."""
+        """Translates a word. Small numbers used as addresses refer to the scratch memory."""
         sign, bare = (-1, word[1:]) if word.startswith("-") else (1, word)
         number = CONSTANTS.get(bare)
         if number is None and re.fullmatch(r"\d+|0x[0-9a-f]+", bare):
@@ -123,13 +123,13 @@ class Case:
         return code if has == kind else f"{Language.types[kind]}({code})"
 
     def operand(self, source, wide=False):
-        """A call or a value, as a number of 64 bits; `wide`: it is one."""
+        """Translates a call or a value to a 64-bit number; `wide`: it already is one."""
         call = re.fullmatch(r"(\w+)\((.*)\)", source, re.S)
         if not call:
             return f"int64({self.value(source, 'i64' if wide else 'i32')})"
         parameters, _ = STANDARD.get(call[1]) or WASI.get(call[1]) or (None, None)
         if parameters is None:
-            raise LeftOut(f"`{call[1]}` is not of the standard")
+            raise LeftOut(f"`{call[1]}` is not a Proxy-Wasm function")
         slots = []
         for word in split(call[2], ",") if call[2] else []:
             data = text(word)

@@ -1,5 +1,5 @@
-//! The proxy with a module under test, and all that a case can rely on: the upstream, clusters that can be called, the usual
-//! request. `README.md` says the same to those who write modules.
+//! Runs the proxy with a module under test, and everything that a case relies on: the upstream, clusters to call, the
+//! usual request. `README.md` documents this for authors of modules.
 
 use std::{
     cell::Cell,
@@ -15,40 +15,40 @@ use super::{
     script::{Case, Check},
 };
 
-/// The head of the usual request, but for what says which case is meant.
+/// Headers of the usual request, without the one that selects the case.
 const REQUEST: &str = "POST /conformance?a=b HTTP/1.1\r\nhost: test\r\nx-one: 1\r\nx-two: a\r\nx-two: b\r\nx-empty:\r\n\
     user-agent: conformance\r\nreferer: here\r\nte: trailers\r\ntrailer: x-trailer\r\ntransfer-encoding: chunked\r\n";
 
 const BODY: &str = "5\r\nhello\r\n0\r\nx-trailer: end\r\n\r\n";
 
-/// The upstream's response to it.
+/// The upstream's response to the usual request.
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nx-up: yes\r\ntrailer: x-up-trailer\r\ntransfer-encoding: chunked\r\n\r\n\
     5\r\nworld\r\n0\r\nx-up-trailer: end\r\n\r\n";
 
-/// What is answered to calls.
+/// The answer to HTTP calls.
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nx-answer: 42\r\ntrailer: x-end\r\ntransfer-encoding: chunked\r\n\r\n\
     6\r\nanswer\r\n0\r\nx-end: yes\r\n\r\n";
 
-/// The proxy and those around it.
+/// The proxy and its peers.
 pub struct Host {
     pub proxy: Proxy,
     web: Upstream,
     _others: [Upstream; 2],
-    /// How many lines the access log had before the case.
+    /// Number of access log lines before the case.
     logged: Cell<usize>,
 }
 
-/// A verdict as the module tells it.
+/// A verdict reported by the module.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     Passed,
     Failed(String),
-    /// None yet; what is known of it.
+    /// No verdict yet; what is known so far.
     Open(String),
 }
 
 impl Host {
-    /// With this module, on a listener for TCP connections too if it can serve them.
+    /// Starts the proxy with this module, on a TCP listener too if the module can serve connections.
     pub fn start(module: &[u8], tcp_too: bool) -> Host {
         let web = Upstream::replying(|request| match request.target() {
             target if target.starts_with("/conformance") => RESPONSE.into(),
@@ -77,17 +77,17 @@ impl Host {
             .cluster("tcp-other", &[&tcp], "")
             .cluster("grpc", &[&grpc], "protocol: h2")
             .cluster("nowhere", &[Upstream::refusing()], "");
-        // Some cases call a server that never answers, with the longest timeout that there is.
+        // Some cases call a server that never answers, with the longest possible timeout.
         let proxy = Proxy::start(config).leaving_things_behind();
         Host { proxy, web, _others: [tcp, grpc], logged: Cell::default() }
     }
 
-    /// Asks something by a header; the response.
+    /// Sends a request with a header that asks something. Returns the response.
     pub fn ask(&self, name: &str, value: &str) -> Message {
         self.proxy.request("GET", "/ask", &[(name, value)], b"")
     }
 
-    /// Runs a case, which the module knows as `number`; what the client has got.
+    /// Runs a case, which the module knows as `number`. Returns the client's response.
     pub fn run(&self, case: &Case, number: &str) -> Option<Message> {
         self.logged.set(self.proxy.entries().len());
         if case.is_tcp() {
@@ -112,11 +112,11 @@ impl Host {
         read(client)
     }
 
-    /// A TCP connection for a case, from its beginning to its end.
+    /// Makes a TCP connection for a case, from beginning to end.
     fn connect(&self, id: &str) {
         let stream = TcpStream::connect(self.proxy.address("tcp")).expect("the proxy accepts connections");
         let mut wire = Wire::new(stream);
-        // The filter may close it at any time.
+        // The filter may close the connection at any time.
         let _ = wire.send(format!("CASE {id}\n"));
         if wire.read_exact("welcome\n".len()).is_ok() {
             let _ = wire.send("bye\n");
@@ -125,7 +125,7 @@ impl Host {
         wire.read_to_end();
     }
 
-    /// Waits for a verdict for as long as there may be one; `look` reads what the module says.
+    /// Polls for a verdict until it is final; `look` queries the module.
     pub fn verdict(&self, look: impl Fn() -> Verdict) -> Verdict {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -136,7 +136,7 @@ impl Host {
         }
     }
 
-    /// Compares what is to be seen from outside.
+    /// Checks the effects that are visible from outside.
     pub fn check(&self, check: &Check, number: &str, got: Option<&Message>) -> Result<(), String> {
         let Check { who, what, value, line } = check;
         let (kind, name) = what.split_once(' ').unwrap_or((what, ""));
@@ -181,7 +181,7 @@ impl Host {
                 let of = |(n, v): &(String, String)| n.eq_ignore_ascii_case(name).then(|| v.clone());
                 message.trailers.iter().find_map(of).unwrap_or_else(|| "none".into())
             }
-            _ => return wrong("what is that?"),
+            _ => return wrong("unknown check"),
         };
         if seen == *value { Ok(()) } else { wrong(&seen) }
     }
@@ -191,12 +191,12 @@ fn some_or_none(values: &[&str]) -> String {
     if values.is_empty() { "none".to_owned() } else { values.join(", ") }
 }
 
-/// The response; none if the connection is closed instead, or breaks off.
+/// Reads the response; `None` if the connection is closed or truncated instead.
 fn read(mut client: Client) -> Option<Message> {
     client.wire.whole_response("GET")
 }
 
-/// Says something when it has got something, and ends when the client has.
+/// An upstream that sends a greeting when it has received something, and ends when the client has.
 fn welcoming() -> Upstream {
     Upstream::scripted(|mut connection| {
         if connection.wire.read_exact(1).is_ok() {
@@ -206,7 +206,7 @@ fn welcoming() -> Upstream {
     })
 }
 
-/// Gives back each message of a call as it came, or fails.
+/// A gRPC upstream that echoes each message of a call, or fails.
 fn grpc() -> Upstream {
     Upstream::replying_by_h2(|h2, stream, request| {
         let head = [(":status", "200"), ("content-type", "application/grpc"), ("x-initial", "1")];

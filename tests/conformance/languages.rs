@@ -1,4 +1,4 @@
-//! Modules that are written with SDKs: they run their cases themselves, and say how these have gone. See `README.md`.
+//! Modules written with SDKs: they run their cases themselves and report the verdicts. See `README.md`.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
@@ -12,9 +12,9 @@ use super::{
 /// A folder with a module's source.
 pub struct Language {
     pub folder: &'static str,
-    /// The table's column.
+    /// Column title in the table.
     pub title: &'static str,
-    /// Its cases, as `cases.txt` has them.
+    /// Names of the cases, from `cases.txt`.
     pub cases: BTreeSet<String>,
 }
 
@@ -30,7 +30,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All that there are.
+/// Lists all languages.
 pub fn all() -> Vec<Language> {
     let read = |(folder, title): &(&'static str, &'static str)| {
         let text = fs::read_to_string(root().join("tests/conformance").join(folder).join("cases.txt"));
@@ -40,7 +40,7 @@ pub fn all() -> Vec<Language> {
     LANGUAGES.iter().map(read).collect()
 }
 
-/// Its module, compiled here if it is one of Rust; none if somebody else must do it and has not.
+/// Returns the module, compiling it if it is in Rust; `None` if it has not been built.
 fn module(folder: &str) -> Option<Vec<u8>> {
     if folder.starts_with("rust") {
         return Some(wasm::example(&format!("conformance-{}", folder.replace('.', "-"))));
@@ -57,11 +57,11 @@ fn run(folder: &str) {
         cases.iter().filter(|case| language.cases.contains(&case.id())).collect(),
         cases.iter().filter(|case| case.is_tcp()).collect(),
     );
-    assert_eq!(mine.len(), language.cases.len(), "{folder}/cases.txt has names that no case file has");
+    assert_eq!(mine.len(), language.cases.len(), "{folder}/cases.txt has names that are in no case file");
     let host = Host::start(&module, mine.iter().any(|case| tcp.iter().any(|t| t.id() == case.id())));
     let list = host.ask("x-cases", "list");
     let said: BTreeSet<String> = list.text().lines().map(str::to_owned).collect();
-    assert_eq!(said, language.cases, "{folder}/cases.txt is not what its module says");
+    assert_eq!(said, language.cases, "{folder}/cases.txt differs from the module's list");
     let mut wrong = Vec::new();
     for case in mine {
         let id = case.id();
@@ -70,7 +70,7 @@ fn run(folder: &str) {
             let response = host.ask("x-result", &id);
             match response.status() {
                 200 => Verdict::Passed,
-                404 => Verdict::Open("there is no verdict".into()),
+                404 => Verdict::Open("no verdict".into()),
                 status => Verdict::Failed(format!("{status} {}", String::from_utf8_lossy(&response.body))),
             }
         };
@@ -78,7 +78,7 @@ fn run(folder: &str) {
             Verdict::Passed => {}
             Verdict::Failed(why) | Verdict::Open(why) => wrong.push(format!("{id}: {why}")),
         }
-        // These are made of the case files, so what is to be seen outside is the same.
+        // These are generated from the case files, so their visible effects are the same.
         for check in case.checks.iter().filter(|_| ["go", "cpp"].contains(&folder)) {
             if let Err(why) = host.check(check, &id, got.as_ref()) {
                 wrong.push(format!("{id}: {why}"));

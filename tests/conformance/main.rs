@@ -1,5 +1,5 @@
-//! The ABI's conformance suite: each host function's success and each of its statuses, each callback, each address and
-//! length out of range; in modules made of the case files, and in modules that others' SDKs have made. See `README.md`.
+//! Conformance suite of the ABI: each host function's success and each of its statuses, each callback, each address and
+//! length out of range, in modules generated from the case files and in modules built with other SDKs. See `README.md`.
 
 #[path = "../end_to_end/harness/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros)]
@@ -16,7 +16,7 @@ mod table;
 use host::{Host, Verdict};
 use script::File;
 
-/// The case files and a test for each.
+/// Lists the case files and defines a test per file.
 macro_rules! files {
     ($($name:ident),+ $(,)?) => {
         /// All case files.
@@ -82,7 +82,7 @@ fn addresses_and_lengths_out_of_range() {
     }
 }
 
-/// What a module made of a case file says: see `module.rs`.
+/// Decodes the verdict of a module generated from a case file; see `module.rs`.
 fn verdict(bytes: &[u8]) -> Verdict {
     let word = |nth: usize| bytes.get(4 * nth..4 * nth + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     match (word(0), word(1), word(2), word(3)) {

@@ -1,5 +1,5 @@
-//! Cases that nobody has written: each address and each length of a function out of range, with all else as in the
-//! function's case `ok`; and allocators that give no memory, or such as is not there.
+//! Generated cases: each address and each length of a function out of range, with all other arguments as in the
+//! function's case `ok`; and allocators that return no memory, or memory that does not exist.
 
 use tollgate_abi::{Function, fast, proxy_wasm::Status, wasi};
 
@@ -8,7 +8,7 @@ use super::{
     script::{Case, File, Kind, Operand, Slot, Statement},
 };
 
-/// Parameters that are not looked at (nothing is read or written there), or that have a bound of their own.
+/// Parameters that are not accessed (nothing is read or written there), or that have their own limit.
 const IGNORED: &[(&str, &str)] = &[
     ("args_get", "argv_out"),
     ("args_get", "data_out"),
@@ -17,7 +17,7 @@ const IGNORED: &[(&str, &str)] = &[
     ("random_get", "len"),
 ];
 
-/// Functions whose data comes by the guest's allocator, where their cases `ok` have some.
+/// Functions that return data through the guest's allocator and whose cases `ok` do so.
 pub const ALLOCATING: &[&str] = &[
     "proxy_get_buffer_bytes",
     "proxy_get_header_map_pairs",
@@ -29,7 +29,7 @@ pub const ALLOCATING: &[&str] = &[
     "proxy_get_status",
 ];
 
-/// Functions that answer with a number, so with a status negated.
+/// Functions that return a number, and therefore a negated status.
 const NUMBERS: &[&str] = &[
     "header_intern",
     "header_get",
@@ -45,13 +45,13 @@ const NUMBERS: &[&str] = &[
     "metadata_get",
 ];
 
-/// The cases `FUNCTION/memory` and `FUNCTION/allocator` of a file's cases `FUNCTION/ok`.
+/// Generates the cases `FUNCTION/memory` and `FUNCTION/allocator` from a file's cases `FUNCTION/ok`.
 pub fn cases(file: &File) -> Vec<Case> {
     let ok = || file.cases.iter().filter(|case| case.name == "ok");
     ok().filter_map(case).chain(ok().filter_map(allocator)).collect()
 }
 
-/// The same call with allocators of all kinds; what they return, and the status.
+/// The same call with every kind of allocator, and the expected status for each.
 fn allocator(ok: &Case) -> Option<Case> {
     let kinds = [
         (0, Status::InternalFailure),
@@ -67,7 +67,7 @@ fn allocator(ok: &Case) -> Option<Case> {
         if let Some(at) = called {
             let (function, slots) = call(&phase.statements[at], &ok.function)?;
             let (slots, line) = (slots.to_vec(), phase.statements[at].line);
-            // What was put into a queue is taken, whatever the allocator does.
+            // A queue's message is removed whatever the allocator does.
             let again: Vec<Statement> = phase.statements[..at].to_vec();
             let gives = |value: i32| format!("(global.set $broken (i32.const {}))", value.wrapping_add(1));
             phase.statements.clear();
@@ -112,7 +112,7 @@ fn case(ok: &Case) -> Option<Case> {
                 slots[nth] = Slot::Value(value.to_string());
                 let wanted = Operand::Value(status.to_string());
                 let kind = Kind::Compare(Operand::Call(function, slots), "=", wanted);
-                // The parameter that is bad is told by the line: there is none so long.
+                // The line number encodes the bad parameter; no file is that long.
                 phase.statements.push(Statement { line: line * 1000 + nth, kind });
             }
         }
@@ -131,11 +131,11 @@ fn call<'a>(statement: &'a Statement, name: &str) -> Option<(&'static Function, 
     }
 }
 
-/// Bad values for a parameter; `next` is what comes after it.
+/// Returns bad values for a parameter; `next` is the following argument.
 fn bad(name: &str, next: Option<&Slot>) -> Vec<i32> {
     let short = matches!(next, Some(Slot::Value(len)) if len == "0" || len == "1");
     match name {
-        // Where something is written, that has at least four bytes.
+        // Output locations have at least four bytes.
         name if name.ends_with("_out") || name == "out" => vec![END - 3, END, i32::MAX, i32::MIN, -1],
         name if name.ends_with("_ptr") || name == "ptr" => {
             let all = [END - 1, i32::MAX, i32::MIN, -1];

@@ -1,7 +1,8 @@
-//! Makes a WebAssembly module of a case file: a function for each script, the callbacks that run them, and answers to who
-//! asks for verdicts.
+//! Generates a WebAssembly module from a case file: a function per script, the callbacks that run them, and the answers
+//! to queries for verdicts.
 //!
-//! Its memory: up to 2048 the scripts' own, then the texts, verdicts from 128 KiB, and the allocator's part from 256 KiB.
+//! Its memory: up to 2048 the scripts' own, then the texts, verdicts from 128 KiB, and the allocator's part from 256
+//! KiB.
 
 use std::{collections::HashMap, fmt::Write};
 
@@ -12,10 +13,11 @@ use super::{
     script::{Case, File, Kind, OLD, Operand, Slot, Statement, callback, constant, function, ty},
 };
 
-/// The size of its memory.
+/// Size of the module's memory, in bytes.
 pub const END: i32 = 16 << 16;
 
-/// What is the same for all. A verdict has 16 bytes: the state (1 passed, 2 failed), the callbacks done, the line, the value.
+/// Code common to all modules. A verdict has 16 bytes: the state (1 passed, 2 failed), the callbacks done, the line,
+/// the value.
 const PRELUDE: &str = r#"
 (memory (export "memory") 16)
 (global $case (mut i32) (i32.const -1))
@@ -68,7 +70,7 @@ const PRELUDE: &str = r#"
         (call $verdict (local.get $case)) (i32.const 16) (i32.const 0) (i32.const 0) (i32.const -1))))
 "#;
 
-/// What a request's head begins with: is it about a verdict, or a case?
+/// Beginning of the request headers callback: does the request ask for a verdict, or for a case?
 const ASKED: &str = r#"
     (global.set $broken (i32.const 0))
     (local.set $asked (call $asked RESULT))
@@ -82,7 +84,7 @@ const ASKED: &str = r#"
         (global.set $case (local.get $asked)) (global.set $stream (local.get $arg0))))
 "#;
 
-/// What is collected while the module is written.
+/// State while the module is generated.
 #[derive(Default)]
 struct Writer {
     texts: Vec<u8>,
@@ -90,17 +92,17 @@ struct Writer {
     names: Vec<String>,
     imports: Vec<&'static Function>,
     code: String,
-    /// The number of the case that is being written.
+    /// Number of the current case.
     case: usize,
 }
 
-/// The module of these cases.
+/// Generates the module of these cases.
 pub fn module(file: &File) -> Vec<u8> {
     let mut w = Writer::default();
     for name in ["proxy_get_header_map_value", "proxy_send_local_response"] {
-        w.import(function(name).expect("a function of the standard"));
+        w.import(function(name).expect("a Proxy-Wasm function"));
     }
-    // Where it learns what is asked, and which connection is meant.
+    // The callbacks through which it learns which case is requested, and which connection is meant.
     let mut callbacks = vec![callback("request_headers").expect("a callback")];
     if file.cases.iter().any(Case::is_tcp) {
         callbacks.push(callback("new_connection").expect("a callback"));
@@ -158,12 +160,12 @@ impl Writer {
         })
     }
 
-    /// An address and a length as they stand in a call.
+    /// Adds a text and returns its address and length as call arguments.
     fn range(&mut self, text: &str) -> String {
         format!("(i32.const {}) (i32.const {})", self.text(text.as_bytes()), text.len())
     }
 
-    /// The callback with all scripts that may run in it.
+    /// Generates the callback with all scripts that may run in it.
     fn callback(&mut self, file: &File, callback: &Function) {
         let old_head = file.abi == "0_1_0" && callback.name.ends_with("_headers");
         let params = &callback.params[..callback.params.len() - usize::from(old_head)];
@@ -194,7 +196,7 @@ impl Writer {
         if callback.name == "proxy_on_new_connection" {
             code += "(if (i32.eqz (global.get $stream)) (then (global.set $stream (local.get $arg0))))\n";
         }
-        // These come before it is known what will be asked: each case that waits for them runs.
+        // These callbacks precede any request: every case that expects them runs.
         let early = ["_initialize", "proxy_on_vm_start", "proxy_on_configure", "proxy_on_context_create"];
         let early = early.contains(&callback.name);
         let default = if matches!(callback.name, "proxy_on_vm_start" | "proxy_on_configure" | "proxy_on_done") {
@@ -203,7 +205,7 @@ impl Writer {
             "(i32.const 0)"
         };
         let body_part = ["_body", "stream_data"].iter().any(|end| callback.name.ends_with(end));
-        // The empty last part of a body is no part.
+        // An empty last part of a body does not count as a part.
         if body_part {
             let _ = writeln!(code, "(if (i32.eqz (local.get $arg1)) (then {}))", back("(i32.const 0)"));
         }
@@ -354,7 +356,7 @@ impl Writer {
     fn value(&self, callback: &Function, word: &str, wanted: Ty) -> Result<String, String> {
         let word = word.trim();
         if let Some(number) = constant(word) {
-            // Addresses and lengths may be written without a sign.
+            // Addresses and lengths may be written as unsigned numbers.
             let number = if wanted == Ty::I32 { i64::from(number as i32) } else { number };
             return Ok(format!("({}.const {number})", ty(wanted)));
         }

@@ -1,4 +1,4 @@
-//! The language of the case files: calls of host functions with what they return, as data.
+//! The language of the case files: calls of host functions with their expected results, as data.
 //!
 //! ```text
 //! proxy_get_header_map_value/ok
@@ -7,28 +7,28 @@
 //!     given 16 = "1"
 //! ```
 //!
-//! A case is `FUNCTION/NAME` (or `CALLBACK/NAME`), and has a script for each callback that it is about, in the order in which they
-//! must come. A text stands for two arguments, its address and length; so does `pairs{a: b, c: d}`, an encoded map. Other
-//! values: numbers, the names of [`CONSTANTS`], `argN` (of the callback), `[16]` (the u32 at an address; `u8[16]`, `u16[16]`,
-//! `u64[16]`), `i` (in `repeat`), and what `let` has named. Statements:
+//! A case is `FUNCTION/NAME` (or `CALLBACK/NAME`), and has one script per callback, in the expected order. A text
+//! denotes two arguments, its address and length; so does `pairs{a: b, c: d}`, an encoded map. Other values: numbers,
+//! the names of [`CONSTANTS`], `argN` (of the callback), `[16]` (the u32 at an address; `u8[16]`, `u16[16]`,
+//! `u64[16]`), `i` (in `repeat`), and names defined with `let`. Statements:
 //!
 //! | statement | |
 //! |---|---|
-//! | `A = B`, and `!=`, `<`, `>`, `>=` | A call's status or a value is so |
-//! | `given 16 = "text"` | an address and a length were written to 16 and 20, and there is this text |
+//! | `A = B`, and `!=`, `<`, `>`, `>=` | compares a call's status or a value |
+//! | `given 16 = "text"` | an address and a length were written to 16 and 20, and point to this text |
 //! | `bytes 16 = "text"` | this text is at an address |
-//! | `let name = A` | remembers a value, in this case |
+//! | `let name = A` | names a value, within this case |
 //! | `put 16 = A` | writes a u32 to an address |
 //! | `repeat 1000` ... `end` | |
-//! | `do A` | calls, and does not look |
-//! | `return 1` | returns this from the callback (else continue, or success) |
+//! | `do A` | calls and ignores the result |
+//! | `return 1` | returns this from the callback (default: continue, or success) |
 //! | `(...)` | WebAssembly text |
 //!
-//! What the test does and sees from outside stands beside the scripts: see [`Case::request`] and [`Check`].
+//! The test's actions and outside observations follow the scripts: see [`Case::request`] and [`Check`].
 
 use tollgate_abi::{Function, Ty, fast, pairs, proxy_wasm, wasi};
 
-/// Functions of the standard that only old modules know.
+/// Functions that only old modules use.
 pub const OLD: &[Function] = tollgate_abi::function_table! {
     fn proxy_get_configuration(data_out: i32, size_out: i32) -> i32;
     fn proxy_continue_request() -> i32;
@@ -36,7 +36,7 @@ pub const OLD: &[Function] = tollgate_abi::function_table! {
     fn proxy_clear_route_cache() -> i32;
 };
 
-/// What a module may export beside the callbacks, and the host calls.
+/// Functions besides the callbacks that a module may export and the host calls.
 const STARTS: &[Function] = tollgate_abi::function_table! {
     fn _initialize();
 };
@@ -76,7 +76,7 @@ pub const CONSTANTS: &[(&str, i32)] = &[
 /// A case file.
 pub struct File {
     pub name: &'static str,
-    /// The version of the standard that its module is for.
+    /// The Proxy-Wasm version of the file's module.
     pub abi: &'static str,
     /// The import module of WASI's functions.
     pub wasi: &'static str,
@@ -86,28 +86,28 @@ pub struct File {
 /// A case.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// The function or callback, and what about it.
+    /// The function or callback under test; `name` is the aspect.
     pub function: String,
     pub name: String,
-    /// In the order in which they must come.
+    /// In the expected order.
     pub phases: Vec<Phase>,
-    /// `request METHOD TARGET`: instead of the usual one.
+    /// `request METHOD TARGET`: replaces the usual request.
     pub request: Option<(String, String)>,
     /// `header NAME: VALUE`: further fields of the request.
     pub headers: Vec<(String, String)>,
     /// `body TEXT`: the body of that request.
     pub body: String,
-    /// What else is to be seen.
+    /// Further expected effects.
     pub checks: Vec<Check>,
 }
 
 impl Case {
-    /// As modules and the table name it.
+    /// Returns the name in modules and in the table.
     pub fn id(&self) -> String {
         format!("{}/{}", self.function, self.name)
     }
 
-    /// Whether it is about a TCP connection.
+    /// Reports whether the case is about a TCP connection.
     pub fn is_tcp(&self) -> bool {
         let tcp = ["new_connection", "stream_data", "_connection_close"];
         let of_tcp = |phase: &Phase| {
@@ -117,7 +117,7 @@ impl Case {
         self.phases.iter().any(of_tcp)
     }
 
-    /// The callbacks in which it runs, in few words.
+    /// Lists the callbacks in which the case runs.
     pub fn when(&self) -> String {
         let mut names: Vec<&str> = Vec::new();
         for phase in &self.phases {
@@ -130,26 +130,27 @@ impl Case {
     }
 }
 
-/// A callback's name without what all of them have.
+/// Returns a callback's name without the common prefix.
 pub fn short(callback: &str) -> &str {
     callback.trim_start_matches("proxy_on_").trim_start_matches("tollgate_on_").trim_start_matches('_')
 }
 
-/// What runs in one callback.
+/// A case's script for one callback.
 #[derive(Debug, Clone)]
 pub struct Phase {
     pub callback: &'static Function,
     pub statements: Vec<Statement>,
 }
 
-/// Something that is to be seen from outside: `client status = 403`, `upstream header x-a = 1` (`none`: there is no such field),
+/// An effect visible from outside: `client status = 403`, `upstream header x-a = 1` (`none`: there is no such field),
+/// `client body = text`, `log = text`, `metric NAME = 1`, `access FIELD = text`.
 /// `client body = text`, `log = text`, `metric NAME = 1`, `access FIELD = text`.
 #[derive(Debug, Clone)]
 pub struct Check {
     pub line: usize,
-    /// `client`, `upstream`, `log`, `metric`, `access`.
+    /// Observer: `client`, `upstream`, `log`, `metric`, `access`.
     pub who: String,
-    /// `status`, `header NAME` and so on.
+    /// Observed value: `status`, `header NAME` and so on.
     pub what: String,
     pub value: String,
 }
@@ -183,7 +184,7 @@ pub enum Operand {
     Value(String),
 }
 
-/// What stands for one parameter.
+/// The value of one parameter.
 #[derive(Debug, Clone)]
 pub enum Slot {
     /// The address of this text.
@@ -191,20 +192,20 @@ pub enum Slot {
     Value(String),
 }
 
-/// The function of this name.
+/// Finds the function of this name.
 pub fn function(name: &str) -> Option<&'static Function> {
     let stubs = wasi::STUBS.iter().map(|(f, _)| f);
     let all = proxy_wasm::HOSTCALLS.iter().chain(OLD).chain(fast::HOSTCALLS).chain(wasi::HOSTCALLS).chain(stubs);
     all.into_iter().find(|f| f.name == name)
 }
 
-/// The callback of this name, with or without what comes before it.
+/// Finds the callback of this name, with or without the common prefix.
 pub fn callback(name: &str) -> Option<&'static Function> {
     let all = proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS).chain(STARTS);
     all.into_iter().find(|f| f.name == name || short(f.name) == name)
 }
 
-/// Reads a case file; what is wrong with it is a panic with its line.
+/// Parses a case file; panics with the line of an error.
 pub fn parse(name: &'static str, text: &str) -> File {
     let mut file = File { name, abi: "0_2_1", wasi: wasi::MODULES[0], cases: Vec::new() };
     for (nth, line) in text.lines().enumerate() {
@@ -301,7 +302,7 @@ fn operand(text: &str) -> Result<Operand, String> {
     Ok(Operand::Call(function, slots))
 }
 
-/// Splits at a sign that stands neither in quotes nor in brackets of any kind.
+/// Splits at a character, except within quotes or brackets of any kind.
 fn split(text: &str, at: char) -> Vec<String> {
     let (mut parts, mut depth, mut quoted, mut escaped) = (vec![String::new()], 0, false, false);
     for sign in text.chars() {
@@ -320,7 +321,8 @@ fn split(text: &str, at: char) -> Vec<String> {
     parts
 }
 
-/// The bytes of `"text"`, with `\0`, `\n`, `\"`, `\\` and `\xNN`, of `pairs{a: b}`, or of `1000 * "text"`.
+/// Returns the bytes of `"text"`, with `\0`, `
+/// `, `\"`, `\\` and `\xNN`, of `pairs{a: b}`, or of `1000 * "text"`.
 fn text(source: &str) -> Result<Vec<u8>, String> {
     if let Some(inner) = source.strip_prefix("pairs{").and_then(|t| t.strip_suffix('}')) {
         let fields = inner.split(", ").filter_map(|f| f.rsplit_once(": "));
@@ -341,7 +343,7 @@ fn unescaped(inner: &str) -> Result<Vec<u8>, String> {
     while let Some(sign) = signs.next() {
         bytes.push(match (sign, sign == b'\\') {
             (sign, false) => sign,
-            _ => match signs.next().ok_or("a lonely backslash")? {
+            _ => match signs.next().ok_or("a trailing backslash")? {
                 b'0' => 0,
                 b'n' => b'\n',
                 b'x' => {
@@ -355,7 +357,7 @@ fn unescaped(inner: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The number that a word stands for, if it is one.
+/// Returns the number that a word denotes, if it is one.
 pub fn constant(word: &str) -> Option<i64> {
     let (sign, name) = word.strip_prefix('-').map_or((1, word), |name| (-1, name));
     let status = proxy_wasm::Status::ALL.iter().find(|(_, n)| *n == name).map(|(s, _)| i64::from(*s as i32));
@@ -367,7 +369,7 @@ pub fn constant(word: &str) -> Option<i64> {
     status.or_else(named).or_else(number).map(|value| sign * value)
 }
 
-/// Its type in WebAssembly text.
+/// Returns the type's name in WebAssembly text.
 pub fn ty(ty: Ty) -> &'static str {
     if ty == Ty::I32 { "i32" } else { "i64" }
 }

@@ -1,4 +1,4 @@
-//! What needs a module of its own: refusing a configuration, ending, failing.
+//! Cases that need a separate module: rejecting a configuration, exiting, failing.
 
 use tollgate_abi::{Function, Ty, fast, proxy_wasm, wasi};
 
@@ -11,7 +11,7 @@ use super::{
     verdict,
 };
 
-/// All functions that a module can import, but the one that ends it, with the modules that they are in.
+/// Returns all functions that a module can import, except the one that ends it, with their import modules.
 fn functions() -> Vec<(&'static str, &'static Function)> {
     let standard = proxy_wasm::HOSTCALLS.iter().chain(OLD).map(|f| (proxy_wasm::MODULE, f));
     let stubs = wasi::STUBS.iter().map(|(f, _)| f);
@@ -20,8 +20,8 @@ fn functions() -> Vec<(&'static str, &'static Function)> {
     all.filter(|(_, f)| f.name != "proc_exit").collect()
 }
 
-/// Arguments with nothing wrong about them: addresses that do not overlap, short lengths, the least of everything else. Of the
-/// maps the last, so that nothing is taken away that others need.
+/// Returns valid arguments: addresses that do not overlap, short lengths, the smallest value of everything else. For
+/// maps the last one, so that nothing is removed that others need.
 fn harmless(f: &Function) -> Vec<i32> {
     let argument = |(nth, (name, _)): (usize, &(&str, Ty))| match *name {
         name if ["ptr", "out"].iter().any(|end| name.ends_with(end)) => 0x1000 + 64 * nth as i32,
@@ -33,7 +33,7 @@ fn harmless(f: &Function) -> Vec<i32> {
 }
 
 #[test]
-fn a_configuration_error_is_told_with_its_place() {
+fn configuration_error_is_reported_with_its_location() {
     let module = wasm::from_text(
         r#"(module
             (import "tollgate_v1" "config_error" (func $error (param i32 i32 i32 i32) (result i32)))
@@ -55,7 +55,7 @@ fn a_configuration_error_is_told_with_its_place() {
     );
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).filter("refusing", "refusing.wasm", "config: {name: x}");
-    let Err(said) = Proxy::try_start(config, &[("refusing.wasm", &module)]) else { panic!("it has started") };
+    let Err(said) = Proxy::try_start(config, &[("refusing.wasm", &module)]) else { panic!("the proxy has started") };
     assert!(said.contains("is wrong") && said.contains("name"), "{said}");
     assert!(!said.contains("unreachable"), "{said}");
 }
@@ -72,12 +72,12 @@ fn proc_exit_ends_the_instance_and_nothing_else() {
             (call $exit (i32.const 3)) (i32.const 0)))"#;
     let host = Host::start(&wasm::from_text(code), false);
     assert_eq!(host.proxy.get("/").status(), 503);
-    wait_until("the failure to be counted", || host.proxy.filter("conformance")["traps"] == 1);
+    wait_until("the failure count", || host.proxy.filter("conformance")["traps"] == 1);
     host.proxy.wait_for_output("the module exited with status 3");
 }
 
 #[test]
-fn a_trap_in_each_callback() {
+fn trap_in_each_callback_fails_the_instance() {
     let of_callbacks = |file: &File| file.cases.iter().any(|case| case.function.contains("_on_"));
     for file in files().into_iter().filter(of_callbacks) {
         for case in file.cases.iter().filter(|case| traps_in(case)) {
@@ -93,12 +93,12 @@ fn a_trap_in_each_callback() {
             wait_until(&format!("another instance after {id}"), || host.proxy.filter("conformance")["instances"] == 1);
             assert_eq!(host.proxy.get("/").status(), 200, "{id}");
             let told = verdict(&host.ask("x-result", "000").body);
-            assert!(matches!(told, Verdict::Open(_)), "{id}: another instance knows nothing of it: {told:?}");
+            assert!(matches!(told, Verdict::Open(_)), "{id}: the new instance has no verdict: {told:?}");
         }
     }
 }
 
-/// Whether a case runs as far as into its own callback, and that is not one of the start: those have tests of their own.
+/// Reports whether a case reaches its own callback, and that is not a start callback: those have separate tests.
 fn traps_in(case: &Case) -> bool {
     let early = ["proxy_on_vm_start", "proxy_on_configure", "proxy_on_context_create"];
     let last = case.phases.last().map(|phase| phase.callback.name);
@@ -107,7 +107,7 @@ fn traps_in(case: &Case) -> bool {
 
 #[test]
 fn every_function_in_every_callback() {
-    // What ends a stream, or decides on what comes next, is not for all of them.
+    // Functions that end a stream, or decide what follows, are left out where they would interfere.
     let leave_out = [
         "proxy_send_local_response",
         "proxy_close_stream",
@@ -133,8 +133,8 @@ fn every_function_in_every_callback() {
     }
 }
 
-/// A module that calls every function while its memory is not known yet (its start function), while it is initialised, and
-/// in its allocator, which the host has called from a function. Each result must be a status.
+/// A module that calls every function before its memory is available (in its start function), during initialization,
+/// and in its allocator, which the host has called from a function. Each result must be a status.
 #[test]
 fn every_function_before_the_start_and_within_the_allocator() {
     let (mut imports, mut calls) = (String::new(), String::new());

@@ -1,6 +1,7 @@
-//! The table of all cases, `docs/conformance.md`; and that nothing is missing in it.
+//! The table of all cases, `docs/conformance.md`, and checks that it is complete.
 //!
-//! [`STATUSES`] says which statuses each function has, as `abi/SPEC.md` promises it. What the cases look for must be just that.
+//! [`STATUSES`] lists the statuses of each function, as `abi/SPEC.md` specifies them. The cases must test exactly
+//! these.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +18,8 @@ use super::{
     script::{Case, Kind, OLD, Operand},
 };
 
-/// The statuses of each function of the standard and of the fast lane, beside InvalidMemoryAccess, which every function with an
-/// address has. A function that gives a number has Ok here.
+/// The statuses of each Proxy-Wasm and fast-lane function. InvalidMemoryAccess is implied for every function with an
+/// address. A function that returns a number has Ok here.
 const STATUSES: &[(&str, &str)] = &[
     ("proxy_log", "Ok BadArgument"),
     ("proxy_get_log_level", "Ok"),
@@ -96,11 +97,11 @@ const STATUSES: &[(&str, &str)] = &[
     ("random", "Ok"),
 ];
 
-/// What no case file can say, because the module does not survive it, is not even loaded, or is in nobody's interest but
-/// others'; and the tests that do.
+/// Behaviour that case files cannot test, because the module does not survive it, is not even loaded, or because only
+/// other modules are affected; and the tests that cover it.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("proc_exit", "the instance fails", "proc_exit_ends_the_instance_and_nothing_else"),
-    ("config_error", "Ok; 64 of them", "a_configuration_error_is_told_with_its_place"),
+    ("config_error", "Ok; 64 of them", "configuration_error_is_reported_with_its_location"),
     ("route_define", "InternalFailure after 2^20", "ids_are_limited"),
     ("every function", "called in every callback", "every_function_in_every_callback"),
     (
@@ -108,34 +109,38 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "called by the start function, and by the allocator within a function",
         "every_function_before_the_start_and_within_the_allocator",
     ),
-    ("every callback", "it traps", "a_trap_in_each_callback"),
+    ("every callback", "it traps", "trap_in_each_callback_fails_the_instance"),
     ("every callback", "it divides by zero", "filters_that_divide_by_zero"),
     ("every callback", "it reads outside of its memory", "filters_that_read_out_of_bounds"),
-    ("every callback", "it calls what is no function", "filters_that_call_an_undefined_element"),
+    ("every callback", "it calls an undefined table element", "filters_that_call_an_undefined_element"),
     ("every callback", "it never returns", "filters_that_never_return"),
-    ("every callback", "it recurses for ever", "filters_that_recurse_endlessly"),
-    ("every callback", "its memory grows to the bound", "filters_that_exhaust_their_memory"),
-    ("memory", "it is refused more, and goes on", "a_filter_that_is_denied_memory_can_continue"),
-    ("allocator", "it traps, never returns, or calls the host, which calls it", "failing_allocators_are_handled"),
+    ("every callback", "it recurses endlessly", "filters_that_recurse_endlessly"),
+    ("every callback", "its memory grows to the limit", "filters_that_exhaust_their_memory"),
+    ("memory", "the module continues after `memory.grow` has failed", "a_filter_that_is_denied_memory_can_continue"),
+    ("allocator", "it traps, never returns, or calls a host function that calls it", "failing_allocators_are_handled"),
     (
         "every function",
-        "the same garbage in all arguments: everything overlaps",
+        "the same garbage in all arguments, so that all ranges overlap",
         "garbage_in_all_arguments_is_rejected",
     ),
     (
         "every function",
-        "called while it is configured, at a tick, for a request",
+        "called during configuration, in a tick and for a request",
         "bad_addresses_and_lengths_are_rejected",
     ),
     ("functions for streams", "called at the wrong time", "calls_at_the_wrong_time_are_rejected"),
-    ("encoded maps", "counts and lengths that lie", "malformed_maps_are_rejected"),
+    ("encoded maps", "wrong counts and lengths", "malformed_maps_are_rejected"),
     ("headers", "40 000 of them", "headers_beyond_a_maps_capacity_are_rejected"),
-    ("start", "a trap, no end, recursion, memory, tables, data", "traps_in_other_start_callbacks_prevent_the_start"),
-    ("exports", "callbacks and allocators of wrong types, none at all", "callbacks_of_wrong_types_are_rejected"),
-    ("exports", "the marker of a version that this host does not speak", "unsupported_version_is_named"),
+    (
+        "start",
+        "trap, endless loop, recursion, memory, tables, data",
+        "traps_in_other_start_callbacks_prevent_the_start",
+    ),
+    ("exports", "callbacks and allocators of wrong types or missing", "callbacks_of_wrong_types_are_rejected"),
+    ("exports", "the marker of an unsupported version", "unsupported_version_is_named"),
     (
         "proxy_on_request_headers",
-        "it pauses, and waits for the body under `stop_all`: a hint in the log",
+        "it pauses and waits for the body under `stop_all`: a hint is logged",
         "stop_all_delivers_nothing_until_the_filter_resumes",
     ),
     ("other streams", "held by the instance that fails", "requests_that_the_filter_holds"),
@@ -143,7 +148,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("the next stream", "after the first failure", "the_request_after_the_first_failure_meets_a_spare_instance"),
 ];
 
-/// Where these are.
+/// The files with these tests.
 const TESTS: &[&str] = &[
     include_str!("special.rs"),
     include_str!("../end_to_end/containment.rs"),
@@ -155,7 +160,7 @@ const TESTS: &[&str] = &[
     include_str!("../../proxy/src/wasm/hostcalls/fast.rs"),
 ];
 
-/// Columns of the first table. The standard's other statuses (SerializationFailure, Unimplemented) are never given.
+/// Columns of the first table. Proxy-Wasm's other statuses (SerializationFailure, Unimplemented) are never returned.
 const COLUMNS: &[&str] = &[
     "Ok",
     "NotFound",
@@ -170,7 +175,7 @@ const COLUMNS: &[&str] = &[
 /// Callbacks that are never made.
 const NEVER: &[&str] = &["proxy_on_foreign_function"];
 
-/// All cases, those that nobody has written too.
+/// Returns all cases, including the generated ones.
 fn all() -> Vec<Case> {
     let cases = |file: super::script::File| {
         let more = memory::cases(&file);
@@ -179,7 +184,7 @@ fn all() -> Vec<Case> {
     files().into_iter().flat_map(cases).collect()
 }
 
-/// The statuses of a function that the cases look for, by their names; a number counts as Ok.
+/// Returns the names of a function's statuses that the cases test; a number counts as Ok.
 fn looked_for(function: &Function, cases: &[Case]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for statement in cases.iter().flat_map(|case| &case.phases).flat_map(|phase| &phase.statements) {
@@ -209,12 +214,12 @@ fn has_address(function: &Function) -> bool {
 
 fn promised(function: &Function) -> BTreeSet<String> {
     let row = STATUSES.iter().find(|(name, _)| *name == function.name);
-    let (_, statuses) = row.unwrap_or_else(|| panic!("which statuses has {}?", function.name));
+    let (_, statuses) = row.unwrap_or_else(|| panic!("{} is missing in STATUSES", function.name));
     let address = has_address(function).then_some("InvalidMemoryAccess");
     statuses.split(' ').chain(address).map(str::to_owned).collect()
 }
 
-/// The functions with statuses.
+/// Iterates over the functions with statuses.
 fn functions() -> impl Iterator<Item = &'static Function> {
     proxy_wasm::HOSTCALLS.iter().chain(OLD).chain(fast::HOSTCALLS)
 }
@@ -229,7 +234,7 @@ fn every_status_of_every_function_has_a_case() {
             elsewhere.filter_map(|(_, what, _)| COLUMNS.iter().find(|c| what.starts_with(*c))).map(|c| (*c).into()),
         );
         if promised != found {
-            wrong.push(format!("{}: promised {promised:?}, looked for {found:?}", function.name));
+            wrong.push(format!("{}: listed {promised:?}, tested {found:?}", function.name));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -237,8 +242,8 @@ fn every_status_of_every_function_has_a_case() {
 
 const SPECIFICATION: &str = include_str!("../../abi/SPEC.md");
 
-/// The functions in the tables of the specification, with the statuses that their rows name. A row of the standard's functions
-/// gives numbers, in its last cell; one of the fast lane tells in words.
+/// Parses the functions in the tables of the specification, with the statuses that their rows name. Rows of Proxy-Wasm
+/// functions list status numbers in their last cell; rows of the fast lane name them.
 fn specification() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let mut found = BTreeMap::new();
     for line in SPECIFICATION.lines().filter(|line| line.starts_with("| `")) {
@@ -257,14 +262,14 @@ fn specification() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
 }
 
 #[test]
-fn the_specification_promises_what_the_table_says() {
+fn specification_agrees_with_the_table() {
     let (specified, mut wrong) = (specification(), Vec::new());
     for function in functions() {
         match specified.get(function.name) {
             None if SPECIFICATION.contains(&format!("`{}", function.name)) => {}
             None => wrong.push(format!("{} is not in the specification", function.name)),
             Some(told) if told.iter().any(|status| !promised(function).contains(*status)) => {
-                wrong.push(format!("{}: specified {told:?}, promised {:?}", function.name, promised(function)));
+                wrong.push(format!("{}: specified {told:?}, listed {:?}", function.name, promised(function)));
             }
             Some(_) => {}
         }
@@ -283,32 +288,35 @@ fn every_function_and_every_callback_has_a_case() {
     }
     let mut names: Vec<String> = cases.iter().map(Case::id).collect();
     names.sort();
-    names.windows(2).for_each(|two| assert_ne!(two[0], two[1], "the same name twice"));
+    names.windows(2).for_each(|two| assert_ne!(two[0], two[1], "duplicate name"));
     for (.., test) in ELSEWHERE {
-        assert!(TESTS.iter().any(|file| file.contains(&format!("fn {test}("))), "there is no test {test}");
+        assert!(TESTS.iter().any(|file| file.contains(&format!("fn {test}("))), "no test is named {test}");
     }
 }
 
 #[test]
-fn the_table_is_as_the_cases_are() {
+fn generated_table_is_up_to_date() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/conformance.md");
     let table = render();
     if env::var_os("UPDATE").is_some() {
-        fs::write(file, &table).expect("the table can be written");
+        fs::write(file, &table).expect("cannot write the table");
     }
     let there = fs::read_to_string(file).unwrap_or_default();
-    assert!(there == table, "docs/conformance.md is old: UPDATE=1 cargo test -p tollgate --test conformance");
+    assert!(
+        there == table,
+        "docs/conformance.md is out of date: run UPDATE=1 cargo test -p tollgate --test conformance"
+    );
 }
 
 const INTRODUCTION: &str = "# Conformance of the ABI
 
-What filters are promised is in [`abi/SPEC.md`](../abi/SPEC.md). Each promise has a case, and each case is run by the tests
-against the proxy as it is shipped, over sockets. This file is made of the cases
-(`UPDATE=1 cargo test -p tollgate --test conformance`); a test compares it.
+[`abi/SPEC.md`](../abi/SPEC.md) specifies the contract with filters. Each statement of the contract has a case, and the tests run
+each case against the shipped proxy, over sockets. This file is generated from the cases
+(`UPDATE=1 cargo test -p tollgate --test conformance`), and a test checks that it is up to date.
 
-Cases are run in modules made of [case files](../tests/conformance/cases) (the column WAT: calls of host functions and nothing
-between them), and, as far as an SDK can say them, in modules written with SDKs that know nothing of Tollgate. How these are
-asked is in [`tests/conformance/README.md`](../tests/conformance/README.md).
+Cases run in modules generated from [case files](../tests/conformance/cases) (the column WAT: direct calls of host functions) and,
+if an SDK can express them, in modules written with SDKs that are not specific to Tollgate.
+[`tests/conformance/README.md`](../tests/conformance/README.md) describes the protocol between the tests and these modules.
 ";
 
 fn render() -> String {
@@ -319,8 +327,8 @@ fn render() -> String {
     for language in &languages {
         let _ = writeln!(out, "| {} | {} |", language.title, language.cases.len());
     }
-    out += "\n## Statuses\n\n`✓`: there is a case that looks for it. `–`: the function does not have this status. \
-        SerializationFailure and\nUnimplemented are never given. A function that answers with a number has it under Ok.\n\n";
+    out += "\n## Statuses\n\n`✓`: a case tests this status. `–`: the function does not have this status. \
+        SerializationFailure and\nUnimplemented are never returned. For a function that returns a number, this is Ok.\n\n";
     let _ = writeln!(out, "| function | {} |", COLUMNS.join(" | "));
     let _ = writeln!(out, "|---|{}", ":-:|".repeat(COLUMNS.len()));
     for function in functions() {
@@ -331,7 +339,7 @@ fn render() -> String {
     let is_in = |case: &Case, all: &[Function]| all.iter().any(|f| f.name == case.function);
     let sections: [(&str, Vec<&Case>); 4] = [
         ("Callbacks", cases.iter().filter(|c| c.function.contains("_on_")).collect()),
-        ("Functions of the standard", of(&cases, &|c| is_in(c, proxy_wasm::HOSTCALLS) || is_in(c, OLD))),
+        ("Proxy-Wasm functions", of(&cases, &|c| is_in(c, proxy_wasm::HOSTCALLS) || is_in(c, OLD))),
         ("The fast lane", of(&cases, &|c| is_in(c, fast::HOSTCALLS))),
         ("WASI", of(&cases, &|c| is_in(c, wasi::HOSTCALLS) || wasi::STUBS.iter().any(|(f, _)| f.name == c.function))),
     ];
@@ -354,8 +362,8 @@ fn render() -> String {
             let _ = writeln!(out, "| {function} | {name} | {} | ✓ | {} |", case.when(), cells.join(" | "));
         }
     }
-    out += "\n## Modules that fail, or are hostile\n\nWhat a module does not survive, and what it does to others, is in the \
-        end-to-end tests.\n\n| | what | test |\n|---|---|---|\n";
+    out += "\n## Modules that fail, or are hostile\n\nBehaviour that a module does not survive, and its effects on others, are \
+        covered by the end-to-end tests.\n\n| function or part | behaviour | test |\n|---|---|---|\n";
     for (what, how, test) in ELSEWHERE {
         let _ = writeln!(out, "| `{what}` | {how} | `{test}` |");
     }
@@ -366,7 +374,7 @@ fn of<'a>(cases: &'a [Case], wanted: &dyn Fn(&Case) -> bool) -> Vec<&'a Case> {
     cases.iter().filter(|case| wanted(case)).collect()
 }
 
-/// The place of a function in the contract.
+/// Returns a function's position in the contract.
 fn position(name: &str) -> usize {
     let stubs = wasi::STUBS.iter().map(|(f, _)| f);
     let callbacks = proxy_wasm::CALLBACKS.iter().chain(fast::CALLBACKS);

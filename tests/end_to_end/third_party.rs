@@ -78,7 +78,7 @@ fn the_filter_asks_the_verifier() {
     assert_eq!(question.body, b"");
 
     let response = ask(&proxy, "bad-1");
-    assert_eq!((response.status(), response.text()), (403, "the service says no\n"));
+    assert_eq!((response.status(), response.text()), (403, "denied by the service\n"));
     assert_eq!(response.field("x-third-party"), Some("third"), "its own replies pass through it, too");
     assert_eq!(upstream.requests().len(), 1);
     assert_eq!(proxy.entry(|entry| entry["status"] == 403)["flags"], "LR");
@@ -170,7 +170,7 @@ fn many_concurrent_verifications_find_their_requests() {
                     let good = (nth + round) % 3 != 0;
                     let token = format!("{}-{}", if good { "good" } else { "bad" }, "x".repeat(nth + round));
                     let response = client.request("GET", "/", &[("x-token", &token)], b"");
-                    let expected = if good { (200, token.as_str()) } else { (403, "the service says no\n") };
+                    let expected = if good { (200, token.as_str()) } else { (403, "denied by the service\n") };
                     assert_eq!((response.status(), response.text()), expected);
                 }
             });

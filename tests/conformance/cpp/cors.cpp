@@ -1,8 +1,8 @@
-// A filter for CORS: it answers preflight requests, and tells browsers which origins may read responses. It is written with C++'s
-// standard library, and without an SDK: the host's functions are imported as they are.
+// A CORS filter: answers preflight requests and tells browsers which origins may read responses. It uses C++'s standard
+// library and no SDK: the host's functions are imported directly.
 //
-// The configuration, a line for each: `origin https://a.test`, `methods GET, PUT`, `max-age 600`. The variable CORS_ORIGIN of the
-// environment is an origin too.
+// The configuration has one option per line: `origin https://a.test`, `methods GET, PUT`, `max-age 600`. The
+// environment variable CORS_ORIGIN is another origin.
 
 #include <charconv>
 #include <cstdint>
@@ -39,7 +39,7 @@ enum Action { go_on = 0, pause = 1 };
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
-// What the host has written to memory of the C library, until it is freed.
+// Data that the host has written to memory of the C library, until it is freed.
 struct Given {
   char *data = nullptr;
   size_t size = 0;
@@ -53,7 +53,7 @@ struct Options {
   unsigned max_age = 5;
 } options;
 
-// The origins of the requests under way that may read the response.
+// Origins that may read the response, by in-flight request.
 std::map<uint32_t, std::string> allowed;
 
 std::string header(Map map, std::string_view name) {
@@ -102,7 +102,7 @@ EXPORT(proxy_on_configure) int32_t onConfigure(uint32_t, uint32_t size) {
         return 0;
       }
     } else if (!name.empty()) {
-      fprintf(stderr, "there is no option `%s`\n", name.c_str());
+      fprintf(stderr, "unknown option `%s`\n", name.c_str());
       return 0;
     }
   }
@@ -128,7 +128,7 @@ EXPORT(proxy_on_request_headers) int32_t onRequestHeaders(uint32_t context, uint
 }
 
 EXPORT(proxy_on_response_headers) int32_t onResponseHeaders(uint32_t context, uint32_t, uint32_t) {
-  // What the upstream says of it does not count.
+  // Overrides the upstream's own header.
   Given given;
   getHeaders(response, &given.data, &given.size);
   for (const char *name : {"access-control-allow-origin", "access-control-allow-credentials"}) {

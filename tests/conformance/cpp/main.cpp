@@ -1,7 +1,7 @@
-// The cases of the conformance suite in a module of clang and wasi-libc (a "reactor": `_initialize`, no `main`). There is no SDK in it:
-// its functions are imported as they are, and their results come to memory of the C library's malloc.
+// The conformance cases in a module built with clang and wasi-libc (a "reactor": `_initialize`, no `main`). It uses no
+// SDK: the host's functions are imported directly, and their results are written to memory from the C library's malloc.
 //
-// See ../README.md for what the module is asked; cases.inc is written by ../generate.py.
+// See ../README.md for the module's protocol; ../generate.py writes cases.inc.
 
 #include <cstdint>
 #include <cstdlib>
@@ -13,7 +13,7 @@
 using int32 = int32_t;
 using int64 = int64_t;
 
-// One case, with a script for each callback that it is about, in the order in which they must come.
+// A case's script for one callback.
 struct Phase {
   int callback;
   int32 (*run)(int32, int32, int32, int32, int32);
@@ -26,10 +26,10 @@ struct Case {
   std::string failed = {};
 };
 
-// The case that was asked for last, or the one that runs, and its stream.
+// The running or most recently requested case, and its stream.
 static Case *current;
 static int32 stream;
-// Where results of host functions are written to.
+// Where host functions write their results.
 alignas(8) static char memory[4096];
 
 enum { EQ, NE, LT, GT, GE };
@@ -70,7 +70,7 @@ static int32 next(Case *of, int callback, int32 a, int32 b, int32 c, int32 d, in
   return of->phases[of->done++].run(a, b, c, d, e);
 }
 
-// A callback that comes before it is known what will be asked: each case that waits for it runs.
+// Handles a callback that precedes any request: every case that expects it runs.
 static void early(int callback, int32 a, int32 b) {
   Case *asked = current;
   for (Case &of : cases) {
@@ -80,12 +80,12 @@ static void early(int callback, int32 a, int32 b) {
   current = asked;
 }
 
-// Any other callback.
+// Handles any other callback.
 static int32 on(int callback, int32 a, int32 b = 0, int32 c = 0, int32 d = 0, int32 e = 0) {
   return current ? next(current, callback, a, b, c, d, e) : 0;
 }
 
-// A callback of a stream.
+// Handles a callback of a stream.
 static int32 onStream(int callback, int32 context, int32 b = 0, int32 c = 0) {
   return context == stream ? on(callback, context, b, c) : 0;
 }
@@ -109,7 +109,7 @@ static Case *find(std::string_view name) {
 }
 
 static void verdict(const Case *of) {
-  if (!of) return reply(404, "there is no such case");
+  if (!of) return reply(404, "no such case");
   if (!of->failed.empty()) return reply(500, of->failed);
   if (of->done < of->phases.size()) return reply(404, "only " + std::to_string(of->done) + " of its callbacks came");
   reply(200, "ok");
@@ -138,7 +138,7 @@ EXPORT(proxy_on_request_headers) int32 onRequestHeaders(int32 context, int32 cou
   return onStream(on_request_headers, context, count, end);
 }
 
-// The empty last part of a body is no part.
+// An empty last part of a body does not count as a part.
 EXPORT(proxy_on_request_body) int32 onRequestBody(int32 context, int32 size, int32 end) {
   return size ? onStream(on_request_body, context, size, end) : 0;
 }

@@ -1,7 +1,7 @@
-// The cases of the conformance suite in a module of the standard Go toolchain (GOOS=wasip1, -buildmode=c-shared). There is no SDK in
-// it: its functions are imported as they are, and their results come to memory that Go's allocator has given.
+// The conformance cases in a module built with the standard Go toolchain (GOOS=wasip1, -buildmode=c-shared). It uses no
+// SDK: the host's functions are imported directly, and their results are written to memory from Go's allocator.
 //
-// See ../README.md for what the module is asked; cases.go is written by ../generate.py.
+// See ../README.md for the module's protocol; ../generate.py writes cases.go.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 	"unsafe"
 )
 
-// Case is one case, with a script for each callback that it is about, in the order in which they must come.
+// Case is one case, with one script per callback, in the expected order.
 type Case struct {
 	name   string
 	phases []Phase
@@ -18,19 +18,19 @@ type Case struct {
 	failed string
 }
 
-// Phase is what runs in one callback.
+// Phase is a case's script for one callback.
 type Phase struct {
 	callback int
 	run      func(arg0, arg1, arg2, arg3, arg4 int32) int32
 }
 
 var (
-	// The case that was asked for last, or the one that runs, and its stream.
+	// The running or most recently requested case, and its stream.
 	current *Case
 	stream  int32
-	// What the allocator has given and the host has written to: Go must not take it for unused.
+	// Allocated memory that the host has written to: keeps Go from freeing it.
 	given = map[unsafe.Pointer][]byte{}
-	// Where results of host functions are written to.
+	// Where host functions write their results.
 	memory [4096]byte
 )
 
@@ -102,7 +102,7 @@ func (c *Case) next(callback int, args [5]int32) int32 {
 	return c.phases[c.done-1].run(args[0], args[1], args[2], args[3], args[4])
 }
 
-// early is a callback that comes before it is known what will be asked: each case that waits for it runs.
+// early handles a callback that precedes any request: every case that expects it runs.
 func early(callback int, args ...int32) {
 	asked := current
 	for nth := range cases {
@@ -112,7 +112,7 @@ func early(callback int, args ...int32) {
 	current = asked
 }
 
-// on is any other callback.
+// on handles any other callback.
 func on(callback int, args ...int32) int32 {
 	if current == nil {
 		return 0
@@ -120,7 +120,7 @@ func on(callback int, args ...int32) int32 {
 	return current.next(callback, [5]int32(append(args, make([]int32, 5-len(args))...)))
 }
 
-// onStream is a callback of a stream.
+// onStream handles a callback of a stream.
 func onStream(callback int, args ...int32) int32 {
 	if args[0] != stream {
 		return 0
@@ -149,7 +149,7 @@ func find(name string) *Case {
 func verdict(c *Case) (int32, string) {
 	switch {
 	case c == nil:
-		return 404, "there is no such case"
+		return 404, "no such case"
 	case c.failed != "":
 		return 500, c.failed
 	case c.done < len(c.phases):

@@ -1,9 +1,9 @@
-//! Answers to calls.
+//! Cases of answers to calls.
 
 use super::*;
 
 impl Run {
-    /// Answers to calls.
+    /// Runs the cases of answers to calls.
     pub(super) fn answer(&mut self, function: &str, about: &str, at: At) -> Result<Next, String> {
         match (function, about, at) {
             ("proxy_http_call", "ok-but-it-fails", HttpCall { call, headers, body, trailers }) => {
@@ -20,7 +20,7 @@ impl Run {
                 same!(header(Map::HttpCallResponseHeaders, "x-answer"), some("42"));
                 same!(header(Map::HttpCallResponseTrailers, "x-end"), some("yes"));
                 same!(buffer(Buffer::HttpCallResponseBody), some("answer"));
-                // The crate has chosen the stream.
+                // The crate has selected the stream.
                 same!(header(Map::HttpRequestHeaders, "x-one"), some("1"));
             }
             ("proxy_get_status", _, GrpcCall { status, .. }) => {

@@ -1,4 +1,4 @@
-//! The contexts of the module, for both lines of the crate: they hand their callbacks to the case that runs.
+//! The contexts of the module, for both lines of the crate: they pass their callbacks to the running case.
 
 use proxy_wasm::{
     hostcalls as host,
@@ -39,7 +39,7 @@ impl RootContext for Root {
     }
 
     fn get_type(&self) -> Option<ContextType> {
-        // One module for both: a connection has no request.
+        // One module serves both: a connection has no request.
         let is_http = host::get_property(vec!["request", "method"]).unwrap().is_some();
         Some(if is_http { ContextType::HttpContext } else { ContextType::StreamContext })
     }

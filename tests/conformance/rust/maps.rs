@@ -1,9 +1,9 @@
-//! Cases of header maps, when the request's head is there.
+//! Cases of header maps in the request headers callback.
 
 use super::*;
 
 impl Run {
-    /// Header maps, when the request's head is there.
+    /// Runs the cases of header maps in the request headers callback.
     pub(super) fn maps(&mut self, function: &str, about: &str) -> Result<Next, String> {
         let map = Map::HttpRequestHeaders;
         match (function, about) {

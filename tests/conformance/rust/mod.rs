@@ -1,7 +1,7 @@
-//! The cases that the `proxy-wasm` crate can say, for both of its lines: what to call in which callback, and what to expect. The
-//! names are those of the case files. `super::sdk` has what the lines have differently.
+//! The cases that the `proxy-wasm` crate can express, for both of its lines: what to call in which callback, and what
+//! to expect. The names are those of the case files. `super::sdk` has the differences between the lines.
 //!
-//! The crate panics on statuses that it does not know of, so a panic of this module is a failure too.
+//! The crate panics on unknown statuses, so a panic of this module is a failure too.
 
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ use proxy_wasm::{
 
 use super::sdk;
 
-/// A callback, with what is told of it.
+/// A callback with its arguments.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum At {
     RequestHeaders { count: usize, end: Option<bool> },
@@ -37,11 +37,11 @@ pub enum At {
     UpstreamClose,
 }
 
-/// What a case does next.
+/// The next step of a case.
 enum Next {
-    /// It has passed.
+    /// The case has passed.
     Passed,
-    /// It waits for another callback; this one returns so.
+    /// The case waits for another callback; this one returns the action.
     Then(Action),
     /// This file has no such case.
     NotHere,
@@ -54,12 +54,12 @@ const GO_ON: Result<Next, String> = Ok(Then(Action::Continue));
 const HOLD: Result<Next, String> = Ok(Then(Action::Pause));
 const PASSED: Result<Next, String> = Ok(Passed);
 
-/// One case on its way.
+/// A running case.
 #[derive(Debug, Default, Clone)]
 pub struct Run {
     pub case: String,
     context: u32,
-    /// Of a call, a queue.
+    /// Id of a call or a queue.
     id: u32,
     step: u32,
     seen: String,
@@ -133,7 +133,7 @@ fn stream(upstream: &str) -> Result<u32, Status> {
     host::open_grpc_stream(upstream, "test.Echo", "Each", vec![("x-sent", b"1")])
 }
 
-/// The answer to a request that asks about a case, if it does.
+/// Answers a request that lists the cases or asks for a verdict. Returns whether it was one.
 pub fn asked(names: &[&str]) -> bool {
     let reply = |status, body: &str| host::send_http_response(status, vec![], Some(body.as_bytes())).unwrap();
     if header(Map::HttpRequestHeaders, "x-cases").is_some() {
@@ -150,32 +150,32 @@ pub fn asked(names: &[&str]) -> bool {
     true
 }
 
-/// The case that a request is for; none if it is for none.
+/// Begins the case that a request asks for, if any.
 pub fn begin(context: u32) -> Option<Run> {
     let case = header(Map::HttpRequestHeaders, "x-case").filter(|case| !case.is_empty())?;
     Some(Run { case, context, ..Run::default() })
 }
 
-/// The case of a TCP connection, by its first line.
+/// Begins the case of a TCP connection, given by its first line.
 pub fn begin_tcp(context: u32, seen: &str) -> Option<Run> {
     let line = buffer(Buffer::DownstreamData)?;
     let case = line.lines().next()?.strip_prefix("CASE ")?.to_owned();
     Some(Run { case, context, seen: seen.to_owned(), ..Run::default() })
 }
 
-/// Verdicts of cases that no request is needed for.
+/// Records verdicts of cases that need no request.
 pub fn judge(case: &str, verdict: Result<(), String>) {
     VERDICTS.with_borrow_mut(|v| v.insert(case.to_owned(), verdict));
 }
 
-/// A callback of the root context: it is for the case that waits for it.
+/// Passes a callback of the root context to the case that waits for it.
 pub fn root(at: At) {
     let Some(mut run) = WAITING.take() else { return };
     run.at(at);
 }
 
 impl Run {
-    /// Takes a callback.
+    /// Handles a callback.
     pub fn at(&mut self, at: At) -> Action {
         if VERDICTS.with_borrow(|v| v.contains_key(&self.case)) {
             return Action::Continue;
@@ -194,7 +194,7 @@ impl Run {
         }
     }
 
-    /// Makes the next callback of the root context this case's.
+    /// Directs the next callback of the root context to this case.
     fn wait(&self) {
         WAITING.set(Some(self.clone()));
     }

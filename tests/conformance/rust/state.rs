@@ -1,9 +1,9 @@
-//! Cases of what is there without a message: data, queues, metrics, properties, calls that are refused.
+//! Cases that need no message: data, queues, metrics, properties, rejected calls.
 
 use super::*;
 
 impl Run {
-    /// What is there without a message: data, queues, metrics, properties.
+    /// Runs the cases that need no message: data, queues, metrics, properties.
     pub(super) fn state(&mut self, function: &str, about: &str) -> Result<Next, String> {
         match (function, about) {
             ("proxy_log", "ok") => {

@@ -1,9 +1,9 @@
-//! Cases that go from callback to callback of a request or a connection.
+//! Cases that span several callbacks of a request or a connection.
 
 use super::*;
 
 impl Run {
-    /// What begins with the request's head and goes on in other callbacks.
+    /// Runs the cases that begin with the request headers and continue in other callbacks.
     pub(super) fn request(&mut self, function: &str, about: &str, end: Option<bool>) -> Result<Next, String> {
         match (function, about) {
             ("proxy_on_request_headers", "end-of-stream") => same!(end, Some(true)),
@@ -60,11 +60,11 @@ impl Run {
             }
             _ => return GO_ON,
         }
-        // Calls are waited for, so that their stream is there.
+        // Holds the request, so that its stream exists when the call ends.
         if function.contains("grpc") || function == "proxy_get_status" { HOLD } else { PASSED }
     }
 
-    /// Later parts of the request, and the response.
+    /// Runs the later parts of the request, and the response.
     pub(super) fn message(&mut self, function: &str, about: &str, at: At) -> Result<Next, String> {
         match (function, about, at) {
             ("proxy_on_request_body", _, RequestBody { size }) => same!(size, 5),
@@ -153,7 +153,7 @@ impl Run {
         PASSED
     }
 
-    /// Ticks and messages.
+    /// Runs ticks and queue messages.
     pub(super) fn root(&mut self, function: &str, at: At) -> Result<Next, String> {
         match at {
             Tick => {
@@ -171,12 +171,12 @@ impl Run {
                 same!(queue, self.id);
                 same!(host::dequeue_shared_queue(queue), Ok(Some(b"news".to_vec())));
             }
-            _ => return Err(format!("it did not wait for {at:?}")),
+            _ => return Err(format!("unexpected {at:?}")),
         }
         PASSED
     }
 
-    /// TCP connections; `seen` has what came before the first line.
+    /// Runs TCP connections; `seen` has the bytes received before the first line was complete.
     pub(super) fn tcp(&mut self, function: &str, at: At) -> Result<Next, String> {
         match (function, at) {
             ("proxy_on_new_connection", Downstream { .. }) => same!(&*self.seen, "new"),

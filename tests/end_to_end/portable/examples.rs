@@ -41,11 +41,11 @@ fn api_key_asks_a_service_and_caches_the_answer() {
         asked.set(asked.get() + 1);
         assert_eq!(auth.requests().len(), asked.get(), "the other answers were cached, for all workers");
         let none = host.get("/", &[]);
-        assert_eq!((none.status(), none.text()), (401, "an API key is needed\n"));
+        assert_eq!((none.status(), none.text()), (401, "missing API key\n"));
         let unknown = host.get("/", &[("x-api-key", "x")]);
-        assert_eq!((unknown.status(), unknown.text()), (403, "nobody has this API key\n"));
+        assert_eq!((unknown.status(), unknown.text()), (403, "unknown API key\n"));
         let broken = host.get("/", &[("x-api-key", "broken")]);
-        assert_eq!((broken.status(), broken.text()), (503, "API keys cannot be checked now\n"));
+        assert_eq!((broken.status(), broken.text()), (503, "API keys cannot be verified at the moment\n"));
         asked.set(asked.get() + 2);
     });
     assert!(upstream.requests().iter().all(|request| request.field("x-api-key").is_none()));
@@ -61,7 +61,7 @@ fn api_key_denies_all_without_its_service() {
     };
     Site::each(&envoy, site, |host| {
         let response = host.get("/", &[("x-api-key", "open-sesame")]);
-        assert_eq!((response.status(), response.text()), (503, "API keys cannot be checked now\n"));
+        assert_eq!((response.status(), response.text()), (503, "API keys cannot be verified at the moment\n"));
     });
     assert!(upstream.requests().is_empty());
 }

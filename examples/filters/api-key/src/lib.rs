@@ -92,7 +92,7 @@ impl AsyncFilter for ApiKey {
     async fn on_request(&self, request: &mut Incoming<Request>, _: &()) -> Result<(), Reply> {
         let mut buffer = Buffer::new();
         let Some(key) = request.header(self.key, &mut buffer) else {
-            return Err(Reply::new(401).body("an API key is needed\n").details("no_api_key"));
+            return Err(Reply::new(401).body("missing API key\n").details("no_api_key"));
         };
         match self.user_of(key).await? {
             Some(user) => {
@@ -105,7 +105,7 @@ impl AsyncFilter for ApiKey {
             }
             None => {
                 request.flag(flag::UNAUTHORIZED);
-                Err(Reply::new(403).body("nobody has this API key\n").details("unknown_api_key"))
+                Err(Reply::new(403).body("unknown API key\n").details("unknown_api_key"))
             }
         }
     }
@@ -125,7 +125,11 @@ impl ApiKey {
         let user = match answer {
             Ok(answer) if answer.status() == 200 => Some(answer.header(USER).unwrap_or_default().to_vec()),
             Ok(answer) if matches!(answer.status(), 401 | 403 | 404) => None,
-            _ => return Err(Reply::new(503).body("API keys cannot be checked now\n").details("api_key_unchecked")),
+            _ => {
+                return Err(Reply::new(503)
+                    .body("API keys cannot be verified at the moment\n")
+                    .details("api_key_unchecked"));
+            }
         };
         self.cache.set(key, user.as_deref());
         Ok(user)

@@ -98,7 +98,7 @@ impl TcpFilter for TcpToken {
 
     /// The client was too slow.
     fn on_timer(&self, _: u32, connection: &Connection, stream: &mut Stream) -> TcpFlow {
-        if stream.known { TcpFlow::Continue } else { self.refuse(connection, "no token in time", 0) }
+        if stream.known { TcpFlow::Continue } else { self.refuse(connection, "timed out waiting for the token", 0) }
     }
 }
 

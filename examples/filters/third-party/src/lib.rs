@@ -105,7 +105,7 @@ impl HttpContext for Stream {
         let Some(verify) = &self.config.verify else { return Action::Continue };
         let Some(value) = self.get_http_request_header_bytes(&verify.header) else { return Action::Continue };
         let Ok(value) = str::from_utf8(&value) else {
-            self.send_http_response(400, vec![], Some(b"a header is not text\n"));
+            self.send_http_response(400, vec![], Some(b"a header is not valid UTF-8\n"));
             return Action::Pause;
         };
         let headers = vec![
@@ -141,7 +141,7 @@ impl Context for Stream {
                 self.set_http_request_header("x-verified", Some("yes"));
                 self.resume_http_request();
             }
-            Some(_) => self.send_http_response(403, vec![], Some(b"the service says no\n")),
+            Some(_) => self.send_http_response(403, vec![], Some(b"denied by the service\n")),
             None => {
                 warn!("the service does not answer");
                 self.send_http_response(503, vec![], Some(b"the request could not be verified\n"));

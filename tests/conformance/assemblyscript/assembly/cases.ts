@@ -1,4 +1,4 @@
-// The cases. Their names, and what is asked in them, are those of the case files.
+// The cases. Their names and steps are those of the case files.
 
 import {
   BaseContext, GrpcStatusValues, HeaderPair, Headers, LogLevelValues, RootContext, WasmResultValues, log,
@@ -23,13 +23,13 @@ export function setStream(context: BaseContext): void {
   stream = context;
 }
 
-// Where results of the host's own functions are written to.
+// Where the host's functions write their results.
 const out = new Reference<u32>();
 const size = new Reference<u32>();
 const cas = new Reference<u32>();
 const wide = new Reference<u64>();
 
-// What one callback leaves for a later one.
+// State that one callback leaves for a later one.
 let kept: u32 = 0;
 
 function text(bytes: ArrayBuffer): string {
@@ -221,7 +221,7 @@ function headers(): void {
     stream_context.headers.response.replace(":status", "202");
     says(stream_context.headers.response.get(":status"), "202");
   });
-  // The SDK throws at any status but Ok.
+  // The SDK throws at any status except Ok.
   test("proxy_replace_header_map_value/ok-but-refused-and-logged").on(Callback.RequestHeaders, () => {
     stream_context.headers.request.replace(":path", "no slash");
     says(stream_context.headers.request.get(":path"), "/conformance?a=b");
@@ -425,7 +425,7 @@ function calls(): void {
     says(stream_context.trailers.http_callback.get("x-end"), "yes");
     says(text(get_buffer_bytes(BufferTypeValues.HttpCallResponseBody, 0, 100)), "answer");
     is(get_status().status, 0);
-    // The SDK has chosen the stream that has called.
+    // The SDK has selected the stream that made the call.
     says(stream_context.headers.request.get("x-one"), "1");
     is(continue_request(), WasmResultValues.Ok);
   }).on(Callback.ResponseHeaders, () => {
@@ -485,7 +485,7 @@ function properties(): void {
     is(number("response\0size"), 5);
   });
   test("proxy_get_property/connection").on(Callback.RequestHeaders, () => {
-    ok(property("source\0address").startsWith("127.0.0.1:"), "not from here");
+    ok(property("source\0address").startsWith("127.0.0.1:"), "not a loopback address");
     ok(number("source\0port") > 0, "no port");
     is(get_property("connection\0mtls").byteLength, 1);
     says(property("connection\0requested_server_name"), "");

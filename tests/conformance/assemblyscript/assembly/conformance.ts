@@ -1,8 +1,8 @@
-// The cases of the conformance suite in a module of the AssemblyScript SDK: see ../../README.md. Where the SDK (0.1.8) throws at a status
-// other than Ok, mixes up arguments (shared data, `get_metric`), or does not compile (`dequeue_shared_queue`, `set_headers`), the host's
-// functions are called as the SDK imports them.
+// The conformance cases in a module of the AssemblyScript SDK; see ../../README.md. Where the SDK (0.1.8) throws at a
+// status other than Ok, mixes up arguments (shared data, `get_metric`), or does not compile (`dequeue_shared_queue`,
+// `set_headers`), this module calls the host's functions directly, as the SDK imports them.
 //
-// It has no cases for what the SDK does not offer: setting buffers, gRPC calls, all headers at once.
+// It has no cases for features that the SDK lacks: setting buffers, gRPC calls, replacing all headers.
 
 export * from "@solo-io/proxy-runtime/proxy";
 import {
@@ -69,7 +69,7 @@ class Stream extends Context {
   }
 
   onRequestBody(size: usize, end: bool): FilterDataStatusValues {
-    // The empty last part of a body is no part.
+    // An empty last part of a body does not count as a part.
     if (size > 0) run(Callback.RequestBody, this.context_id, <u32>size, end ? 1 : 0);
     return FilterDataStatusValues.Continue;
   }

@@ -1,9 +1,9 @@
-// Lets requests in by a key. Whose key it is, the upstream is told instead of the key; paths lose the prefix that only clients
-// know, and responses what upstreams tell of themselves.
+// Admits requests with a known key. It replaces the key by its owner's name in the request to the upstream, strips a
+// path prefix that only clients use, and removes headers from responses that reveal the upstream.
 //
-//     header: x-api-key       the header with the key
-//     prefix: /api            what paths begin with here, and not at the upstream
-//     key s3cret: alice       one line for each key
+//     header: x-api-key       header with the key
+//     prefix: /api            path prefix that is stripped
+//     key s3cret: alice       one line per key
 
 export * from "@solo-io/proxy-runtime/proxy";
 import {
@@ -27,7 +27,7 @@ class Root extends RootContext {
       if (names[i].startsWith("key ")) this.users.set(names[i].slice(4), options.get(names[i]));
     }
     if (this.users.size == 0) {
-      log(LogLevelValues.error, "no keys are configured, so nobody could be let in");
+      log(LogLevelValues.error, "no keys are configured, so every request would be rejected");
       return false;
     }
     return true;
@@ -52,7 +52,7 @@ class Gate extends Context {
     const key = request.get(this.root.header);
     if (!this.root.users.has(key)) {
       const challenge = new HeaderPair(String.UTF8.encode("www-authenticate"), String.UTF8.encode("Key"));
-      const body = String.UTF8.encode(key == "" ? "a key is needed\n" : "nobody has this key\n");
+      const body = String.UTF8.encode(key == "" ? "missing key\n" : "unknown key\n");
       send_local_response(401, "no key", body, [challenge], GrpcStatusValues.Unauthenticated);
       return FilterHeadersStatusValues.StopIteration;
     }

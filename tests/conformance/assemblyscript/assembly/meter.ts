@@ -1,7 +1,7 @@
-// Measures requests and their bodies, over all workers, and refuses bodies with a word that must not come in. What has been
-// counted is published at each tick.
+// Measures requests and their bodies over all workers, and rejects bodies that contain a forbidden word. The totals are
+// published at each tick.
 //
-//     refuse: attack          the word; the body is held until it has come whole
+//     refuse: attack          the word; bodies are held until complete
 //     period: 100             milliseconds between ticks
 
 export * from "@solo-io/proxy-runtime/proxy";
@@ -9,19 +9,19 @@ import {
   Context, Counter, FilterDataStatusValues, FilterHeadersStatusValues, FilterTrailersStatusValues, Gauge, GrpcStatusValues,
   Histogram, LogLevelValues, RootContext, WasmResultValues, log, registerRootContext, send_local_response, stream_context,
 } from "@solo-io/proxy-runtime";
-// What the SDK has, but does not export in its index.
+// Part of the SDK, but not exported in its index.
 import {
   BufferTypeValues, Reference, get_buffer_bytes, get_buffer_status, get_current_time_nanoseconds, get_property,
   set_tick_period_milliseconds,
 } from "@solo-io/proxy-runtime/runtime";
-// The functions for shared data are the host's own: those of the SDK (0.1.8) mix up their arguments.
+// These use the host's functions directly: the SDK's functions for shared data (0.1.8) mix up their arguments.
 import { proxy_get_shared_data, proxy_set_shared_data } from "@solo-io/proxy-runtime/imports";
 import { free } from "@solo-io/proxy-runtime/malloc";
 import { Options } from "./options";
 
 const TOTAL = String.UTF8.encode("meter.total");
 
-/** A number that all workers share. */
+/** A total that all workers share. */
 class Total {
   private data: Reference<usize> = new Reference<usize>();
   private size: Reference<usize> = new Reference<usize>();
@@ -40,7 +40,7 @@ class Total {
     return value;
   }
 
-  /** Until nobody else has been faster. */
+  /** Retries until no other worker has changed the value first. */
   add(count: u64): void {
     const value = new ArrayBuffer(8);
     let status: u32;
@@ -50,7 +50,7 @@ class Total {
         changetype<usize>(TOTAL), TOTAL.byteLength, changetype<usize>(value), 8, this.cas.data,
       );
     } while (status == WasmResultValues.CasMismatch);
-    if (status != WasmResultValues.Ok) log(LogLevelValues.error, "the total cannot be kept: " + status.toString());
+    if (status != WasmResultValues.Ok) log(LogLevelValues.error, "cannot store the total: " + status.toString());
   }
 }
 
@@ -104,7 +104,7 @@ class Meter extends Context {
   }
 
   onRequestTrailers(_count: u32): FilterTrailersStatusValues {
-    // What is held of the body: with trailers, no part of it is the last one.
+    // The kept part of the body: with trailers, no part of it is the last one.
     const held = get_buffer_status(BufferTypeValues.HttpRequestBody);
     const size = held.result == WasmResultValues.Ok ? <u32>held.length : 0;
     if (!this.passes(size)) return FilterTrailersStatusValues.StopIteration;
@@ -112,11 +112,11 @@ class Meter extends Context {
     return FilterTrailersStatusValues.Continue;
   }
 
-  /** Whether this part of the body, or all of it, may go on. */
+  /** Reports whether this part of the body, or the whole body, may continue. */
   private passes(size: u32): bool {
     const body = String.UTF8.decode(get_buffer_bytes(BufferTypeValues.HttpRequestBody, 0, size));
     if (this.root.word != "" && body.includes(this.root.word)) {
-      send_local_response(422, "bad word", String.UTF8.encode("not such a word\n"), [], GrpcStatusValues.InvalidArgument);
+      send_local_response(422, "bad word", String.UTF8.encode("forbidden word\n"), [], GrpcStatusValues.InvalidArgument);
       return false;
     }
     this.size += size;

@@ -1,4 +1,4 @@
-// The configuration of these filters: lines of `name: value`. (JSON would take a library; AssemblyScript has none built in.)
+// The configuration of these filters: lines of `name: value`. (AssemblyScript has no built-in JSON parser.)
 
 export class Options {
   private values: Map<string, string> = new Map();

@@ -1,4 +1,4 @@
-// What the cases stand on: a case, its scripts, its verdict.
+// Framework for the cases: a case, its scripts, its verdict.
 
 import { GrpcStatusValues, send_local_response } from "@solo-io/proxy-runtime";
 
@@ -7,7 +7,7 @@ export enum Callback {
   ResponseBody, ResponseTrailers, Done, Log, Delete,
 }
 
-/** A case, with a script for each callback that it is about, in the order in which they must come. */
+/** A case, with one script per callback, in the expected order. */
 export class Case {
   private callbacks: Callback[] = [];
   private scripts: Array<(a: u32, b: u32) => void> = [];
@@ -56,19 +56,19 @@ export function find(name: string): Case {
   return nothing;
 }
 
-/** A request asks for this case. */
+/** Begins the case that a request asks for. */
 export function begin(name: string, context: u32): void {
   current = find(name);
   stream = context;
 }
 
-/** Runs what the current case has for this callback; `context` is 0 for the root's. */
+/** Runs the current case's script for this callback; `context` is 0 for the root's. */
 export function run(callback: Callback, context: u32, a: u32, b: u32): void {
   pausing = false;
   if (context == 0 || context == stream) current.next(callback, a, b);
 }
 
-/** A callback that comes before it is known what will be asked: each case that waits for it runs. */
+/** Handles a callback that precedes any request: every case that expects it runs. */
 export function runEarly(callback: Callback, a: u32, b: u32): void {
   const asked = current;
   for (let i = 0; i < cases.length; i++) {
@@ -78,7 +78,7 @@ export function runEarly(callback: Callback, a: u32, b: u32): void {
   current = asked;
 }
 
-/** The callback shall pause. */
+/** Makes the callback pause. */
 export function pause(): void {
   pausing = true;
 }

@@ -1,17 +1,17 @@
-// Asks a service about each request, and holds the request meanwhile. The service is sent the method, the path and the
-// `authorization`; by 200 it lets the request pass, and what its answer says goes with it.
+// Asks a service about each request and holds the request meanwhile. The service receives the method, the path and the
+// `authorization` header; a 200 admits the request, and the answer's data is added to it.
 //
-//     cluster: decisions      the service
-//     path: /check            where to ask
-//     timeout: 500            milliseconds
-//     fail: closed            or `open`: requests pass when the service does not answer
+//     cluster: decisions      the service's cluster
+//     path: /check            path of the call
+//     timeout: 500            in milliseconds
+//     fail: closed            or `open`: requests pass if the service does not answer
 
 export * from "@solo-io/proxy-runtime/proxy";
 import {
   BaseContext, Context, FilterHeadersStatusValues, GrpcStatusValues, HeaderPair, Headers, LogLevelValues, RootContext,
   WasmResultValues, continue_request, log, registerRootContext, send_local_response, stream_context,
 } from "@solo-io/proxy-runtime";
-// What the SDK has, but does not export in its index.
+// Part of the SDK, but not exported in its index.
 import { BufferTypeValues, get_buffer_bytes } from "@solo-io/proxy-runtime/runtime";
 import { Options } from "./options";
 
@@ -70,7 +70,7 @@ class Verify extends Context {
   }
 
   answered(headers: u32, size: usize): void {
-    // A call that has failed or taken too long comes without headers.
+    // A call that has failed or timed out has no headers.
     if (headers == 0) {
       log(LogLevelValues.warn, "the service does not answer");
       if (this.options.get("fail") == "open") continue_request();
@@ -80,7 +80,7 @@ class Verify extends Context {
     const answer = stream_context.headers.http_callback;
     const body = String.UTF8.decode(get_buffer_bytes(BufferTypeValues.HttpCallResponseBody, 0, <u32>size));
     if (answer.get(":status") != "200") {
-      // No `? :` here: of a constant and a variable, this compiler frees the variable twice.
+      // No `? :` here: with a constant and a variable, this compiler frees the variable twice.
       if (body == "") refuse(403, "refused");
       else refuse(403, body);
       return;

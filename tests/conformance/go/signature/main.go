@@ -1,7 +1,8 @@
-// A filter that lets webhooks in by their signature: a header has the HMAC-SHA256 of the body, as hex behind `sha256=`. It is written
-// with Go's standard library, and without an SDK: the host's functions are imported as they are.
+// A filter that admits webhooks by signature: a header contains the HMAC-SHA256 of the body, in hex after `sha256=`. It
+// uses Go's standard library and no SDK: the host's functions are imported directly.
 //
-// The configuration is JSON: {"header": "x-hub-signature-256", "secret": "WEBHOOK_SECRET"}; `secret` names an environment variable.
+// The configuration is JSON: {"header": "x-hub-signature-256", "secret": "WEBHOOK_SECRET"}; `secret` names an
+// environment variable.
 package main
 
 import (
@@ -47,7 +48,7 @@ const (
 )
 
 var (
-	// What the host has been given to write to, until it is taken: Go must not take it for unused.
+	// Allocated memory for the host to write to, until it is taken: keeps Go from freeing it.
 	given = map[uint32][]byte{}
 
 	config struct {
@@ -55,9 +56,9 @@ var (
 		Secret string `json:"secret"`
 	}
 	secret []byte
-	// By the result.
+	// Counters by result.
 	counters = map[bool]uint32{}
-	// The signatures that the requests under way have shown.
+	// Signatures of in-flight requests.
 	shown = map[uint32][]byte{}
 )
 
@@ -74,7 +75,7 @@ func allocate(size uint32) unsafe.Pointer {
 	return at
 }
 
-// take gives what the host has written, once.
+// take returns data that the host has written, once.
 func take(at, size uint32) []byte {
 	bytes := given[at]
 	delete(given, at)
@@ -108,7 +109,7 @@ func put(name, value string) {
 	setHeader(requestHeaders, namePtr, nameLen, valuePtr, valueLen)
 }
 
-// refuse answers with the reason, as JSON.
+// refuse sends a local response with the reason, as JSON.
 func refuse(code uint32, reason string) int32 {
 	incrementMetric(counters[false], 1)
 	body, _ := json.Marshal(map[string]string{"error": reason})
@@ -131,7 +132,7 @@ func onConfigure(root, size uint32) int32 {
 	}
 	value, there := os.LookupEnv(config.Secret)
 	if !there {
-		fmt.Fprintf(os.Stderr, "there is no environment variable %q\n", config.Secret)
+		fmt.Fprintf(os.Stderr, "environment variable %q is not set\n", config.Secret)
 		return 0
 	}
 	secret = []byte(value)
@@ -154,7 +155,7 @@ func onRequestHeaders(context, count, end uint32) int32 {
 	case err != nil:
 		return refuse(400, err.Error())
 	case len(signature) == 0:
-		return refuse(401, "a signature is needed")
+		return refuse(401, "missing signature")
 	}
 	delivery := make([]byte, 8)
 	if _, err := rand.Read(delivery); err != nil {
@@ -180,7 +181,7 @@ func check(context uint32, body []byte) int32 {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(body)
 	if !hmac.Equal(mac.Sum(nil), shown[context]) {
-		return refuse(403, "this is not its signature")
+		return refuse(403, "invalid signature")
 	}
 	incrementMetric(counters[true], 1)
 	return actionContinue

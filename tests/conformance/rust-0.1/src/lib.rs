@@ -1,4 +1,4 @@
-//! The conformance suite's module with the 0.1 line of the `proxy-wasm` crate, which is for ABI 0.1.0; the cases are in `../../rust`.
+//! Conformance module built with the 0.1 line of the `proxy-wasm` crate, for ABI 0.1.0; the cases are in `../../rust`.
 #![cfg(target_family = "wasm")]
 
 #[macro_use]
@@ -8,8 +8,8 @@ mod contexts;
 #[path = "../../rust/mod.rs"]
 mod run;
 
-/// Where modules of this line begin.
-// SAFETY: no other function of this name is linked, and it touches nothing but the crate's own table.
+/// Entry point of modules of this line.
+// SAFETY: no other function of this name is linked, and it accesses only the crate's own table.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() {

@@ -1,4 +1,4 @@
-//! What the crate's 0.1 line has, and the other has not.
+//! Differences of the crate's 0.1 line.
 
 use proxy_wasm::{
     hostcalls as host,
@@ -6,7 +6,7 @@ use proxy_wasm::{
     types::{Bytes, MapType},
 };
 
-/// The cases that are about the plugin's configuration.
+/// Cases about the plugin's configuration.
 pub const CONFIGURING: &[&str] = &["proxy_on_configure/ok", "proxy_get_configuration/ok"];
 
 pub fn vm_configuration(root: &impl RootContext) -> Option<Bytes> {
@@ -17,7 +17,7 @@ pub fn plugin_configuration(root: &impl RootContext) -> Option<Bytes> {
     root.get_configuration()
 }
 
-/// The callbacks of `HttpContext` that the lines declare differently.
+/// The callbacks of `HttpContext` that the two lines declare differently.
 macro_rules! heads {
     () => {
         fn on_http_request_headers(&mut self, count: usize) -> Action {
@@ -30,7 +30,7 @@ macro_rules! heads {
     };
 }
 
-/// There is no function for this yet.
+/// This line has no function for this.
 pub fn remove(map: MapType, name: &str) {
     host::set_map_value(map, name, None).unwrap();
 }
@@ -39,7 +39,7 @@ pub fn log_level_is_info() -> bool {
     false
 }
 
-/// The cases of functions that only this line has.
+/// Cases of functions that only this line has.
 pub fn other(case: &str) -> Result<(), String> {
     match case {
         "proxy_clear_route_cache/ok" if host::clear_http_route_cache() == Ok(()) => Ok(()),

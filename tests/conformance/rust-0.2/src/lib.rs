@@ -1,4 +1,4 @@
-//! The conformance suite's module with the newest `proxy-wasm` crate; the cases are in `../../rust`.
+//! Conformance module built with the newest `proxy-wasm` crate; the cases are in `../../rust`.
 #![cfg(target_family = "wasm")]
 
 #[macro_use]

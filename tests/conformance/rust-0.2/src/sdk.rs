@@ -1,4 +1,4 @@
-//! What the crate's newest line has, and the other has not.
+//! Differences of the crate's newest line.
 
 use proxy_wasm::{
     hostcalls as host,
@@ -6,7 +6,7 @@ use proxy_wasm::{
     types::{Bytes, GrpcStatusCode, LogLevel, MapType, Status},
 };
 
-/// The cases that are about the plugin's configuration.
+/// Cases about the plugin's configuration.
 pub const CONFIGURING: &[&str] = &["proxy_on_configure/ok"];
 
 pub fn vm_configuration(root: &impl RootContext) -> Option<Bytes> {
@@ -17,7 +17,7 @@ pub fn plugin_configuration(root: &impl RootContext) -> Option<Bytes> {
     root.get_plugin_configuration()
 }
 
-/// The callbacks of `HttpContext` that the lines declare differently.
+/// The callbacks of `HttpContext` that the two lines declare differently.
 macro_rules! heads {
     () => {
         fn on_http_request_headers(&mut self, count: usize, end: bool) -> Action {
@@ -38,9 +38,9 @@ pub fn log_level_is_info() -> bool {
     host::get_log_level() == Ok(LogLevel::Info)
 }
 
-/// The cases of functions that only this line has.
+/// Cases of functions that only this line has.
 pub fn other(case: &str) -> Result<(), String> {
-    let is = |wanted: bool| if wanted { Ok(()) } else { Err("it answers otherwise".to_owned()) };
+    let is = |wanted: bool| if wanted { Ok(()) } else { Err("unexpected result".to_owned()) };
     match case {
         "proxy_call_foreign_function/ok" => {
             is(host::call_foreign_function("clear_route_cache", None) == Ok(None))?;
