@@ -15,25 +15,25 @@ use crate::{
 /// A handle through which a worker controls the connections of a listener.
 pub struct ListenerHandle {
     /// The active rules. Each request uses the rules active when it begins.
-    site: RefCell<Rc<ListenerContext>>,
+    listener: RefCell<Rc<ListenerContext>>,
     /// Whether connections should end as soon as they have no in-flight requests.
     draining: watch::Sender<bool>,
 }
 
 impl ListenerHandle {
     /// Creates a handle with these rules.
-    pub fn new(site: Rc<ListenerContext>) -> ListenerHandle {
-        ListenerHandle { site: RefCell::new(site), draining: watch::channel(false).0 }
+    pub fn new(listener: Rc<ListenerContext>) -> ListenerHandle {
+        ListenerHandle { listener: RefCell::new(listener), draining: watch::channel(false).0 }
     }
 
     /// Returns the active rules.
     pub fn site(&self) -> Rc<ListenerContext> {
-        self.site.borrow().clone()
+        self.listener.borrow().clone()
     }
 
     /// Sets the rules for requests from now on.
-    pub fn set_site(&self, site: Rc<ListenerContext>) {
-        *self.site.borrow_mut() = site;
+    pub fn set_site(&self, listener: Rc<ListenerContext>) {
+        *self.listener.borrow_mut() = listener;
     }
 
     /// Starts draining: each connection ends as soon as it can.
@@ -62,7 +62,7 @@ pub(super) const LENIENCE: u64 = 4;
 
 /// Counts and logs a request that was malformed and never read further. `why`: the underlying cause, if known.
 pub(super) fn log_refusal(
-    site: &ListenerContext,
+    listener: &ListenerContext,
     info: &ConnectionInfo,
     protocol: &str,
     status: u16,
@@ -71,10 +71,10 @@ pub(super) fn log_refusal(
     why: &str,
 ) {
     let shard = observe::shard();
-    site.metrics.requests[usize::from(status / 100)].inc(shard);
-    site.metrics.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
-    if let Some(log) = &site.access_log {
-        let now = Entry::new(SystemTime::now(), &site.name, info.peer);
+    listener.metrics.requests[usize::from(status / 100)].inc(shard);
+    listener.metrics.flags.iter().filter(|(bit, _)| flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+    if let Some(log) = &listener.access_log {
+        let now = Entry::new(SystemTime::now(), &listener.name, info.peer);
         let entry = Entry { status, flags, details: details.text(), protocol, downstream_failure: why, ..now };
         log.log(shard, &entry);
     }

@@ -63,7 +63,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         fields: config.limits.headers as usize,
     };
     let progress = Rc::new(StreamProgress::default());
-    let line = Rc::new(ServerConnection::new(stream));
+    let connection = Rc::new(ServerConnection::new(stream));
     let drained = handle.drained();
     let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
     // A timeout may start right after each timer check, so the next check is due no later than the shortest timeout.
@@ -73,7 +73,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
     let mut timer = pin!(sleep(first_look));
     let end = {
         let most = config.limits.requests_per_connection;
-        let mut requests = pin!(requests::serve(&line, &handle, &info, &progress, limits, most));
+        let mut requests = pin!(requests::serve(&connection, &handle, &info, &progress, limits, most));
         let mut drain = pin!(drained);
         let (mut told, mut listens) = (false, false);
         let mut grace_ends = None;
@@ -96,7 +96,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
             if let Poll::Ready(end) = requests.as_mut().poll(cx) {
                 return Poll::Ready(DriverEnd::Requests(end));
             }
-            if line.blocked_since.get().is_some()
+            if connection.blocked_since.get().is_some()
                 && let Some(due) = progress.due.get()
                 && due < timer.deadline()
             {
@@ -106,13 +106,13 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
                 let now = Instant::now();
                 if grace_ends.is_some_and(|end| end <= now) {
                     grace_ends = None;
-                    line.ending.set(true);
+                    connection.ending.set(true);
                     cx.waker().wake_by_ref();
                 }
                 let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
                 let (header_read, idle) = (timeouts.header_read.bound(), timeouts.idle.bound());
-                let blocked = line.blocked_since.get();
-                let (due, end) = match (info.active.get(), line.head_since.get()) {
+                let blocked = connection.blocked_since.get();
+                let (due, end) = match (info.active.get(), connection.head_since.get()) {
                     // The request is complete, but the end of its response has not been sent yet.
                     (0, _) if blocked.is_some() => (blocked.and_then(|since| after(since, idle)), DriverEnd::Stalled),
                     (0, Some(since)) => (after(since.max(info.idle_since.get()), header_read), DriverEnd::SlowHead),
@@ -138,15 +138,15 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         })
         .await
     };
-    close(&handle.site(), &info, &line, end).await;
+    close(&handle.site(), &info, &connection, end).await;
 }
 
 /// Finishes a connection that carries no more requests.
-async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConnection, end: DriverEnd) {
+async fn close(listener: &ListenerContext, info: &ConnectionInfo, connection: &ServerConnection, end: DriverEnd) {
     let refusal = match &end {
-        DriverEnd::Requests(requests::RequestsEnd::Refused(error)) => Some(refused(site, info, *error)),
+        DriverEnd::Requests(requests::RequestsEnd::Refused(error)) => Some(refused(listener, info, *error)),
         DriverEnd::SlowHead => {
-            log_refusal(site, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT, "");
+            log_refusal(listener, info, PROTOCOL, 408, flag::DOWNSTREAM_TIMEOUT, detail::HEADER_READ_TIMEOUT, "");
             Some(StatusCode::REQUEST_TIMEOUT)
         }
         _ => None,
@@ -163,14 +163,14 @@ async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConne
             switches: false,
         };
         let length = SizeHint::with_exact(text.len() as u64);
-        line.with(|wire| {
-            encoder::response(&head, &length, false, client, &mut wire.outbox);
-            wire.outbox.push(text.into());
+        connection.with(|io| {
+            encoder::response(&head, &length, false, client, &mut io.outbox);
+            io.outbox.push(text.into());
         });
         // Do not wait for a client that does not read.
-        let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| line.poll_flush(cx))).await;
+        let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| connection.poll_flush(cx))).await;
     }
-    let Some((early, stream)) = line.take() else { return };
+    let Some((early, stream)) = connection.take() else { return };
     match end {
         DriverEnd::Requests(requests::RequestsEnd::Tunnel(tunnel)) => tunnel.run(Prefixed::new(early, stream)).await,
         // The client has closed the connection or does not read. Under TLS, the missing close_notify shows it that data
@@ -181,12 +181,12 @@ async fn close(site: &ListenerContext, info: &ConnectionInfo, line: &ServerConne
 }
 
 /// Logs a malformed request and returns the status of its response.
-fn refused(site: &ListenerContext, info: &ConnectionInfo, error: HeadError) -> StatusCode {
+fn refused(listener: &ListenerContext, info: &ConnectionInfo, error: HeadError) -> StatusCode {
     let (status, details) = match error {
         HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.detail()),
         HeadError::Tls => {
             let refused = RejectedConnection::new(RejectReason::Protocol, SPEAKS_TLS.to_owned());
-            site.metrics.connections.warned.warn(&site.name, info.peer, &refused);
+            listener.metrics.connections.warned.warn(&listener.name, info.peer, &refused);
             (StatusCode::BAD_REQUEST, detail::TLS_ON_PLAIN_PORT)
         }
         HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),
@@ -195,6 +195,6 @@ fn refused(site: &ListenerContext, info: &ConnectionInfo, error: HeadError) -> S
         HeadError::TooManyFields => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail::TOO_MANY_FIELDS),
     };
     let why = if error == HeadError::Tls { SPEAKS_TLS } else { "" };
-    log_refusal(site, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);
+    log_refusal(listener, info, PROTOCOL, status.as_u16(), flag::DOWNSTREAM_PROTOCOL, details, why);
     status
 }

@@ -36,10 +36,10 @@ const GRACE: Duration = Duration::from_secs(1);
 struct Connection {
     handle: Rc<ListenerHandle>,
     info: Rc<ConnectionInfo>,
-    ledger: Rc<ConnectionFacts>,
+    facts: Rc<ConnectionFacts>,
     resets: ResetLimiter,
     /// Requests whose tasks have not ended. A task ends when its client has acknowledged the whole response.
-    under_way: Cell<u32>,
+    in_flight: Cell<u32>,
 }
 
 /// The phases of a connection's graceful shutdown.
@@ -77,24 +77,24 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
     let config = handle.site().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     let longest = limits.header_bytes.0.saturating_mul(LENIENCE);
-    let ledger = ConnectionFacts::new(quic.clone(), longest);
+    let facts = ConnectionFacts::new(quic.clone(), longest);
     let mut builder = h3::server::builder();
     // No grease: h3 may lose a frame over it.
     builder.max_field_section_size(longest).send_grease(false);
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
     // The handshake needs control streams, which a client may withhold.
-    let transport = Transport::new(quic.clone(), ledger.clone());
+    let transport = Transport::new(quic.clone(), facts.clone());
     let mut connection = match timeout(handshake, builder.build::<_, Bytes>(transport)).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return blame(&info, &ledger, &error),
+        Ok(Err(error)) => return blame(&info, &facts, &error),
         Err(_) => return Some(RejectReason::Silent),
     };
     let shared = Rc::new(Connection {
         handle: handle.clone(),
         info: info.clone(),
-        ledger: ledger.clone(),
+        facts: facts.clone(),
         resets: ResetLimiter::new(config.trusted_hops > 0),
-        under_way: Cell::new(0),
+        in_flight: Cell::new(0),
     });
     let mut drained = std::pin::pin!(handle.drained());
     let retires = timeouts.connection_age.bound().map(|age| Instant::now() + age);
@@ -102,7 +102,7 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
     let mut draining = false;
     let mut phase = Phase::Open;
     loop {
-        let idle = shared.under_way.get() == 0;
+        let idle = shared.in_flight.get() == 0;
         let now = Instant::now();
         let due = match phase {
             Phase::Open => {
@@ -117,9 +117,9 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
         match phase {
             Phase::Open if draining || full || due.is_some_and(|due| due <= now) => {
                 phase = Phase::Told(now + GRACE);
-                if ledger.is_new() {
+                if facts.is_new() {
                     // h3's GOAWAY says that not even the first request is accepted.
-                    ledger.refuse_more();
+                    facts.refuse_more();
                 }
                 // A client that does not even read the GOAWAY gets no graceful shutdown.
                 if !matches!(timeout(GRACE, connection.shutdown(usize::MAX)).await, Ok(Ok(()))) {
@@ -129,7 +129,7 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
             }
             Phase::Told(until) if until <= now => {
                 phase = Phase::Closing(now + GRACE);
-                ledger.refuse_more();
+                facts.refuse_more();
                 if !matches!(timeout(GRACE, connection.shutdown(1)).await, Ok(Ok(()))) {
                     return None;
                 }
@@ -151,24 +151,24 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
             accepted = connection.accept() => match accepted {
                 Ok(Some(resolver)) => {
                     info.requests.set(info.requests.get() + 1);
-                    let watch = ledger.latest()?;
+                    let watch = facts.latest()?;
                     request::spawn(shared.clone(), watch, resolver);
                 }
                 // The client has announced that it will send no more requests; wait until it has all responses.
                 Ok(None) => {
-                    while shared.under_way.get() > 0 {
-                        ledger.changed.notified().await;
+                    while shared.in_flight.get() > 0 {
+                        facts.changed.notified().await;
                     }
                     linger(quic).await;
                     return None;
                 }
-                Err(error) => return blame(&info, &ledger, &error),
+                Err(error) => return blame(&info, &facts, &error),
             },
             () = &mut drained, if !draining => draining = true,
-            () = ledger.changed.notified() => {}
+            () = facts.changed.notified() => {}
             () = timer => {}
         }
-        if let Some(violation) = ledger.violation() {
+        if let Some(violation) = facts.violation() {
             tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "HTTP/3: {violation}");
             return Some(refusal(violation));
         }
@@ -185,9 +185,9 @@ fn refusal(violation: FrameViolation) -> RejectReason {
 }
 
 /// Returns a reason if the client violated the protocol, rather than just losing the connection.
-fn blame(info: &ConnectionInfo, ledger: &ConnectionFacts, error: &ConnectionError) -> Option<RejectReason> {
+fn blame(info: &ConnectionInfo, facts: &ConnectionFacts, error: &ConnectionError) -> Option<RejectReason> {
     tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "connection ended");
     // A violation found by h3, not a close initiated here.
     let found = matches!(error, ConnectionError::Local { .. }) && !error.is_h3_no_error();
-    ledger.violation().map(refusal).or(found.then_some(RejectReason::Http3))
+    facts.violation().map(refusal).or(found.then_some(RejectReason::Http3))
 }

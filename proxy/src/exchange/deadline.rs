@@ -34,7 +34,7 @@ pub(super) enum DeadlineKind {
 impl DeadlineKind {
     /// Returns the failure that answers the request, unless its response has begun. `awaits_client`: the proxy is
     /// waiting for more of the request's body, so the client is late; otherwise the upstream is.
-    pub(super) fn fault(self, awaits_client: bool) -> LocalFailure {
+    pub(super) fn failure(self, awaits_client: bool) -> LocalFailure {
         match self {
             DeadlineKind::Head => LocalFailure::HeadTimeout,
             DeadlineKind::Total => LocalFailure::Timeout,
@@ -91,7 +91,7 @@ impl Drop for Deadline {
 impl Deadline {
     /// Creates all deadlines.
     pub(super) fn new(
-        site: &ListenerContext,
+        listener: &ListenerContext,
         stream: &Rc<Stream>,
         total: Option<Duration>,
         idle: Option<Duration>,
@@ -100,7 +100,7 @@ impl Deadline {
             stream: stream.clone(),
             head: None,
             total,
-            age: site.config.timeouts.stream_age.bound(),
+            age: listener.config.timeouts.stream_age.bound(),
             idle,
             per_try: None,
             pace: None,
@@ -109,8 +109,8 @@ impl Deadline {
     }
 
     /// Creates only the deadlines that apply while no upstream is involved: the idle timeout and the maximum age.
-    pub(super) fn idle(site: &ListenerContext, stream: &Rc<Stream>) -> Deadline {
-        Deadline::new(site, stream, None, site.config.timeouts.idle.bound())
+    pub(super) fn idle(listener: &ListenerContext, stream: &Rc<Stream>) -> Deadline {
+        Deadline::new(listener, stream, None, listener.config.timeouts.idle.bound())
     }
 
     /// Adds a time limit for the response's head.

@@ -45,55 +45,55 @@ enum AttemptError {
 
 /// Sends the request to the cluster of its route.
 pub(super) async fn run(
-    site: &Rc<ListenerContext>,
+    listener: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
     selected: &SelectedRoute,
     upload: &Rc<Upload>,
-    switch: Option<&Upgrade>,
+    upgrade: Option<&Upgrade>,
 ) -> Result<UpstreamResponse, Interrupted> {
     let (route, cluster) = (&selected.route, &selected.cluster);
-    let fault = |fault: LocalFailure| fault.into_stop(stream, 0);
-    let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| fault(LocalFailure::Crowded(crowded)));
+    let failure = |failure: LocalFailure| failure.into_stop(stream, 0);
+    let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| failure(LocalFailure::Crowded(crowded)));
     if upload.is_unfinished() {
         upload.hold(hold()?);
     }
-    let tunnel = switch.map(|_| Box::<UsageGuard>::default());
+    let tunnel = upgrade.map(|_| Box::<UsageGuard>::default());
     if let Some(tunnel) = &tunnel {
         tunnel.begin(hold()?);
     }
     let request_guard = match cluster.try_request() {
         Some(guard) => guard,
-        None if site.pools.make_room(cluster) => cluster.replace_request(),
-        None => return Err(fault(LocalFailure::Overflow)),
+        None if listener.pools.make_room(cluster) => cluster.replace_request(),
+        None => return Err(failure(LocalFailure::Overflow)),
     };
-    let policy = route.retry.as_ref().or(site.retries.get(&cluster.name));
+    let policy = route.retry.as_ref().or(listener.retries.get(&cluster.name));
     // HTTP/2 upstreams may report that they have not processed a request, which is then retried without any policy.
     if policy.is_some() || cluster.protocol != ClusterProtocol::H1 {
-        upload.keep(site.buffered_body);
+        upload.keep(listener.buffered_body);
     }
     // A client that sets its own timeout is exempt from the cluster's, which applies to clients that do not.
     let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
     let (head, of_cluster) = if own { (None, None) } else { (cluster.response_head_timeout, cluster.request_timeout) };
     let total = route.timeout.unwrap_or(of_cluster);
-    let idle = route.idle_timeout.unwrap_or(site.config.timeouts.idle.bound());
-    let mut deadline = Deadline::new(site, stream, total, idle);
+    let idle = route.idle_timeout.unwrap_or(listener.config.timeouts.idle.bound());
+    let mut deadline = Deadline::new(listener, stream, total, idle);
     // A gRPC call may be silent for as long as it likes, and so may its server: response streams often begin with their
     // first message.
     if !grpc::is_call_to(stream, cluster) {
         deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
     // The outcome of a protocol switch cannot be mirrored.
-    if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| switch.is_none())
+    if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| upgrade.is_none())
         && fastrand::u32(..1_000_000) < *per_million
     {
-        let head = OutgoingHead::new(site, stream, upload, &deadline, None);
+        let head = OutgoingHead::new(listener, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
-        mirror::start(site, stream, cluster, head, upload);
+        mirror::start(listener, stream, cluster, head, upload);
     }
 
-    let mut tries = RetryState::new(policy);
-    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| fault(LocalFailure::NoEndpoint))?;
+    let mut retry_state = RetryState::new(policy);
+    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| failure(LocalFailure::NoEndpoint))?;
     loop {
         let active = endpoint.start();
         {
@@ -103,15 +103,21 @@ pub(super) async fn run(
         }
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
         let place = tunnel.as_deref().unwrap_or(upload.place());
-        let aim =
-            AttemptTarget { cluster, endpoint: active.endpoint(), switch, place, anew: tries.anew, alone: tries.alone };
-        let result = attempt(site, stream, aim, upload, &mut deadline).await;
+        let attempt_target = AttemptTarget {
+            cluster,
+            endpoint: active.endpoint(),
+            upgrade,
+            place,
+            new_connection: retry_state.new_connection,
+            alone: retry_state.alone,
+        };
+        let result = attempt(listener, stream, attempt_target, upload, &mut deadline).await;
         let reason = match &result {
-            Ok(response) => tries.reason_of_response(response, stream),
-            Err(missed) => tries.reason_of_failure(missed, stream),
+            Ok(response) => retry_state.reason_of_response(response, stream),
+            Err(error) => retry_state.reason_of_failure(error, stream),
         };
         if let Some(again) = reason
-            && let Some(retry) = tries.again(again, active.endpoint(), upload, selected, stream)
+            && let Some(retry) = retry_state.again(again, active.endpoint(), upload, selected, stream)
         {
             drop((result, active));
             if !retry.wait.is_zero() {
@@ -127,8 +133,8 @@ pub(super) async fn run(
                 stream.times.connected.set(response.extensions().get().map(|WaitTime(time)| *time));
                 let (parts, mut body) = response.into_parts();
                 let body = match body.take_switching() {
-                    Some(_) if switch.is_some_and(|switch| !switch.is_agreed(parts.version, &parts.headers)) => {
-                        return Err(fault(LocalFailure::Protocol));
+                    Some(_) if upgrade.is_some_and(|upgrade| !upgrade.is_agreed(parts.version, &parts.headers)) => {
+                        return Err(failure(LocalFailure::Protocol));
                     }
                     Some(upstream) => UpstreamBody::Switched(upstream),
                     None => UpstreamBody::Body(body),
@@ -137,7 +143,7 @@ pub(super) async fn run(
                 Ok(UpstreamResponse { parts, body, deadline, guards })
             }
             Err(AttemptError::Interrupted(stop)) => Err(stop),
-            Err(AttemptError::TimedOut(passed)) => Err(fault(passed.fault(upload.awaits_client()))),
+            Err(AttemptError::TimedOut(passed)) => Err(failure(passed.failure(upload.awaits_client()))),
             Err(AttemptError::Failed(kind)) => {
                 if kind.is_stale()
                     && let Some(failures) = &stream.state.borrow().failures
@@ -145,7 +151,7 @@ pub(super) async fn run(
                     // It has failed the request, whoever is at fault.
                     active.endpoint().note_failure(&cluster.name, FailureCategory::Reset, &failures.upstream);
                 }
-                Err(fault(failed(&kind, upload)))
+                Err(failure(failed(&kind, upload)))
             }
         };
     }
@@ -153,11 +159,17 @@ pub(super) async fn run(
 
 /// Reports why an attempt failed in the access log, in the endpoint's status and in the log.
 #[cold]
-fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, upload: &Upload, after: Duration) {
-    let AttemptTarget { cluster, endpoint, .. } = aim;
-    let (trouble, mut why) = match missed {
+fn explain(
+    stream: &Stream,
+    attempt_target: &AttemptTarget<'_>,
+    error: &AttemptError,
+    upload: &Upload,
+    after: Duration,
+) {
+    let AttemptTarget { cluster, endpoint, .. } = attempt_target;
+    let (trouble, mut why) = match error {
         // The upload caused the failure and has recorded its reason.
-        AttemptError::Failed(_) if upload.fault().is_some() => return,
+        AttemptError::Failed(_) if upload.failure().is_some() => return,
         AttemptError::Failed(kind) => match kind.reason(after) {
             Some(reason) => reason,
             None => return,
@@ -168,7 +180,7 @@ fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, uplo
         }
         AttemptError::Interrupted(_) => return,
     };
-    if let AttemptError::Failed(RequestErrorKind::Reset { bytes_received: false, .. }) = missed
+    if let AttemptError::Failed(RequestErrorKind::Reset { bytes_received: false, .. }) = error
         && stream.grpc.get().is_some()
         && cluster.protocol == ClusterProtocol::H1
     {
@@ -178,7 +190,7 @@ fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, uplo
         target: target::UPSTREAM,
         cluster = &*cluster.name, endpoint = %endpoint.address, "no response: {why}"
     );
-    if !matches!(missed, AttemptError::Failed(kind) if kind.is_stale()) {
+    if !matches!(error, AttemptError::Failed(kind) if kind.is_stale()) {
         endpoint.note_failure(&cluster.name, trouble, &why);
     }
     stream.upstream_failed(why);
@@ -186,7 +198,7 @@ fn explain(stream: &Stream, aim: &AttemptTarget<'_>, missed: &AttemptError, uplo
 
 fn failed(kind: &RequestErrorKind, upload: &Upload) -> LocalFailure {
     match kind {
-        _ if upload.fault().is_some() => upload.fault().unwrap_or(LocalFailure::BadBody),
+        _ if upload.failure().is_some() => upload.failure().unwrap_or(LocalFailure::BadBody),
         RequestErrorKind::Connect(error) if error.timeout => LocalFailure::ConnectTimeout,
         RequestErrorKind::Connect(_) => LocalFailure::ConnectFailure,
         RequestErrorKind::Protocol { source: ProtocolError::Interim } => LocalFailure::Interim,
@@ -203,7 +215,7 @@ fn failed(kind: &RequestErrorKind, upload: &Upload) -> LocalFailure {
 /// The head of a stream's request as it is sent upstream: the one that filters produced, with the changes specific to
 /// this attempt.
 struct OutgoingHead<'s> {
-    site: &'s ListenerContext,
+    listener: &'s ListenerContext,
     stream: &'s Stream,
     /// The endpoint's own name, for an HTTP/1.0 request without a host.
     host: Option<String>,
@@ -214,11 +226,11 @@ struct OutgoingHead<'s> {
 
 impl<'s> OutgoingHead<'s> {
     fn new(
-        site: &'s ListenerContext,
+        listener: &'s ListenerContext,
         stream: &'s Stream,
         upload: &Upload,
         deadline: &Deadline,
-        switch: Option<&Upgrade>,
+        upgrade: Option<&Upgrade>,
     ) -> OutgoingHead<'s> {
         let mut replaced = SmallVec::<[(HeaderName, Option<HeaderValue>); 2]>::new();
         let mut promised = None;
@@ -227,20 +239,20 @@ impl<'s> OutgoingHead<'s> {
         }
         if !upload.is_empty() && !stream.chain.filters().is_empty() {
             let fields = &stream.state.borrow().request.fields;
-            let said = match replaced.first() {
-                Some((_, said)) => said.as_ref(),
+            let announced = match replaced.first() {
+                Some((_, announced)) => announced.as_ref(),
                 None => fields.get(header::CONTENT_LENGTH),
             };
-            promised = said.and_then(|said| length(said.as_bytes()).ok());
+            promised = announced.and_then(|announced| length(announced.as_bytes()).ok());
         }
         if let Some(left) = grpc::time_left(stream, deadline) {
             replaced.push((TIMEOUT, Some(left)));
         }
-        if let Some(token) = switch.and_then(Upgrade::token) {
+        if let Some(token) = upgrade.and_then(Upgrade::token) {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        OutgoingHead { site, stream, host: None, replaced, promised }
+        OutgoingHead { listener, stream, host: None, replaced, promised }
     }
 
     /// Addresses the head to this endpoint.
@@ -262,7 +274,7 @@ impl Head for OutgoingHead<'_> {
 
     fn interim(&self, response: response::Parts) {
         // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-        if !self.site.config.interim_responses || self.stream.version < Version::HTTP_11 {
+        if !self.listener.config.interim_responses || self.stream.version < Version::HTTP_11 {
             return;
         }
         let response::Parts { status, version, headers: mut fields, .. } = response;
@@ -272,7 +284,7 @@ impl Head for OutgoingHead<'_> {
         for name in [header::CONTENT_LENGTH, header::TRAILER] {
             fields.remove(name);
         }
-        add_via(&mut fields, self.site.via.of(version));
+        add_via(&mut fields, self.listener.via.of(version));
         let mut interim = Response::new(());
         (*interim.status_mut(), *interim.headers_mut()) = (status, fields);
         self.stream.progress.interims.pass(interim);
@@ -292,49 +304,49 @@ impl Head for OutgoingHead<'_> {
 struct AttemptTarget<'a> {
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
-    switch: Option<&'a Upgrade>,
+    upgrade: Option<&'a Upgrade>,
     /// The client's share of unfinished uploads and tunnels that this request uses, if any.
     place: &'a UsageGuard,
     /// Use only a newly opened connection: an idle one has just turned out to be closed.
-    anew: bool,
+    new_connection: bool,
     /// Use only a connection that carries no other request.
     alone: bool,
 }
 
 /// Makes one attempt, which ends with a response, a failure, a filter's decision or a timeout.
 async fn attempt(
-    site: &ListenerContext,
+    listener: &ListenerContext,
     stream: &Rc<Stream>,
-    aim: AttemptTarget<'_>,
+    attempt_target: AttemptTarget<'_>,
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, AttemptError> {
-    let AttemptTarget { cluster, endpoint, switch, place, anew, alone } = &aim;
+    let AttemptTarget { cluster, endpoint, upgrade, place, new_connection, alone } = &attempt_target;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been awaited since `routed`, so it can be reused.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
     stream.times.tried.set(Some(start));
-    let head = OutgoingHead::new(site, stream, upload, deadline, *switch).to(endpoint);
+    let head = OutgoingHead::new(listener, stream, upload, deadline, *upgrade).to(endpoint);
     upload.promise(head.promised);
     let connection = &stream.connection;
     let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
-        match switch {
+        match upgrade {
             // No request is sent to the endpoint: the client will talk to it. Boxed, so that ordinary requests do not
             // reserve the space.
-            Some(Upgrade::Connect) => Box::pin(site.pools.tunnel(cluster, endpoint, client, place)).await,
+            Some(Upgrade::Connect) => Box::pin(listener.pools.tunnel(cluster, endpoint, client, place)).await,
             _ => {
                 let on_behalf_of = Some(stream.client.ip());
-                let way = ProtocolChoice {
+                let choice = ProtocolChoice {
                     client,
-                    new: *anew,
+                    new: *new_connection,
                     uploads: upload.is_unfinished(),
                     place: Some(place),
                     trailers: upload.has_filtered_trailers(),
                     alone: *alone,
                     on_behalf_of,
                 };
-                site.pools.send(cluster, endpoint, way, &head, upload.body()).await
+                listener.pools.send(cluster, endpoint, choice, &head, upload.body()).await
             }
         }
     };
@@ -355,18 +367,18 @@ async fn attempt(
     });
     let result = result.await;
     let now = Instant::now();
-    if let Err(missed) = &result {
-        explain(stream, &aim, missed, upload, now - start);
+    if let Err(error) = &result {
+        explain(stream, &attempt_target, error, upload, now - start);
         upload.rests();
     }
     stream.times.response_start.set(result.is_ok().then_some(now));
     stream.progress.active.set(now);
-    if let Some(figures) = site.clusters.get(&cluster.name) {
+    if let Some(metrics) = listener.clusters.get(&cluster.name) {
         let shard = observe::shard();
         let class = result.as_ref().map_or(0, |r| usize::from(r.status().as_u16() / 100).min(5));
-        figures.responses[class].inc(shard);
+        metrics.responses[class].inc(shard);
         if result.is_ok() {
-            figures.latency.observe(shard, (now - start).as_micros() as u64);
+            metrics.latency.observe(shard, (now - start).as_micros() as u64);
         }
     }
     result
@@ -383,7 +395,9 @@ async fn pause(
     let mut sleep = pin!(tokio::time::sleep(wait));
     poll_fn(|cx| match sleep.as_mut().poll(cx) {
         Poll::Ready(()) => Poll::Ready(Ok(())),
-        Poll::Pending => deadline.poll(cx).map(|passed| Err(passed.fault(upload.awaits_client()).into_stop(stream, 0))),
+        Poll::Pending => {
+            deadline.poll(cx).map(|passed| Err(passed.failure(upload.awaits_client()).into_stop(stream, 0)))
+        }
     })
     .await
 }
@@ -405,7 +419,7 @@ struct RetryState<'p> {
     /// How often upstreams reported that they have not processed the request.
     unprocessed: u32,
     /// Whether the next attempt needs a new connection.
-    anew: bool,
+    new_connection: bool,
     /// Whether that connection may carry no other request.
     alone: bool,
     /// The retry permit, held while retries are in progress.
@@ -443,7 +457,7 @@ impl<'p> RetryState<'p> {
             detours: RetryPolicy::detours(policy),
             repeated: false,
             unprocessed: 0,
-            anew: false,
+            new_connection: false,
             alone: false,
             budget: None,
         }
@@ -460,8 +474,8 @@ impl<'p> RetryState<'p> {
         }))
     }
 
-    fn reason_of_failure(&self, missed: &AttemptError, stream: &Stream) -> Option<RetryReason> {
-        Some(match missed {
+    fn reason_of_failure(&self, error: &AttemptError, stream: &Stream) -> Option<RetryReason> {
+        Some(match error {
             AttemptError::Failed(RequestErrorKind::Connect(_)) => RetryReason::Connect,
             // The upstream has not processed the request (RFC 9113 section 8.7). An upstream that refuses single
             // streams is overloaded, so only one resend.
@@ -493,19 +507,21 @@ impl<'p> RetryState<'p> {
         stream: &Stream,
     ) -> Option<Retry> {
         let cluster = &selected.cluster;
-        if !upload.can_repeat() || upload.fault().is_some() {
+        if !upload.can_repeat() || upload.failure().is_some() {
             return None;
         }
-        (self.anew, self.alone) = (false, false);
+        (self.new_connection, self.alone) = (false, false);
         let wanted = match reason {
             RetryReason::Stale { .. } | RetryReason::Unprocessed => {
                 match reason {
-                    RetryReason::Stale { alone } => (self.repeated, self.anew, self.alone) = (true, true, alone),
+                    RetryReason::Stale { alone } => {
+                        (self.repeated, self.new_connection, self.alone) = (true, true, alone)
+                    }
                     _ => {
                         self.unprocessed += 1;
                         // An HTTP/2 connection that accepts no more streams is no longer used, but another one may also
                         // be about to close.
-                        self.anew = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
+                        self.new_connection = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
                     }
                 }
                 stream.state.borrow_mut().failures = None;

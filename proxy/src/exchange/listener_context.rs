@@ -53,7 +53,7 @@ impl ListenerContext {
     pub fn new(
         config: Arc<model::Listener>,
         chain: Rc<Chain>,
-        figures: ListenerMetrics,
+        metrics: ListenerMetrics,
         pools: Pools<Body>,
     ) -> ListenerContext {
         ListenerContext {
@@ -65,7 +65,7 @@ impl ListenerContext {
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
             tls: None,
             access_log: None,
-            metrics: figures,
+            metrics,
             clusters: FxHashMap::default(),
             retries: FxHashMap::default(),
             pools,

@@ -33,7 +33,7 @@ impl MinRate {
     }
 
     /// Records received bytes, which ends the wait.
-    pub(super) fn came(&self, bytes: usize, now: Instant) {
+    pub(super) fn received(&self, bytes: usize, now: Instant) {
         self.bytes.set(self.bytes.get() + bytes as u64);
         if let Some(since) = self.since.take() {
             self.waited.set(self.waited.get() + now.saturating_duration_since(since));
@@ -43,7 +43,7 @@ impl MinRate {
     /// Stops waiting for the client.
     pub(super) fn rests(&self) {
         if self.since.get().is_some() {
-            self.came(0, Instant::now());
+            self.received(0, Instant::now());
         }
     }
 
@@ -70,7 +70,7 @@ mod tests {
         tokio::time::advance(4 * SECOND).await;
         pace.waits();
         assert_eq!(pace.due(), Some(start + 10 * SECOND), "it is still the same wait");
-        pace.came(200, Instant::now());
+        pace.received(200, Instant::now());
         assert_eq!(pace.due(), None);
         // The upstream or a filter is slow.
         tokio::time::advance(3600 * SECOND).await;
@@ -90,7 +90,7 @@ mod tests {
             assert!(pace.due() >= last);
             last = pace.due();
             tokio::time::advance(SECOND / 3).await;
-            pace.came(bytes, Instant::now());
+            pace.received(bytes, Instant::now());
         }
     }
 }

@@ -76,7 +76,7 @@ impl http_body::Body for MirrorBody {
 
 /// Starts sending a copy of a stream's request.
 pub(super) fn start(
-    site: &Rc<ListenerContext>,
+    listener: &Rc<ListenerContext>,
     stream: &Stream,
     cluster: &Arc<Cluster>,
     head: RequestHead,
@@ -102,7 +102,7 @@ pub(super) fn start(
             Body::stream(MirrorBody { parts, whole: false })
         }
     };
-    let (pools, cluster) = (site.pools.clone(), cluster.clone());
+    let (pools, cluster) = (listener.pools.clone(), cluster.clone());
     let client = Addresses::new(stream.connection.peer, stream.connection.local);
     tokio::task::spawn_local(async move {
         let limit = cluster.request_timeout.unwrap_or(Duration::from_secs(60));
@@ -126,8 +126,8 @@ async fn send(
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let way = ProtocolChoice { client: Some(client), place: Some(place), ..ProtocolChoice::default() };
-    let mut body = pools.send(cluster, endpoint, way, head, body).await.map_err(failed).ok()?.into_body();
+    let choice = ProtocolChoice { client: Some(client), place: Some(place), ..ProtocolChoice::default() };
+    let mut body = pools.send(cluster, endpoint, choice, head, body).await.map_err(failed).ok()?.into_body();
     // Read the body to its end, so that the connection can be reused.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -74,19 +74,19 @@ pub struct HeadTooLarge;
 
 impl HeadTooLarge {
     /// Marks a request if its head, with `fields` bytes of fields, exceeds the limit.
-    pub fn mark(parts: &mut Parts, fields: usize, site: &ListenerContext) {
+    pub fn mark(parts: &mut Parts, fields: usize, listener: &ListenerContext) {
         let uri = &parts.uri;
         let target = uri.authority().map_or(0, |host| host.as_str().len()) + uri.path().len();
         // Add the size of the four pseudo-header fields (RFC 9113 section 6.5.2).
         let target = target + uri.query().map_or(0, str::len) + 4 * 32 + ":method:scheme:authority:path".len();
-        if (fields + target) as u64 > site.config.limits.header_bytes.0 {
+        if (fields + target) as u64 > listener.config.limits.header_bytes.0 {
             parts.extensions.insert(HeadTooLarge);
         }
     }
 }
 
 /// Returns path and query, with the path in its normal form.
-fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, LocalFailure> {
+fn path(listener: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, LocalFailure> {
     if method == Method::CONNECT {
         return Ok(Bytes::from_static(b"/"));
     }
@@ -96,7 +96,7 @@ fn path(site: &ListenerContext, method: &Method, uri: &Uri) -> Result<Bytes, Loc
     }
     // An absolute target may have an empty path, which means `/`.
     let path = if path.is_empty() { "/" } else { path };
-    let normal = spelling::path(path.as_bytes(), &site.config.path).map_err(LocalFailure::BadPath)?;
+    let normal = spelling::path(path.as_bytes(), &listener.config.path).map_err(LocalFailure::BadPath)?;
     Ok(match uri.query() {
         Some(query) => [&*normal, b"?", query.as_bytes()].concat().into(),
         None => Bytes::copy_from_slice(&normal),
@@ -108,9 +108,9 @@ pub(super) struct PreparedRequest {
     /// The stream as filters see it.
     pub(super) stream: Rc<Stream>,
     /// The reason to reject it. The stream exists nevertheless, for logging.
-    pub(super) fault: Option<LocalFailure>,
+    pub(super) failure: Option<LocalFailure>,
     /// The upgrade that it requests.
-    pub(super) switch: Option<Upgrade>,
+    pub(super) upgrade: Option<Upgrade>,
     /// The fields listed in `Connection`, which only filters see.
     pub(super) listed: ConnectionOptions,
     /// Whether the client waits for a 100 (Continue) before it sends the body.
@@ -119,14 +119,14 @@ pub(super) struct PreparedRequest {
 
 /// Creates a stream from a request.
 pub(super) fn begin(
-    site: &Rc<ListenerContext>,
+    listener: &Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
     progress: Rc<StreamProgress>,
     mut parts: Parts,
     bodiless: bool,
 ) -> PreparedRequest {
     let present = Present::of(&parts.headers);
-    let switch = Upgrade::wanted(site, &mut parts, present, bodiless);
+    let upgrade = Upgrade::wanted(listener, &mut parts, present, bodiless);
     let too_large = parts.extensions.get::<HeadTooLarge>().is_some();
     let Parts { method, uri, headers: mut fields, version, .. } = parts;
     // HTTP/1.0 has no `Host`.
@@ -135,22 +135,22 @@ pub(super) fn begin(
         true => Ok(Bytes::new()),
         false => authority(&method, &uri, version, &mut fields),
     };
-    let path = path(site, &method, &uri);
+    let path = path(listener, &method, &uri);
     if version >= Version::HTTP_2 {
         // Before fields are counted, because clients do not count cookie crumbs.
         join_cookies(&mut fields);
     }
-    let too_many = fields.len() > site.config.limits.headers as usize;
-    let underscores = site.config.header_underscores;
-    let fault = match (&switch, &authority, &path) {
+    let too_many = fields.len() > listener.config.limits.headers as usize;
+    let underscores = listener.config.header_underscores;
+    let failure = match (&upgrade, &authority, &path) {
         _ if too_large => Some(LocalFailure::HeadTooLarge),
         _ if too_many => Some(LocalFailure::TooManyFields),
         _ if !spelling::is_method(method.as_str().as_bytes()) => Some(LocalFailure::BadMethod),
         _ if present.underscores && underscores == HeaderUnderscores::Reject => Some(LocalFailure::Underscore),
-        (Err(fault), ..) | (_, Err(fault), _) | (_, _, Err(fault)) => Some(*fault),
+        (Err(failure), ..) | (_, Err(failure), _) | (_, _, Err(failure)) => Some(*failure),
         _ => None,
     };
-    let switch = switch.ok().flatten();
+    let upgrade = upgrade.ok().flatten();
     let authority = authority.unwrap_or_default();
     let original_path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
     let original_path = Bytes::copy_from_slice(original_path.as_bytes());
@@ -159,25 +159,25 @@ pub(super) fn begin(
         remove_underscores(&mut fields);
     }
     let listed = take_hop_by_hop(&mut fields, present);
-    if let Some(switch) = &switch {
-        switch.restore(&mut fields);
+    if let Some(upgrade) = &upgrade {
+        upgrade.restore(&mut fields);
     }
     if present.client_cert || connection.tls.is_some() {
-        xfcc::apply(&mut fields, site.config.forwarded_client_cert, connection.tls.as_deref());
+        xfcc::apply(&mut fields, listener.config.forwarded_client_cert, connection.tls.as_deref());
     }
     if present.expect {
         // The proxy answers it itself when the body is first read.
         fields.remove(header::EXPECT);
     }
-    add_via(&mut fields, site.via.of(version));
-    let (scheme, hops) = (connection.scheme(), site.config.trusted_hops);
+    add_via(&mut fields, listener.via.of(version));
+    let (scheme, hops) = (connection.scheme(), listener.config.trusted_hops);
     let origin = forwarded(&mut fields, connection.peer, &connection.peer_value, &authority, scheme, hops);
     let head = RequestHead { method, path, authority, scheme: origin.scheme, fields };
     let arrival =
         IncomingRequest { client: origin.client, head, original_path, version, request_id: origin.request_id };
-    let stream = Stream::new(connection, progress, site.chain.clone(), arrival);
+    let stream = Stream::new(connection, progress, listener.chain.clone(), arrival);
     grpc::begin(&stream);
-    PreparedRequest { stream, fault, switch, listed, expects: present.expect }
+    PreparedRequest { stream, failure, upgrade, listed, expects: present.expect }
 }
 
 /// Decrements `Max-Forwards`, which limits how far `OPTIONS` and `TRACE` travel (RFC 9110 section 7.6.2). A request at

@@ -99,14 +99,14 @@ impl ResponseSource {
 
 /// Forwards an upstream's response.
 pub(super) async fn from_upstream(
-    site: &Rc<ListenerContext>,
-    ending: StreamGuard,
+    listener: &Rc<ListenerContext>,
+    stream_guard: StreamGuard,
     from: UpstreamResponse,
     head_only: bool,
 ) -> Result<ServedResponse, StreamClosed> {
     let UpstreamResponse { parts, body, deadline, guards } = from;
     let received = parts.version;
-    let stream = ending.stream().clone();
+    let stream = stream_guard.stream().clone();
     let mut head = ResponseHead { status: parts.status, fields: parts.headers };
     let present = Present::of(&head.fields);
     remove_hop_by_hop(&mut head.fields, present);
@@ -122,24 +122,31 @@ pub(super) async fn from_upstream(
         stream.times.response_end.set(stream.times.response_start.get());
     }
     let (deadline, guards) = (Some(deadline), Some(guards));
-    let pending = PendingResponse { site, ending, head_only, received, switched, deadline, guards };
+    let pending = PendingResponse { listener, stream_guard, head_only, received, switched, deadline, guards };
     pending.send(head, source, HeadFlow::new(&stream, Direction::Response)).await
 }
 
 /// Sends a local reply of the proxy or a filter. The `seen` filters that have seen the request also see its response.
 pub(super) async fn local(
-    site: &Rc<ListenerContext>,
-    ending: StreamGuard,
+    listener: &Rc<ListenerContext>,
+    stream_guard: StreamGuard,
     reply: LocalReply,
     seen: usize,
     head_only: bool,
 ) -> Result<ServedResponse, StreamClosed> {
-    let stream = ending.stream().clone();
+    let stream = stream_guard.stream().clone();
     let skip = stream.chain.filters().len() - seen.min(stream.chain.filters().len());
     let (head, source) = taken_apart(&stream, reply);
-    let deadline = Some(Deadline::idle(site, &stream));
-    let pending =
-        PendingResponse { site, ending, head_only, received: Version::HTTP_11, switched: None, deadline, guards: None };
+    let deadline = Some(Deadline::idle(listener, &stream));
+    let pending = PendingResponse {
+        listener,
+        stream_guard,
+        head_only,
+        received: Version::HTTP_11,
+        switched: None,
+        deadline,
+        guards: None,
+    };
     pending.send(head, source, HeadFlow::reply(&stream, skip)).await
 }
 
@@ -165,8 +172,8 @@ fn taken_apart(stream: &Stream, reply: LocalReply) -> (ResponseHead, ResponseSou
 
 /// A response that is about to be sent.
 struct PendingResponse<'s> {
-    site: &'s Rc<ListenerContext>,
-    ending: StreamGuard,
+    listener: &'s Rc<ListenerContext>,
+    stream_guard: StreamGuard,
     head_only: bool,
     /// The HTTP version that the response was received in.
     received: Version,
@@ -183,8 +190,8 @@ impl PendingResponse<'_> {
         mut source: ResponseSource,
         mut flow: HeadFlow,
     ) -> Result<ServedResponse, StreamClosed> {
-        let stream = self.ending.stream().clone();
-        let limit = self.site.buffered_body;
+        let stream = self.stream_guard.stream().clone();
+        let limit = self.listener.buffered_body;
         let body_past = |flow: &HeadFlow| BodyFlow::new(&stream, Direction::Response, limit).skipping(flow.passed());
         let mut body_flow = body_past(&flow);
         // A filter that replies instead, or that fails, replaces this response.
@@ -193,7 +200,7 @@ impl PendingResponse<'_> {
             stream.state.borrow_mut().response = Some(head);
             if let Some(reply) = self.past_filters(&stream, &mut flow, &mut body_flow, &mut source, bodiless).await? {
                 (self.guards, self.switched) = (None, None);
-                self.deadline = Some(Deadline::idle(self.site, &stream));
+                self.deadline = Some(Deadline::idle(self.listener, &stream));
                 flow = HeadFlow::reply(&stream, flow.seen());
                 body_flow = body_past(&flow);
                 (head, source) = taken_apart(&stream, reply);
@@ -209,7 +216,7 @@ impl PendingResponse<'_> {
             eventual.into_iter().for_each(|(name, value)| {
                 response.fields.append(name, value);
             });
-            let log = self.site.access_log.as_ref();
+            let log = self.listener.access_log.as_ref();
             let wanted = stream.chain.looks_back() || log.is_some_and(|log| log.format().response_headers());
             let fields = if wanted { response.fields.clone() } else { std::mem::take(&mut response.fields) };
             (response.status, fields)
@@ -221,8 +228,8 @@ impl PendingResponse<'_> {
             fields.remove(header::CONTENT_LENGTH);
         }
         grpc::note(&stream, &fields);
-        add_via(&mut fields, self.site.via.of(self.received));
-        advertise(self.site, &stream, &mut fields);
+        add_via(&mut fields, self.listener.via.of(self.received));
+        advertise(self.listener, &stream, &mut fields);
         if let Some(upstream) = self.switched
             && let Some(guards) = self.guards.take()
         {
@@ -231,7 +238,7 @@ impl PendingResponse<'_> {
             let idle = self.deadline.as_ref().and_then(Deadline::idle_timeout);
             let tunnel = Tunnel {
                 upstream,
-                ending: self.ending,
+                stream_guard: self.stream_guard,
                 idle,
                 ends: self.deadline.as_ref().and_then(Deadline::oldest),
                 guards,
@@ -248,7 +255,7 @@ impl PendingResponse<'_> {
             source,
             deadline: self.deadline,
             guards: self.guards,
-            ending: self.ending,
+            stream_guard: self.stream_guard,
             over: false,
             held: None,
             passed: None,
@@ -303,7 +310,7 @@ impl PendingResponse<'_> {
                     flow.stalled(stream);
                 }
                 return match passed {
-                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.fault(false))),
+                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.failure(false))),
                     // Another local reply would be held as well.
                     Poll::Ready(_) => {
                         stream.flag(flag::IDLE_TIMEOUT);
@@ -317,14 +324,14 @@ impl PendingResponse<'_> {
             Ok(Outcome::Done) => Ok(None),
             Ok(Outcome::Reply(reply)) => Ok(Some(reply)),
             Ok(Outcome::Closed) => Err(closed(stream)),
-            Err(fault) => Ok(Some(fault.reply(stream))),
+            Err(failure) => Ok(Some(failure.reply(stream))),
         }
     }
 }
 
 /// Advertises HTTP/3 to a client that could use it, unless `Alt-Svc` is already set.
-fn advertise(site: &ListenerContext, stream: &Stream, fields: &mut http::HeaderMap) {
-    if let Some(alt_svc) = &site.alt_svc
+fn advertise(listener: &ListenerContext, stream: &Stream, fields: &mut http::HeaderMap) {
+    if let Some(alt_svc) = &listener.alt_svc
         && stream.connection.tls.is_some()
         && stream.version != Version::HTTP_3
     {
@@ -402,7 +409,7 @@ struct ResponseBody {
     held: Option<Download>,
     /// The timeout that expired.
     passed: Option<DeadlineKind>,
-    ending: StreamGuard,
+    stream_guard: StreamGuard,
 }
 
 impl ResponseBody {
@@ -415,37 +422,37 @@ impl ResponseBody {
         if self.filtered && fields.contains_key(header::CONTENT_LENGTH) {
             // Wait for the first part, so that the head announces the correct length.
             match poll_fn(|cx| self.poll_prime(cx)).await {
-                Some(Outcome::Closed) => return Err(closed(self.ending.stream())),
+                Some(Outcome::Closed) => return Err(closed(self.stream_guard.stream())),
                 // Nothing has been sent yet, but the filters can no longer see another head.
                 Some(Outcome::Reply(reply)) => return Ok(self.replaced(reply)),
                 Some(Outcome::Done) | None => {}
             }
-            let (came, went) = self.flow.lengths();
-            let stream = self.ending.stream();
+            let (length_in, length_out) = self.flow.lengths();
+            let stream = self.stream_guard.stream();
             // Over HTTP/1.1 a body with a length has no trailers.
             let trailers = match self.flow.has_ended() {
                 true => self.flow.has_trailers(),
                 false => fields.contains_key(header::TRAILER),
             };
             if self.flow.has_ended() && !trailers {
-                fields.insert(header::CONTENT_LENGTH, went.into());
-            } else if trailers || came != went || stream.chain.changes_body(Direction::Response) {
+                fields.insert(header::CONTENT_LENGTH, length_out.into());
+            } else if trailers || length_in != length_out || stream.chain.changes_body(Direction::Response) {
                 fields.remove(header::CONTENT_LENGTH);
             }
         }
-        if !bodiless && !self.ending.stream().chain.filters().is_empty() {
-            let said = fields.get(header::CONTENT_LENGTH).and_then(|said| length(said.as_bytes()).ok());
+        if !bodiless && !self.stream_guard.stream().chain.filters().is_empty() {
+            let announced = fields.get(header::CONTENT_LENGTH).and_then(|announced| length(announced.as_bytes()).ok());
             // The length announced by an upstream is checked as its body is read.
-            self.promised = said.filter(|said| self.filtered || self.source.length() != Some(*said));
+            self.promised = announced.filter(|announced| self.filtered || self.source.length() != Some(*announced));
         }
-        self.ending.set_due(self.deadline.as_ref());
+        self.stream_guard.set_due(self.deadline.as_ref());
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = status;
         *response.headers_mut() = fields;
         let over = bodiless || (!self.filtered && self.source.drained) || self.flow.is_over();
         // A body that falls short of the length announced by a filter is aborted, even if it is empty.
         if over && self.promised.is_none_or(|promised| promised == 0) {
-            self.ending.complete();
+            self.stream_guard.complete();
             // An upstream's body that is not sent is not read further: its connection is closed, unless the body has
             // ended.
             return Ok(response);
@@ -475,27 +482,27 @@ impl ResponseBody {
     /// Makes this response evictable while it waits for its client. Called by the task that sends it.
     fn hold(&mut self, cx: &Context<'_>) {
         let Some(guards) = self.guards.as_ref().filter(|_| !self.source.drained) else { return };
-        let stream = self.ending.stream();
+        let stream = self.stream_guard.stream();
         stream.progress.sender.set(Some(cx.waker().clone()));
         stream.progress.waits_since.set(self.first.is_some().then(|| stream.progress.active.get()));
         let (client, receiver) = (stream.client.ip(), stream.progress.clone());
-        self.held = Some(self.ending.site().pools.download(guards.cluster(), client, receiver));
+        self.held = Some(self.stream_guard.listener().pools.download(guards.cluster(), client, receiver));
     }
 
     /// Replaces this response with another one.
     fn replaced(mut self, reply: LocalReply) -> Response<Body> {
-        let (head, source) = taken_apart(self.ending.stream(), reply);
+        let (head, source) = taken_apart(self.stream_guard.stream(), reply);
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.fields.clone();
-        grpc::note(self.ending.stream(), &head.fields);
-        add_via(response.headers_mut(), self.ending.site().via.of(Version::HTTP_11));
-        advertise(self.ending.site(), self.ending.stream(), response.headers_mut());
-        self.ending.stream().state.borrow_mut().response = Some(head);
+        grpc::note(self.stream_guard.stream(), &head.fields);
+        add_via(response.headers_mut(), self.stream_guard.listener().via.of(Version::HTTP_11));
+        advertise(self.stream_guard.listener(), self.stream_guard.stream(), response.headers_mut());
+        self.stream_guard.stream().state.borrow_mut().response = Some(head);
         (self.source, self.filtered, self.promised) = (source, false, None);
         (self.deadline, self.guards) = (None, None);
         match self.source.drained {
-            true => self.ending.complete(),
+            true => self.stream_guard.complete(),
             false => *response.body_mut() = Body::stream(self),
         }
         response
@@ -504,24 +511,24 @@ impl ResponseBody {
     /// Ready when something has passed the filters, when nothing more will, or when a filter ends the response.
     fn poll_prime(&mut self, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
         loop {
-            if let Some(outcome) = interrupted(self.ending.stream()) {
+            if let Some(outcome) = interrupted(self.stream_guard.stream()) {
                 return Poll::Ready(Some(outcome));
             }
             if self.flow.is_ready() || self.flow.has_ended() {
                 return Poll::Ready(None);
             }
-            match poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx) {
+            match poll_into(self.stream_guard.stream(), &mut self.source, &mut self.flow, None, cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(BodyError::Filter(e))) => {
-                    return Poll::Ready(Some(Outcome::Reply(response_fault(e).reply(self.ending.stream()))));
+                    return Poll::Ready(Some(Outcome::Reply(response_fault(e).reply(self.stream_guard.stream()))));
                 }
                 Poll::Ready(Err(error)) => {
-                    note_broken(self.ending.stream(), self.guards.as_ref(), &error);
-                    return Poll::Ready(Some(Outcome::Reply(LocalFailure::Reset.reply(self.ending.stream()))));
+                    note_broken(self.stream_guard.stream(), self.guards.as_ref(), &error);
+                    return Poll::Ready(Some(Outcome::Reply(LocalFailure::Reset.reply(self.stream_guard.stream()))));
                 }
                 Poll::Pending => {
                     let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
-                    let reply = |passed: DeadlineKind| passed.fault(false).reply(self.ending.stream());
+                    let reply = |passed: DeadlineKind| passed.failure(false).reply(self.stream_guard.stream());
                     return passed.map(|passed| Some(Outcome::Reply(reply(passed))));
                 }
             }
@@ -529,7 +536,7 @@ impl ResponseBody {
     }
 
     fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let stream = self.ending.stream();
+        let stream = self.stream_guard.stream();
         if !self.filtered {
             // A filter without interest in bodies may still end the stream, for example from a timer.
             let watched = !stream.chain.filters().is_empty();
@@ -546,7 +553,7 @@ impl ResponseBody {
         }
         loop {
             // The head has been sent, so a filter can only abort the response.
-            if is_interrupted(self.ending.stream()) {
+            if is_interrupted(self.stream_guard.stream()) {
                 return Poll::Ready(Some(Err(BodyError::Closed)));
             }
             match self.flow.pop() {
@@ -555,17 +562,17 @@ impl ResponseBody {
                 None if self.flow.has_ended() => return Poll::Ready(None),
                 None => {}
             }
-            ready!(poll_into(self.ending.stream(), &mut self.source, &mut self.flow, None, cx))?;
+            ready!(poll_into(self.stream_guard.stream(), &mut self.source, &mut self.flow, None, cx))?;
         }
     }
 
     #[cold]
     fn fail(&mut self, error: &BodyError) {
         self.over = true;
-        let stream = self.ending.stream();
+        let stream = self.stream_guard.stream();
         note_broken(stream, self.guards.as_ref(), error);
-        let fault = match error {
-            BodyError::Timeout => self.passed.map_or(LocalFailure::Idle, |bound| bound.fault(false)),
+        let failure = match error {
+            BodyError::Timeout => self.passed.map_or(LocalFailure::Idle, |bound| bound.failure(false)),
             BodyError::Filter(stopped) => response_fault(*stopped),
             BodyError::Length => LocalFailure::FilterLength,
             BodyError::Closed if stream.state.borrow().flags & flag::FILTER_FAILED != 0 => LocalFailure::FilterFailed,
@@ -575,8 +582,8 @@ impl ResponseBody {
             }
             _ => LocalFailure::Reset,
         };
-        stream.flag(fault.flags());
-        stream.state.borrow_mut().details = fault.details().into();
+        stream.flag(failure.flags());
+        stream.state.borrow_mut().details = failure.details().into();
         grpc::note_cut(stream, error);
     }
 }
@@ -595,7 +602,7 @@ impl http_body::Body for ResponseBody {
         }
         if me.held.is_some() {
             // The client has taken everything so far.
-            me.ending.stream().progress.waits_since.set(None);
+            me.stream_guard.stream().progress.waits_since.set(None);
         }
         let frame = me.poll_through(cx);
         let passed = match (&frame, &mut me.deadline) {
@@ -606,17 +613,17 @@ impl http_body::Body for ResponseBody {
             },
             // A part from an upstream that arrived too late is discarded. Its arrival time was recorded just now.
             (Poll::Ready(Some(Ok(frame))), Some(deadline)) if me.guards.is_some() && frame.is_data() => {
-                deadline.passed(me.ending.stream().progress.active.get())
+                deadline.passed(me.stream_guard.stream().progress.active.get())
             }
             (Poll::Ready(_), Some(_)) => None,
         };
         let frame = match (frame, passed) {
             (_, Some(passed)) => {
                 me.passed = Some(passed);
-                if let Some(trailers) = grpc::exceeded(me.ending.stream()) {
+                if let Some(trailers) = grpc::exceeded(me.stream_guard.stream()) {
                     // A client would take a reset for a fault of the proxy or the upstream.
                     me.fail(&BodyError::Timeout);
-                    grpc::note(me.ending.stream(), &trailers);
+                    grpc::note(me.stream_guard.stream(), &trailers);
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
                 Some(Err(BodyError::Timeout))
@@ -628,7 +635,7 @@ impl http_body::Body for ResponseBody {
             if me.source.drained {
                 me.held = None;
             } else {
-                let progress = &me.ending.stream().progress;
+                let progress = &me.stream_guard.stream().progress;
                 progress.waits_since.set(Some(progress.active.get()));
             }
         }
@@ -636,9 +643,10 @@ impl http_body::Body for ResponseBody {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     me.sent += data.len() as u64;
-                    me.ending.stream().state.borrow_mut().bytes[Direction::Response as usize] += data.len() as u64;
+                    me.stream_guard.stream().state.borrow_mut().bytes[Direction::Response as usize] +=
+                        data.len() as u64;
                 } else if let Some(trailers) = frame.trailers_ref() {
-                    grpc::note(me.ending.stream(), trailers);
+                    grpc::note(me.stream_guard.stream(), trailers);
                 }
                 // The last part is always recognised as such.
                 let is_wrong = |promised| me.sent > promised || (me.sent < promised && me.is_end_stream());
@@ -648,7 +656,7 @@ impl http_body::Body for ResponseBody {
                 }
                 // An HTTP/1.1 client that has the announced length may leave before the upstream reports the end.
                 if me.is_end_stream() || (!me.filtered && me.source.length() == Some(0)) {
-                    me.ending.complete();
+                    me.stream_guard.complete();
                 }
             }
             Some(Err(error)) => me.fail(error),
@@ -658,7 +666,7 @@ impl http_body::Body for ResponseBody {
             }
             None => {
                 me.over = true;
-                me.ending.complete();
+                me.stream_guard.complete();
             }
         }
         Poll::Ready(frame)

@@ -28,30 +28,32 @@ use crate::{
 /// # Errors
 /// A filter closed the stream.
 pub async fn serve(
-    site: Rc<ListenerContext>,
+    listener: Rc<ListenerContext>,
     connection: Rc<ConnectionInfo>,
     progress: Rc<StreamProgress>,
     mut request: Request<Body>,
 ) -> Result<ServedResponse, StreamClosed> {
-    let web = if site.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
+    let web = if listener.config.grpc_web { grpc_web::Translation::begin(&mut request) } else { None };
     let head_only = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let version = parts.version;
-    let super::request::PreparedRequest { stream, fault: refused, switch, listed, expects } =
-        super::request::begin(&site, connection, progress, parts, incoming.is_end_stream());
-    let ending = StreamGuard::new(site.clone(), stream.clone());
-    let upload = Upload::new(&site, &stream, incoming);
+    let super::request::PreparedRequest { stream, failure: refused, upgrade, listed, expects } =
+        super::request::begin(&listener, connection, progress, parts, incoming.is_end_stream());
+    let stream_guard = StreamGuard::new(listener.clone(), stream.clone());
+    let upload = Upload::new(&listener, &stream, incoming);
     let outcome = match refused {
-        Some(fault) => Err(fault.into_reply(&stream)),
-        None => forward(&site, &stream, &upload, switch.as_ref(), &listed, expects).await,
+        Some(failure) => Err(failure.into_reply(&stream)),
+        None => forward(&listener, &stream, &upload, upgrade.as_ref(), &listed, expects).await,
     };
     let mut answer = match outcome {
-        Ok(from_upstream) => super::response::from_upstream(&site, ending, from_upstream, head_only).await,
-        Err(Interrupted::Reply(reply, seen)) => super::response::local(&site, ending, *reply, seen, head_only).await,
+        Ok(from_upstream) => super::response::from_upstream(&listener, stream_guard, from_upstream, head_only).await,
+        Err(Interrupted::Reply(reply, seen)) => {
+            super::response::local(&listener, stream_guard, *reply, seen, head_only).await
+        }
         Err(Interrupted::Closed) => Err(closed(&stream)),
     }?;
-    if let (Some(_), Some(switch)) = (&answer.tunnel, &switch) {
-        switch.finish(version, &mut answer.response);
+    if let (Some(_), Some(upgrade)) = (&answer.tunnel, &upgrade) {
+        upgrade.finish(version, &mut answer.response);
     }
     if let Some(translation) = web {
         answer.response = translation.end(answer.response);
@@ -61,14 +63,14 @@ pub async fn serve(
 
 /// Passes the request through the request filters and sends it to an upstream.
 pub(super) async fn forward(
-    site: &Rc<ListenerContext>,
+    listener: &Rc<ListenerContext>,
     stream: &Rc<Stream>,
     upload: &Rc<Upload>,
-    switch: Option<&Upgrade>,
+    upgrade: Option<&Upgrade>,
     listed: &ConnectionOptions,
     expects: bool,
 ) -> Result<UpstreamResponse, Interrupted> {
-    let mut deadline = Deadline::idle(site, stream).with(upload);
+    let mut deadline = Deadline::idle(listener, stream).with(upload);
     let seen = request_filters(stream, upload, &mut deadline).await?;
     // Without filters no time has passed, and reading the clock is not free.
     let filtered = seen > 0 || upload.is_filtered();
@@ -82,7 +84,7 @@ pub(super) async fn forward(
     let selected = {
         let mut state = stream.state.borrow_mut();
         if state.route.is_none()
-            && let Some(route) = &site.default_route
+            && let Some(route) = &listener.default_route
         {
             state.route = Some(crate::chain::SelectedRoute::new(route, 0, 0, 0));
         }
@@ -95,11 +97,11 @@ pub(super) async fn forward(
     };
     let Some(selected) = selected else { return Err(LocalFailure::NoRoute.into_stop(stream, seen)) };
     let hop = super::request::count_hop(&mut stream.state.borrow_mut().request);
-    hop.map_err(|fault| fault.into_stop(stream, seen))?;
+    hop.map_err(|failure| failure.into_stop(stream, seen))?;
     if upload.is_too_long() {
         return Err(LocalFailure::RequestBodyLimit.into_stop(stream, seen));
     }
-    let ahead = usize::try_from(site.config.limits.read_ahead.0).unwrap_or(usize::MAX);
+    let ahead = usize::try_from(listener.config.limits.read_ahead.0).unwrap_or(usize::MAX);
     // Not for a client that waits for a 100 (Continue), which it gets once the upstream is known, nor for a gRPC call,
     // whose client may wait for a response before it sends more.
     if ahead > 0 && upload.is_unfinished() && !expects && !super::grpc::is_call_to(stream, &selected.cluster) {
@@ -107,7 +109,7 @@ pub(super) async fn forward(
         check(stream, upload, passed, seen)?;
     }
     upload.rests();
-    super::dispatch::run(site, stream, &selected, upload, switch).await.map_err(|stop| match stop {
+    super::dispatch::run(listener, stream, &selected, upload, upgrade).await.map_err(|stop| match stop {
         Interrupted::Reply(reply, _) => Interrupted::Reply(reply, seen),
         Interrupted::Closed => Interrupted::Closed,
     })
@@ -125,8 +127,8 @@ pub(super) fn check(
         Some(Outcome::Closed) => return Err(Interrupted::Closed),
         Some(Outcome::Done) | None => {}
     }
-    match upload.fault().or_else(|| Some(passed?.fault(upload.awaits_client()))) {
-        Some(fault) => Err(fault.into_stop(stream, seen)),
+    match upload.failure().or_else(|| Some(passed?.failure(upload.awaits_client()))) {
+        Some(failure) => Err(failure.into_stop(stream, seen)),
         None => Ok(()),
     }
 }
@@ -145,9 +147,9 @@ pub(super) async fn request_filters(
             let progress = head.poll(stream, upload.is_empty(), cx);
             if let Some(nth) = held
                 && head.held_by() != held
-                && let Err(fault) = upload.release(nth, head.held_by())
+                && let Err(failure) = upload.release(nth, head.held_by())
             {
-                return Poll::Ready(Err(fault));
+                return Poll::Ready(Err(failure));
             }
             if let Poll::Ready(outcome) = progress {
                 return Poll::Ready(Ok(outcome));
@@ -158,13 +160,13 @@ pub(super) async fn request_filters(
                     // The filter lets the head go: continue with the next one.
                     Poll::Ready(Ok(true)) => {
                         head.release();
-                        if let Err(fault) = upload.release(nth, None) {
-                            return Poll::Ready(Err(fault));
+                        if let Err(failure) = upload.release(nth, None) {
+                            return Poll::Ready(Err(failure));
                         }
                         continue;
                     }
                     Poll::Ready(Ok(false)) => continue,
-                    Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
                     Poll::Pending => {}
                 }
             } else {
@@ -176,7 +178,7 @@ pub(super) async fn request_filters(
                 }
                 Err(match passed {
                     DeadlineKind::Idle => LocalFailure::FilterStalled,
-                    passed => passed.fault(upload.awaits_client()),
+                    passed => passed.failure(upload.awaits_client()),
                 })
             });
         }
@@ -187,6 +189,6 @@ pub(super) async fn request_filters(
         Ok(Outcome::Done) => Ok(seen),
         Ok(Outcome::Reply(reply)) => Err(Interrupted::Reply(Box::new(reply), seen)),
         Ok(Outcome::Closed) => Err(Interrupted::Closed),
-        Err(fault) => Err(fault.into_stop(stream, seen)),
+        Err(failure) => Err(failure.into_stop(stream, seen)),
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn has_worker_ended() -> bool {
 
 /// Settles a stream's accounts when dropped.
 pub(super) struct StreamGuard {
-    site: Rc<ListenerContext>,
+    listener: Rc<ListenerContext>,
     stream: Rc<Stream>,
     /// Whether the response's last byte was handed over.
     complete: Cell<bool>,
@@ -44,15 +44,15 @@ pub(super) struct StreamGuard {
 }
 
 impl StreamGuard {
-    pub(super) fn new(site: Rc<ListenerContext>, stream: Rc<Stream>) -> StreamGuard {
-        site.metrics.active.add(observe::shard(), 1);
+    pub(super) fn new(listener: Rc<ListenerContext>, stream: Rc<Stream>) -> StreamGuard {
+        listener.metrics.active.add(observe::shard(), 1);
         let connection = &stream.connection;
         connection.active.set(connection.active.get() + 1);
-        StreamGuard { site, stream, complete: Cell::new(false), due: Cell::new(None) }
+        StreamGuard { listener, stream, complete: Cell::new(false), due: Cell::new(None) }
     }
 
-    pub(super) fn site(&self) -> &ListenerContext {
-        &self.site
+    pub(super) fn listener(&self) -> &ListenerContext {
+        &self.listener
     }
 
     pub(super) fn stream(&self) -> &Rc<Stream> {
@@ -75,7 +75,7 @@ impl StreamGuard {
             _ if progress.evicted.get() => Some(LocalFailure::Evicted),
             _ if !progress.stalled.get() => None,
             // A client that reads, but too slowly, has made progress.
-            Some(bound) => Some(bound.fault(false)),
+            Some(bound) => Some(bound.failure(false)),
             None => Some(LocalFailure::Idle),
         }
     }
@@ -92,13 +92,13 @@ fn micros(from: Instant, to: Instant) -> u64 {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        let (site, stream) = (&self.site, &self.stream);
+        let (listener, stream) = (&self.listener, &self.stream);
         {
             let mut state = stream.state.borrow_mut();
             if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
                 let (flags, details) = match self.unsaid() {
                     _ if has_worker_ended() => (flag::UPSTREAM_TIMEOUT, Some(detail::SHUTDOWN)),
-                    Some(fault) => (fault.flags(), Some(fault.details())),
+                    Some(failure) => (failure.flags(), Some(failure.details())),
                     // Only a client ends a stream without a recorded reason.
                     None => (flag::DOWNSTREAM_TERMINATED, None),
                 };
@@ -121,21 +121,21 @@ impl Drop for StreamGuard {
         let grpc_status = grpc::outcome(stream, state.flags, sent);
         let total = micros(stream.start, now);
 
-        let figures = &site.metrics;
-        figures.active.sub(shard, 1);
-        figures.requests[usize::from(status / 100).min(5)].inc(shard);
-        figures.duration.observe(shard, total);
-        figures.bytes.iter().zip(state.bytes).for_each(|(counter, bytes)| counter.add(shard, bytes));
+        let metrics = &listener.metrics;
+        metrics.active.sub(shard, 1);
+        metrics.requests[usize::from(status / 100).min(5)].inc(shard);
+        metrics.duration.observe(shard, total);
+        metrics.bytes.iter().zip(state.bytes).for_each(|(counter, bytes)| counter.add(shard, bytes));
         if state.flags != 0 {
-            figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
+            metrics.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
         }
 
         if let Some(status) = grpc_status {
             // Only upstreams know which methods exist.
-            figures.methods.count(&stream.original_path, status, state.attempts > 0, shard, total);
+            metrics.methods.count(&stream.original_path, status, state.attempts > 0, shard, total);
         }
 
-        let Some(log) = &site.access_log else { return };
+        let Some(log) = &listener.access_log else { return };
         let request = &state.request;
         let text = |name: header::HeaderName| request.fields.get(name).map_or(&b""[..], |v| v.as_bytes());
         let at = |instant: &Cell<Option<Instant>>| instant.get().map(|at| micros(stream.start, at));
@@ -175,7 +175,7 @@ impl Drop for StreamGuard {
             stored: Some(&state.stored),
             request_headers: log.format().request_headers().then_some(&request.fields),
             response_headers: state.response.as_ref().filter(|_| log.format().response_headers()).map(|r| &r.fields),
-            ..Entry::new(stream.start_time(), &site.name, stream.connection.peer)
+            ..Entry::new(stream.start_time(), &listener.name, stream.connection.peer)
         };
         log.log(shard, &entry);
     }

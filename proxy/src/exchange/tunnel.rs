@@ -31,7 +31,7 @@ use crate::{
 /// An upgraded upstream connection, to be joined with the client's.
 pub struct Tunnel {
     pub(super) upstream: Upgrading,
-    pub(super) ending: StreamGuard,
+    pub(super) stream_guard: StreamGuard,
     pub(super) idle: Option<Duration>,
     pub(super) ends: Option<Instant>,
     pub(super) guards: ResponseGuards,
@@ -54,7 +54,7 @@ impl Drop for Upstream {
 /// One direction of a tunnel, named after the side that sends.
 #[derive(Default)]
 struct TunnelDirection {
-    carry: CopyDirection,
+    copy: CopyDirection,
     is_over: bool,
     /// The error, if the side did not end cleanly.
     broke: Option<io::Error>,
@@ -72,7 +72,7 @@ impl TunnelDirection {
         if self.is_over {
             return;
         }
-        let Poll::Ready(carried) = self.carry.poll(sender, receiver, cx) else { return };
+        let Poll::Ready(carried) = self.copy.poll(sender, receiver, cx) else { return };
         self.is_over = true;
         match carried {
             Ok(()) => {}
@@ -82,10 +82,10 @@ impl TunnelDirection {
                 self.broke.get_or_insert(error);
             }
             // A receiver that has ended its own side may close completely: that is not an abort.
-            Err(CopyError::Receiver(_)) if back.carry.has_ended() => {}
+            Err(CopyError::Receiver(_)) if back.copy.has_ended() => {}
             Err(CopyError::Receiver(error)) => {
                 // Bytes that it sent before are still delivered, but the following end is not a regular one.
-                back.carry.cut();
+                back.copy.cut();
                 back.broke.get_or_insert(error);
             }
         }
@@ -115,16 +115,16 @@ impl Directions {
 
     /// Returns the number of bytes moved so far in both directions.
     fn moved(&self) -> u64 {
-        [&self.forth, &self.back].into_iter().map(|way| way.carry.received() + way.carry.sent()).sum()
+        [&self.forth, &self.back].into_iter().map(|way| way.copy.received() + way.copy.sent()).sum()
     }
 }
 
 impl Tunnel {
     /// Copies until both sides have ended, one has failed, or the idle timeout expires.
     pub async fn run(self, mut client: impl Transport) {
-        let Tunnel { upstream, ending, idle, ends, guards } = self;
-        let stream = ending.stream().clone();
-        let tunnels = ending.site().metrics.tunnels.clone();
+        let Tunnel { upstream, stream_guard, idle, ends, guards } = self;
+        let stream = stream_guard.stream().clone();
+        let tunnels = stream_guard.listener().metrics.tunnels.clone();
         let mut upstream = match upstream.await {
             Ok(stream) => Upstream { stream, aborts: true },
             Err(error) => {
@@ -168,7 +168,7 @@ impl Tunnel {
         })
         .await;
         drop(counted);
-        let (forth, back) = (directions.forth.carry, directions.back.carry);
+        let (forth, back) = (directions.forth.copy, directions.back.copy);
         let (client_broke, upstream_broke) = (directions.forth.broke, directions.back.broke);
         upstream.aborts = client_broke.is_some();
         stream.flag(flags);
@@ -185,7 +185,7 @@ impl Tunnel {
             bytes[Direction::Request as usize] += forth.received();
             bytes[Direction::Response as usize] += back.received();
         }
-        ending.complete();
+        stream_guard.complete();
         if broke {
             // h2 discards data queued on a stream that is reset, so let its connection send it first.
             yield_now().await;

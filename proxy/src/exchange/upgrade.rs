@@ -28,12 +28,12 @@ impl Upgrade {
     /// Returns the switch that the request asks for, if enabled. An upgrade over HTTP/1.1 that is not enabled is
     /// ignored, as that version allows. An extended `CONNECT` is rewritten to a `GET`.
     pub(super) fn wanted(
-        site: &ListenerContext,
+        listener: &ListenerContext,
         parts: &mut Parts,
         present: Present,
         bodiless: bool,
     ) -> Result<Option<Upgrade>, LocalFailure> {
-        let offered = |token: &[u8]| site.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
+        let offered = |token: &[u8]| listener.config.upgrades.iter().any(|u| u.as_bytes().eq_ignore_ascii_case(token));
         if parts.method == Method::CONNECT {
             let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
             return match protocol {
@@ -49,7 +49,7 @@ impl Upgrade {
                     Ok(Some(Upgrade::Upgrade { token }))
                 }
                 Some(_) => Err(LocalFailure::Upgrade),
-                None if site.config.connect => Ok(Some(Upgrade::Connect)),
+                None if listener.config.connect => Ok(Some(Upgrade::Connect)),
                 None => Err(LocalFailure::Connect),
             };
         }

@@ -65,7 +65,7 @@ pub(super) struct Upload {
     /// Whether an attempt has begun to read the body.
     begun: Cell<bool>,
     /// The reason why it ended early, if it did.
-    fault: Cell<Option<LocalFailure>>,
+    failure: Cell<Option<LocalFailure>>,
     ended: Cell<bool>,
     /// The length announced in the head of the current attempt.
     promised: Cell<Option<u64>>,
@@ -122,27 +122,27 @@ impl UploadFrame {
 }
 
 impl Upload {
-    pub(super) fn new(site: &ListenerContext, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
+    pub(super) fn new(listener: &ListenerContext, stream: &Rc<Stream>, incoming: Body) -> Rc<Upload> {
         let empty = incoming.is_end_stream();
         stream.progress.uploads.set(false);
         if empty {
             stream.times.request_end.set(Some(stream.start));
         }
-        let flow = BodyFlow::new(stream, Direction::Request, site.buffered_body);
-        let (limits, grace) = (&site.config.limits, site.config.timeouts.body_grace.0);
+        let flow = BodyFlow::new(stream, Direction::Request, listener.buffered_body);
+        let (limits, grace) = (&listener.config.limits, listener.config.timeouts.body_grace.0);
         let paced = !empty && limits.body_rate.0 > 0;
         Rc::new(Upload {
             stream: stream.clone(),
             empty,
             filtered: !empty && stream.chain.wants_body(Direction::Request),
-            keeps_underscores: site.config.header_underscores == HeaderUnderscores::Keep,
-            max_trailers: site.config.limits.header_bytes.0,
+            keeps_underscores: listener.config.header_underscores == HeaderUnderscores::Keep,
+            max_trailers: listener.config.limits.header_bytes.0,
             source: RefCell::new(UploadSource { incoming, drained: empty, flow }),
             ahead: RefCell::default(),
             kept: RefCell::new(ReplayBuffer { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             settled: Cell::new(false),
             begun: Cell::new(false),
-            fault: Cell::new(None),
+            failure: Cell::new(None),
             ended: Cell::new(empty),
             promised: Cell::new(None),
             tee: RefCell::new(None),
@@ -219,8 +219,8 @@ impl Upload {
     }
 
     /// Returns the reason why it ended early.
-    pub(super) fn fault(&self) -> Option<LocalFailure> {
-        self.fault.get()
+    pub(super) fn failure(&self) -> Option<LocalFailure> {
+        self.failure.get()
     }
 
     /// Keeps up to this many bytes for another attempt.
@@ -268,12 +268,12 @@ impl Upload {
             return None;
         }
         let source = self.source.borrow();
-        let (came, went) = source.flow.lengths();
+        let (length_in, length_out) = source.flow.lengths();
         match source.flow.has_ended() {
             true if source.flow.has_trailers() || self.ahead.borrow().has_trailers() => Some(None),
-            true => Some(Some(went.into())),
+            true => Some(Some(length_out.into())),
             false if fields.contains_key(header::TRAILER) => Some(None),
-            false => (came != went || self.stream.chain.changes_body(Direction::Request)).then_some(None),
+            false => (length_in != length_out || self.stream.chain.changes_body(Direction::Request)).then_some(None),
         }
     }
 
@@ -283,7 +283,7 @@ impl Upload {
         std::future::poll_fn(|cx| {
             let mut source = self.source.borrow_mut();
             loop {
-                if source.flow.is_ready() || source.flow.has_ended() || self.fault.get().is_some() {
+                if source.flow.is_ready() || source.flow.has_ended() || self.failure.get().is_some() {
                     return Poll::Ready(None);
                 }
                 if crate::chain::flow::is_interrupted(&self.stream) {
@@ -309,7 +309,7 @@ impl Upload {
         let mut patience = None;
         std::future::poll_fn(|cx| {
             loop {
-                if self.fault.get().is_some()
+                if self.failure.get().is_some()
                     || crate::chain::flow::is_interrupted(&self.stream)
                     || !self.ahead.borrow().has_room(most)
                 {
@@ -345,7 +345,7 @@ impl Upload {
     /// Passes the next part to a filter that holds the head. Returns whether that filter lets the head go.
     pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, LocalFailure>> {
         let mut source = self.source.borrow_mut();
-        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.fault.get().unwrap_or(LocalFailure::BadBody))
+        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.failure.get().unwrap_or(LocalFailure::BadBody))
     }
 
     /// Moves one part from the client into the filters.
@@ -430,7 +430,7 @@ impl Upload {
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
         let bytes = data.map_or(0, Bytes::len);
         if let Some(pace) = &self.pace {
-            pace.came(bytes, self.stream.progress.active.get());
+            pace.received(bytes, self.stream.progress.active.get());
         }
         self.stream.state.borrow_mut().bytes[Direction::Request as usize] += bytes as u64;
         if self.exceeds(incoming) { Poll::Ready(Some(Err(BodyError::TooLong))) } else { Poll::Ready(frame) }
@@ -449,20 +449,20 @@ impl Upload {
     /// Records that reading from the client failed.
     #[cold]
     fn fail_by(&self, error: BodyError) -> BodyError {
-        let fault = match error {
+        let failure = match error {
             BodyError::TooLong => LocalFailure::RequestBodyLimit,
             _ if error.is_given_up() => LocalFailure::ClientReset,
             _ => LocalFailure::BadBody,
         };
-        self.fail(fault, error)
+        self.fail(failure, error)
     }
 
     #[cold]
-    fn fail(&self, fault: LocalFailure, error: BodyError) -> BodyError {
+    fn fail(&self, failure: LocalFailure, error: BodyError) -> BodyError {
         if let BodyError::Downstream(source) = &error {
             self.stream.downstream_failed(format!("the request's body: {}", chain_of(&**source)));
         }
-        self.fault.set(Some(fault));
+        self.failure.set(Some(failure));
         self.stream.wake();
         error
     }

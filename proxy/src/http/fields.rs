@@ -284,12 +284,12 @@ pub fn forwarded(
         }
     };
     fields.insert(X_FORWARDED_FOR, all);
-    let mut said = scheme;
+    let mut origin_scheme = scheme;
     if !trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     } else if let Some(proto) = of_trusted(&fields.get_all(X_FORWARDED_PROTO), trusted_hops).map(<[u8]>::trim_ascii) {
         let known = ["https", "http"].into_iter().find(|known| proto.eq_ignore_ascii_case(known.as_bytes()));
-        said = known.unwrap_or(scheme);
+        origin_scheme = known.unwrap_or(scheme);
     }
     if host.is_empty() && !trusted {
         // HTTP/1.0 requests may lack a host.
@@ -306,7 +306,7 @@ pub fn forwarded(
         fields.insert(X_REQUEST_ID, id.clone());
         id
     });
-    Origin { client, scheme: said, request_id }
+    Origin { client, scheme: origin_scheme, request_id }
 }
 
 /// Returns the element written by the proxy `trusted_hops` away, in a list to which each proxy appends on the right;
@@ -439,8 +439,8 @@ mod tests {
                 head.headers_mut().append("content-length", HeaderValue::from_static(length));
             }
             finish_head(&mut head, is_tunnel);
-            let said: Vec<_> = head.headers().get_all("content-length").iter().collect();
-            assert_eq!(said, Vec::from_iter(expected), "{status} {lengths:?}");
+            let origin_scheme: Vec<_> = head.headers().get_all("content-length").iter().collect();
+            assert_eq!(origin_scheme, Vec::from_iter(expected), "{status} {lengths:?}");
         }
     }
 
@@ -505,7 +505,7 @@ mod tests {
 
     #[test]
     fn client_is_found_by_the_number_of_trusted_hops() {
-        for (hops, said, client) in [
+        for (hops, origin_scheme, client) in [
             (1, "1.1.1.1, 2.2.2.2", "2.2.2.2:0"),
             (2, "1.1.1.1, 2.2.2.2", "1.1.1.1:0"),
             (5, "1.1.1.1, 2.2.2.2", "1.1.1.1:0"),
@@ -522,7 +522,7 @@ mod tests {
             (1, "[1.2.3.4]", "[::]:0"),
             (1, "[2001:db8::1]x", "[::]:0"),
         ] {
-            let mut map = fields(&[("x-forwarded-for", said), ("x-request-id", "kept")]);
+            let mut map = fields(&[("x-forwarded-for", origin_scheme), ("x-request-id", "kept")]);
             let origin = forwarded(
                 &mut map,
                 PEER.parse().unwrap(),
@@ -531,15 +531,15 @@ mod tests {
                 "http",
                 hops,
             );
-            assert_eq!(origin.client.to_string(), client, "{hops} {said}");
-            assert_eq!(map[X_FORWARDED_FOR], format!("{said}, 10.0.0.1").as_str());
+            assert_eq!(origin.client.to_string(), client, "{hops} {origin_scheme}");
+            assert_eq!(map[X_FORWARDED_FOR], format!("{origin_scheme}, 10.0.0.1").as_str());
             assert_eq!(origin.request_id, "kept");
         }
     }
 
     #[test]
     fn values_of_trusted_proxies_are_kept() {
-        for (hops, said, host, expected) in [
+        for (hops, origin_scheme, host, expected) in [
             (0, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "https")][..], "h", ("http", "http", Some("h"))),
             (0, &[("x-forwarded-host", "a")], "", ("http", "http", None)),
             (1, &[("x-forwarded-host", "a"), ("x-forwarded-proto", "HTTPS")], "h", ("https", "HTTPS", Some("a"))),
@@ -547,12 +547,12 @@ mod tests {
             (2, &[("x-forwarded-proto", "https, http")], "h", ("https", "https, http", Some("h"))),
             (1, &[], "", ("http", "http", None)),
         ] {
-            let mut map = fields(said);
+            let mut map = fields(origin_scheme);
             let host = Bytes::copy_from_slice(host.as_bytes());
             let origin = forwarded(&mut map, PEER.parse().unwrap(), &value("10.0.0.1"), &host, "http", hops);
             let text = |name| map.get(name).map(|value| value.to_str().unwrap());
             let found = (origin.scheme, text(X_FORWARDED_PROTO).unwrap(), text(X_FORWARDED_HOST));
-            assert_eq!(found, expected, "{hops} {said:?}");
+            assert_eq!(found, expected, "{hops} {origin_scheme:?}");
         }
     }
 

@@ -34,17 +34,20 @@ pub(super) struct UpstreamConnection {
 }
 
 /// Connects to an endpoint of the connection's cluster, and retries with other endpoints if that fails.
-pub(super) async fn run(site: &TcpListenerContext, stream: &NetworkStream) -> Result<UpstreamConnection, TcpFailure> {
+pub(super) async fn run(
+    listener: &TcpListenerContext,
+    stream: &NetworkStream,
+) -> Result<UpstreamConnection, TcpFailure> {
     let selected = stream.state.borrow().route.clone();
     let cluster = selected.as_ref().map(|s| &s.cluster);
     let cluster = match stream.state.borrow().stored.state(CLUSTER_STATE) {
-        Some(name) if cluster.is_none() => site.routes.named(name),
-        _ => cluster.or_else(|| site.routes.choose(stream.server_name.as_deref())),
+        Some(name) if cluster.is_none() => listener.routes.named(name),
+        _ => cluster.or_else(|| listener.routes.choose(stream.server_name.as_deref())),
     };
     let cluster = cluster.ok_or(TcpFailure::NoRoute)?;
     stream.state.borrow_mut().cluster = Some(cluster.name.clone());
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
-    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| site.retries.get(&cluster.name));
+    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| listener.retries.get(&cluster.name));
     let mut detours = RetryPolicy::detours(retry);
     let retry = retry.filter(|policy| policy.is_for_connecting());
     let mut retries = retry.map_or(0, |policy| policy.attempts);

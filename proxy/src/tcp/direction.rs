@@ -39,7 +39,7 @@ pub(super) enum BytesMoved {
 
 /// The state of one direction.
 pub(super) struct RelayDirection<'e> {
-    ending: &'e TcpGuard,
+    guard: &'e TcpGuard,
     /// The side that the bytes come from.
     side: Side,
     /// Bytes past the filters, waiting to be written.
@@ -54,20 +54,20 @@ pub(super) struct RelayDirection<'e> {
     ended: bool,
     /// Whether that end was forwarded.
     shut: bool,
-    carried: BytesMoved,
+    moved: BytesMoved,
     received: Option<&'e Counter>,
     sent: Option<&'e Counter>,
 }
 
 impl<'e> RelayDirection<'e> {
-    pub(super) fn new(ending: &'e TcpGuard, side: Side) -> Self {
-        let bytes = &ending.site().figures.bytes;
+    pub(super) fn new(guard: &'e TcpGuard, side: Side) -> Self {
+        let bytes = &guard.listener().figures.bytes;
         let (received, sent) = match side {
             Side::Downstream => (Some(&bytes[0]), None),
             Side::Upstream => (None, Some(&bytes[1])),
         };
         RelayDirection {
-            ending,
+            guard,
             side,
             pending: Bytes::new(),
             pipe: None,
@@ -75,7 +75,7 @@ impl<'e> RelayDirection<'e> {
             unflushed: false,
             ended: false,
             shut: false,
-            carried: BytesMoved::Nothing,
+            moved: BytesMoved::Nothing,
             received,
             sent,
         }
@@ -83,7 +83,7 @@ impl<'e> RelayDirection<'e> {
 
     /// Called once both sides are connected. `plain`: both are sockets between which the kernel can splice.
     pub(super) fn connected(&mut self, plain: bool, cluster: Option<&'e TcpClusterMetrics>) {
-        self.splices = plain && !self.ending.stream().chain.wants_data(self.side);
+        self.splices = plain && !self.guard.stream().chain.wants_data(self.side);
         match self.side {
             Side::Downstream => self.sent = cluster.map(|c| &c.bytes[0]),
             Side::Upstream => self.received = cluster.map(|c| &c.bytes[1]),
@@ -103,7 +103,7 @@ impl<'e> RelayDirection<'e> {
     /// Passes bytes that were read before the relay began to the filters.
     pub(super) fn take_first(&mut self, flow: &mut ConnectionFlow, first: Bytes) -> Result<(), TcpFailure> {
         self.count_received(first.len());
-        Ok(flow.data(self.ending.stream(), self.side, first, false)?)
+        Ok(flow.data(self.guard.stream(), self.side, first, false)?)
     }
 
     /// Moves as many bytes as possible now. Either socket may not be connected yet.
@@ -114,11 +114,11 @@ impl<'e> RelayDirection<'e> {
         mut writer: Option<&mut W>,
         cx: &mut Context<'_>,
     ) -> Result<BytesMoved, TcpFailure> {
-        self.carried = BytesMoved::Nothing;
+        self.moved = BytesMoved::Nothing;
         while let Poll::Ready(sent) = self.poll_send(flow, writer.as_deref_mut(), cx) {
             sent?;
             let Some(reader) = reader.as_deref_mut() else { break };
-            if self.ended || flow.is_full(self.ending.stream(), self.side) {
+            if self.ended || flow.is_full(self.guard.stream(), self.side) {
                 break;
             }
             match self.poll_receive(flow, reader, writer.as_deref_mut(), cx) {
@@ -126,7 +126,7 @@ impl<'e> RelayDirection<'e> {
                 Poll::Pending => break,
             }
         }
-        Ok(self.carried)
+        Ok(self.moved)
     }
 
     /// Sends the bytes that have passed the filters, and the end if it has passed too. Ready when nothing is left to
@@ -179,7 +179,7 @@ impl<'e> RelayDirection<'e> {
         if flow.is_over(self.side) && !self.shut {
             match ready!(Pin::new(writer).poll_shutdown(cx)) {
                 // The receiver is already gone: it has ended before, or reading from it will report that.
-                Err(e) if e.kind() != io::ErrorKind::NotConnected && !self.ending.has_ended_before(self.side) => {
+                Err(e) if e.kind() != io::ErrorKind::NotConnected && !self.guard.has_ended_before(self.side) => {
                     return Poll::Ready(Err(e));
                 }
                 _ => self.shut = true,
@@ -208,10 +208,10 @@ impl<'e> RelayDirection<'e> {
             Some(n) => n,
             None => ready!(self.poll_read(flow, reader, writer, &mut shown, cx))?,
         };
-        let stream = self.ending.stream();
+        let stream = self.guard.stream();
         if n == 0 {
             self.ended = true;
-            self.ending.ended(self.side);
+            self.guard.ended(self.side);
             return Poll::Ready(Ok(flow.data(stream, self.side, Bytes::new(), true)?));
         }
         self.count_received(n);
@@ -261,7 +261,7 @@ impl<'e> RelayDirection<'e> {
                 Err(error) => return Poll::Ready(Err(self.reset_by_sender(&error))),
             }
             let bytes = buffer.filled();
-            let stream = self.ending.stream();
+            let stream = self.guard.stream();
             let unseen = flow.is_open(stream) && !stream.chain.wants_data(self.side);
             match writer.filter(|_| unseen && !bytes.is_empty()) {
                 None => *shown = Some(Bytes::copy_from_slice(bytes)),
@@ -293,7 +293,7 @@ impl<'e> RelayDirection<'e> {
 
     #[cold]
     fn reset_by(&self, side: Side, error: &io::Error) -> TcpFailure {
-        let stream = self.ending.stream();
+        let stream = self.guard.stream();
         match side {
             Side::Downstream => {
                 let (_, why) = tls::explain(error, Peer::Client);
@@ -309,19 +309,19 @@ impl<'e> RelayDirection<'e> {
     }
 
     fn count_received(&mut self, n: usize) {
-        self.carried = BytesMoved::Some;
-        self.ending.stream().state.borrow_mut().received[self.side as usize] += n as u64;
+        self.moved = BytesMoved::Some;
+        self.guard.stream().state.borrow_mut().received[self.side as usize] += n as u64;
         if let Some(counter) = self.received {
             counter.add(observe::shard(), n as u64);
         }
         if self.side == Side::Upstream {
-            self.ending.answered();
+            self.guard.answered();
         }
     }
 
     fn count_sent(&mut self, n: usize) {
-        self.carried = BytesMoved::Some;
-        self.ending.stream().state.borrow_mut().sent[self.side as usize] += n as u64;
+        self.moved = BytesMoved::Some;
+        self.guard.stream().state.borrow_mut().sent[self.side as usize] += n as u64;
         if let Some(counter) = self.sent {
             counter.add(observe::shard(), n as u64);
         }

@@ -14,7 +14,7 @@ use crate::{
 
 /// Settles a connection's accounts when dropped.
 pub(super) struct TcpGuard {
-    site: Rc<TcpListenerContext>,
+    listener: Rc<TcpListenerContext>,
     stream: Rc<NetworkStream>,
     /// The side that ended first, if one has.
     first: Cell<Option<Side>>,
@@ -27,12 +27,12 @@ pub(super) struct TcpGuard {
 }
 
 impl TcpGuard {
-    pub(super) fn new(site: Rc<TcpListenerContext>, stream: Rc<NetworkStream>) -> TcpGuard {
+    pub(super) fn new(listener: Rc<TcpListenerContext>, stream: Rc<NetworkStream>) -> TcpGuard {
         let shard = observe::shard();
-        site.figures.connections.inc(shard);
-        site.figures.active.add(shard, 1);
+        listener.figures.connections.inc(shard);
+        listener.figures.active.add(shard, 1);
         TcpGuard {
-            site,
+            listener,
             stream,
             first: Cell::new(None),
             upstream: Cell::new(None),
@@ -43,8 +43,8 @@ impl TcpGuard {
         }
     }
 
-    pub(super) fn site(&self) -> &TcpListenerContext {
-        &self.site
+    pub(super) fn listener(&self) -> &TcpListenerContext {
+        &self.listener
     }
 
     pub(super) fn stream(&self) -> &Rc<NetworkStream> {
@@ -89,13 +89,13 @@ impl TcpGuard {
     }
 
     /// Records the reason why the connection ends.
-    pub(super) fn fault(&self, fault: TcpFailure) {
-        match fault {
+    pub(super) fn failure(&self, failure: TcpFailure) {
+        match failure {
             TcpFailure::ClientReset => self.ended(Side::Downstream),
             TcpFailure::UpstreamReset => self.ended(Side::Upstream),
             _ => {}
         }
-        if let Some((flags, details)) = fault.table() {
+        if let Some((flags, details)) = failure.table() {
             self.stream.close(flags, details);
         }
     }
@@ -116,7 +116,7 @@ impl TcpGuard {
 
 impl Drop for TcpGuard {
     fn drop(&mut self) {
-        let (site, stream) = (&self.site, &self.stream);
+        let (listener, stream) = (&self.listener, &self.stream);
         if !self.complete.get() {
             // Active connections are dropped only when the process ends.
             stream.close(0, detail::SHUTDOWN);
@@ -125,12 +125,12 @@ impl Drop for TcpGuard {
         stream.end(downstream, self.upstream.get());
         let state = stream.state.borrow();
         let shard = observe::shard();
-        let figures = &site.figures;
+        let figures = &listener.figures;
         figures.active.sub(shard, 1);
         if state.flags != 0 {
             figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));
         }
-        let Some(log) = &site.access_log else { return };
+        let Some(log) = &listener.access_log else { return };
         let total = self.micros();
         let entry = Entry {
             protocol: "TCP",
@@ -154,7 +154,7 @@ impl Drop for TcpGuard {
             attempts: state.attempts,
             fields: &state.log_fields,
             stored: Some(&state.stored),
-            ..Entry::new(stream.start_time, &site.name, stream.connection.peer)
+            ..Entry::new(stream.start_time, &listener.name, stream.connection.peer)
         };
         log.log(shard, &entry);
     }

@@ -85,43 +85,43 @@ pub struct TcpClusterMetrics {
 /// Serves one connection until it ends. `first` holds the bytes already read from it, `server_name` the client's TLS
 /// SNI, if known.
 pub async fn serve<D: Transport>(
-    site: Rc<TcpListenerContext>,
+    listener: Rc<TcpListenerContext>,
     socket: D,
     connection: Rc<ConnectionInfo>,
     first: Bytes,
     server_name: Option<&str>,
 ) {
-    let stream = NetworkStream::new(connection, site.chain.clone(), server_name, site.buffered);
-    let ending = TcpGuard::new(site, stream);
-    let mut relay = Relay::new(&ending, socket, first);
-    let left = match run(&ending, &mut relay).await {
+    let stream = NetworkStream::new(connection, listener.chain.clone(), server_name, listener.buffered);
+    let guard = TcpGuard::new(listener, stream);
+    let mut relay = Relay::new(&guard, socket, first);
+    let left = match run(&guard, &mut relay).await {
         Ok(()) => {
             drop(relay);
             None
         }
-        Err(fault) => {
-            ending.fault(fault);
-            relay.finish(fault).await
+        Err(failure) => {
+            guard.failure(failure);
+            relay.finish(failure).await
         }
     };
-    ending.complete();
-    drop(ending);
+    guard.complete();
+    drop(guard);
     if let Some(socket) = left {
         linger(socket).await;
     }
 }
 
-async fn run<'e, D: Transport>(ending: &'e TcpGuard, relay: &mut Relay<'e, D>) -> Result<(), TcpFailure> {
+async fn run<'e, D: Transport>(guard: &'e TcpGuard, relay: &mut Relay<'e, D>) -> Result<(), TcpFailure> {
     relay.open().await?;
-    ending.opened();
-    let connected = relay.meanwhile(connect::run(ending.site(), ending.stream())).await?;
-    ending.connected(&connected);
-    let figures = ending.site().clusters.get(&connected.cluster.name);
+    guard.opened();
+    let connected = relay.meanwhile(connect::run(guard.listener(), guard.stream())).await?;
+    guard.connected(&connected);
+    let figures = guard.listener().clusters.get(&connected.cluster.name);
     relay.connected(connected.stream, figures);
     // The rest of `connected` counts the connection as active until it ends.
-    relay.run().await.inspect_err(|fault| {
-        if *fault == TcpFailure::UpstreamReset {
-            ending.endpoint_failed(&connected.cluster, connected.endpoint.endpoint());
+    relay.run().await.inspect_err(|failure| {
+        if *failure == TcpFailure::UpstreamReset {
+            guard.endpoint_failed(&connected.cluster, connected.endpoint.endpoint());
         }
     })
 }

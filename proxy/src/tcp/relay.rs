@@ -37,22 +37,22 @@ pub(super) struct Relay<'e, D> {
     flow: ConnectionFlow,
     down: D,
     up: Option<Stream>,
-    ways: [RelayDirection<'e>; 2],
+    directions: [RelayDirection<'e>; 2],
     clock: TcpTimeouts,
     /// Bytes that were read before the relay began.
     first: Bytes,
 }
 
 impl<'e, D: Transport> Relay<'e, D> {
-    pub(super) fn new(ending: &'e TcpGuard, down: D, first: Bytes) -> Self {
-        let (site, stream) = (ending.site(), ending.stream());
+    pub(super) fn new(guard: &'e TcpGuard, down: D, first: Bytes) -> Self {
+        let (listener, stream) = (guard.listener(), guard.stream());
         Relay {
             stream,
             flow: ConnectionFlow::default(),
             down,
             up: None,
-            ways: Side::BOTH.map(|side| RelayDirection::new(ending, side)),
-            clock: TcpTimeouts::new(stream, site.idle, site.age),
+            directions: Side::BOTH.map(|side| RelayDirection::new(guard, side)),
+            clock: TcpTimeouts::new(stream, listener.idle, listener.age),
             first,
         }
     }
@@ -63,7 +63,7 @@ impl<'e, D: Transport> Relay<'e, D> {
         self.flow.advance(self.stream)?;
         let first = std::mem::take(&mut self.first);
         if !first.is_empty() {
-            self.ways[0].take_first(&mut self.flow, first)?;
+            self.directions[0].take_first(&mut self.flow, first)?;
         }
         poll_fn(|cx| {
             if self.is_closed() {
@@ -72,8 +72,8 @@ impl<'e, D: Transport> Relay<'e, D> {
             if self.flow.is_open(self.stream) {
                 return Poll::Ready(Ok(()));
             }
-            if let Err(fault) = self.work(cx) {
-                return Poll::Ready(Err(fault));
+            if let Err(failure) = self.work(cx) {
+                return Poll::Ready(Err(failure));
             }
             match self.flow.is_open(self.stream) {
                 true => Poll::Ready(Ok(())),
@@ -95,7 +95,7 @@ impl<'e, D: Transport> Relay<'e, D> {
             }
             match self.work(cx) {
                 Ok(()) => Poll::Pending,
-                Err(fault) => Poll::Ready(Err(fault)),
+                Err(failure) => Poll::Ready(Err(failure)),
             }
         })
         .await
@@ -104,8 +104,8 @@ impl<'e, D: Transport> Relay<'e, D> {
     /// Adds the established connection to an endpoint.
     pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::TcpClusterMetrics>) {
         let plain = self.down.plain().is_some() && up.plain().is_some();
-        for way in &mut self.ways {
-            way.connected(plain, cluster);
+        for direction in &mut self.directions {
+            direction.connected(plain, cluster);
         }
         self.up = Some(up);
         self.stream.touch();
@@ -114,8 +114,8 @@ impl<'e, D: Transport> Relay<'e, D> {
     /// Moves bytes until both sides have ended.
     pub(super) async fn run(&mut self) -> Result<(), TcpFailure> {
         poll_fn(|cx| match self.work(cx) {
-            Err(fault) => Poll::Ready(Err(fault)),
-            Ok(()) if self.ways.iter().all(RelayDirection::is_shut) => Poll::Ready(Ok(())),
+            Err(failure) => Poll::Ready(Err(failure)),
+            Ok(()) if self.directions.iter().all(RelayDirection::is_shut) => Poll::Ready(Ok(())),
             Ok(()) => Poll::Pending,
         })
         .await
@@ -132,7 +132,7 @@ impl<'e, D: Transport> Relay<'e, D> {
             return Err(TcpFailure::Closed);
         }
         self.flow.resume(self.stream)?;
-        let [from_client, from_upstream] = &mut self.ways;
+        let [from_client, from_upstream] = &mut self.directions;
         let forth = from_client.poll(&mut self.flow, Some(&mut self.down), self.up.as_mut(), cx)?;
         let back = from_upstream.poll(&mut self.flow, self.up.as_mut(), Some(&mut self.down), cx)?;
         if forth == BytesMoved::Some || back == BytesMoved::Some {
@@ -142,7 +142,7 @@ impl<'e, D: Transport> Relay<'e, D> {
             return Err(TcpFailure::Closed);
         }
         match self.clock.poll(cx) {
-            Poll::Ready(fault) => Err(fault),
+            Poll::Ready(failure) => Err(failure),
             Poll::Pending => Ok(()),
         }
     }
@@ -150,27 +150,27 @@ impl<'e, D: Transport> Relay<'e, D> {
     /// Closes the connection for this reason. Bytes that have passed the filters are still sent, unless the receiver
     /// would not take them. Returns the client's side if an immediate close could lose the last bytes sent to the
     /// client.
-    pub(super) async fn finish(mut self, fault: TcpFailure) -> Option<D> {
+    pub(super) async fn finish(mut self, failure: TcpFailure) -> Option<D> {
         let futile =
-            matches!(fault, TcpFailure::ClientReset | TcpFailure::Idle | TcpFailure::Stalled | TcpFailure::Age);
+            matches!(failure, TcpFailure::ClientReset | TcpFailure::Idle | TcpFailure::Stalled | TcpFailure::Age);
         if !futile {
             // Bytes that filters added last.
             let _ = self.flow.resume(self.stream);
             let _ = tokio::time::timeout(FLUSH, poll_fn(|cx| self.poll_flush(cx))).await;
         }
-        if matches!(fault, TcpFailure::ClientReset | TcpFailure::UpstreamReset) {
+        if matches!(failure, TcpFailure::ClientReset | TcpFailure::UpstreamReset) {
             self.down.abort();
             self.up.iter().for_each(Transport::abort);
             return None;
         }
-        let unread = !self.ways[0].has_ended();
+        let unread = !self.directions[0].has_ended();
         let answered = self.stream.state.borrow().sent[Side::Upstream as usize] > 0;
         (!futile && answered && unread).then_some(self.down)
     }
 
     /// Ready when nothing is left to send, or nothing more can be sent.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let [from_client, from_upstream] = &mut self.ways;
+        let [from_client, from_upstream] = &mut self.directions;
         let forth = self.up.as_mut().map(|up| from_client.poll_send(&mut self.flow, Some(up), cx));
         let back = from_upstream.poll_send(&mut self.flow, Some(&mut self.down), cx);
         match forth.is_none_or(|forth| forth.is_ready()) && back.is_ready() {

@@ -45,10 +45,10 @@ impl TcpTimeouts {
             {
                 return Poll::Pending;
             }
-            let Some((at, fault)) = self.next() else { return Poll::Pending };
+            let Some((at, failure)) = self.next() else { return Poll::Pending };
             if at <= Instant::now() {
-                let held = fault == TcpFailure::Idle && self.stream.is_held();
-                return Poll::Ready(if held { TcpFailure::Stalled } else { fault });
+                let held = failure == TcpFailure::Idle && self.stream.is_held();
+                return Poll::Ready(if held { TcpFailure::Stalled } else { failure });
             }
             match &mut self.sleep {
                 Some(sleep) => sleep.as_mut().reset(at),

@@ -233,9 +233,9 @@ impl<B> ClusterPool<B> {
     pub(super) async fn acquire(
         self: &Rc<Self>,
         slot: &Rc<EndpointPool<B>>,
-        wish: WaitOptions,
+        options: WaitOptions,
     ) -> Result<Grant<B>, RequestErrorKind> {
-        let WaitOptions { uploads, client, alone } = wish;
+        let WaitOptions { uploads, client, alone } = options;
         let over = self.cluster.borrow().is_over_share(client);
         let behind = uploads || over;
         // Another worker may have released a permit meanwhile: serve earlier waiters first.

@@ -146,44 +146,44 @@ where
         &self,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
-        way: ProtocolChoice<'_>,
+        choice: ProtocolChoice<'_>,
         head: &impl Head,
         mut body: B,
     ) -> Result<Response<PooledBody>, RequestError<B>> {
         let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, way.client.filter(|_| cluster.proxy_protocol.is_some()));
+        let slot = pool.slot(endpoint, choice.client.filter(|_| cluster.proxy_protocol.is_some()));
         let weight = cluster.may_speak_h2().then(|| head.show(|head| RequestWeight::of(head, body.is_end_stream())));
-        let weight = weight.unwrap_or_default().with_trailers(way.trailers);
+        let weight = weight.unwrap_or_default().with_trailers(choice.trailers);
         if let Some(refused) = weight.refused(slot.max_head.get()) {
             return Err(RequestError::unsent(refused, body));
         }
         let mut waited = None;
         let mut replaced = 0;
         loop {
-            let way = ProtocolChoice { alone: way.alone || weight.is_alone(slot.max_head.get()), ..way };
+            let choice = ProtocolChoice { alone: choice.alone || weight.is_alone(slot.max_head.get()), ..choice };
             let there = match speaks_h2(cluster, &slot) {
-                _ if way.new => None,
+                _ if choice.new => None,
                 false => slot.checkout().map(PooledConnection::Link),
-                true if way.alone || pool.keeps_room(&slot, way.on_behalf_of) => None,
+                true if choice.alone || pool.keeps_room(&slot, choice.on_behalf_of) => None,
                 true => {
                     slot.enter(cluster.limits.requests_per_connection, pool.is_full()).map(PooledConnection::Stream)
                 }
             };
-            let carrier = match there {
-                Some(carrier) => carrier,
+            let connection = match there {
+                Some(connection) => connection,
                 // Boxed, so that requests that find a connection do not reserve the space.
                 None => {
                     let start = Instant::now();
-                    let carrier = match Box::pin(self.obtain(&pool, &slot, way)).await {
-                        Ok(carrier) => carrier,
+                    let connection = match Box::pin(self.obtain(&pool, &slot, choice)).await {
+                        Ok(connection) => connection,
                         Err(kind) => return Err(RequestError::unsent(kind, body)),
                     };
                     waited = Some(WaitTime(start.elapsed()));
-                    carrier
+                    connection
                 }
             };
-            head.carried(carrier.local());
-            let (reused, result) = match carrier {
+            head.carried(connection.local());
+            let (reused, result) = match connection {
                 PooledConnection::Link(link) => (link.has_served(), link.exchange(head, body).await),
                 PooledConnection::Stream(place) => {
                     (replaced < MOST_REPLACED, Box::pin(H2Connection::exchange(place, head, body, weight)).await)
@@ -269,18 +269,18 @@ where
         &self,
         pool: &Rc<ClusterPool<B>>,
         slot: &Rc<EndpointPool<B>>,
-        way: ProtocolChoice<'_>,
+        choice: ProtocolChoice<'_>,
     ) -> Result<PooledConnection<B>, RequestErrorKind> {
-        let mut new = way.new;
+        let mut new = choice.new;
         // A stream that the request has waited for belongs to it.
         let mut waited = false;
         loop {
             let cluster = pool.cluster();
             let h2 = speaks_h2(&cluster, slot);
-            let alone = h2 && way.alone;
+            let alone = h2 && choice.alone;
             if h2
                 && !(new || alone)
-                && (waited || !pool.keeps_room(slot, way.on_behalf_of))
+                && (waited || !pool.keeps_room(slot, choice.on_behalf_of))
                 && let Some(place) = slot.enter(cluster.limits.requests_per_connection, pool.is_full())
             {
                 return Ok(PooledConnection::Stream(place));
@@ -294,9 +294,9 @@ where
                 }
                 continue;
             }
-            way.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(RequestErrorKind::Crowded)?;
-            let wish = WaitOptions { uploads: way.uploads, client: way.on_behalf_of, alone };
-            let permit = match pool.acquire(slot, wish).await? {
+            choice.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(RequestErrorKind::Crowded)?;
+            let options = WaitOptions { uploads: choice.uploads, client: choice.on_behalf_of, alone };
+            let permit = match pool.acquire(slot, options).await? {
                 Grant::Room => {
                     (new, waited) = (false, true);
                     continue;
@@ -320,7 +320,7 @@ where
             // Before the next await, so that all later requests wait for the same connection.
             let announced = (h2 && !alone).then(|| SharedOpening::new(slot));
             self.0.start_sweeping();
-            let connected = self.connect(pool, permit, way.alone).await.map_err(Arc::new);
+            let connected = self.connect(pool, permit, choice.alone).await.map_err(Arc::new);
             if let (Some(announced), Err(error)) = (&announced, &connected) {
                 *announced.0.failure.borrow_mut() = Some(Arc::clone(error));
             }
@@ -331,7 +331,7 @@ where
                     slot.speaks_h2.set(true);
                     // The first stream is for the request that opened it.
                     let place = mux.enter(0).map(PooledConnection::Stream).ok_or(RequestErrorKind::Overflow);
-                    if !way.alone {
+                    if !choice.alone {
                         let room = mux.room();
                         slot.add_mux(mux);
                         pool.offer_room(slot, room);

@@ -35,7 +35,7 @@ pub(super) enum RequestsEnd {
 
 /// Serves requests until there are no more.
 pub(super) async fn serve(
-    line: &Rc<ServerConnection>,
+    connection: &Rc<ServerConnection>,
     handle: &ListenerHandle,
     info: &Rc<ConnectionInfo>,
     progress: &Rc<StreamProgress>,
@@ -44,10 +44,10 @@ pub(super) async fn serve(
 ) -> RequestsEnd {
     loop {
         let mut finder = head::HeadScanner::default();
-        let request = match poll_fn(|cx| line.poll_head(&mut finder, &limits, cx)).await {
+        let request = match poll_fn(|cx| connection.poll_head(&mut finder, &limits, cx)).await {
             Ok(Some(request)) => request,
             // The connection is draining, or the client has closed it.
-            Ok(None) if line.ending.get() => return RequestsEnd::Done,
+            Ok(None) if connection.ending.get() => return RequestsEnd::Done,
             Ok(None) => return RequestsEnd::Gone,
             Err(error) => return RequestsEnd::Refused(error),
         };
@@ -63,8 +63,8 @@ pub(super) async fn serve(
         progress.interims.begin(MOST_INTERIM, expects);
         let body = match (request.body.is_done(), expects) {
             (true, _) => Body::Empty,
-            (false, false) => Body::Http1(line.begin(request.body)),
-            (false, true) => Body::Http1(line.begin(request.body)).expected(progress),
+            (false, false) => Body::Http1(connection.begin(request.body)),
+            (false, true) => Body::Http1(connection.begin(request.body)).expected(progress),
         };
         // Boxed, so that an idle connection does not reserve the space.
         let mut serving = Box::pin(exchange::serve(
@@ -75,13 +75,13 @@ pub(super) async fn serve(
         ));
         let answer = poll_fn(|cx| {
             let answer = serving.as_mut().poll(cx);
-            line.write_interims(progress.interims.take());
+            connection.write_interims(progress.interims.take());
             match answer {
                 Poll::Ready(answer) => Poll::Ready(answer.ok()),
                 // A disconnected client needs no response.
-                Poll::Pending => match line.poll_waiting(cx) {
+                Poll::Pending => match connection.poll_waiting(cx) {
                     Poll::Ready(Err(_)) => Poll::Ready(None),
-                    Poll::Ready(Ok(())) | Poll::Pending => line.poll_gone(cx).map(|()| None),
+                    Poll::Ready(Ok(())) | Poll::Pending => connection.poll_gone(cx).map(|()| None),
                 },
             }
         })
@@ -92,26 +92,26 @@ pub(super) async fn serve(
         let last = most != 0 && info.requests.get() >= most;
         // Announce the close (RFC 9112 section 9.6), because a request sent in the meantime would be lost.
         client.persists &=
-            !(last || info.closing.get() || !line.has_next(progress.interims.is_awaited())) || client.switches;
+            !(last || info.closing.get() || !connection.has_next(progress.interims.is_awaited())) || client.switches;
         // The upload may continue alongside the response, but a 100 (Continue) can no longer be sent.
         progress.interims.end();
         let (head, body) = answer.response.into_parts();
-        let written = line
-            .with(|wire| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut wire.outbox));
+        let written = connection
+            .with(|io| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut io.outbox));
         let Some((encoder, persists)) = written else { return RequestsEnd::Gone };
         // If the end of the connection marks the end of the response, only a reset distinguishes a truncated response
         // (RFC 9112 section 8).
-        let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(line));
-        if send(line, progress, body, encoder).await.is_err() {
+        let whole = matches!(encoder, Encoder::UntilClose).then(|| AbortOnDrop(connection));
+        if send(connection, progress, body, encoder).await.is_err() {
             return RequestsEnd::Cut;
         }
         whole.into_iter().for_each(std::mem::forget);
         if let Some(tunnel) = answer.tunnel {
             return RequestsEnd::Tunnel(Box::new(tunnel));
         }
-        line.end_request();
+        connection.end_request();
         // The connection's timer counts this as idle time.
-        if !persists || !poll_fn(|cx| line.poll_rest(cx)).await {
+        if !persists || !poll_fn(|cx| connection.poll_rest(cx)).await {
             return RequestsEnd::Done;
         }
     }
@@ -122,7 +122,7 @@ struct AbortOnDrop<'a>(&'a ServerConnection);
 
 impl Drop for AbortOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.with(|wire| wire.get_ref().abort());
+        self.0.with(|io| io.get_ref().abort());
     }
 }
 
@@ -131,7 +131,7 @@ struct ResponseCut;
 
 /// Sends a response whose head is already in the write buffer: head and body in one write, if the body is available.
 async fn send(
-    line: &ServerConnection,
+    connection: &ServerConnection,
     progress: &StreamProgress,
     mut body: Body,
     mut encoder: Encoder,
@@ -139,12 +139,12 @@ async fn send(
     let mut over = body.is_end_stream();
     poll_fn(|cx| {
         if progress.evicted.get() {
-            line.with(|wire| wire.get_ref().abort());
+            connection.with(|io| io.get_ref().abort());
             return Poll::Ready(Err(ResponseCut));
         }
         loop {
             // Data that the client has not taken yet counts: if the task is woken for another reason, no more is added.
-            let (mut waits, mut filled) = (false, line.with(|wire| wire.outbox.len()).unwrap_or(0));
+            let (mut waits, mut filled) = (false, connection.with(|io| io.outbox.len()).unwrap_or(0));
             while !over && filled < ENOUGH {
                 let frame = match Pin::new(&mut body).poll_frame(cx) {
                     Poll::Pending => {
@@ -156,21 +156,21 @@ async fn send(
                 let written = match frame {
                     None => {
                         over = true;
-                        line.write(&mut encoder, None, Some(None))
+                        connection.write(&mut encoder, None, Some(None))
                     }
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(data) => {
                             over = body.is_end_stream();
-                            line.write(&mut encoder, Some(data), over.then_some(None))
+                            connection.write(&mut encoder, Some(data), over.then_some(None))
                         }
                         Err(frame) => {
                             over = true;
-                            line.write(&mut encoder, None, Some(frame.trailers_ref()))
+                            connection.write(&mut encoder, None, Some(frame.trailers_ref()))
                         }
                     },
                     Some(Err(_)) => {
                         // The client gets what is there; the framing shows it that the response is incomplete.
-                        let _ = line.poll_flush(cx);
+                        let _ = connection.poll_flush(cx);
                         return Poll::Ready(Err(ResponseCut));
                     }
                 };
@@ -183,9 +183,9 @@ async fn send(
                 // Drop the body, so that its end is settled before the client can know of it.
                 body = Body::Empty;
             }
-            let blocked = line.blocked_since.get();
-            let flushed = line.poll_flush(cx);
-            if blocked.is_some() && line.blocked_since.get() != blocked {
+            let blocked = connection.blocked_since.get();
+            let flushed = connection.poll_flush(cx);
+            if blocked.is_some() && connection.blocked_since.get() != blocked {
                 // The client is taking data, however long ago the upstream sent it.
                 progress.active.set(Instant::now());
             }
@@ -197,7 +197,7 @@ async fn send(
                 Poll::Pending => break,
             }
         }
-        line.poll_gone(cx).map(|()| Err(ResponseCut))
+        connection.poll_gone(cx).map(|()| Err(ResponseCut))
     })
     .await
 }

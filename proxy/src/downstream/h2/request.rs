@@ -33,7 +33,7 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let requests = &connection.info.requests;
     requests.set(requests.get().saturating_add(1));
     let (mut parts, received) = request.into_parts();
-    let site = connection.handle.site();
+    let listener = connection.handle.site();
     let Some(size) = measure(&parts.headers) else {
         connection.log_malformed(detail::MALFORMED_FIELD);
         // If this was found before h2 saw the stream, h2 learns of it now.
@@ -44,7 +44,7 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
         connection.log_malformed(detail::BAD_CONTENT_LENGTH);
         return respond.send_reset(Reason::PROTOCOL_ERROR);
     }
-    HeadTooLarge::mark(&mut parts, size, &site);
+    HeadTooLarge::mark(&mut parts, size, &listener);
     let connects = parts.method == Method::CONNECT;
     if connects && parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
         // What follows is tunnelled, not content (RFC 9110 section 9.3.6).
@@ -63,8 +63,12 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     progress.interims.begin(MOST_INTERIM, expects);
     let body = if expects { body.expected(&progress) } else { body };
     let cut = connection.resets.opened();
-    let serving =
-        Box::pin(exchange::serve(site, connection.info.clone(), progress.clone(), Request::from_parts(parts, body)));
+    let serving = Box::pin(exchange::serve(
+        listener,
+        connection.info.clone(),
+        progress.clone(),
+        Request::from_parts(parts, body),
+    ));
     let moves = progress.clone();
     StreamSlot::spawn(connection, progress, |place| serve(place, moves, cut, serving, respond, received));
 }

@@ -40,22 +40,22 @@ const FRAME: usize = 64 << 10;
 type Send = RequestStream<Sender, Bytes>;
 
 /// A guard that counts an in-flight request of a connection.
-struct UnderWay(Rc<Connection>);
+struct InFlight(Rc<Connection>);
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        let under_way = &self.0.under_way;
-        under_way.set(under_way.get() - 1);
-        self.0.ledger.changed.notify_one();
+        let in_flight = &self.0.in_flight;
+        in_flight.set(in_flight.get() - 1);
+        self.0.facts.changed.notify_one();
     }
 }
 
 /// Serves the request on a stream.
 pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver: RequestResolver<Transport, Bytes>) {
-    connection.under_way.set(connection.under_way.get() + 1);
-    let (cut, under_way) = (connection.resets.opened(), UnderWay(connection));
+    connection.in_flight.set(connection.in_flight.get() + 1);
+    let (cut, in_flight) = (connection.resets.opened(), InFlight(connection));
     tokio::task::spawn_local(async move {
-        let connection = &under_way.0;
+        let connection = &in_flight.0;
         let finished = tokio::select! {
             biased;
             // The client has reset the request or disconnected.
@@ -73,9 +73,9 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver
 /// Waits until the client has the whole response, or seems not to want it: for `idle`, the connection has sent no
 /// response data. (quinn accepts more than the client's window allows.)
 async fn delivered(connection: &Connection, watch: &StreamWatch, idle: Option<Duration>) {
-    let mut sent = connection.ledger.frames_sent();
+    let mut sent = connection.facts.frames_sent();
     while let Err(_elapsed) = timeout(idle.unwrap_or(Duration::MAX), watch.over()).await {
-        let before = std::mem::replace(&mut sent, connection.ledger.frames_sent());
+        let before = std::mem::replace(&mut sent, connection.facts.frames_sent());
         if before == sent {
             return;
         }
@@ -93,8 +93,8 @@ async fn serve(
     let limit = handle.site().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
     let mut resolving = pin!(resolver.resolve_request());
     let resolved = timeout(limit, resolving.as_mut()).await;
-    let site = handle.site();
-    let refused = |status, flags, why| log_refusal(&site, info, PROTOCOL, status, flags, why, "");
+    let listener = handle.site();
+    let refused = |status, flags, why| log_refusal(&listener, info, PROTOCOL, status, flags, why, "");
     let (request, stream) = match resolved {
         Ok(Ok(resolved)) => resolved,
         Ok(Err(StreamError::HeaderTooBig { .. })) => {
@@ -122,7 +122,7 @@ async fn serve(
     let (mut send, recv) = stream.split();
     let recv = Incoming::new(recv, watch.clone());
     let progress = Rc::new(StreamProgress::default());
-    let idle = site.config.timeouts.idle.bound();
+    let idle = listener.config.timeouts.idle.bound();
     let (length, size) = match check(request.headers()) {
         Ok(lengths) => lengths,
         Err(why) => {
@@ -146,9 +146,9 @@ async fn serve(
     };
     let body = if expects && !matches!(body, Body::Empty) { body.expected(&progress) } else { body };
     let (mut parts, ()) = request.into_parts();
-    HeadTooLarge::mark(&mut parts, size, &site);
+    HeadTooLarge::mark(&mut parts, size, &listener);
     let request = Request::from_parts(parts, body);
-    let mut serving = pin!(exchange::serve(site.clone(), info.clone(), progress.clone(), request));
+    let mut serving = pin!(exchange::serve(listener.clone(), info.clone(), progress.clone(), request));
     let mut answer = None;
     let answer = loop {
         let interims = poll_fn(|cx| {

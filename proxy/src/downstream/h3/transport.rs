@@ -138,15 +138,15 @@ pub(super) struct Transport {
     requests: Incoming<(quinn::SendStream, quinn::RecvStream)>,
     one_way: Incoming<quinn::RecvStream>,
     opening: Option<Opening>,
-    ledger: Rc<ConnectionFacts>,
+    facts: Rc<ConnectionFacts>,
 }
 
 impl Transport {
     /// Wraps a quinn connection.
-    pub(super) fn new(quic: quinn::Connection, ledger: Rc<ConnectionFacts>) -> Transport {
+    pub(super) fn new(quic: quinn::Connection, facts: Rc<ConnectionFacts>) -> Transport {
         let requests = unfold(quic.clone(), |quic| async { Some((quic.accept_bi().await, quic)) });
         let one_way = unfold(quic.clone(), |quic| async { Some((quic.accept_uni().await, quic)) });
-        Transport { quic, requests: Box::pin(requests), one_way: Box::pin(one_way), opening: None, ledger }
+        Transport { quic, requests: Box::pin(requests), one_way: Box::pin(one_way), opening: None, facts }
     }
 }
 
@@ -183,7 +183,7 @@ impl quic::Connection<Bytes> for Transport {
             id: stream.id(),
             stream: Some(stream),
             framing: Framing::one_way(),
-            ledger: self.ledger.clone(),
+            facts: self.facts.clone(),
             watch: None,
             ended: false,
         }))
@@ -194,13 +194,13 @@ impl quic::Connection<Bytes> for Transport {
             let Some(streams) = ready!(self.requests.as_mut().poll_next(cx)) else { return Poll::Ready(Err(over())) };
             let (mut send, mut recv) = streams.map_err(closed)?;
             let id = u64::from(VarInt::from(send.id()));
-            if id >= self.ledger.refused.get() {
+            if id >= self.facts.refused.get() {
                 // As GOAWAY has announced. h3 would accept the first one of them.
                 let rejected = code(Code::H3_REQUEST_REJECTED.value());
                 let _ = (send.reset(rejected), recv.stop(rejected));
                 continue;
             }
-            self.ledger.next.set(self.ledger.next.get().max(id + 4));
+            self.facts.next.set(self.facts.next.get().max(id + 4));
             let watch = Rc::new(StreamWatch {
                 unread: Cell::new(0),
                 head_too_large: Cell::new(false),
@@ -209,12 +209,12 @@ impl quic::Connection<Bytes> for Transport {
                 moved: Cell::new(false),
                 stopped: RefCell::new(Box::pin(send.stopped())),
             });
-            self.ledger.latest.set(Some(watch.clone()));
+            self.facts.latest.set(Some(watch.clone()));
             let recv = Receiver {
                 id: recv.id(),
                 stream: Some(recv),
-                framing: Framing::request(self.ledger.max_head),
-                ledger: self.ledger.clone(),
+                framing: Framing::request(self.facts.max_head),
+                facts: self.facts.clone(),
                 watch: Some(watch.clone()),
                 ended: false,
             };
@@ -340,7 +340,7 @@ pub(super) struct Receiver {
     /// Present until dropped.
     stream: Option<quinn::RecvStream>,
     framing: Framing,
-    ledger: Rc<ConnectionFacts>,
+    facts: Rc<ConnectionFacts>,
     /// Present on request streams.
     watch: Option<Rc<StreamWatch>>,
     ended: bool,
@@ -367,9 +367,9 @@ impl Receiver {
             })?;
             let Some(chunk) = chunk else {
                 self.ended = true;
-                return Poll::Ready(self.framing.end().map(|()| None).map_err(|error| self.ledger.violated(error)));
+                return Poll::Ready(self.framing.end().map(|()| None).map_err(|error| self.facts.violated(error)));
             };
-            match (self.framing.push(&chunk.bytes, &self.ledger.flood), &self.watch) {
+            match (self.framing.push(&chunk.bytes, &self.facts.flood), &self.watch) {
                 (Ok(data), Some(watch)) => watch.unread.set(watch.unread.get() + data),
                 (Ok(_), None) => {}
                 (Err(error @ FrameViolation::HeadTooLarge), Some(watch)) => {
@@ -381,7 +381,7 @@ impl Receiver {
                     quic::RecvStream::stop_sending(self, error.code().value());
                     return Poll::Ready(Err(StreamErrorIncoming::Unknown(Box::new(error))));
                 }
-                (Err(error), _) => return Poll::Ready(Err(self.ledger.violated(error))),
+                (Err(error), _) => return Poll::Ready(Err(self.facts.violated(error))),
             }
         }
     }

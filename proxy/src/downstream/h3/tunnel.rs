@@ -42,14 +42,14 @@ struct ClientEnd {
 /// The tunnel's end of the pipe.
 struct Near {
     pipe: DuplexStream,
-    fate: Rc<ClientEnd>,
+    client_end: Rc<ClientEnd>,
 }
 
 impl AsyncRead for Near {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.pipe).poll_read(cx, buffer))?;
-        let broke = self.fate.broke.get() && buffer.filled().len() == before;
+        let broke = self.client_end.broke.get() && buffer.filled().len() == before;
         Poll::Ready(if broke { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) })
     }
 }
@@ -58,7 +58,7 @@ pass_writes!([] Near, pipe);
 
 impl Transport for Near {
     fn abort(&self) {
-        self.fate.aborts.set(true);
+        self.client_end.aborts.set(true);
     }
 }
 
@@ -70,13 +70,13 @@ pub(super) async fn run(
     recv: Incoming,
     patience: Option<Duration>,
 ) -> bool {
-    let fate = Rc::<ClientEnd>::default();
-    let told = carry(tunnel, &mut send, recv, patience, &fate).await;
-    if fate.aborts.get() {
+    let client_end = Rc::<ClientEnd>::default();
+    let sent_all = carry(tunnel, &mut send, recv, patience, &client_end).await;
+    if client_end.aborts.get() {
         send.stop_stream(Code::H3_CONNECT_ERROR);
         return false;
     }
-    told
+    sent_all
 }
 
 async fn carry(
@@ -84,13 +84,13 @@ async fn carry(
     send: &mut RequestStream<Sender, Bytes>,
     recv: Incoming,
     patience: Option<Duration>,
-    fate: &Rc<ClientEnd>,
+    client_end: &Rc<ClientEnd>,
 ) -> bool {
     let (near, far) = duplex(PIPE);
     let (from, to) = split(far);
-    let (mut up, mut down) = (pin!(upwards(recv, to, fate)), pin!(downwards(from, send, fate)));
-    let mut tunnel = pin!(tunnel.run(Near { pipe: near, fate: fate.clone() }));
-    let (mut sent, mut told) = (false, false);
+    let (mut up, mut down) = (pin!(upwards(recv, to, client_end)), pin!(downwards(from, send, client_end)));
+    let mut tunnel = pin!(tunnel.run(Near { pipe: near, client_end: client_end.clone() }));
+    let (mut sent, mut sent_all) = (false, false);
     loop {
         let result = tokio::select! {
             () = &mut tunnel => break,
@@ -98,8 +98,8 @@ async fn carry(
                 sent = true;
                 result
             }
-            result = &mut down, if !told => {
-                told = true;
+            result = &mut down, if !sent_all => {
+                sent_all = true;
                 result
             }
         };
@@ -107,14 +107,14 @@ async fn carry(
             return false;
         }
     }
-    told || matches!(timeout(patience.unwrap_or(Duration::MAX), down).await, Ok(Ok(())))
+    sent_all || matches!(timeout(patience.unwrap_or(Duration::MAX), down).await, Ok(Ok(())))
 }
 
-async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &ClientEnd) -> Result<(), ()> {
+async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, client_end: &ClientEnd) -> Result<(), ()> {
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut recv).poll_frame(cx)).await {
         let Ok(frame) = frame else {
             // The tunnel receives the bytes before the abort, and then an error.
-            fate.broke.set(true);
+            client_end.broke.set(true);
             break;
         };
         if let Ok(data) = frame.into_data() {
@@ -127,12 +127,12 @@ async fn upwards(mut recv: Incoming, mut to: WriteHalf<DuplexStream>, fate: &Cli
 async fn downwards(
     mut from: ReadHalf<DuplexStream>,
     send: &mut RequestStream<Sender, Bytes>,
-    fate: &ClientEnd,
+    client_end: &ClientEnd,
 ) -> Result<(), ()> {
     loop {
         let mut data = BytesMut::with_capacity(PIPE / 4);
         if from.read_buf(&mut data).await.map_err(drop)? == 0 {
-            return if fate.aborts.get() { Ok(()) } else { send.finish().await.map_err(drop) };
+            return if client_end.aborts.get() { Ok(()) } else { send.finish().await.map_err(drop) };
         }
         send.send_data(data.freeze()).await.map_err(drop)?;
     }
