@@ -12,7 +12,7 @@ use http::HeaderMap;
 use super::{Action, Direction, OnFailure, Stream, body_bit, stream::Buffer, trailers_bit};
 
 /// Maximum bytes of all bodies that a worker's filters hold together.
-const ALL: usize = 256 << 20;
+const MAX_HELD: usize = 256 << 20;
 
 thread_local! {
     /// Bytes that this worker's filters hold.
@@ -62,7 +62,7 @@ impl BufferShare {
     /// Updates the share to this size.
     fn set(&mut self, bytes: usize) -> Result<(), BodyAborted> {
         let all = HELD.get() - self.0 + bytes;
-        if bytes > self.0 && all > ALL {
+        if bytes > self.0 && all > MAX_HELD {
             return Err(BodyAborted::Crowded);
         }
         HELD.set(all);
@@ -365,9 +365,9 @@ impl BodyFlow {
             let wants = |bit| filter.phases() & bit != 0;
             let gone = self.is_gone(stream, position)?;
             // A filter that waits for more of the body but does not subscribe to trailers must be notified of the end.
-            let told_of_body = !wants(trailers_bit(self.direction)) && wants(body_bit(self.direction));
-            let told_of_body = told_of_body && (holds_head || self.held[nth].paused);
-            if gone || !(told_of_body || wants(trailers_bit(self.direction))) {
+            let notify_body = !wants(trailers_bit(self.direction)) && wants(body_bit(self.direction));
+            let notify_body = notify_body && (holds_head || self.held[nth].paused);
+            if gone || !(notify_body || wants(trailers_bit(self.direction))) {
                 if holds_head || self.held[nth].paused {
                     (self.held[nth].paused, self.held[nth].trailers) = (true, Some((trailers, !holds_head)));
                     return Ok(false);
@@ -382,7 +382,7 @@ impl BodyFlow {
                 state.buffer_limit = self.limit;
                 state.positions[position].begin(way);
             }
-            let action = match told_of_body {
+            let action = match notify_body {
                 true => filter.on_body(self.direction, stream, position, len, true),
                 false => filter.on_trailers(self.direction, stream, position),
             };
@@ -424,10 +424,10 @@ mod tests {
     #[test]
     fn total_of_held_bodies_is_limited_and_returned() {
         let (mut first, mut second) = (BufferShare::default(), BufferShare::default());
-        assert_eq!((first.set(ALL - 10), second.set(10)), (Ok(()), Ok(())));
+        assert_eq!((first.set(MAX_HELD - 10), second.set(10)), (Ok(()), Ok(())));
         assert_eq!(second.set(11), Err(BodyAborted::Crowded));
-        assert_eq!((HELD.get(), second.0), (ALL, 10), "a rejected part is not counted");
-        assert_eq!((first.set(ALL - 20), second.set(20)), (Ok(()), Ok(())));
+        assert_eq!((HELD.get(), second.0), (MAX_HELD, 10), "a rejected part is not counted");
+        assert_eq!((first.set(MAX_HELD - 20), second.set(20)), (Ok(()), Ok(())));
         drop(first);
         assert_eq!(HELD.get(), 20);
         drop(second);

@@ -115,7 +115,7 @@ pub fn is_host(text: &str) -> bool {
 const FEW: usize = 16;
 
 /// The number of names looked up in one pass.
-const AT_ONCE: usize = 8;
+const PER_PASS: usize = 8;
 
 /// The lengths of a few names, one byte each: tests for a length without comparing each of them.
 struct Lengths(u64);
@@ -125,7 +125,7 @@ impl Lengths {
 
     /// Packs the lengths of the field names. Other names count as 0, a length that no field's name has.
     fn of(names: &[Option<&Name>]) -> Lengths {
-        debug_assert!(names.len() <= AT_ONCE);
+        debug_assert!(names.len() <= PER_PASS);
         let length = |name: &Option<&Name>| match name {
             Some(Name::Field(name)) => name.as_str().len() as u8,
             _ => 0,
@@ -226,9 +226,9 @@ pub trait Headers {
 }
 
 /// Whitespace around a value is not part of it (RFC 9110 section 5.5), and would make it malformed in HTTP/2.
-fn without_blanks(bytes: &[u8]) -> &[u8] {
+fn trimmed(bytes: &[u8]) -> &[u8] {
     match bytes {
-        [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] => without_blanks(rest),
+        [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] => trimmed(rest),
         _ => bytes,
     }
 }
@@ -237,7 +237,7 @@ fn value(bytes: &[u8]) -> Result<HeaderValue, BadHeader> {
     if bytes.len() > MAX_VALUE {
         return Err(BadHeader);
     }
-    HeaderValue::from_bytes(without_blanks(bytes)).map_err(|_| BadHeader)
+    HeaderValue::from_bytes(trimmed(bytes)).map_err(|_| BadHeader)
 }
 
 /// Whether bytes are a valid field value.
@@ -452,7 +452,7 @@ impl Headers for HeaderMap {
             }
             return;
         }
-        for (names, found) in names.chunks(AT_ONCE).zip(found.chunks_mut(AT_ONCE)) {
+        for (names, found) in names.chunks(PER_PASS).zip(found.chunks_mut(PER_PASS)) {
             let lengths = Lengths::of(names);
             for (field, value) in self {
                 if !lengths.have(field.as_str().len()) {

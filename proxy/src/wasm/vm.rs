@@ -49,7 +49,7 @@ const TIMED: u64 = 16;
 
 /// The number of a guest's HTTP calls that are started back to back. Beyond that, the worker's other tasks get their
 /// turn first: a guest can request thousands of calls in one go, each with a connection and a body.
-const BEGUN_AT_ONCE: usize = 16;
+const STARTED_PER_TURN: usize = 16;
 
 /// What binds a VM to its worker.
 #[derive(Clone)]
@@ -335,14 +335,14 @@ impl Vm {
             )
         };
         let mut calls = calls.into_iter();
-        calls.by_ref().take(BEGUN_AT_ONCE).for_each(|call| self.begin(call));
+        calls.by_ref().take(STARTED_PER_TURN).for_each(|call| self.begin(call));
         if calls.len() > 0 {
             let (me, incarnation) = (self.me.clone(), self.incarnation.get());
             tokio::task::spawn_local(async move {
                 while calls.len() > 0 {
                     tokio::task::yield_now().await;
                     let Some(vm) = me.upgrade().filter(|vm| vm.incarnation.get() == incarnation) else { return };
-                    calls.by_ref().take(BEGUN_AT_ONCE).for_each(|call| vm.begin(call));
+                    calls.by_ref().take(STARTED_PER_TURN).for_each(|call| vm.begin(call));
                 }
             });
         }
@@ -485,9 +485,9 @@ impl Vm {
             return false;
         }
         let tenant = &self.tenants[root];
-        let told = self.enter(tenant, None, tenant.root(), false, |store, exports| {
+        let delivered = self.enter(tenant, None, tenant.root(), false, |store, exports| {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            let (f, much) = match &event {
+            let (f, size) = match &event {
                 CallEvent::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
                 CallEvent::Message(message) => (&exports.grpc_message, count(message.len())),
                 CallEvent::Trailing(fields) => (&exports.grpc_trailing, count(fields.len())),
@@ -504,11 +504,11 @@ impl Vm {
             }
             let Some(f) = f else { return Ok(()) };
             host.answers.grpc_event = Some(event);
-            let result = f.call(&mut *store, (tenant.root(), id, much));
+            let result = f.call(&mut *store, (tenant.root(), id, size));
             store.data_mut().answers.clear();
             result
         });
-        told.is_ok()
+        delivered.is_ok()
     }
 
     /// Removes a gRPC call that has ended.

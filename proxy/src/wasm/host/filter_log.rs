@@ -21,7 +21,7 @@ const PER_SECOND: u32 = 1000;
 pub const LONGEST: usize = 16 << 10;
 
 /// Maximum bytes of a guest's text quoted within a line.
-const SHOWN: usize = 200;
+const MAX_QUOTED: usize = 200;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -31,7 +31,7 @@ pub struct FilterLog {
     /// The second in which the last line was logged.
     second: AtomicU64,
     /// Number of lines in that second.
-    said: AtomicU32,
+    lines: AtomicU32,
     /// Number of dropped lines that were not reported yet.
     dropped: AtomicU64,
 }
@@ -43,7 +43,7 @@ impl FilterLog {
             ($($name:ident)*) => {
                 match level {
                     $(Level::$name => {
-                        if tracing::enabled!(target: target::FILTER, Level::$name) && self.may_speak(filter) {
+                        if tracing::enabled!(target: target::FILTER, Level::$name) && self.may_log(filter) {
                             let line = LogLine::of(line);
                             tracing::event!(target: target::FILTER, Level::$name, filter, "{line}");
                         }
@@ -54,10 +54,10 @@ impl FilterLog {
         at!(TRACE DEBUG INFO WARN ERROR);
     }
 
-    fn may_speak(&self, filter: &str) -> bool {
+    fn may_log(&self, filter: &str) -> bool {
         let now = START.elapsed().as_secs();
         if self.second.swap(now, Relaxed) != now {
-            self.said.store(0, Relaxed);
+            self.lines.store(0, Relaxed);
             let dropped = self.dropped.swap(0, Relaxed);
             if dropped > 0 {
                 tracing::warn!(
@@ -66,11 +66,11 @@ impl FilterLog {
                 );
             }
         }
-        let speaks = self.said.fetch_add(1, Relaxed) < PER_SECOND;
-        if !speaks {
+        let allowed = self.lines.fetch_add(1, Relaxed) < PER_SECOND;
+        if !allowed {
             self.dropped.fetch_add(1, Relaxed);
         }
-        speaks
+        allowed
     }
 }
 
@@ -105,7 +105,7 @@ pub struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = &self.0[..self.0.len().min(SHOWN)];
+        let start = &self.0[..self.0.len().min(MAX_QUOTED)];
         write!(f, "{}{}", start.escape_ascii(), if start.len() < self.0.len() { "..." } else { "" })
     }
 }
@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn lines_per_second_are_limited() {
         let voice = FilterLog::default();
-        let said = (0..50_000).filter(|_| voice.may_speak("f")).count();
+        let lines = (0..50_000).filter(|_| voice.may_log("f")).count();
         // The clock may have reached another second or two meanwhile.
-        assert!((PER_SECOND as usize..=3 * PER_SECOND as usize).contains(&said), "{said}");
+        assert!((PER_SECOND as usize..=3 * PER_SECOND as usize).contains(&lines), "{lines}");
     }
 }

@@ -8,16 +8,16 @@ use rustc_hash::FxHasher;
 use crate::chain::head::Name;
 
 /// The number of cached names: one per value of 6 bits of a hash.
-const PLACES: usize = 64;
+const SLOTS: usize = 64;
 
 /// Longer names are parsed each time.
-const LONGEST: usize = 64;
+const MAX_CACHED: usize = 64;
 
 /// The names as text and parsed.
 #[derive(Debug, Default)]
 pub struct NameCache {
     /// Empty until first used.
-    places: Vec<Option<(Box<[u8]>, Name)>>,
+    slots: Vec<Option<(Box<[u8]>, Name)>>,
     /// The latest name that is not cached.
     last: Option<Name>,
 }
@@ -25,20 +25,20 @@ pub struct NameCache {
 impl NameCache {
     /// Parses a name. `None` if it is not a valid name.
     pub fn name(&mut self, text: &[u8]) -> Option<&Name> {
-        if text.len() > LONGEST {
+        if text.len() > MAX_CACHED {
             self.last = Name::parse(text);
             return self.last.as_ref();
         }
-        if self.places.is_empty() {
-            self.places.resize(PLACES, None);
+        if self.slots.is_empty() {
+            self.slots.resize(SLOTS, None);
         }
         let mut hasher = FxHasher::default();
         hasher.write(text);
-        let place = &mut self.places[hasher.finish() as usize % PLACES];
-        if place.as_ref().is_none_or(|(known, _)| **known != *text) {
-            *place = Some((text.into(), Name::parse(text)?));
+        let slot = &mut self.slots[hasher.finish() as usize % SLOTS];
+        if slot.as_ref().is_none_or(|(known, _)| **known != *text) {
+            *slot = Some((text.into(), Name::parse(text)?));
         }
-        place.as_ref().map(|(_, name)| name)
+        slot.as_ref().map(|(_, name)| name)
     }
 }
 
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn cached_name_equals_the_parsed_name() {
         let mut spelled = NameCache::default();
-        let long = "x".repeat(LONGEST + 1);
-        let many = (0..4 * PLACES).map(|i| format!("X-{i}"));
+        let long = "x".repeat(MAX_CACHED + 1);
+        let many = (0..4 * SLOTS).map(|i| format!("X-{i}"));
         let texts: Vec<String> =
             many.chain([":path", "Host", "accept", "Accept", "", "a b", "none", &long].map(String::from)).collect();
         for _ in 0..2 {

@@ -13,11 +13,11 @@ use crate::{net::Client, wasm::scope::stream_ref::StreamRef};
 const ENTRIES: usize = 8;
 
 /// Maximum bytes of a path in output.
-const SHOWN: usize = 256;
+const MAX_SHOWN: usize = 256;
 
-/// Number of failures of one filter that are logged in a burst; after that, one per [`APART`].
-const AT_ONCE: u32 = 10;
-const APART: Duration = Duration::from_secs(5);
+/// Number of failures of one filter that are logged in a burst; after that, one per [`INTERVAL`].
+const BURST: u32 = 10;
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is known of a filter's failures.
 #[derive(Debug, Default)]
@@ -70,8 +70,8 @@ impl FailureSource {
 
 /// Escapes and truncates bytes of a request for output.
 fn shown(bytes: &[u8]) -> String {
-    match bytes.get(..SHOWN) {
-        Some(start) if bytes.len() > SHOWN => format!("{}…", start.escape_ascii()),
+    match bytes.get(..MAX_SHOWN) {
+        Some(start) if bytes.len() > MAX_SHOWN => format!("{}…", start.escape_ascii()),
         _ => bytes.escape_ascii().to_string(),
     }
 }
@@ -140,12 +140,12 @@ struct LogRate {
 
 impl LogRate {
     fn may_log(&mut self, now: Instant) -> Option<u64> {
-        let gained = self.last.map_or(0, |last| now.saturating_duration_since(last).as_nanos() / APART.as_nanos());
+        let gained = self.last.map_or(0, |last| now.saturating_duration_since(last).as_nanos() / INTERVAL.as_nanos());
         if gained > 0 {
             self.logged = self.logged.saturating_sub(u32::try_from(gained).unwrap_or(u32::MAX));
             self.last = Some(now);
         }
-        if self.logged >= AT_ONCE {
+        if self.logged >= BURST {
             self.left_out += 1;
             return None;
         }
@@ -186,6 +186,6 @@ mod tests {
     #[test]
     fn logged_values_are_truncated_and_escaped() {
         assert_eq!(shown(b"/a\x1b[31m\n\"\xff"), r#"/a\x1b[31m\n\"\xff"#);
-        assert_eq!(shown(&[b'a'; 300]).chars().count(), SHOWN + 1);
+        assert_eq!(shown(&[b'a'; 300]).chars().count(), MAX_SHOWN + 1);
     }
 }

@@ -166,21 +166,21 @@ impl VmTemplate {
     /// takes longer than `most`.
     pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, SetupError> {
         let before = clock::processor_time();
-        let made = self.make(most);
+        let built = self.make(most);
         let made_in = clock::processor_time().saturating_sub(before);
         let known = self.making.load(Ordering::Relaxed);
         let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
         // A concurrent update may be lost: it is only an estimate.
         self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
-        made.map(|(store, exports)| Instance { store, exports, made_in })
+        built.map(|(store, exports)| Instance { store, exports, made_in })
     }
 
     fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
         let first = &self.plugins[0];
-        let identities = self.plugins.iter().map(|p| p.info.clone());
+        let infos = self.plugins.iter().map(|p| p.info.clone());
         // Like linear memory, the host memory of a shared VM is charged to its first filter.
         let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
-        let host = Host::new(identities, first.env.clone(), first.memory_limit, ledger);
+        let host = Host::new(infos, first.env.clone(), first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);

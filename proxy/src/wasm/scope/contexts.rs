@@ -55,26 +55,26 @@ impl ContextIds {
 }
 
 /// The number of slots; a power of two.
-const PLACES: usize = 128;
+const SLOTS: usize = 128;
 
 /// Contexts (or other values) by id.
 pub struct Contexts<T = StreamContext> {
     /// Each id maps to one slot.
-    places: Box<[Option<(u32, T)>]>,
+    slots: Box<[Option<(u32, T)>]>,
     /// Entries whose slot was taken.
     others: FxHashMap<u32, T>,
 }
 
 impl<T> Default for Contexts<T> {
     fn default() -> Self {
-        Contexts { places: (0..PLACES).map(|_| None).collect(), others: FxHashMap::default() }
+        Contexts { slots: (0..SLOTS).map(|_| None).collect(), others: FxHashMap::default() }
     }
 }
 
 impl<T> Contexts<T> {
     /// Inserts a value under an id that is not in use.
     pub fn insert(&mut self, id: u32, value: T) {
-        match &mut self.places[id as usize % PLACES] {
+        match &mut self.slots[id as usize % SLOTS] {
             free @ None => *free = Some((id, value)),
             Some(_) => {
                 self.others.insert(id, value);
@@ -84,7 +84,7 @@ impl<T> Contexts<T> {
 
     /// Returns the value of an id.
     pub fn get(&self, id: u32) -> Option<&T> {
-        match &self.places[id as usize % PLACES] {
+        match &self.slots[id as usize % SLOTS] {
             Some((here, value)) if *here == id => Some(value),
             _ => self.others.get(&id),
         }
@@ -92,21 +92,21 @@ impl<T> Contexts<T> {
 
     /// Removes the value of an id.
     pub fn remove(&mut self, id: u32) -> Option<T> {
-        match &mut self.places[id as usize % PLACES] {
+        match &mut self.slots[id as usize % SLOTS] {
             Some((here, _)) if *here != id => self.others.remove(&id),
-            place @ Some(_) => place.take().map(|(_, value)| value),
+            slot @ Some(_) => slot.take().map(|(_, value)| value),
             None => self.others.remove(&id),
         }
     }
 
     /// Whether it has no entries.
     pub fn is_empty(&self) -> bool {
-        self.others.is_empty() && self.places.iter().all(Option::is_none)
+        self.others.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
     /// Removes and returns all values.
     pub fn take(&mut self) -> Vec<T> {
-        let here = self.places.iter_mut().filter_map(Option::take).map(|(_, value)| value);
+        let here = self.slots.iter_mut().filter_map(Option::take).map(|(_, value)| value);
         here.chain(self.others.drain().map(|(_, value)| value)).collect()
     }
 }
@@ -135,18 +135,18 @@ mod tests {
     #[test]
     fn ids_that_share_a_slot_are_kept_apart() {
         let mut contexts = Contexts::default();
-        let place = PLACES as u32;
-        for id in [5, 5 + place, 6, 5 + 2 * place] {
+        let slot = SLOTS as u32;
+        for id in [5, 5 + slot, 6, 5 + 2 * slot] {
             contexts.insert(id, id);
         }
-        assert_eq!(contexts.get(5 + place), Some(&(5 + place)));
+        assert_eq!(contexts.get(5 + slot), Some(&(5 + slot)));
         assert_eq!((contexts.remove(5), contexts.remove(5), contexts.get(5)), (Some(5), None, None));
-        assert_eq!(contexts.get(5 + 2 * place), Some(&(5 + 2 * place)));
-        contexts.insert(5 + 3 * place, 0);
-        assert_eq!((contexts.remove(5 + place), contexts.remove(5 + place)), (Some(5 + place), None));
-        assert_eq!((contexts.get(5 + 3 * place), contexts.get(7)), (Some(&0), None));
+        assert_eq!(contexts.get(5 + 2 * slot), Some(&(5 + 2 * slot)));
+        contexts.insert(5 + 3 * slot, 0);
+        assert_eq!((contexts.remove(5 + slot), contexts.remove(5 + slot)), (Some(5 + slot), None));
+        assert_eq!((contexts.get(5 + 3 * slot), contexts.get(7)), (Some(&0), None));
         let mut left = contexts.take();
         left.sort_unstable();
-        assert_eq!((left, contexts.get(6)), (vec![0, 6, 5 + 2 * place], None));
+        assert_eq!((left, contexts.get(6)), (vec![0, 6, 5 + 2 * slot], None));
     }
 }

@@ -64,9 +64,9 @@ struct State {
     /// In order of registration; the last one is notified.
     readers: Vec<QueueNotification>,
     /// The reader has a pending notification and will poll until there is nothing left.
-    noted: bool,
+    notified: bool,
     /// Messages that the reader was not notified of yet.
-    untold: usize,
+    unannounced: usize,
 }
 
 /// A message.
@@ -167,7 +167,7 @@ impl Queues {
         }
         state.readers.push(reader);
         // A previous reader may be gone together with its notification.
-        state.noted = false;
+        state.notified = false;
         state.note(id);
     }
 
@@ -193,7 +193,7 @@ impl Queues {
         let Some(queue) = queue.upgrade() else { return };
         let mut state = lock(&queue.state);
         state.messages.push_back(message);
-        state.untold += 1;
+        state.unannounced += 1;
         state.note(queue.id);
     }
 
@@ -218,10 +218,10 @@ impl Queues {
         let Some(queue) = self.get(id) else { return false };
         let mut state = lock(&queue.state);
         // Some may have been dequeued without a notification.
-        state.untold = state.untold.min(state.messages.len());
-        state.noted = state.untold > 0;
-        state.untold = state.untold.saturating_sub(1);
-        state.noted
+        state.unannounced = state.unannounced.min(state.messages.len());
+        state.notified = state.unannounced > 0;
+        state.unannounced = state.unannounced.saturating_sub(1);
+        state.notified
     }
 
     /// Removes a reader, perhaps with a pending notification; its unhandled messages are announced to the previous
@@ -230,7 +230,7 @@ impl Queues {
         let Some(queue) = self.get(id) else { return };
         let mut state = lock(&queue.state);
         state.readers.retain(|known| !known.same_channel(gone));
-        state.noted = false;
+        state.notified = false;
         state.note(id);
     }
 }
@@ -244,15 +244,15 @@ pub struct Undelivered {
 impl State {
     /// Notifies the last live reader, if there is something new and no notification is pending.
     fn note(&mut self, id: u32) {
-        if self.untold == 0 {
+        if self.unannounced == 0 {
             return;
         }
         while let Some(reader) = self.readers.last() {
             if reader.is_closed() {
-                self.noted = false;
+                self.notified = false;
                 self.readers.pop();
-            } else if self.noted || reader.send(id).is_ok() {
-                self.noted = true;
+            } else if self.notified || reader.send(id).is_ok() {
+                self.notified = true;
                 return;
             }
         }

@@ -21,7 +21,7 @@ use crate::observe::{self, metrics::PendingUpdates};
 pub struct UndoLog {
     shared: Arc<SharedStore>,
     /// The configuration is applied.
-    over: AtomicBool,
+    applied: AtomicBool,
     done: Mutex<UndoEntry>,
 }
 
@@ -42,12 +42,12 @@ struct UndoEntry {
 impl UndoLog {
     /// Creates an empty log.
     pub fn new(shared: Arc<SharedStore>) -> UndoLog {
-        UndoLog { shared, over: AtomicBool::new(false), done: Mutex::default() }
+        UndoLog { shared, applied: AtomicBool::new(false), done: Mutex::default() }
     }
 
     /// Whether the configuration is not applied yet.
     pub fn is_on(&self) -> bool {
-        !self.over.load(Ordering::Acquire)
+        !self.applied.load(Ordering::Acquire)
     }
 
     /// Marks the configuration as applied and releases what was held back.
@@ -58,7 +58,7 @@ impl UndoLog {
         }
         let done = {
             let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-            self.over.store(true, Ordering::Release);
+            self.applied.store(true, Ordering::Release);
             std::mem::take(&mut *done)
         };
         done.held_back.count(observe::shard());

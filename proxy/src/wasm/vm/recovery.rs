@@ -34,7 +34,7 @@ const SPARES: usize = 2;
 const CHEAP: Duration = Duration::from_millis(1);
 
 /// The worker gives up creating one if it takes longer than this nevertheless.
-const AT_ONCE: Duration = Duration::from_millis(5);
+const CREATION_LIMIT: Duration = Duration::from_millis(5);
 
 /// The pause before the next instance, after this many in a row have failed in their first call outside any stream.
 fn pause(still_born: u32) -> Duration {
@@ -156,13 +156,13 @@ impl Vm {
                 // Meanwhile other readers may receive its queues' messages.
                 self.tenants.iter().for_each(|tenant| tenant.stop_listening());
                 if !overrun.is_zero() {
-                    self.say_over_budget(
+                    self.report_over_budget(
                         tenant,
                         "its calls exceed `limits.call_time` so often that they would take more than 60 % of a worker's time; until the budget \
                          has recovered, `on_failure` applies (a lower `limits.call_time` helps)",
                     );
                 } else if pause.is_zero() && !self.site.supply.wait().is_zero() {
-                    self.say_over_budget(
+                    self.report_over_budget(
                         tenant,
                         "it fails so often that a worker would spend more than a tenth of its time on creating instances; until \
                          a new one is ready, `on_failure` applies",
@@ -174,7 +174,7 @@ impl Vm {
     }
 
     #[cold]
-    fn say_over_budget(&self, tenant: &RootContext, what: &str) {
+    fn report_over_budget(&self, tenant: &RootContext, what: &str) {
         let plugin = &tenant.plugin;
         plugin.metrics.over_budget.inc(observe::shard());
         if let Some(left_out) = plugin.said_over_budget.may_warn() {
@@ -197,23 +197,23 @@ impl Vm {
         if own.is_some() {
             self.machine.kept.fetch_sub(1, Ordering::Relaxed);
         }
-        own.or_else(|| self.machine.take_spare()).or_else(|| self.make_at_once())
+        own.or_else(|| self.machine.take_spare()).or_else(|| self.create_now())
     }
 
     /// Returns an instance for quarantined clients that is available immediately. The last spare is reserved for the
     /// regular VM.
     pub(super) fn instance_to_spare(&self) -> Option<Instance> {
         let ready = self.spares.borrow().len() + usize::from(self.machine.has_spare());
-        if ready > 1 { self.ready_instance() } else { self.make_at_once() }
+        if ready > 1 { self.ready_instance() } else { self.create_now() }
     }
 
-    fn make_at_once(&self) -> Option<Instance> {
+    fn create_now(&self) -> Option<Instance> {
         let supply: &InstanceSupply = &self.site.supply;
         if self.machine.making() >= CHEAP || !supply.wait().is_zero() {
             return None;
         }
         let before = clock::processor_time();
-        let made = self.machine.instantiate_within(AT_ONCE);
+        let made = self.machine.instantiate_within(CREATION_LIMIT);
         supply.charge(clock::processor_time().saturating_sub(before));
         // If it cannot be created, the next attempt on the control thread logs the reason.
         made.ok()

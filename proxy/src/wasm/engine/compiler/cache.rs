@@ -37,7 +37,7 @@ const MAGIC: [u8; 8] = *b"tollgate";
 const DIGEST: usize = 32;
 
 /// Maximum bytes of all entries; beyond it, the least recently used entries are removed.
-const MOST: u64 = 512 << 20;
+const MAX_BYTES: u64 = 512 << 20;
 
 /// The granularity of the recorded last use.
 const GRAIN: Duration = Duration::from_secs(60 * 60);
@@ -52,7 +52,7 @@ pub struct Cache {
     folder: OwnedFd,
     path: PathBuf,
     /// Maximum bytes of all entries together.
-    most: u64,
+    max_bytes: u64,
 }
 
 /// Why a folder is not used.
@@ -146,13 +146,13 @@ impl Cache {
     pub fn open(dir: &Path) -> Result<Cache, CacheError> {
         let failed = |e: io::Error| CacheError::Io(dir.to_owned(), e);
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let above = folder(CWD, dir, dir)?;
+        let parent = folder(CWD, dir, dir)?;
         let path = dir.join(FOLDER);
-        match mkdirat(&above, FOLDER, Mode::RWXU) {
+        match mkdirat(&parent, FOLDER, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(CacheError::Io(path, e.into())),
         }
-        Ok(Cache { folder: folder(&above, Path::new(FOLDER), &path)?, path, most: MOST })
+        Ok(Cache { folder: folder(&parent, Path::new(FOLDER), &path)?, path, max_bytes: MAX_BYTES })
     }
 
     /// Returns the code cached under a key.
@@ -205,13 +205,13 @@ impl Cache {
     fn write(&self, key: &Key, code: &[u8]) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         // Another process may be writing the same entry.
-        let beside = format!("{key}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let temporary = format!("{key}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mut file = File::from(openat(&self.folder, &*beside, flags, Mode::RUSR | Mode::WUSR)?);
+        let mut file = File::from(openat(&self.folder, &*temporary, flags, Mode::RUSR | Mode::WUSR)?);
         let written = [&MAGIC[..], &key.digest(code), code].into_iter().try_for_each(|part| file.write_all(part));
-        let put = written.and_then(|()| Ok(renameat(&self.folder, &*beside, &self.folder, key.to_string())?));
+        let put = written.and_then(|()| Ok(renameat(&self.folder, &*temporary, &self.folder, key.to_string())?));
         if put.is_err() {
-            let _ = unlinkat(&self.folder, &*beside, AtFlags::empty());
+            let _ = unlinkat(&self.folder, &*temporary, AtFlags::empty());
         }
         put
     }
@@ -228,13 +228,13 @@ impl Cache {
             }
         }
         let mut sum: u64 = all.iter().map(|(_, size, _)| size).sum();
-        if sum <= self.most {
+        if sum <= self.max_bytes {
             return Ok(());
         }
         all.sort_unstable();
         // Removes more than necessary, so that the next entry does not trigger it again.
         for (_, size, name) in all {
-            if sum <= self.most / 10 * 7 {
+            if sum <= self.max_bytes / 10 * 7 {
                 break;
             }
             match unlinkat(&self.folder, &name, AtFlags::empty()) {
@@ -247,11 +247,11 @@ impl Cache {
 }
 
 /// Opens a folder that only its owner can write to, and whose owner is this process's user or root.
-fn folder(above: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, CacheError> {
+fn folder(parent: impl AsFd, name: &Path, path: &Path) -> Result<OwnedFd, CacheError> {
     // The configured folder may be a symbolic link; the subfolder that we created may not.
     let link = if name == path { OFlags::empty() } else { OFlags::NOFOLLOW };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | link;
-    let folder = openat(above, name, flags, Mode::empty()).map_err(|e| CacheError::Io(path.to_owned(), e.into()))?;
+    let folder = openat(parent, name, flags, Mode::empty()).map_err(|e| CacheError::Io(path.to_owned(), e.into()))?;
     match owned(&folder, FileType::Directory) {
         Ok(()) => Ok(folder),
         Err(Untrusted::Owner(user)) => Err(CacheError::Owner(path.to_owned(), user, geteuid().as_raw())),
@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn least_recently_used_entries_are_evicted() {
         let dir = TempDir::new().unwrap();
-        let cache = Cache { most: 1000, ..Cache::open(dir.path()).unwrap() };
+        let cache = Cache { max_bytes: 1000, ..Cache::open(dir.path()).unwrap() };
         let long_ago = SystemTime::now() - 2 * GRAIN;
         for n in 0..9 {
             cache.put(&key(n), &[n; 60]);

@@ -36,24 +36,24 @@ const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_EAGER_COMMIT", "0"), ("
 const PATIENCE: u32 = 10;
 
 /// Maximum bytes kept of the compiler's output on standard error. A module cannot make it print much.
-const MOST_SAID: usize = 16 << 10;
+const MAX_OUTPUT: usize = 16 << 10;
 
 /// Cancels all waiting compilations. It is one end of a pipe, because that can be polled together with a process's
 /// output.
 pub(super) struct CancelSignal {
-    heard: OwnedFd,
+    reader: OwnedFd,
     /// Closed to cancel.
-    saying: Mutex<Option<OwnedFd>>,
+    writer: Mutex<Option<OwnedFd>>,
 }
 
 impl CancelSignal {
     pub(super) fn new() -> io::Result<CancelSignal> {
-        let (heard, saying) = pipe_with(PipeFlags::CLOEXEC)?;
-        Ok(CancelSignal { heard, saying: Mutex::new(Some(saying)) })
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(CancelSignal { reader, writer: Mutex::new(Some(writer)) })
     }
 
     pub(super) fn say(&self) {
-        self.saying.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -85,9 +85,9 @@ pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Re
     }
     let status = child.wait().map_err(CompileError::NoProcess)?;
     match said.map_err(CompileError::NoProcess)? {
-        ChildEvent::All(said) => judge(status, &said, limits)?,
-        ChildEvent::Enough => return Err(CompileError::Ending),
-        ChildEvent::TooLate => return Err(CompileError::Starved(patience, limits.time)),
+        ChildEvent::Exited(said) => judge(status, &said, limits)?,
+        ChildEvent::Cancelled => return Err(CompileError::Ending),
+        ChildEvent::TimedOut => return Err(CompileError::Starved(patience, limits.time)),
     }
     read(output).map_err(CompileError::NoProcess)
 }
@@ -95,11 +95,11 @@ pub(super) fn compile(module: &[u8], limits: &Compile, end: &CancelSignal) -> Re
 /// The result of waiting for a process.
 enum ChildEvent {
     /// The process exited, with this output on standard error.
-    All(String),
+    Exited(String),
     /// The wait was cancelled.
-    Enough,
+    Cancelled,
     /// The time limit expired.
-    TooLate,
+    TimedOut,
 }
 
 /// Waits until a process exits, which closes its standard error, and collects what it prints there. Kills the process
@@ -109,22 +109,22 @@ fn listen(child: &mut Child, latest: Instant, end: &CancelSignal) -> io::Result<
     let mut said = Vec::new();
     loop {
         let left = latest.saturating_duration_since(Instant::now());
-        let mut ways = [PollFd::new(&stderr, PollFlags::IN), PollFd::new(&end.heard, PollFlags::IN)];
-        match poll(&mut ways, Some(&timespec(left))) {
+        let mut polled = [PollFd::new(&stderr, PollFlags::IN), PollFd::new(&end.reader, PollFlags::IN)];
+        match poll(&mut polled, Some(&timespec(left))) {
             Err(Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
             Ok(_) => {}
         }
-        let [speaks, ended] = ways.map(|way| !way.revents().is_empty());
-        if ended || !speaks && left.is_zero() {
+        let [has_output, ended] = polled.map(|fd| !fd.revents().is_empty());
+        if ended || !has_output && left.is_zero() {
             child.kill()?;
-            return Ok(if ended { ChildEvent::Enough } else { ChildEvent::TooLate });
+            return Ok(if ended { ChildEvent::Cancelled } else { ChildEvent::TimedOut });
         }
-        if speaks {
+        if has_output {
             let mut some = [0; 4096];
             match stderr.read(&mut some) {
-                Ok(0) => return Ok(ChildEvent::All(String::from_utf8_lossy(&said).into_owned())),
-                Ok(n) => said.extend_from_slice(&some[..n.min(MOST_SAID.saturating_sub(said.len()))]),
+                Ok(0) => return Ok(ChildEvent::Exited(String::from_utf8_lossy(&said).into_owned())),
+                Ok(n) => said.extend_from_slice(&some[..n.min(MAX_OUTPUT.saturating_sub(said.len()))]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -140,7 +140,7 @@ fn timespec(time: Duration) -> Timespec {
 /// Interprets a process's exit status and output.
 fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), CompileError> {
     const ABORTED: i32 = Signal::ABORT.as_raw();
-    const TIME_IS_OVER: i32 = Signal::XCPU.as_raw();
+    const OUT_OF_TIME: i32 = Signal::XCPU.as_raw();
     const KILLED: i32 = Signal::KILL.as_raw();
     let status_is = |code: u8| status.code() == Some(code.into());
     match status.signal() {
@@ -150,7 +150,7 @@ fn judge(status: ExitStatus, said: &str, limits: &Compile) -> Result<(), Compile
         _ if status_is(job::NO_MEMORY) => Err(CompileError::Memory(limits.memory)),
         // The standard library prints this before it aborts.
         Some(ABORTED) if said.contains("memory allocation of ") => Err(CompileError::Memory(limits.memory)),
-        Some(TIME_IS_OVER) => Err(CompileError::Time(limits.time)),
+        Some(OUT_OF_TIME) => Err(CompileError::Time(limits.time)),
         Some(KILLED) => Err(CompileError::Killed),
         _ => {
             let first = said.lines().map(str::trim).find(|line| !line.is_empty());
@@ -215,7 +215,7 @@ mod tests {
         let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         end.say();
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
-        assert!(matches!(heard, ChildEvent::Enough));
+        assert!(matches!(heard, ChildEvent::Cancelled));
         assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
     }
 
@@ -223,7 +223,7 @@ mod tests {
     fn process_over_its_time_limit_is_killed() {
         let (mut child, end) = (shell("exec sleep 1000"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_millis(10), &end).unwrap();
-        assert!(matches!(heard, ChildEvent::TooLate));
+        assert!(matches!(heard, ChildEvent::TimedOut));
         assert_eq!(child.wait().unwrap().signal(), Some(Signal::KILL.as_raw()));
     }
 
@@ -231,9 +231,9 @@ mod tests {
     fn long_output_is_read_to_the_end() {
         let (mut child, end) = (shell("echo first >&2; head -c 1000000 /dev/zero >&2"), CancelSignal::new().unwrap());
         let heard = listen(&mut child, Instant::now() + Duration::from_secs(1000), &end).unwrap();
-        let ChildEvent::All(said) = heard else { panic!("it was not read to the end") };
+        let ChildEvent::Exited(said) = heard else { panic!("it was not read to the end") };
         assert!(said.starts_with("first\n"));
-        assert_eq!(said.len(), MOST_SAID);
+        assert_eq!(said.len(), MAX_OUTPUT);
     }
 
     #[test]

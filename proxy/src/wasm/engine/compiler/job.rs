@@ -31,7 +31,7 @@ pub(super) const UNABLE: u8 = 3;
 /// The maximum number of threads. More do not help much, and each needs memory: with this many, a module whose
 /// functions all have the default maximum size just fits into the default memory limit, however many processors there
 /// are.
-const MOST_THREADS: usize = 4;
+const MAX_THREADS: usize = 4;
 
 /// Compiles if this process was started for that. An executable that uses
 /// [`Compiler::in_child`](super::Compiler::in_child) must call this before anything else.
@@ -66,12 +66,12 @@ fn run(memory: u64, seconds: u64) -> Result<(), JobFailure> {
 
     let mut module = Vec::new();
     std::io::stdin().lock().read_to_end(&mut module).map_err(|e| unable("cannot read the module", &e))?;
-    let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
+    let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| unable("cannot start threads", &e))?;
     let code = pool.install(|| compile(&module)).map_err(|error| {
         let said = format!("{error:#}");
-        let code = if is_want_of_memory(&error) { NO_MEMORY } else { INVALID };
+        let code = if is_out_of_memory(&error) { NO_MEMORY } else { INVALID };
         (code, said)
     })?;
     // Bypasses `Stdout`, which would scan for line feeds.
@@ -122,7 +122,7 @@ fn limit(resource: Resource, soft: u64, hard: u64) -> rustix::io::Result<()> {
 
 /// Whether the compiler failed because the system refused memory. If the Rust allocator is refused memory, the process
 /// aborts instead.
-fn is_want_of_memory(error: &wasmtime::Error) -> bool {
+fn is_out_of_memory(error: &wasmtime::Error) -> bool {
     let is_refusal = |error: &(dyn std::error::Error + 'static)| {
         error.is::<wasmtime::OutOfMemory>()
             || error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
