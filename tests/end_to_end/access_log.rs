@@ -118,14 +118,14 @@ fn a_fifo_without_a_reader_blocks_nothing() {
     let mut proxy = logging(&upstream, &format!("{{to: {path}}}"));
     drop(reader);
     proxy.signal(Signal::HUP);
-    proxy.wait_for_output("nobody reads from this FIFO");
+    proxy.wait_for_output("no process reads from this FIFO");
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     assert_eq!(proxy.get("/").status(), 200);
     // A reload that adds another such log is rejected; the next signal is still handled.
     proxy.put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {path}}}}}]"));
     let (status, said) = proxy.reload();
     assert_eq!(status, 422, "{said}");
-    assert!(said.to_string().contains("nobody reads from this FIFO"), "{said}");
+    assert!(said.to_string().contains("no process reads from this FIFO"), "{said}");
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }

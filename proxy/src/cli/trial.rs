@@ -23,7 +23,7 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Vec<Diagnostic> {
         if let Some(log) = log
             && let Err(error) = can_append(&source.resolve(&log.to))
         {
-            let message = format!("the access log `{}` cannot be opened: {error}", source.resolve(&log.to).display());
+            let message = format!("cannot open the access log `{}`: {error}", source.resolve(&log.to).display());
             wrong.push(source.diagnostic(&format!("/listeners/{i}/access_log/to"), message, None));
         }
         for (nth, address) in listener.all_addresses().enumerate() {

@@ -1,9 +1,9 @@
-//! The words that say in the access log (`details`) why the proxy has answered itself, or ended a connection. They are all here:
-//! a test compares this list with the one in the documentation. What filters say is theirs.
+//! Response details: the words in the access log (`details`) that say why the proxy itself replied or closed a connection. The list
+//! is complete, and a test compares it with the documentation. Filters choose their own details.
 
 use std::borrow::Cow;
 
-/// One of these words.
+/// A response detail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Detail(&'static str);
 
@@ -26,7 +26,7 @@ macro_rules! details {
             #[doc = $word]
             pub const $name: Detail = Detail($word);
         )+
-        /// All of them.
+        /// All details.
         pub const ALL: &[Detail] = &[$($name),+];
     };
 }

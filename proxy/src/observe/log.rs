@@ -1,8 +1,8 @@
-//! Tollgate's own log, on standard error: for people, coloured on a terminal and plain in a pipe, or as JSON. What is
-//! shown can be changed while it runs; how it is written cannot.
+//! Tollgate's own log, on standard error: as text, coloured on a terminal and plain in a pipe, or as JSON. The level
+//! can be changed at run time; the format cannot.
 //!
-//! Modules, filters and clients put text into it. In the log for people an entry begins at the beginning of a line, with its
-//! time, and whatever is within it is indented: so nothing within an entry passes for another one.
+//! Modules, filters and clients put text into the log. In the text format, an entry begins with its time in the first column,
+//! and its further lines are indented, so that nothing within an entry can pass for another entry.
 
 pub mod stderr;
 
@@ -32,39 +32,39 @@ use crate::{
 const DEFAULT: &str = "info";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// What is wrong with the log's configuration, or with the moment of setting it up.
+/// An error in the log's configuration or setup.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// What is neither a level nor looks like a module.
+    /// A directive that is neither a level nor a module path.
     #[error("`{word}` is not a log level")]
     Level {
-        /// The word.
+        /// The directive.
         word: String,
-        /// The level most like it.
+        /// The most similar level.
         suggestion: Option<&'static str>,
     },
-    /// `tracing-subscriber` did not understand it.
+    /// `tracing-subscriber` rejected the filter.
     #[error("`{directives}` is not a log filter: {error}")]
     Filter {
-        /// What was given.
+        /// The filter as given.
         directives: String,
-        /// Why it was refused.
+        /// The reason.
         #[source]
         error: ParseError,
     },
-    /// What the command line or the environment says is wrong.
+    /// The command line or the environment has an invalid filter.
     #[error("`--log-level` (or TOLLGATE_LOG): {0}{hint}", hint = .0.help().map(|help| format!(": {help}")).unwrap_or_default())]
     Given(#[source] Box<LogError>),
-    /// There is a log already.
-    #[error("the log was set up before")]
+    /// The log has already been set up.
+    #[error("the log is already set up")]
     Twice,
-    /// The log that this handle was for is no more.
-    #[error("the log is gone")]
+    /// The handle's log no longer exists.
+    #[error("the log no longer exists")]
     Gone,
 }
 
 impl LogError {
-    /// What would be right.
+    /// A suggestion for a valid value.
     pub fn help(&self) -> Option<String> {
         match self {
             LogError::Level { suggestion: Some(level), .. } => Some(format!("did you mean `{level}`?")),
@@ -76,26 +76,26 @@ impl LogError {
     }
 }
 
-/// Changes what the log shows while it runs.
+/// Changes the log's level at run time.
 #[derive(Debug, Clone)]
 pub struct LogHandle {
     filter: reload::Handle<EnvFilter, Registry>,
-    /// What was given when the process was started: it holds whatever the configuration says.
+    /// The level from the command line or the environment, which overrides the configuration.
     given: Option<String>,
 }
 
 impl LogHandle {
-    /// Shows what this says from now on: a level, or a filter such as `info,tollgate::wasm=debug`.
+    /// Sets the level, or a filter such as `info,tollgate::wasm=debug`.
     pub fn set_level(&self, directives: &str) -> Result<(), LogError> {
         self.filter.reload(parse(directives)?).map_err(|_| LogError::Gone)
     }
 
-    /// As a reloaded configuration says. Its format is not looked at.
+    /// Applies the level of a reloaded configuration, and ignores its format.
     pub fn reload(&self, config: &Log) -> Result<(), LogError> {
         self.set_level(self.given.as_deref().or(config.level.as_deref()).unwrap_or(DEFAULT))
     }
 
-    /// What is shown, as a filter.
+    /// The current filter.
     pub fn level(&self) -> Result<String, LogError> {
         self.filter.with_current(ToString::to_string).map_err(|_| LogError::Gone)
     }
@@ -106,13 +106,13 @@ pub fn check(directives: &str) -> Result<(), LogError> {
     parse(directives).map(drop)
 }
 
-/// Whether standard error is a terminal that wants colours. <https://no-color.org>: any value that is not empty.
+/// Whether to use colours: standard error is a terminal and `NO_COLOR` is empty or unset (<https://no-color.org>).
 pub fn colours() -> bool {
     io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Sets up the process's log, on standard error. Once: later changes go through the handle. `given` holds whatever
-/// configurations say.
+/// Sets up the process's log on standard error, once; the handle makes later changes. `given` overrides the level of all
+/// configurations.
 pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
     if let Some(given) = given {
         check(given).map_err(|error| LogError::Given(Box::new(error)))?;
@@ -122,7 +122,7 @@ pub fn init(config: &Log, given: Option<&str>) -> Result<LogHandle, LogError> {
     Ok(handle)
 }
 
-/// Logs a line; writes it to standard error as it is if there is no log yet.
+/// Logs a line, or writes it to standard error verbatim if the log is not set up yet.
 pub fn say_in_any_case(line: &str) {
     match tracing::dispatcher::has_been_set() {
         true => tracing::info!(target: target::PROCESS, "{line}"),
@@ -154,7 +154,7 @@ where
     Ok((Registry::default().with(filter).with(lines), LogHandle { filter: handle, given: given.map(str::to_owned) }))
 }
 
-/// Takes entries from `tracing-subscriber`, each in one piece.
+/// Receives entries from `tracing-subscriber`, each in one call.
 struct Entries<S>(S);
 
 impl<S: Fn(&str)> io::Write for Entries<S> {
@@ -168,7 +168,7 @@ impl<S: Fn(&str)> io::Write for Entries<S> {
     }
 }
 
-/// Writes a field as the subscriber would, but so that it can do nothing to a terminal, or to who reads line by line.
+/// Writes a field as the subscriber would, but escaped so that it can neither control a terminal nor forge a line.
 fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
     let value = format!("{value:?}");
     let value = escape::replaced(
@@ -181,15 +181,15 @@ fn write_field(out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug)
     );
     match field.name() {
         "message" => out.write_str(&value),
-        // What events of the crate `log` have their own place for.
+        // Metadata of events from the crate `log`, which is shown elsewhere.
         name if name.starts_with("log.") => Ok(()),
         name if out.has_ansi_escapes() => write!(out, " \x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
         name => write!(out, " {name}={value}"),
     }
 }
 
-/// An entry whose strings have nothing in them that a terminal, or a reader of lines, takes for more than text. None of these
-/// characters needs two units of UTF-16.
+/// Escapes all characters in an entry that could control a terminal or forge a line. None of these characters needs two
+/// units of UTF-16.
 fn harmless_json(entry: &str) -> Cow<'_, str> {
     escape::replaced(
         entry,
@@ -200,15 +200,15 @@ fn harmless_json(entry: &str) -> Cow<'_, str> {
     )
 }
 
-/// To `EnvFilter` almost any text is a target, so that `inof` or `info;debug` would silently show nothing. Here each part has to
-/// be a level, Tollgate itself, or a path to a module, with a level or without.
+/// Parses a filter. `EnvFilter` accepts almost any text as a target, so `inof` or `info;debug` would silently show nothing. Here
+/// each part must be a level, `tollgate`, or a module path, with or without a level.
 fn parse(directives: &str) -> Result<EnvFilter, LogError> {
     let parts: Vec<&str> = directives.split(',').map(str::trim).collect();
     for part in &parts {
         check_directive(part)?;
     }
-    // Values of fields are compared as they are: an expression, compiled, may take any amount of memory, and whoever
-    // reaches the admin listener can send one.
+    // Field values are compared literally: a compiled regular expression can take any amount of memory, and anyone with access
+    // to the admin listener can send one.
     EnvFilter::builder()
         .with_regex(false)
         .parse(parts.join(","))
@@ -220,7 +220,7 @@ fn check_directive(directive: &str) -> Result<(), LogError> {
     if LEVELS.contains(&lower.as_str()) || directive == "tollgate" {
         return Ok(());
     }
-    // What follows the target: a span, a level, or both. `EnvFilter` looks at those itself.
+    // The target is followed by a span, a level, or both, which `EnvFilter` checks itself.
     let end = directive.find(['[', '=']).unwrap_or(directive.len());
     let (target, rest) = directive.split_at(end);
     let name = |part: &str| {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_an_entry_cannot_pass_for_another_one() {
+    fn text_within_an_entry_cannot_forge_another_entry() {
         let forged = "a\n2026-01-01T00:00:00Z  INFO forged\r\u{1b}[2K\u{9b}2K\u{2028}\u{202e}\tb";
         for colours in [false, true] {
             let (kept, subscriber, _) = log(None, LogFormat::Text, colours);
@@ -330,7 +330,7 @@ mod tests {
             assert!(kept.take().contains("two"));
             assert!(handle.set_level("nonsense").is_err());
             debug!("three");
-            assert!(kept.take().contains("three"), "a wrong level changes nothing");
+            assert!(kept.take().contains("three"), "an invalid level changes nothing");
             handle.reload(&Log::default()).unwrap();
             debug!("four");
             assert_eq!(kept.take(), "");
@@ -339,8 +339,8 @@ mod tests {
     }
 
     #[test]
-    fn values_of_fields_are_no_regular_expressions() {
-        // Which this would not be.
+    fn field_values_are_not_regular_expressions() {
+        // An invalid regular expression.
         check("tollgate[{filter=(}]=debug").unwrap();
     }
 
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_silence_everything_is_refused() {
+    fn filters_that_would_silence_everything_are_rejected() {
         for wrong in
             ["info;debug", "info debug", "info;tollgate=debug", "info/debug", "debug:", "::", "[debug]", "\"info\""]
         {

@@ -1,5 +1,5 @@
-//! Warnings that any request could cause: each kind is logged once a minute at most, with how many were left out, so that an
-//! outage shows in the log without filling it.
+//! Rate-limits warnings that any request could cause: each kind is logged at most once a minute, with the number of suppressed
+//! ones, so that an outage shows in the log without flooding it.
 
 use std::{
     sync::{
@@ -9,22 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How far apart two warnings of a kind are at least.
+/// The minimum time between two warnings of a kind.
 const APART: Duration = Duration::from_secs(60);
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// When a kind of warning was logged last. Shared by all threads.
+/// The limiter of one kind of warning. Shared by all threads.
 #[derive(Debug, Default)]
 pub struct LogLimiter {
-    /// From when on it may be logged again, in milliseconds since the process's start.
+    /// When the next warning is allowed, in milliseconds since the process's start.
     next: AtomicU64,
-    /// How often it was not.
+    /// The number of suppressed warnings.
     left_out: AtomicU64,
 }
 
 impl LogLimiter {
-    /// Whether to log it now, and how many were left out since it was logged last.
+    /// Returns the number of warnings suppressed since the last one if this one should be logged, otherwise `None`.
     pub fn may_warn(&self) -> Option<u64> {
         self.may_warn_at(START.elapsed())
     }
@@ -33,7 +33,7 @@ impl LogLimiter {
         let now = now.as_millis() as u64;
         let next = self.next.load(Relaxed);
         let after = now + APART.as_millis() as u64;
-        // Of several threads at this moment, one logs it.
+        // If several threads get here concurrently, only one logs.
         if now < next || self.next.compare_exchange(next, after, Relaxed, Relaxed).is_err() {
             self.left_out.fetch_add(1, Relaxed);
             return None;
@@ -47,9 +47,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_warning_comes_once_a_minute_and_says_how_many_were_left_out() {
-        let seldom = LogLimiter::default();
-        let at = |seconds| seldom.may_warn_at(Duration::from_secs(seconds));
+    fn warnings_are_logged_once_a_minute_with_the_number_of_suppressed_ones() {
+        let limiter = LogLimiter::default();
+        let at = |seconds| limiter.may_warn_at(Duration::from_secs(seconds));
         assert_eq!([at(5), at(5), at(64), at(65), at(66), at(500)], [Some(0), None, None, Some(2), None, Some(1)]);
     }
 }

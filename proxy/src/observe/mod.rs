@@ -1,7 +1,7 @@
-//! What can be seen of the proxy from outside: metrics, access logs, and its own log.
+//! Observability: metrics, access logs, and the proxy's own log.
 //!
-//! All three follow one rule: a worker never waits for whoever looks. Figures are kept by worker and summed up when
-//! they are read, and log lines go to a thread of their own, which loses (and counts) them rather than hold traffic up.
+//! All three follow one rule: a worker never waits for a reader. Metrics are kept per worker and summed up when
+//! they are scraped. Log lines go to a dedicated thread, which drops and counts lines rather than block traffic.
 
 pub mod access_log;
 pub mod detail;

@@ -1,4 +1,4 @@
-//! What a line costs, as an ignored test: `cargo test --release observe::access_log::bench -- --ignored --nocapture`.
+//! Measures the cost of a line, as an ignored test: `cargo test --release observe::access_log::bench -- --ignored --nocapture`.
 #![cfg(test)]
 
 use std::{

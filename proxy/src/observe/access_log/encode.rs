@@ -1,5 +1,5 @@
-//! Values as bytes of a line, without allocating. Whatever a client or a filter chose is escaped, so that it can
-//! neither end a line, nor close a quotation, nor send commands to the terminal that shows the log.
+//! Encodes values into a line without allocating. Text from clients and filters is escaped, so that it can
+//! neither end a line, nor close a quotation, nor control the terminal that shows the log.
 
 use std::{
     io::Write,
@@ -54,7 +54,7 @@ pub(super) fn json(out: &mut Vec<u8>, value: Value<'_>) {
     }
 }
 
-/// Writes a value that needs no escaping, because no one outside chose its bytes.
+/// Writes a value that needs no escaping, because its bytes do not come from outside.
 fn plain(out: &mut Vec<u8>, value: Value<'_>) {
     match value {
         Value::Count(count) => number(out, count),
@@ -110,7 +110,7 @@ fn number(out: &mut Vec<u8>, mut value: u64) {
 
 fn address(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
-        // By hand: it is in nearly every line, and the formatting machinery takes ten times as long.
+        // By hand: nearly every line has an address, and `write!` takes ten times as long.
         IpAddr::V4(ip) => separated(out, b".", ip.octets(), |out, octet| number(out, octet.into())),
         // Writing to a `Vec` cannot fail.
         IpAddr::V6(ip) => drop(write!(out, "{ip}")),
@@ -130,17 +130,17 @@ fn endpoint(out: &mut Vec<u8>, socket: SocketAddr) {
     number(out, socket.port().into());
 }
 
-/// Whether all bytes can go into a line as they are; without branches, so that it is compiled to vector instructions.
+/// Whether all bytes can go into a line unchanged; without branches, so that it compiles to vector instructions.
 fn harmless(bytes: &[u8]) -> bool {
     bytes.iter().fold(true, |all, &b| all & (b' '..0x7f).contains(&b) & (b != b'"') & (b != b'\\'))
 }
 
-/// Characters that could forge a line or its look, or a field within it.
+/// Whether a character could forge a line, a field within it, or their appearance.
 fn harmful(c: char) -> bool {
     matches!(c, '"' | '\\') || escape::is_harmful(c)
 }
 
-/// Writes `\n`, `\x1b`, `\u{2028}` and the like for what could do harm, and `\xff` for what is not UTF-8.
+/// Escapes harmful characters as `\n`, `\x1b`, `\u{2028}` and so on, and bytes that are not UTF-8 as `\xff`.
 pub(super) fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     escaped(
         out,
@@ -158,7 +158,7 @@ pub(super) fn text_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     );
 }
 
-/// The inside of a JSON string; what is not UTF-8 becomes U+FFFD.
+/// Writes the inside of a JSON string; bytes that are not UTF-8 become U+FFFD.
 pub(super) fn json_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     escaped(
         out,
@@ -169,7 +169,7 @@ pub(super) fn json_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
             '\n' => out.extend_from_slice(b"\\n"),
             '\r' => out.extend_from_slice(b"\\r"),
             '\t' => out.extend_from_slice(b"\\t"),
-            // All the harmful ones are in the basic plane, so none needs two units of UTF-16.
+            // All harmful characters are in the basic plane, so none needs two units of UTF-16.
             c => drop(write!(out, "\\u{:04x}", u32::from(c))),
         },
         |out, _| out.extend_from_slice("\u{fffd}".as_bytes()),

@@ -1,5 +1,5 @@
-//! What is known of a request when it has ended: the material of an access log line. All of it is borrowed; a line is
-//! formatted at once, by the worker that served the request.
+//! The data of an access log line about an ended request. All of it is borrowed: the worker that served the request
+//! formats the line immediately.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use crate::config::units::Address;
 
-/// What filters stored with a stream, as far as a log can show it.
+/// Data that filters stored with a stream and that a log can show.
 pub trait Stored: std::fmt::Debug {
     /// The bytes under a key of the filter state.
     fn state(&self, key: &[u8]) -> Option<&[u8]>;
@@ -19,10 +19,10 @@ pub trait Stored: std::fmt::Debug {
     fn metadata(&self, space: &[u8], key: &[u8]) -> Option<(i32, &[u8])>;
 }
 
-/// One request. What came from the client is bytes, because it need not be UTF-8; what is empty counts as missing.
+/// One request. Values from the client are bytes, because they need not be UTF-8; empty values count as missing.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
-    /// When its first byte came.
+    /// When its first byte was received.
     pub start: SystemTime,
     /// The listener's name.
     pub listener: &'a str,
@@ -32,11 +32,11 @@ pub struct Entry<'a> {
     pub client: IpAddr,
     /// The method.
     pub method: &'a str,
-    /// The path and query as they were received.
+    /// The path and query as received.
     pub path: &'a [u8],
-    /// The path and query as the filters left them for the upstream.
+    /// The path and query as sent to the upstream, after the filters.
     pub upstream_path: &'a [u8],
-    /// The host asked for.
+    /// The requested host.
     pub authority: &'a [u8],
     /// The client's version of HTTP, such as `HTTP/1.1`.
     pub protocol: &'a str,
@@ -44,13 +44,13 @@ pub struct Entry<'a> {
     pub request_id: &'a [u8],
     /// The response's status; 0 if none was sent.
     pub status: u16,
-    /// The status of a gRPC call; `None` if it is none.
+    /// The status of a gRPC call; `None` for other requests.
     pub grpc_status: Option<u32>,
     /// [`flag`](tollgate_abi::fast::flag) bits.
     pub flags: u32,
-    /// Why the proxy or a filter answered.
+    /// Why the proxy or a filter replied.
     pub details: &'a str,
-    /// Why the transport to the upstream failed, in the last try that did.
+    /// Why the transport to the upstream failed, in the last failed attempt.
     pub upstream_failure: &'a str,
     /// Why the transport from the client failed.
     pub downstream_failure: &'a str,
@@ -58,40 +58,40 @@ pub struct Entry<'a> {
     pub request_bytes: u64,
     /// Bytes of the response's body.
     pub response_bytes: u64,
-    /// What took how long.
+    /// Durations.
     pub timings: Timings,
     /// The route's name.
     pub route: &'a str,
     /// The cluster's name.
     pub cluster: &'a str,
-    /// The endpoint that the last try went to.
+    /// The endpoint of the last attempt.
     pub endpoint: Option<&'a Address>,
-    /// How often an upstream was tried.
+    /// The number of attempts to send the request to an upstream.
     pub attempts: u32,
     /// The `User-Agent`.
     pub user_agent: &'a [u8],
     /// The `Referer`.
     pub referer: &'a [u8],
-    /// The request's headers, if the format [wants](super::Format::request_headers) them.
+    /// The request's headers, if the format [needs](super::Format::request_headers) them.
     pub request_headers: Option<&'a HeaderMap>,
-    /// The response's headers, if the format [wants](super::Format::response_headers) them.
+    /// The response's headers, if the format [needs](super::Format::response_headers) them.
     pub response_headers: Option<&'a HeaderMap>,
-    /// What filters added.
+    /// Fields that filters added.
     pub fields: &'a [(String, String)],
-    /// What filters have stored with the stream.
+    /// Data that filters stored with the stream.
     pub stored: Option<&'a dyn Stored>,
 }
 
-/// What took how long, in microseconds; all but the time in filters from the request's first byte.
+/// Durations in microseconds, counted from the request's first byte, except for the time in filters.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {
     /// To the response's last byte.
     pub total: u64,
     /// To the request's last byte.
     pub request_received: Option<u64>,
-    /// How long filters took over the request.
+    /// Time that the filters spent on the request.
     pub chain_request: u64,
-    /// To the moment when a connection to the upstream was there.
+    /// Until a connection to the upstream was available.
     pub upstream_connect: Option<u64>,
     /// To the first byte of the upstream's response.
     pub upstream_first_byte: Option<u64>,
@@ -100,7 +100,7 @@ pub struct Timings {
 }
 
 impl<'a> Entry<'a> {
-    /// An entry of which only this is known.
+    /// Creates an entry with only these values.
     pub fn new(start: SystemTime, listener: &'a str, peer: SocketAddr) -> Self {
         Entry {
             start,

@@ -1,5 +1,5 @@
-//! How a line is written: JSON, or text with `%name%` fields. A format is compiled once into segments, so that a line
-//! costs no look-ups by name.
+//! The format of a line: JSON, or text with `%name%` fields. A format is compiled once into segments, so that a line
+//! needs no lookups by name.
 
 use http::HeaderName;
 use tollgate_abi::value as metadata;
@@ -36,38 +36,38 @@ enum Segment {
     State(String),
 }
 
-/// What is wrong with a format.
+/// An error in a format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// There is no such field.
-    #[error("`%{name}%` is no field: {}", match suggestion {
+    /// The field does not exist.
+    #[error("`%{name}%` is not a field: {}", match suggestion {
         Some(meant) => format!("did you mean `%{meant}%`?"),
-        None => format!("there are {}, %req(HEADER)%, %resp(HEADER)%, %field(NAME)%, \
+        None => format!("the fields are {}, %req(HEADER)%, %resp(HEADER)%, %field(NAME)%, \
             %metadata(NAMESPACE:KEY)% and %state(KEY)%", names()),
     })]
     Unknown {
-        /// What was between the percent signs.
+        /// The text between the percent signs.
         name: String,
-        /// The name most like it.
+        /// The most similar name.
         suggestion: Option<&'static str>,
     },
     /// A `%` begins a field that never ends.
-    #[error("the `%` at byte {at} begins a field that does not end; a percent sign is written `%%`")]
+    #[error("the `%` at byte {at} begins a field that does not end; write `%%` for a percent sign")]
     Unterminated {
-        /// Where it is.
+        /// Its position, in bytes.
         at: usize,
     },
-    /// The name in `%req()%` or `%resp()%` cannot be one.
-    #[error("`{0}` is not a header's name")]
+    /// The name in `%req()%` or `%resp()%` is invalid.
+    #[error("`{0}` is not a valid header name")]
     Header(String),
-    /// There is no namespace in `%metadata()%`.
-    #[error("`%metadata({0})%` names no key; it is `%metadata(NAMESPACE:KEY)%`")]
+    /// `%metadata()%` has no namespace.
+    #[error("`%metadata({0})%` has no key: use `%metadata(NAMESPACE:KEY)%`")]
     Metadata(String),
-    /// A line cannot hold a line end.
-    #[error("the format holds the control character {0:?}")]
+    /// The format contains a control character, such as a line end.
+    #[error("the format contains the control character {0:?}")]
     Control(char),
     /// All lines would be the same.
-    #[error("the format has no field, so all lines would be the same: write `json`, or fields such as %start%")]
+    #[error("the format has no field, so all lines would be the same: use `json`, or fields such as %start%")]
     Constant,
 }
 
@@ -127,7 +127,7 @@ impl Format {
         }
     }
 
-    /// Appends a line, with its end.
+    /// Appends a line, including its line end.
     pub fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
         match &self.0 {
             Layout::Json => json(entry, out),
@@ -192,7 +192,7 @@ impl Segment {
     }
 }
 
-/// Appends a value of metadata. Whether there is anything to be seen of it.
+/// Appends a metadata value; returns false if it is empty.
 fn metadata_text(out: &mut Vec<u8>, value: &metadata::Value<'_>) -> bool {
     match value {
         metadata::Value::Text("") | metadata::Value::Bytes(b"") => return false,

@@ -1,5 +1,5 @@
-//! Access logs: a line for each request. The worker that served it formats the line into a buffer of its own; a thread
-//! writes the buffers, and a worker never waits for it.
+//! Access logs: one line per request. The worker that served it formats the line into its own buffer; a thread
+//! writes the buffers, and workers never wait for it.
 
 mod bench;
 mod encode;
@@ -31,27 +31,27 @@ use self::{
 use super::metrics::{PerShard, Shard};
 use crate::config::model;
 
-/// A buffer of this size goes to the writer at once.
+/// A buffer of this size is passed to the writer immediately, in bytes.
 const FULL: usize = 16 << 10;
 
-/// Why a log could not be opened.
+/// The reason why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Its format is wrong.
+    /// Its format is invalid.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// Its file could not be opened.
-    #[error("the access log `{to}` cannot be opened: {error}")]
+    #[error("cannot open the access log `{to}`: {error}")]
     Open {
         /// The file.
         to: String,
-        /// What went wrong.
+        /// The reason.
         #[source]
         error: io::Error,
     },
 }
 
-/// An open access log. Clones are the same log; when the last is dropped, what it holds is still written.
+/// An open access log. Clones share the same log; when the last is dropped, its buffered lines are still written.
 #[derive(Debug, Clone)]
 pub struct AccessLog(Arc<Log>);
 
@@ -59,8 +59,8 @@ pub struct AccessLog(Arc<Log>);
 struct Log {
     format: Format,
     sink: Arc<Sink>,
-    /// Behind locks, so that the writer can collect what a worker without traffic left behind. Nobody else comes near a
-    /// worker's lock, so taking it costs about as much as counting a request does.
+    /// Behind locks, so that the writer can collect lines from a worker without traffic. Only the writer and the worker use a
+    /// worker's lock, so taking it costs about as much as counting a request.
     buffers: PerShard<Mutex<Buffer>>,
     shared: Arc<Shared>,
 }
@@ -72,7 +72,7 @@ struct Buffer {
 }
 
 impl AccessLog {
-    /// Opens a log as it was configured.
+    /// Opens a log.
     pub fn open(config: &model::AccessLog, writer: &LogWriter) -> Result<Self, OpenError> {
         let format = Format::parse(&config.format)?;
         let sink = Sink::open(&config.to).map_err(|error| OpenError::Open { to: config.to.clone(), error })?;
@@ -92,12 +92,12 @@ impl AccessLog {
         }
     }
 
-    /// How its lines are written: says which headers they need.
+    /// The format of its lines, which determines the headers that they need.
     pub fn format(&self) -> &Format {
         &self.0.format
     }
 
-    /// Opens its file again under its name, after it was rotated. On failure the old one goes on being written.
+    /// Reopens its file by name after rotation. On failure, lines continue to go to the old file.
     pub fn reopen(&self) -> Result<(), OpenError> {
         self.0.reopen()?;
         self.0.shared.wake();
@@ -114,12 +114,12 @@ impl Log {
         self.buffers.iter()
     }
 
-    /// Queues what is in a buffer; if there is no room, it stays there for the next time.
+    /// Queues a buffer's lines; if the queue is full, they stay in the buffer until the next time.
     fn collect(&self, buffer: &Mutex<Buffer>) {
         self.hand_over(&mut lock(buffer));
     }
 
-    /// Whether the buffer is empty now.
+    /// Queues a buffer's lines; returns whether the buffer is empty now.
     fn hand_over(&self, buffer: &mut Buffer) -> bool {
         if buffer.lines == 0 {
             return true;
@@ -154,7 +154,7 @@ impl Drop for Log {
     }
 }
 
-/// Nothing that is locked here is left half changed by a panic, except for a line that was being formatted.
+/// Locks a mutex even if it is poisoned: a panic leaves no partial change, except for a line that was being formatted.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

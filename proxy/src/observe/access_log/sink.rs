@@ -1,5 +1,5 @@
-//! Where a log's lines end up: standard output, standard error, or a file that can be opened again under its name, so
-//! that it can be rotated.
+//! The destination of a log's lines: standard output, standard error, or a file that can be reopened by name for
+//! rotation.
 
 use std::{
     fs::{File, OpenOptions},
@@ -19,23 +19,23 @@ use rustix::{
 use super::lock;
 use crate::observe::target;
 
-/// Only its owner and group may read a log: addresses and paths are personal data.
+/// Permissions of a log file: readable by owner and group only, because addresses and paths are personal data.
 const MODE: u32 = 0o640;
 
 #[derive(Debug)]
 pub(super) struct Sink {
     name: String,
     path: Option<PathBuf>,
-    /// Used by the writer thread alone.
+    /// Used only by the writer thread.
     output: Mutex<Output>,
-    /// What [`Sink::reopen`] opened. Apart from `output`, so that whoever asks for it never waits for a slow disk.
+    /// The file opened by [`Sink::reopen`]. Separate from `output`, so that the caller never waits for a slow disk.
     next: Mutex<Option<File>>,
 }
 
 #[derive(Debug)]
 struct Output {
     file: File,
-    /// The last write ended amid a line.
+    /// Whether the last write ended within a line.
     torn: bool,
     failing: bool,
 }
@@ -49,7 +49,7 @@ impl Output {
 impl Sink {
     pub(super) fn open(to: &str) -> io::Result<Self> {
         let (path, file) = match to {
-            // A descriptor of its own: the standard library's would look for line ends and flush at each.
+            // A separate descriptor: the standard library's handles search for line ends and flush at each.
             "stdout" => (None, File::from(io::stdout().as_fd().try_clone_to_owned()?)),
             "stderr" => (None, File::from(io::stderr().as_fd().try_clone_to_owned()?)),
             path => (Some(PathBuf::from(path)), append(path.as_ref())?),
@@ -61,7 +61,7 @@ impl Sink {
         &self.name
     }
 
-    /// Opens the file of this name anew; the writer goes over to it before its next write.
+    /// Reopens the file by name; the writer switches to it before its next write.
     pub(super) fn reopen(&self) -> io::Result<()> {
         if let Some(path) = &self.path {
             *lock(&self.next) = Some(append(path)?);
@@ -69,14 +69,14 @@ impl Sink {
         Ok(())
     }
 
-    /// Goes over to what [`Sink::reopen`] opened, so that a deleted file's space is free even if nothing is logged.
+    /// Switches to the file opened by [`Sink::reopen`], so that a deleted file's space is freed even if nothing is logged.
     pub(super) fn turn_over(&self) {
         if let Some(file) = lock(&self.next).take() {
             *lock(&self.output) = Output::new(file);
         }
     }
 
-    /// Writes whole lines. Gives the number of those that could not be written.
+    /// Writes whole lines; returns the number of lines that could not be written.
     pub(super) fn write(&self, lines: &[u8]) -> u64 {
         self.turn_over();
         let mut output = lock(&self.output);
@@ -86,7 +86,7 @@ impl Sink {
                 output.failing = false;
                 tracing::info!(target: target::ACCESS_LOG, to = self.name, "the access log can be written again");
             }
-            // Once, not for each buffer.
+            // Logged once, not for each buffer.
             Err(error) if !output.failing => {
                 output.failing = true;
                 tracing::error!(target: target::ACCESS_LOG, to = self.name, %error, "the access log cannot be written");
@@ -98,9 +98,9 @@ impl Sink {
 }
 
 impl Output {
-    /// What was not written, and why.
+    /// Writes lines; returns the unwritten rest and the reason.
     fn write<'a>(&mut self, lines: &'a [u8]) -> (&'a [u8], io::Result<()>) {
-        // A line that a full disk cut off must not run into the next one.
+        // A line truncated by a full disk must not run into the next one.
         if self.torn {
             match write_all(&self.file, b"\n") {
                 (_, Ok(())) => self.torn = false,
@@ -113,7 +113,7 @@ impl Output {
     }
 }
 
-/// What was not written, and why. Waits for as long as whoever reads makes it wait.
+/// Writes all bytes, and waits for a slow reader as long as necessary; returns the unwritten rest and the reason.
 pub(in crate::observe) fn write_all<'b>(mut file: &File, bytes: &'b [u8]) -> (&'b [u8], io::Result<()>) {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -121,7 +121,7 @@ pub(in crate::observe) fn write_all<'b>(mut file: &File, bytes: &'b [u8]) -> (&'
             Ok(0) => return (rest, Err(ErrorKind::WriteZero.into())),
             Ok(n) => rest = &rest[n..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Another process at the same pipe has made it non-blocking.
+            // Another process with the same pipe has made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
             Err(error) => return (rest, Err(error)),
         }
@@ -129,15 +129,15 @@ pub(in crate::observe) fn write_all<'b>(mut file: &File, bytes: &'b [u8]) -> (&'
     (rest, Ok(()))
 }
 
-/// Never waits: a FIFO without a reader would hold up whoever opens it, for as long as there is none.
+/// Opens a file for appending. Never blocks: opening a FIFO would otherwise wait for a reader.
 fn append(path: &Path) -> io::Result<File> {
-    let at_once = OFlags::NONBLOCK.bits().cast_signed();
-    let opened = OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(at_once).open(path);
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(nonblocking).open(path);
     let file = opened.map_err(|e| match Errno::from_io_error(&e) {
-        Some(Errno::NXIO) => io::Error::new(e.kind(), format!("nobody reads from this FIFO: {e}")),
+        Some(Errno::NXIO) => io::Error::new(e.kind(), format!("no process reads from this FIFO: {e}")),
         _ => e,
     })?;
-    // Writing may wait: that is what the writer thread is for.
+    // Writing may block: the writer thread exists for that.
     let flags = fcntl_getfl(&file)?;
     fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
     Ok(file)
@@ -145,7 +145,7 @@ fn append(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 impl Sink {
-    /// As if the last write had ended amid a line.
+    /// Simulates a write that ended within a line.
     pub(super) fn tear(&self) {
         lock(&self.output).torn = true;
     }

@@ -1,4 +1,4 @@
-//! Tests of what is written where.
+//! Tests of the lines and their destinations.
 
 use std::{
     fs::{self, File},
@@ -48,7 +48,7 @@ fn json(entry: &Entry<'_>) -> serde_json::Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A directory of a test's own, gone when it ends.
+/// A temporary directory of one test, deleted on drop.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -80,7 +80,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_filters_have_stored_can_be_shown() {
+fn data_stored_by_filters_can_be_logged() {
     let (mut stored, ledger) = (StreamMetadata::default(), MemoryBudget::new(usize::MAX, None));
     let set = [("user", Value::Text("a b\n")), ("level", Value::Integer(-3)), ("share", Value::Number(0.5))];
     for (key, value) in [&set[..], &[("new", Value::Bool(true)), ("empty", Value::Text(""))]].concat() {
@@ -96,7 +96,7 @@ fn what_filters_have_stored_can_be_shown() {
 }
 
 #[test]
-fn text_has_its_fields_and_dashes_for_what_is_missing() {
+fn text_has_fields_and_dashes_for_missing_values() {
     let fields = [("user".to_owned(), "ann".to_owned()), ("plan".to_owned(), "a b".to_owned())];
     let mut e = Entry { flags: flag::NO_ROUTE | flag::LOCAL_REPLY, fields: &fields, attempts: 2, ..entry() };
     e.timings.total = 1_234_567;
@@ -178,7 +178,7 @@ fn json_has_every_field() {
 }
 
 #[test]
-fn wrong_formats_say_what_is_wrong() {
+fn invalid_formats_are_explained() {
     let error = |format| Format::parse(format).unwrap_err();
     let unknown = error("%status% %durationms%");
     assert!(matches!(&unknown, FormatError::Unknown { suggestion: Some("duration_ms"), .. }), "{unknown:?}");
@@ -199,7 +199,7 @@ fn wrong_formats_say_what_is_wrong() {
 }
 
 #[test]
-fn lines_come_without_a_full_buffer_and_all_of_them_at_close() {
+fn lines_are_written_without_a_full_buffer_and_completely_at_close() {
     let dir = Dir::new();
     let path = dir.file("a.log");
     let registry = Registry::new(2);
@@ -238,7 +238,7 @@ fn lines_come_without_a_full_buffer_and_all_of_them_at_close() {
     }
     assert_eq!(text.lines().count(), 40_001);
 
-    // After the end nothing blocks, and nothing is lost without being counted.
+    // After the end nothing blocks, and lost lines are counted.
     log.log(Shard::CONTROL, &entry());
     drop(log);
     assert_eq!(registry.value(DROPPED, &[("reason", "overflow")]), Some(1.0));
@@ -259,7 +259,7 @@ fn more_buffers_than_the_queue_holds_are_all_written() {
 }
 
 #[test]
-fn a_blocked_writer_costs_lines_and_not_time() {
+fn a_blocked_writer_loses_lines_but_does_not_block_workers() {
     let (mut reader, pipe) = io::pipe().unwrap();
     let registry = Registry::new(1);
     let writer = LogWriter::start(&registry).unwrap();
@@ -267,15 +267,18 @@ fn a_blocked_writer_costs_lines_and_not_time() {
     drop(pipe);
     let path = vec![b'x'; 999];
     let logged = 8_000;
-    // Whoever waited for the reader would not get to the end.
+    // If logging waited for the reader, the loop would never end.
     for _ in 0..logged {
         log.log(Shard::worker(0), &Entry { path: &path, ..entry() });
     }
     let dropped = registry.value(DROPPED, &[("reason", "overflow")]).unwrap() as usize;
     assert!(dropped > 1_000, "{dropped}");
     let unwritten = writer.close(Duration::from_millis(50)) as usize;
-    // A pipe holds 64 KiB of them.
-    assert!((logged - dropped - 100..=logged - dropped).contains(&unwritten), "nobody reads: {unwritten}, {dropped}");
+    // A pipe holds 64 KiB of lines.
+    assert!(
+        (logged - dropped - 100..=logged - dropped).contains(&unwritten),
+        "without a reader: {unwritten}, {dropped}"
+    );
 
     let reading = thread::spawn(move || {
         let mut text = Vec::new();
@@ -320,10 +323,10 @@ fn a_file_is_rotated_by_opening_it_again() {
     wait_for("the third line", || fs::read(&path).unwrap() == b"/3\n");
     assert_eq!(fs::read(&old).unwrap(), b"/1\n/2\n");
     for file in [&path, &old] {
-        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o007, 0, "others have no business in it");
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o007, 0, "others have no access");
     }
 
-    // Where it cannot be opened again, the old file goes on.
+    // If it cannot be reopened, lines continue to go to the old file.
     let gone = dir.0.with_extension("gone");
     fs::rename(&dir.0, &gone).unwrap();
     assert_eq!(writer.reopen().len(), 1);
@@ -348,8 +351,8 @@ fn the_standard_streams_need_no_file() {
 }
 
 #[test]
-fn the_next_write_goes_to_the_file_opened_again() {
-    // The writer is told at once too, but not if its queue is full.
+fn the_next_write_goes_to_the_reopened_file() {
+    // The writer is also woken immediately, but not if its queue is full.
     let dir = Dir::new();
     let path = dir.file("a.log");
     let sink = Sink::open(&path).unwrap();
@@ -372,13 +375,13 @@ fn a_torn_line_is_ended_before_the_next() {
 }
 
 #[test]
-fn a_fifo_that_nobody_reads_is_refused_at_once() {
+fn opening_a_fifo_without_a_reader_fails_immediately() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let dir = Dir::new();
     let path = dir.file("fifo");
     mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     let error = Sink::open(&path).unwrap_err().to_string();
-    assert!(error.contains("nobody reads from this FIFO"), "{error}");
+    assert!(error.contains("no process reads from this FIFO"), "{error}");
     let reader = thread::spawn({
         let path = path.clone();
         move || {

@@ -1,4 +1,4 @@
-//! Times as RFC 3339 has them, in UTC with milliseconds. The part down to the second is kept per thread: on a busy
+//! Times in RFC 3339 format, in UTC with milliseconds. The part down to the second is cached per thread: on a busy
 //! worker thousands of lines share it.
 
 use std::{
@@ -26,7 +26,7 @@ pub(super) fn write(out: &mut Vec<u8>, time: SystemTime) {
     out.extend_from_slice(&[b'.', a, b, c, b'Z']);
 }
 
-/// The same, as a text.
+/// The same, as a string.
 pub fn text(time: SystemTime) -> String {
     let mut out = Vec::with_capacity(24);
     write(&mut out, time);
@@ -37,7 +37,7 @@ fn since_1970(time: SystemTime) -> (i64, u32) {
     let split = |d: Duration| (i64::try_from(d.as_secs()).unwrap_or(i64::MAX), d.subsec_millis());
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => split(after),
-        // A clock that was never set: rounded down to the second, which is near enough.
+        // A clock that was never set: rounded down to the second, which is precise enough.
         Err(before) => (-split(before.duration()).0 - 1, 0),
     }
 }
@@ -61,8 +61,8 @@ fn up_to_second(seconds: i64) -> UpToSecond {
     text
 }
 
-/// Year, month and day of a number of days since 1970 (Howard Hinnant's `civil_from_days`): years begin in March, so
-/// that a leap day is a year's last, and 400 years are one era.
+/// Converts days since 1970 to year, month and day (Howard Hinnant's `civil_from_days`): years begin in March, so
+/// that a leap day is the last day of a year, and an era is 400 years.
 fn civil(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_as_date_says() {
+    fn times_match_the_command_date() {
         assert_eq!(show(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(show(951_782_399_999), "2000-02-28T23:59:59.999Z");
         assert_eq!(show(951_782_400_007), "2000-02-29T00:00:00.007Z");

@@ -1,5 +1,5 @@
-//! The thread that writes all access logs. Workers hand it full buffers through a bounded queue and never wait: when it
-//! is full, the lines are dropped and counted. Buffers that do not fill up are collected by the thread itself.
+//! The thread that writes all access logs. Workers pass full buffers through a bounded queue and never wait: if it
+//! is full, the lines are dropped and counted. The thread itself collects buffers that do not fill up.
 
 use std::{
     io,
@@ -15,28 +15,28 @@ use std::{
 use super::{Log, OpenError, lock, sink::Sink};
 use crate::observe::metrics::{Counter, MetricError, Registry, Shard, shard};
 
-/// Buffers that may wait to be written: 4 MiB of lines.
+/// The maximum number of queued buffers: 4 MiB of lines.
 const QUEUE: usize = 256;
-/// Lines wait this long at most for their buffer to fill up.
+/// The maximum time that lines wait for their buffer to fill up.
 const TICK: Duration = Duration::from_millis(100);
-/// Buffers kept for use again, and how large one may have grown (by very long lines) to be kept.
+/// The maximum number of buffers kept for reuse, and their maximum size (very long lines make them grow).
 const SPARE: usize = 64;
 const SPARE_BYTES: usize = 64 << 10;
-/// Bytes of a new buffer: enough for the line that fills it up, so that it need not grow.
+/// The size of a new buffer, in bytes: enough for the line that fills it up, so that it need not grow.
 const FRESH_BYTES: usize = super::FULL + (4 << 10);
 
-/// Why the writer could not be started.
+/// The reason why the writer could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its metrics were refused.
+    /// Its metrics were rejected.
     #[error(transparent)]
     Metric(#[from] MetricError),
-    /// There was no thread to be had.
-    #[error("starting the access log's thread failed: {0}")]
+    /// The thread could not be started.
+    #[error("cannot start the access log's thread: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// The writer thread. One serves all logs; it ends when this is dropped or closed.
+/// The writer thread, shared by all logs. It ends when this handle is dropped or closed.
 #[derive(Debug)]
 pub struct LogWriter {
     pub(super) shared: Arc<Shared>,
@@ -44,7 +44,7 @@ pub struct LogWriter {
     ended: Mutex<Receiver<()>>,
 }
 
-/// What logs and the writer thread have in common.
+/// State shared by the logs and the writer thread.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) shards: usize,
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     logs: Mutex<Vec<Weak<Log>>>,
     spare: Mutex<Vec<Vec<u8>>>,
     closing: AtomicBool,
-    /// Lines that were queued and neither written nor lost yet.
+    /// The number of queued lines, neither written nor lost yet.
     queued: AtomicU64,
     overflowed: Counter,
     failed: Counter,
@@ -61,7 +61,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 enum Message {
     Lines(Lines),
-    /// Have a look around: something has changed.
+    /// Wakes the thread, because a file was reopened or the writer is closing.
     Wake,
 }
 
@@ -70,12 +70,12 @@ enum Message {
 pub(super) struct Lines {
     pub(super) sink: Arc<Sink>,
     pub(super) bytes: Vec<u8>,
-    /// How many.
+    /// The number of lines.
     pub(super) count: u64,
 }
 
 impl LogWriter {
-    /// Starts it.
+    /// Starts the writer thread.
     pub fn start(registry: &Registry) -> Result<Self, StartError> {
         let dropped = |reason| {
             let help = "Access log lines that were lost because the writer could not keep up or writing failed";
@@ -101,17 +101,17 @@ impl LogWriter {
         Ok(LogWriter { shared, ended: Mutex::new(ended) })
     }
 
-    /// Opens all files again under their names, after they were rotated. A file that cannot be opened is reported, and
-    /// the old one goes on being written.
+    /// Reopens all files by name after rotation. Returns the errors of files that cannot be opened; their lines
+    /// continue to go to the old files.
     pub fn reopen(&self) -> Vec<OpenError> {
         let failed = self.shared.logs().iter().filter_map(|log| log.reopen().err()).collect();
         self.shared.wake();
         failed
     }
 
-    /// Writes all that was logged before this call, and ends. Waits so long at most: a pipe that nobody reads must not
-    /// keep the process from ending. Gives how many lines were not written by then; what is logged later is dropped and
-    /// counted.
+    /// Writes everything that was logged before this call, and ends. Waits at most `wait`, because a pipe without a reader
+    /// must not keep the process from ending. Returns the number of lines not written by then; lines logged later are dropped
+    /// and counted.
     pub fn close(&self, wait: Duration) -> u64 {
         self.shared.close();
         match lock(&self.ended).recv_timeout(wait) {
@@ -138,7 +138,7 @@ impl Shared {
         lock(&self.logs).iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Queues lines; gives them back if there is no room.
+    /// Queues lines; returns them if the queue is full.
     pub(super) fn queue(&self, lines: Lines) -> Result<(), Lines> {
         let count = lines.count;
         self.queued.fetch_add(count, Ordering::Relaxed);
@@ -155,7 +155,7 @@ impl Shared {
         self.overflowed.add(shard, lines);
     }
 
-    /// An empty buffer, used before if there is one.
+    /// Returns an empty buffer, reused if possible.
     pub(super) fn spare(&self) -> Vec<u8> {
         lock(&self.spare).pop().unwrap_or_else(|| Vec::with_capacity(FRESH_BYTES))
     }
@@ -173,7 +173,7 @@ impl Shared {
         drop(self.queue.try_send(Message::Wake));
     }
 
-    /// Lines that the thread has not written, or not come to collect.
+    /// The number of lines not written or not collected by the thread.
     fn unwritten(&self) -> u64 {
         let of_log = |log: Arc<Log>| log.buffers().map(|buffer| lock(buffer).lines).sum::<u64>();
         self.queued.load(Ordering::Relaxed) + self.logs().into_iter().map(of_log).sum::<u64>()
@@ -206,14 +206,14 @@ impl Thread {
                 collected = Instant::now();
             }
             if closing {
-                // No more than the queue holds: workers that go on logging must not keep it open.
+                // At most the queue's size: workers that keep logging must not keep it open.
                 return self.drain(QUEUE);
             }
         }
     }
 
-    /// Takes over what is in workers' buffers, by the queue: what a worker queued before must be written before.
-    /// Between two buffers the queue is emptied, for workers need its room.
+    /// Collects the workers' buffers through the queue, so that lines which a worker queued earlier are written first.
+    /// Between two buffers the queue is drained, because workers need room in it.
     fn collect(&self) {
         for log in self.shared.logs() {
             for buffer in log.buffers() {

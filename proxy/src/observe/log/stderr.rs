@@ -1,9 +1,9 @@
-//! Standard error of a proxy that runs. Nobody may be reading it: a log collector that is stuck, a terminal that is paused. So no
-//! thread that has other work writes there itself. Lines go into a buffer of bounded size, and a thread writes them; what finds
-//! no room is dropped and counted, and the log says so when it flows again.
+//! Writes to standard error without blocking. Its reader may be stuck (a hanging log collector, a paused terminal), so no
+//! thread with other work writes there itself. Lines go into a bounded buffer, and a dedicated thread writes them. Lines that do
+//! not fit are dropped and counted, and the log reports them when writing works again.
 //!
-//! `tracing-appender` has such a writer, but it is bounded by lines, which may be of any length, and does not tell of those it
-//! has lost. Commands that end by themselves never start the thread, and write directly.
+//! `tracing-appender` has such a writer, but it limits the number of lines, whatever their length, and does not report
+//! dropped ones. Short-lived commands never start the thread, and write directly.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -22,19 +22,20 @@ use std::{
 
 use crate::observe::{Kind, MetricError, Registry, access_log::write_all, target};
 
-/// Bytes that may wait to be written.
+/// The size of the buffer, in bytes.
 const ROOM: usize = 1 << 20;
 
-/// What is written at once, if lines allow it: more may be mixed, in a pipe, with what others write (POSIX, PIPE_BUF).
+/// The maximum size of one write, unless a line is longer: larger writes to a pipe can be interleaved with those of other
+/// processes (POSIX, PIPE_BUF).
 const AT_ONCE: usize = 4096;
 
-/// How long the process's end waits for what is left to be written.
+/// How long the process waits at its end for the remaining lines to be written.
 const AT_END: Duration = Duration::from_secs(2);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 thread_local! {
-    /// Whether this is the thread that writes: its own line about lines that were lost always finds room.
+    /// Whether this is the writer thread, whose own line about lost lines is always accepted.
     static WRITES: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -50,14 +51,14 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// The thread is writing what it has taken.
+    /// Whether the thread is writing lines that it has taken.
     writing: bool,
 }
 
-/// Starts the thread, once for a process. Panics are reported through it, too.
+/// Starts the thread, once per process. Panics are reported through it too.
 ///
 /// # Errors
-/// There is no thread, or no descriptor, to be had.
+/// No thread or no descriptor is available.
 pub fn start() -> io::Result<()> {
     let file = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     if QUEUE.set(Queue::default()).is_ok()
@@ -74,7 +75,7 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes whole lines, without waiting if the thread runs.
+/// Writes whole lines; does not block if the thread runs.
 pub fn say(lines: &str) {
     match QUEUE.get() {
         Some(queue) => queue.push(lines.as_bytes()),
@@ -82,12 +83,12 @@ pub fn say(lines: &str) {
     }
 }
 
-/// Shows how many lines were lost.
+/// Registers the metric of lost lines.
 ///
 /// # Errors
-/// There is another metric of that name.
+/// Another metric has that name.
 pub fn show(registry: &Registry) -> Result<(), MetricError> {
-    let help = "Lines of the proxy's own log that were lost because nobody read them or writing failed";
+    let help = "Lines of the proxy's own log that were lost because the reader was too slow or writing failed";
     registry.collect_fn("tollgate_log_dropped_total", help, Kind::Counter, || {
         let lost =
             |queue: &Queue| [("overflow", queue.overflowed.load(Relaxed)), ("error", queue.failed.load(Relaxed))];
@@ -96,7 +97,7 @@ pub fn show(registry: &Registry) -> Result<(), MetricError> {
     })
 }
 
-/// Waits, when it is dropped, until everything is written, for a moment at most.
+/// On drop, waits until everything is written, for at most `AT_END`.
 #[derive(Debug)]
 pub struct FlushAtEnd;
 
@@ -110,7 +111,7 @@ impl Drop for FlushAtEnd {
 
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half changed by a panic.
+        // A panic leaves no partial change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,24 +133,24 @@ impl Queue {
 
     fn run(&self, file: &File) {
         WRITES.set(true);
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             let lines = self.take();
             let failed: u64 = pieces(&lines).map(|piece| count(write_all(file, piece).0)).sum();
             self.failed.fetch_add(failed, Relaxed);
             let lost = self.overflowed.load(Relaxed) + self.failed.load(Relaxed);
-            if failed == 0 && lost > told {
+            if failed == 0 && lost > reported {
                 tracing::warn!(
                     target: target::LOG,
-                    lines = lost - told,
-                    "lines of this log were lost: nobody read it, or it could not be written"
+                    lines = lost - reported,
+                    "lines of this log were lost: the reader was too slow, or writing failed"
                 );
-                told = lost;
+                reported = lost;
             }
         }
     }
 
-    /// What waits to be written, as soon as there is something.
+    /// Waits for lines and takes them.
     fn take(&self) -> Vec<u8> {
         let mut state = self.state();
         state.writing = false;
@@ -167,7 +168,7 @@ fn count(lines: &[u8]) -> u64 {
     lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Whole lines, as many at once as a pipe takes at once.
+/// Splits text into pieces of whole lines, of at most `AT_ONCE` bytes if lines allow it.
 fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let end = match lines.get(..AT_ONCE) {
@@ -201,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_holds_nobody_up_and_loses_no_line_unseen() {
+    fn a_stuck_reader_blocks_no_writer_and_lost_lines_are_counted() {
         let (mut reader, writer) = io::pipe().unwrap();
         let queue: &Queue = Box::leak(Box::default());
         thread::spawn(move || queue.run(&File::from(std::os::fd::OwnedFd::from(writer))));
         let line = [&[b'x'; 999][..], b"\n"].concat();
-        // Twice what there is room for, in the queue and in the pipe.
+        // Twice what fits into the queue and the pipe.
         let pushed = 2 * (ROOM + (64 << 10)) / line.len();
         (0..pushed).for_each(|_| queue.push(&line));
         let lost = queue.overflowed.load(Relaxed) as usize;

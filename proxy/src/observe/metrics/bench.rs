@@ -1,4 +1,4 @@
-//! What counting costs, as an ignored test: `cargo test --release observe::metrics::bench -- --ignored --nocapture`.
+//! Measures the cost of metrics, as an ignored test: `cargo test --release observe::metrics::bench -- --ignored --nocapture`.
 #![cfg(test)]
 
 use std::{hint::black_box, time::Instant};

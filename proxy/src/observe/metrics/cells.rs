@@ -1,4 +1,4 @@
-//! Counters and gauges: handles that traffic adds to without taking a lock.
+//! Counters and gauges: handles that traffic updates without locks.
 
 use std::sync::{
     Arc,
@@ -7,15 +7,15 @@ use std::sync::{
 
 use super::shard::{PerShard, Shard};
 
-/// A figure that only grows.
+/// A value that only grows.
 ///
 /// Adding is one relaxed read-modify-write on the shard's own cache line. A plain load and store would be some
-/// nanoseconds faster, but would lose counts as soon as two threads used one shard by mistake.
+/// nanoseconds faster, but would lose counts if two threads used one shard by mistake.
 #[derive(Debug, Clone)]
 pub struct Counter(PerShard<AtomicU64>);
 
 impl Counter {
-    /// A counter that no registry shows.
+    /// Creates a counter outside of any registry.
     pub fn new(shards: usize) -> Self {
         Counter(PerShard::new(shards))
     }
@@ -32,14 +32,14 @@ impl Counter {
         self.add(shard, 1);
     }
 
-    /// Adds 1 to a figure that no other thread ever adds to in this shard: a load and a store.
+    /// Adds 1 with a load and a store. No other thread may ever add to this shard of the counter.
     #[inline]
     pub fn inc_alone(&self, shard: Shard) {
         let cell = self.0.at(shard);
         cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
-    /// Where it lies: the same for all that count in it.
+    /// The address of the counter, equal for all of its handles.
     pub(super) fn address(&self) -> usize {
         self.0.address()
     }
@@ -50,13 +50,12 @@ impl Counter {
     }
 }
 
-/// A figure that grows and shrinks by what each worker adds and takes; it may be taken from another shard than it was
-/// added to.
+/// A value that workers increase and decrease, possibly on different shards.
 #[derive(Debug, Clone)]
 pub struct Gauge(PerShard<AtomicI64>);
 
 impl Gauge {
-    /// A gauge that no registry shows.
+    /// Creates a gauge outside of any registry.
     pub fn new(shards: usize) -> Self {
         Gauge(PerShard::new(shards))
     }
@@ -67,13 +66,13 @@ impl Gauge {
         self.0.at(shard).fetch_add(n, Relaxed);
     }
 
-    /// Takes `n` away.
+    /// Subtracts `n`.
     #[inline]
     pub fn sub(&self, shard: Shard, n: i64) {
         self.0.at(shard).fetch_sub(n, Relaxed);
     }
 
-    /// Adds 1, and takes it away when the guard is dropped.
+    /// Adds 1, and subtracts it when the guard is dropped.
     pub fn hold(&self, shard: Shard) -> GaugeGuard {
         self.add(shard, 1);
         GaugeGuard { gauge: self.clone(), shard }
@@ -85,7 +84,7 @@ impl Gauge {
     }
 }
 
-/// One of a [`Gauge`], for as long as this lives.
+/// Holds 1 of a [`Gauge`] until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard {
     gauge: Gauge,
@@ -98,27 +97,27 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// A figure that is set as a whole: not sharded, because the last one to set it must win.
+/// A value that can be set: not sharded, because the last write must win.
 #[derive(Debug, Clone, Default)]
 pub struct PlainGauge(Arc<AtomicI64>);
 
 impl PlainGauge {
-    /// Sets it.
+    /// Sets the value.
     pub fn set(&self, value: i64) {
         self.0.store(value, Relaxed);
     }
 
-    /// Adds `n`, which may be negative.
+    /// Adds `n`, which can be negative.
     pub fn add(&self, n: i64) {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// Where it lies: the same for all that set it.
+    /// The address of the gauge, equal for all of its handles.
     pub(super) fn address(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }
 
-    /// What it is.
+    /// The current value.
     pub fn value(&self) -> i64 {
         self.0.load(Relaxed)
     }

@@ -1,5 +1,5 @@
-//! Metrics that filters define at run time. A filter chooses their names, so they are confined: a prefix of their own,
-//! characters that Prometheus takes, and bounds on how many there may be and how much of a scrape they may take. A metric goes with
+//! Metrics that filters define at run time. Filters choose the names, so these metrics are restricted: a separate prefix,
+//! characters that Prometheus accepts, and limits on their number and on their share of a scrape. A metric is removed with
 //! the last filter that has defined it.
 
 use std::sync::{
@@ -12,15 +12,15 @@ use super::{
     registry::{Families, Series, Shape},
 };
 
-/// How many metrics one filter may define, and all together.
+/// The maximum number of metrics of one filter.
 pub const MAX_OWNED: usize = 5_000;
-/// The same, of all filters.
+/// The maximum number of metrics of all filters.
 pub const MAX_DYNAMIC: usize = 20_000;
-/// Bytes of a scrape for the metrics of one filter.
+/// The maximum size of one filter's metrics in a scrape, in bytes.
 const MAX_OWNED_TEXT: usize = 16 << 20;
-/// The same, of all filters.
+/// The maximum size of all filters' metrics in a scrape, in bytes.
 const MAX_TEXT: usize = 64 << 20;
-/// Bytes of a name. Istio puts a metric's tags into its name, so they can be long.
+/// The maximum length of a name, in bytes. Istio puts a metric's tags into its name, so names can be long.
 pub const MAX_DYNAMIC_NAME: usize = 4096;
 
 const PREFIX: &str = "wasmcustom_";
@@ -28,16 +28,16 @@ const PREFIX: &str = "wasmcustom_";
 /// A filter's metric, with the operations of proxy-wasm as Envoy understands them.
 #[derive(Debug, Clone)]
 pub enum Handle {
-    /// It only grows.
+    /// A counter.
     Counter(Counter),
-    /// It can be set, so it is not sharded.
+    /// A gauge, which can be set and is therefore not sharded.
     Gauge(PlainGauge),
-    /// With the buckets of [`Ladder::Numbers`].
+    /// A histogram with the buckets of [`Buckets::Numbers`].
     Histogram(Histogram),
 }
 
 impl Handle {
-    /// `proxy_increment_metric`. A counter takes no negative offset.
+    /// `proxy_increment_metric`. A counter accepts no negative offset.
     pub fn increment(&self, shard: Shard, offset: i64) -> Result<(), MetricError> {
         match self {
             Handle::Counter(counter) => {
@@ -50,7 +50,7 @@ impl Handle {
         Ok(())
     }
 
-    /// `proxy_record_metric`: adds to a counter, sets a gauge, counts a value of a histogram.
+    /// `proxy_record_metric`: adds to a counter, sets a gauge, adds a value to a histogram.
     pub fn record(&self, shard: Shard, value: u64) {
         match self {
             Handle::Counter(counter) => counter.add(shard, value),
@@ -59,7 +59,7 @@ impl Handle {
         }
     }
 
-    /// Where it lies: the same for all handles of it.
+    /// The address of the metric, equal for all of its handles.
     pub(super) fn address(&self) -> usize {
         match self {
             Handle::Counter(counter) => counter.address(),
@@ -78,7 +78,7 @@ impl Handle {
     }
 }
 
-/// A filter, as an owner of metrics. They are its own for as long as it is there.
+/// A filter as an owner of metrics, which it owns for its lifetime.
 #[derive(Debug, Default)]
 pub struct Owner {
     count: AtomicUsize,
@@ -86,7 +86,7 @@ pub struct Owner {
 }
 
 impl Families {
-    /// Forgets the metrics of filters that are gone.
+    /// Removes the metrics of filters that no longer exist.
     pub(super) fn forget_unowned(&mut self) {
         let (mut count, mut text) = (0, 0);
         self.by_name.retain(|_, family| {
@@ -104,7 +104,7 @@ impl Families {
     }
 }
 
-/// Bytes of a scrape that a metric takes, about: its name stands in each line.
+/// The approximate size of a metric in a scrape, in bytes: each line contains its name.
 fn text_size(name: &str, help: &str, kind: Kind) -> usize {
     const LINE: usize = 40;
     let lines = if kind == Kind::Histogram { 32 } else { 3 };
@@ -112,9 +112,9 @@ fn text_size(name: &str, help: &str, kind: Kind) -> usize {
 }
 
 impl Registry {
-    /// The metric that a filter calls `name`, shown as `wasmcustom_NAME` with `_` for what Prometheus does not take.
-    /// The same name gives the same metric, whichever filter asks, and then it is this one's too. If it was not, the name that
-    /// is shown comes with it.
+    /// Returns the metric that a filter calls `name`, exposed as `wasmcustom_NAME` with `_` for characters that Prometheus does
+    /// not accept. All filters share the metric of a name, and each becomes an owner. If `owner` was not one before, also
+    /// returns the exposed name.
     pub fn dynamic(&self, kind: Kind, name: &str, owner: &Arc<Owner>) -> Result<(Handle, Option<String>), MetricError> {
         if name.is_empty() {
             return Err(MetricError::Name(String::new()));
@@ -129,7 +129,7 @@ impl Registry {
             Kind::Gauge => Shape::PlainGauge,
             Kind::Histogram => Shape::Histogram(Buckets::Numbers),
         };
-        // The help text keeps the name as the filter knows it.
+        // The help text has the filter's original name.
         let help = format!("Defined by a filter as {name}");
         let (series, newly) = self.dynamic_series((&shown, &help), shape, text_size(&shown, &help, kind), owner)?;
         let handle = match series {
@@ -176,7 +176,7 @@ impl Registry {
         Ok((series, !owned))
     }
 
-    /// A metric, by the name that is shown, is this filter's no more; if it is nobody's then, it is forgotten.
+    /// Removes this owner of a metric, given by its exposed name, and the metric itself if it has no owner left.
     pub fn disown(&self, owner: &Arc<Owner>, shown: &str) {
         let mut families = self.families();
         let Some(dynamic) = families.by_name.get_mut(shown).and_then(|family| family.dynamic.as_mut()) else { return };

@@ -1,5 +1,5 @@
-//! The scrape: all figures in Prometheus' text format. The format itself is the `prometheus` crate's; this only hands
-//! our figures over to it.
+//! The scrape: all metrics in Prometheus' text format. The `prometheus` crate writes the format; this file converts
+//! our metrics for it.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::observe::target;
 
-/// The content type of what [`Registry::render`] gives.
+/// The content type of [`Registry::render`]'s output.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 impl Registry {
-    /// All figures in Prometheus' text format 0.0.4, sorted by name.
+    /// All metrics in Prometheus' text format 0.0.4, sorted by name.
     pub fn render(&self) -> String {
         let mut shown = Vec::new();
         let mut collected = Vec::new();
@@ -37,19 +37,19 @@ impl Registry {
             }
         }
         drop(families);
-        // Without the lock: whatever they ask, they may ask the registry too.
+        // Without the lock, because the functions may use the registry.
         for (name, help, kind, collect) in collected {
             let metrics = collect().iter().map(|(labels, value)| of_value(labels, kind, *value)).collect();
             shown.push(of_family(&name, &help, kind, metrics));
         }
         shown.sort_by(|a, b| a.name().cmp(b.name()));
         let mut text = String::new();
-        // The encoder takes a family without series for a mistake.
+        // The encoder rejects a family without series.
         for family in shown.into_iter().filter(|family| !family.get_metric().is_empty()) {
             let whole = text.len();
             if let Err(error) = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text) {
                 text.truncate(whole);
-                tracing::warn!(target: target::ADMIN, metric = family.name(), %error, "a metric could not be shown");
+                tracing::warn!(target: target::ADMIN, metric = family.name(), %error, "metric skipped in the scrape");
             }
         }
         text

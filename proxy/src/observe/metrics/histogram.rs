@@ -1,20 +1,20 @@
-//! Histograms over whole numbers (microseconds, bytes), with few buckets whose bounds are exact.
+//! Histograms of whole numbers (microseconds, bytes), with few buckets and exact bounds.
 //!
-//! A value finds its bucket in constant time: a log-linear cell (the octave of the value, cut into four) leads to the
-//! first bucket that it can be in, and since bounds lie further apart than cells are wide, one comparison decides the
-//! rest. Counting in finer cells and adding them up for the scrape would blur the bounds: a request of exactly 5 ms
+//! A value's bucket is found in constant time: a log-linear cell (the value's octave, divided into four) gives the
+//! first possible bucket, and since each cell has at most one bound, one comparison decides between this bucket and the
+//! next. Counting in finer cells and adding them up for the scrape would blur the bounds: a request of exactly 5 ms
 //! belongs to `le="0.005"`.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::shard::{PerShard, Shard};
 
-/// Bounds that a ladder may have; one more bucket takes what is above the last.
+/// The maximum number of bounds; one more bucket counts values above the last.
 const MAX_BOUNDS: usize = 20;
-/// Cells: values below 4 have their own, then four for each of the 62 octaves.
+/// The number of cells: one per value below 4, then four per octave for 62 octaves.
 const CELLS: usize = 4 + 62 * 4;
 
-/// Which buckets a histogram has, and the unit that it observes in.
+/// A histogram's buckets, and the unit of its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Buckets {
     /// Requests: observed in microseconds, shown in seconds from 100 µs to 60 s.
@@ -23,13 +23,13 @@ pub enum Buckets {
     CallTime,
     /// Sizes in bytes, from 64 B to 1 GiB.
     Bytes,
-    /// Figures without a unit: Envoy's default buckets, which dashboards for filters written for it expect.
+    /// Numbers without a unit: Envoy's default buckets, which dashboards for its filters expect.
     Numbers,
 }
 
 struct Steps {
     bounds: &'static [u64],
-    /// For each cell, how many bounds are below its first value.
+    /// Per cell, the number of bounds below its first value.
     cells: [u8; CELLS],
     per_shown_unit: f64,
 }
@@ -54,7 +54,7 @@ static NUMBERS: Steps = Steps::new(&[
     3_600_000,
 ], 1.0);
 
-/// The cell of a value: 0 to 3 for themselves, then the octave and the two bits after the leading one.
+/// The cell of a value: the value itself below 4, otherwise given by the octave and the two bits after the leading one.
 const fn cell(value: u64) -> usize {
     if value < 4 {
         return value as usize;
@@ -71,7 +71,7 @@ impl Steps {
         while i < bounds.len() {
             assert!(
                 i == 0 || (bounds[i] > bounds[i - 1] && cell(bounds[i]) > cell(bounds[i - 1])),
-                "at most one bound to a cell"
+                "at most one bound per cell"
             );
             let mut c = cell(bounds[i]) + 1;
             while c < CELLS {
@@ -83,7 +83,7 @@ impl Steps {
         Steps { bounds, cells, per_shown_unit }
     }
 
-    /// The first bucket whose bound is not below the value.
+    /// The first bucket whose bound is at least the value.
     #[inline]
     fn bucket(&self, value: u64) -> usize {
         let first = usize::from(self.cells[cell(value)]);
@@ -109,39 +109,39 @@ struct Part {
     sum: AtomicU64,
 }
 
-/// How often values fell between which bounds.
+/// Counts of values per bucket.
 #[derive(Debug, Clone)]
 pub struct Histogram {
-    ladder: Buckets,
+    buckets: Buckets,
     parts: PerShard<Part>,
 }
 
-/// What a histogram held when it was read, in the unit that it is shown in.
+/// A histogram's contents when it was read, in the unit of the scrape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
-    /// Each bound, and how many values were not above it.
+    /// Each bound, with the number of values up to it.
     pub cumulative: Vec<(f64, u64)>,
-    /// All values' number.
+    /// The number of values.
     pub count: u64,
-    /// All values' sum.
+    /// The sum of all values.
     pub sum: f64,
 }
 
 impl Histogram {
-    /// A histogram that no registry shows.
-    pub fn new(ladder: Buckets, shards: usize) -> Self {
-        Histogram { ladder, parts: PerShard::new(shards) }
+    /// Creates a histogram outside of any registry.
+    pub fn new(buckets: Buckets, shards: usize) -> Self {
+        Histogram { buckets, parts: PerShard::new(shards) }
     }
 
-    /// Counts a value, given in the ladder's unit.
+    /// Adds a value, in the unit of the buckets.
     #[inline]
     pub fn observe(&self, shard: Shard, value: u64) {
         let part = self.parts.at(shard);
-        part.buckets[self.ladder.steps().bucket(value)].fetch_add(1, Relaxed);
+        part.buckets[self.buckets.steps().bucket(value)].fetch_add(1, Relaxed);
         part.sum.fetch_add(value, Relaxed);
     }
 
-    /// Counts all that another one of the same ladder holds.
+    /// Adds the contents of another histogram with the same buckets.
     pub(super) fn add(&self, shard: Shard, other: &Histogram) {
         let part = self.parts.at(shard);
         for more in other.parts.iter() {
@@ -153,14 +153,14 @@ impl Histogram {
         }
     }
 
-    /// Where it lies: the same for all that count in it.
+    /// The address of the histogram, equal for all of its handles.
     pub(super) fn address(&self) -> usize {
         self.parts.address()
     }
 
-    /// What it holds. The count is the buckets' total, so that the two always agree, even amid observations.
+    /// Reads the histogram. The count is the total of the buckets, so that the two always agree, even during updates.
     pub fn read(&self) -> Distribution {
-        let steps = self.ladder.steps();
+        let steps = self.buckets.steps();
         let total = |bucket: usize| self.parts.iter().map(|part| part.buckets[bucket].load(Relaxed)).sum::<u64>();
         let mut count = 0;
         let mut cumulative = Vec::with_capacity(steps.bounds.len());
@@ -179,12 +179,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_is_the_first_whose_bound_is_not_below() {
-        for ladder in [Buckets::Latency, Buckets::CallTime, Buckets::Bytes, Buckets::Numbers] {
-            let steps = ladder.steps();
+    fn a_value_is_in_the_first_bucket_whose_bound_is_not_below_it() {
+        for buckets in [Buckets::Latency, Buckets::CallTime, Buckets::Bytes, Buckets::Numbers] {
+            let steps = buckets.steps();
             let check = |value: u64| {
                 let naive = steps.bounds.iter().take_while(|bound| **bound < value).count();
-                assert_eq!(steps.bucket(value), naive, "{ladder:?} {value}");
+                assert_eq!(steps.bucket(value), naive, "{buckets:?} {value}");
             };
             for value in 0..100_000 {
                 check(value);

@@ -1,4 +1,4 @@
-//! Metrics: handles that workers add to without waiting for each other, and a registry that names them for the scrape.
+//! Metrics: handles that workers update without contention, and a registry that names them for the scrape.
 
 mod bench;
 mod cells;
@@ -26,14 +26,14 @@ pub use self::{
 };
 pub(in crate::observe) use shard::PerShard;
 
-/// What sort of figure a metric is.
+/// A metric's type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows.
+    /// A value that only grows.
     Counter,
-    /// It goes up and down.
+    /// A value that goes up and down.
     Gauge,
-    /// How often values fell between which bounds.
+    /// Counts of values per bucket.
     Histogram,
 }
 
@@ -47,35 +47,35 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why a metric was refused.
+/// The reason why a metric or an operation on it was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetricError {
-    /// Prometheus has rules for names.
-    #[error("`{0}` is not a metric's name")]
+    /// The name is invalid for Prometheus.
+    #[error("`{0}` is not a valid metric name")]
     Name(String),
-    /// Prometheus has rules for labels' names; some are its own, and none may be given twice.
-    #[error("`{0}` cannot be a label's name here")]
+    /// The label name is invalid for Prometheus, reserved, or repeated.
+    #[error("`{0}` is not a valid label name, or is repeated")]
     Label(String),
-    /// A family has one kind (and one way of keeping it, and one ladder).
-    #[error("the metric `{name}` cannot be this {asked}: it is in use already for a {there}")]
+    /// A family already exists with another type, storage or set of buckets.
+    #[error("cannot define the metric `{name}` as a {asked}: it is already in use for a {there}")]
     Conflict {
-        /// The family, as shown.
+        /// The family's name in the scrape.
         name: String,
-        /// What it is.
+        /// The existing type.
         there: Kind,
-        /// What it should have been.
+        /// The requested type.
         asked: Kind,
     },
     /// Filters define too many metrics.
     #[error(
-        "there may be {MAX_OWNED} metrics of one filter, and {MAX_DYNAMIC} of all, fewer if their names are long; \
-         there are so many already"
+        "too many metrics: at most {MAX_OWNED} per filter and {MAX_DYNAMIC} in total, fewer if their names are long"
     )]
     TooMany,
     /// A filter's metric has too long a name.
-    #[error("a name of {0} bytes is too long for a metric: at most {MAX_DYNAMIC_NAME}")]
+    #[error("the metric's name is too long: {0} bytes, at most {MAX_DYNAMIC_NAME} are allowed")]
     NameLength(usize),
-    /// A counter cannot shrink, a histogram cannot be incremented, a figure kept elsewhere is no histogram.
-    #[error("a {0} cannot do that")]
+    /// The type does not support the operation: a counter cannot shrink, a histogram cannot be incremented, a collected
+    /// metric cannot be a histogram.
+    #[error("a {0} does not support this operation")]
     Operation(Kind),
 }

@@ -1,24 +1,24 @@
-//! What filters do to their metrics while their configuration is only tried. It is kept apart until that is in force: a counter
-//! that was shown and then went down again would look like one that began anew.
+//! Updates that filters make to metrics while their configuration is tried. They are held back until it is applied: a counter
+//! that was exposed and then decreased would look like a reset.
 
 use std::collections::HashMap;
 
 use super::{Buckets, Counter, Handle, Histogram, Kind, MetricError, PlainGauge, Shard};
 
-/// Changes that do not count yet, by metric.
+/// Held-back updates, by metric.
 #[derive(Debug, Default)]
 pub struct PendingUpdates(HashMap<usize, Change>);
 
 #[derive(Debug)]
 enum Change {
     Counter(Counter, u64),
-    /// What it was set to, if it was, and what was added then.
+    /// The value that it was set to, if any, and the sum added since.
     Gauge(PlainGauge, Option<i64>, i64),
     Histogram(Histogram, Histogram),
 }
 
 impl PendingUpdates {
-    /// As [`Handle::increment`].
+    /// Like [`Handle::increment`].
     pub fn increment(&mut self, metric: &Handle, offset: i64) -> Result<(), MetricError> {
         match self.change(metric) {
             Change::Counter(_, more) => {
@@ -31,7 +31,7 @@ impl PendingUpdates {
         Ok(())
     }
 
-    /// As [`Handle::record`].
+    /// Like [`Handle::record`].
     pub fn record(&mut self, metric: &Handle, value: u64) {
         match self.change(metric) {
             Change::Counter(_, more) => *more = more.wrapping_add(value),
@@ -40,7 +40,7 @@ impl PendingUpdates {
         }
     }
 
-    /// As [`Handle::get`], with what is held back.
+    /// Like [`Handle::get`], including held-back updates.
     pub fn get(&mut self, metric: &Handle) -> Result<u64, MetricError> {
         match self.change(metric) {
             Change::Counter(counter, more) => Ok(counter.value().wrapping_add(*more)),
@@ -51,7 +51,7 @@ impl PendingUpdates {
         }
     }
 
-    /// It counts from now on.
+    /// Applies the updates.
     pub fn count(self, shard: Shard) {
         for change in self.0.into_values() {
             match change {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_back_can_be_read_and_counts_later() {
+    fn pending_updates_can_be_read_and_are_applied_later() {
         let counter = Handle::Counter(Counter::new(2));
         let gauges = [Handle::Gauge(PlainGauge::default()), Handle::Gauge(PlainGauge::default())];
         let histogram = Handle::Histogram(Histogram::new(Buckets::Numbers, 2));
@@ -96,7 +96,7 @@ mod tests {
         held.record(&histogram, 20);
         assert!(held.increment(&counter, -1).is_err() && held.increment(&histogram, 1).is_err());
         assert_eq!([&counter, &gauges[0], &gauges[1]].map(|metric| held.get(metric).unwrap()), [13, 7, 6]);
-        assert_eq!(all(), [10, 10, 10], "nothing counts yet");
+        assert_eq!(all(), [10, 10, 10], "nothing is applied yet");
 
         held.count(Shard::worker(0));
         assert_eq!(all(), [13, 7, 6]);

@@ -1,5 +1,5 @@
-//! The registry: which figures exist, by name and labels. It is asked when something is configured and when it is
-//! scraped, never on the data path; the same name and labels give the same handle, so figures survive a reload.
+//! The registry of all metrics, by name and labels. It is used at configuration and at scrapes, never on the data path.
+//! The same name and labels give the same handle, so metrics survive a reload.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use super::{Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, d
 /// A series' labels, sorted by name.
 pub type Labels = Vec<(String, String)>;
 
-/// All figures. Cheap to clone; clones are the same registry.
+/// All metrics. Cheap to clone; clones share the same registry.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<Shared>,
@@ -28,20 +28,20 @@ pub(super) type Collect = Arc<dyn Fn() -> Vec<(Labels, f64)> + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Families {
     pub(super) by_name: BTreeMap<String, Family>,
-    /// How many families are [`Family::dynamic`].
+    /// The number of families that are [`Family::dynamic`].
     pub(super) dynamic: usize,
-    /// Bytes of text that they take in a scrape.
+    /// Their size in a scrape, in bytes.
     pub(super) dynamic_text: usize,
 }
 
 pub(super) struct Family {
     pub(super) help: String,
     pub(super) source: Source,
-    /// Defined by filters: whose it is, and bytes of text that it takes in a scrape.
+    /// Set if filters define the family.
     pub(super) dynamic: Option<Dynamic>,
 }
 
-/// What there is of a filters' family more.
+/// Additional data of a family that filters define: its owners, and its size in a scrape in bytes.
 pub(super) struct Dynamic {
     pub(super) owners: Vec<Weak<Owner>>,
     pub(super) text: usize,
@@ -52,7 +52,7 @@ pub(super) enum Source {
     Collected { kind: Kind, collect: Collect },
 }
 
-/// What all series of a family have in common.
+/// The type and storage that all series of a family share.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Counter,
@@ -83,7 +83,7 @@ impl Shape {
             Shape::Counter => Series::Counter(Counter::new(shards)),
             Shape::Gauge => Series::Gauge(Gauge::new(shards)),
             Shape::PlainGauge => Series::PlainGauge(PlainGauge::default()),
-            Shape::Histogram(ladder) => Series::Histogram(Histogram::new(ladder, shards)),
+            Shape::Histogram(buckets) => Series::Histogram(Histogram::new(buckets, shards)),
         }
     }
 }
@@ -98,7 +98,8 @@ impl Source {
 }
 
 impl Families {
-    /// A histogram `x` is shown as `x_bucket`, `x_sum` and `x_count`: no other family may have those names.
+    /// Returns the type of a family whose names in the scrape would collide: a histogram `x` is exposed as `x_bucket`, `x_sum`
+    /// and `x_count`, so no other family may have those names.
     fn shadowed(&self, name: &str, kind: Kind) -> Option<Kind> {
         const SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
         let base_is_histogram = SUFFIXES
@@ -112,7 +113,7 @@ impl Families {
         (kind == Kind::Histogram).then(|| SUFFIXES.iter().find_map(part)).flatten()
     }
 
-    /// The series of this name and labels, made if it is not there.
+    /// Returns the series of this name and labels, and creates it if it does not exist.
     pub(super) fn series(
         &mut self,
         (name, help, dynamic_text): (&str, &str, Option<usize>),
@@ -143,12 +144,12 @@ impl Families {
 }
 
 impl Registry {
-    /// A registry with room for this many workers, beside the control thread.
+    /// Creates a registry for this many workers and the control thread.
     pub fn new(workers: usize) -> Self {
         Registry { shared: Arc::new(Shared { shards: workers + 1, families: Mutex::default() }) }
     }
 
-    /// How many shards a figure has: one for each worker, and one for the control thread.
+    /// The number of shards of a metric: one per worker, and one for the control thread.
     pub fn shards(&self) -> usize {
         self.shared.shards
     }
@@ -161,7 +162,7 @@ impl Registry {
         }
     }
 
-    /// The gauge of this name and labels that workers add to and take from.
+    /// The gauge of this name and labels that workers increase and decrease.
     pub fn gauge(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Result<Gauge, MetricError> {
         match self.series(name, help, labels, Shape::Gauge)? {
             Series::Gauge(gauge) => Ok(gauge),
@@ -169,7 +170,7 @@ impl Registry {
         }
     }
 
-    /// The gauge of this name and labels that is set as a whole.
+    /// The gauge of this name and labels that is set to a value.
     pub fn plain_gauge(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Result<PlainGauge, MetricError> {
         match self.series(name, help, labels, Shape::PlainGauge)? {
             Series::PlainGauge(gauge) => Ok(gauge),
@@ -183,16 +184,16 @@ impl Registry {
         name: &str,
         help: &str,
         labels: &[(&str, &str)],
-        ladder: Buckets,
+        buckets: Buckets,
     ) -> Result<Histogram, MetricError> {
-        match self.series(name, help, labels, Shape::Histogram(ladder))? {
+        match self.series(name, help, labels, Shape::Histogram(buckets))? {
             Series::Histogram(histogram) => Ok(histogram),
             _ => Err(MetricError::Operation(Kind::Histogram)),
         }
     }
 
-    /// Figures kept elsewhere, asked for at each scrape. A later call with the same name replaces the function, so that
-    /// a reload can put its own in; the function may use the registry, but must not wait for workers.
+    /// Registers a function that returns a metric's values at each scrape. A later call with the same name replaces the
+    /// function, which a reload uses. The function may use the registry, but must not wait for workers.
     pub fn collect_fn(
         &self,
         name: &str,
@@ -218,8 +219,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Drops the series that `keep` refuses: those of clusters and filters that a reload has removed. Whoever still
-    /// holds a dropped series' handle can go on counting; it is shown no more, and the next call for it makes a new
+    /// Drops the series for which `keep` returns false: those of clusters and filters that a reload has removed. Handles of a
+    /// dropped series keep working, but the series is no longer exposed, and the next request for it creates a new
     /// one.
     pub fn retain(&self, keep: impl Fn(&str, &[(String, String)]) -> bool) {
         let mut families = self.families();
@@ -233,7 +234,7 @@ impl Registry {
         families.forget_unowned();
     }
 
-    /// What a figure is now; of a histogram, the count.
+    /// A metric's current value; for a histogram, its count.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = sorted(labels);
         let collect = match &self.families().by_name.get(name)?.source {
@@ -254,7 +255,7 @@ impl Registry {
     }
 
     pub(super) fn families(&self) -> MutexGuard<'_, Families> {
-        // Nothing leaves the map half changed, so what another thread's panic left is as good as before.
+        // No operation leaves the map half changed, so it is valid even after another thread's panic.
         self.shared.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -293,7 +294,7 @@ fn check_name(name: &str) -> Result<(), MetricError> {
 
 fn check_labels(labels: &Labels) -> Result<(), MetricError> {
     let twice = labels.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| &pair[0].0);
-    // `le` is a histogram's own, and names with two underscores in front are Prometheus's.
+    // `le` is reserved for histograms, and names that begin with two underscores for Prometheus.
     let wrong = |name: &&String| !is_name(name, false) || *name == "le" || name.starts_with("__");
     match twice.or_else(|| labels.iter().map(|(name, _)| name).find(wrong)) {
         Some(name) => Err(MetricError::Label(name.clone())),

@@ -1,4 +1,4 @@
-//! Tests of the registry and of what a scrape gives.
+//! Tests of the registry and the scrape.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 
-/// What a line of the exposition says: name with labels, and value. Written independently of the encoder.
+/// Parses the scrape into values by name with labels, independently of the encoder.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut kinds = BTreeMap::new();
     let mut samples = BTreeMap::new();
@@ -16,7 +16,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-            assert!(kinds.insert(name.to_owned(), kind).is_none(), "a family is shown once: {line}");
+            assert!(kinds.insert(name.to_owned(), kind).is_none(), "a family appears once: {line}");
         } else if !line.starts_with("# HELP ") {
             let (series, value) = line.rsplit_once(' ').unwrap();
             let name = series.split('{').next().unwrap();
@@ -29,7 +29,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn the_same_name_and_labels_are_the_same_figure() {
+fn the_same_name_and_labels_are_the_same_metric() {
     let registry = Registry::new(2);
     let labels = [("listener", "main"), ("class", "2xx")];
     let a = registry.counter("tollgate_requests_total", "Requests", &labels).unwrap();
@@ -67,10 +67,10 @@ fn a_family_has_one_kind() {
         conflict(Kind::Counter, Kind::Counter)
     );
     registry.plain_gauge("g", "", &[]).unwrap().set(-7);
-    assert!(registry.gauge("g", "", &[]).is_err(), "it is kept in another way");
+    assert!(registry.gauge("g", "", &[]).is_err(), "it has another storage");
     registry.histogram("h", "", &[], Buckets::Latency).unwrap();
     assert!(registry.histogram("h", "", &[], Buckets::Bytes).is_err());
-    assert!(registry.counter("h_count", "", &[]).is_err(), "a part of the histogram is called that");
+    assert!(registry.counter("h_count", "", &[]).is_err(), "the name is part of the histogram");
     registry.counter("k_sum", "", &[]).unwrap();
     assert!(registry.histogram("k", "", &[], Buckets::Bytes).is_err());
     assert!(registry.collect_fn("z", "", Kind::Histogram, Vec::new).is_err());
@@ -135,7 +135,7 @@ fn a_collect_function_may_use_the_registry_and_be_replaced() {
 }
 
 #[test]
-fn series_of_what_is_gone_can_be_dropped() {
+fn series_of_removed_objects_can_be_dropped() {
     let registry = Registry::new(1);
     let old = registry.counter("c", "", &[("cluster", "old")]).unwrap();
     registry.counter("c", "", &[("cluster", "new")]).unwrap().inc(shard());
@@ -187,7 +187,7 @@ fn one_filter_leaves_room_for_the_metrics_of_others() {
     let defined = (0..20_000).take_while(|i| define(&greedy, &format!("m{i}")).is_ok()).count();
     assert_eq!(defined, MAX_OWNED);
     assert_eq!(define(&greedy, "one_more"), Err(MetricError::TooMany));
-    assert_eq!(define(&greedy, "m1"), Ok(false), "it has that one already");
+    assert_eq!(define(&greedy, "m1"), Ok(false), "it already owns that one");
     assert_eq!((define(&modest, "mine"), define(&modest, "m1")), (Ok(true), Ok(true)));
     drop(greedy);
     let shown = samples(&registry.render());
@@ -197,7 +197,7 @@ fn one_filter_leaves_room_for_the_metrics_of_others() {
 }
 
 #[test]
-fn what_filters_add_to_a_scrape_is_bounded() {
+fn filters_have_a_limited_share_of_a_scrape() {
     let registry = Registry::new(1);
     let owners: Vec<Arc<Owner>> = (0..8).map(|_| Arc::default()).collect();
     for (nth, owner) in owners.iter().enumerate() {
@@ -215,7 +215,7 @@ fn no_count_is_lost_between_threads() {
     let together = Barrier::new(8);
     thread::scope(|scope| {
         for worker in 0..8 {
-            // More threads than shards are used, so that they meet on them.
+            // More threads than shards, so that they share some.
             let (registry, together) = (&registry, &together);
             scope.spawn(move || {
                 set_shard(Shard::worker(worker % 2));
@@ -241,7 +241,7 @@ fn no_count_is_lost_between_threads() {
 }
 
 #[test]
-fn the_process_shows_itself() {
+fn process_metrics_are_in_the_scrape() {
     let registry = Registry::new(1);
     register_process(&registry, "1.2.3").unwrap();
     register_process(&registry, "1.2.3").unwrap();
