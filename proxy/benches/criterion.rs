@@ -1,5 +1,5 @@
-//! What the pieces of a request's way take: `cargo bench -p tollgate --bench criterion`. Comparable on one quiet machine only;
-//! what continuous integration goes by is `instructions.rs`.
+//! Times the pieces of a request's path: `cargo bench -p tollgate --bench criterion`. Comparable only on one quiet machine;
+//! continuous integration uses `instructions.rs`.
 
 mod pieces;
 

@@ -1,13 +1,13 @@
-//! How many instructions the pieces of a request's way are, counted by valgrind: the same number on a noisy machine as on a
+//! Counts the instructions of the pieces of a request's path with valgrind: the same number on a noisy machine as on a
 //! quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 2 % over the committed
-//! baseline, `instructions.txt`. `UPDATE=1` writes the baseline anew.
+//! baseline, `instructions.txt`. `UPDATE=1` rewrites the baseline.
 //!
-//! The program starts itself again under callgrind. There it calls a function before each piece and one after it, at which callgrind
-//! writes down what has been executed since the last time, by thread. So nothing else is counted: neither the
-//! start, nor the compiler of WebAssembly, nor the thread that ticks the guests' clock.
+//! The program starts itself again under callgrind. There it calls one function before and one after each piece, at which callgrind
+//! dumps, per thread, the instructions executed since the previous dump. So nothing else is counted: neither the
+//! startup, nor the WebAssembly compiler, nor the thread that ticks the guests' clock.
 //!
-//! What is counted depends on the processor only where code asks for its abilities: memcpy and the like in the C library,
-//! and what is compiled from WebAssembly. valgrind shows both a processor of its own, which is the same on any that has AVX2.
+//! The counts depend on the processor only where code checks for its features: memcpy and similar functions in the C library,
+//! and code compiled from WebAssembly. valgrind presents its own processor to both, which is the same on every host with AVX2.
 
 mod pieces;
 
@@ -27,14 +27,14 @@ use pieces::Piece;
 #[global_allocator]
 static ALLOCATOR: tollgate::alloc::Mimalloc = tollgate::alloc::Mimalloc;
 
-/// How often a piece is run before it counts: connections are opened, tables have grown.
+/// Runs of a piece before it counts, so that connections are open and tables have grown.
 const WARM_UP: u32 = 100;
-/// How often it is run then.
+/// Counted runs of a piece.
 const TIMES: u32 = 400;
-/// By how much a piece may differ from the baseline, in percent of it.
+/// The allowed difference from the baseline, in percent.
 const TOLERANCE: f64 = 2.0;
 
-/// Says that this is the process under callgrind.
+/// The argument of the process under callgrind.
 const INNER: &str = "--under-callgrind";
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the pieces, in the process that callgrind watches, and says their names.
+/// Runs the pieces in the process under callgrind, and prints their names.
 fn count(pieces: &mut [Piece]) -> anyhow::Result<()> {
     for piece in pieces {
         run(piece, WARM_UP);
@@ -62,13 +62,13 @@ fn count(pieces: &mut [Piece]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before this, callgrind writes down what nobody wants to know.
+/// The dump before this function covers code outside of pieces, and is ignored.
 #[inline(never)]
 fn piece_begins() {
     black_box(1);
 }
 
-/// Before this, it writes down what the piece was.
+/// The dump before this function covers the piece.
 #[inline(never)]
 fn piece_ends() {
     black_box(2);
@@ -78,20 +78,20 @@ fn run(piece: &mut Piece, times: u32) {
     (0..times).for_each(|_| (piece.run)());
 }
 
-/// Counts, and compares with the baseline.
+/// Counts the instructions, and compares them with the baseline.
 fn compare() -> anyhow::Result<()> {
-    Command::new("valgrind").arg("--version").output().context("valgrind (a Debian package) cannot be started")?;
+    Command::new("valgrind").arg("--version").output().context("cannot run valgrind (a Debian package)")?;
     let counted = counted()?;
     let compiler = compiler();
     if env::var_os("UPDATE").is_some_and(|v| !v.is_empty()) {
         fs::write(BASELINE, written(&counted, &compiler)).with_context(|| format!("cannot write {BASELINE}"))?;
-        println!("{BASELINE} is written anew.");
+        println!("{BASELINE} has been rewritten.");
         return Ok(());
     }
     let text = fs::read_to_string(BASELINE).with_context(|| format!("cannot read {BASELINE}"))?;
     let (baseline, by) = read(&text)?;
     let mut wrong = Vec::new();
-    println!("{:40} {:>12} {:>12} {:>9}", "instructions for each", "baseline", "now", "change");
+    println!("{:40} {:>12} {:>12} {:>9}", "instructions per run", "baseline", "now", "change");
     for (name, now) in &counted {
         let Some(before) = baseline.get(name) else {
             wrong.push(format!("`{name}` is not in the baseline"));
@@ -102,7 +102,7 @@ fn compare() -> anyhow::Result<()> {
         if change > TOLERANCE {
             wrong.push(format!("`{name}` has grown by {change:.1} %"));
         } else if change < -TOLERANCE {
-            println!("    That is less: UPDATE=1 tests/instructions.sh keeps it so.");
+            println!("    Less than the baseline: UPDATE=1 tests/instructions.sh records it.");
         }
     }
     let gone = baseline.keys().filter(|name| !counted.iter().any(|(counted, _)| counted == *name));
@@ -113,50 +113,50 @@ fn compare() -> anyhow::Result<()> {
     let wrong = wrong.join("\n  ");
     if by != compiler {
         let mismatch =
-            format!("the baseline is of {by}, and this is {compiler}, so they cannot be compared:\n  {wrong}");
+            format!("cannot compare: the baseline was built with {by}, this build with {compiler}:\n  {wrong}");
         ensure!(env::var_os("TOLLGATE_REQUIRE_TOOLS").is_none(), "{mismatch}");
         println!("skipped: {mismatch}");
         return Ok(());
     }
     bail!(
-        "{wrong}\nIf it is worth that, UPDATE=1 tests/instructions.sh; callgrind_annotate of the files in {} shows where it is.",
+        "{wrong}\nIf the increase is justified, run UPDATE=1 tests/instructions.sh. Run callgrind_annotate on the files in {} to see where it is.",
         folder()?.display()
     )
 }
 
-/// Where callgrind writes, beside this program.
+/// The folder for callgrind's output, next to this program.
 fn folder() -> anyhow::Result<PathBuf> {
     let program = env::current_exe()?;
-    Ok(program.ancestors().nth(2).context("this program is in no folder")?.join("callgrind"))
+    Ok(program.ancestors().nth(2).context("cannot find the folder of this program")?.join("callgrind"))
 }
 
-/// The instructions of each piece, run once.
+/// The instructions per run of each piece.
 fn counted() -> anyhow::Result<Vec<(String, f64)>> {
     let folder = folder()?;
     let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--smc-check=all-non-file", "--separate-threads=yes", "--quiet"]);
     valgrind.args(["--dump-before=*piece_begins*", "--dump-before=*piece_ends*"]);
     valgrind.arg(format!("--callgrind-out-file={}", folder.join("out").display()));
     let output = valgrind.arg(env::current_exe()?).arg(INNER).output().context("cannot run valgrind")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "valgrind: {}\n{said}", output.status);
-    eprint!("{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "valgrind: {}\n{stderr}", output.status);
+    eprint!("{stderr}");
     let names = String::from_utf8(output.stdout)?;
-    // A file before each piece, and one after it.
+    // One file is from before each piece, the next one from after it.
     names.lines().zip((2..).step_by(2)).map(|(name, n)| Ok((name.to_owned(), summary(&folder, n)?))).collect()
 }
 
-/// What the main thread has executed by the `n`th time that callgrind has written, since the time before.
+/// The instructions that the main thread has executed between dumps `n - 1` and `n`, per run.
 fn summary(folder: &Path, n: u32) -> anyhow::Result<f64> {
     let file = folder.join(format!("out.{n}-01"));
     let text = fs::read_to_string(&file).with_context(|| format!("callgrind has not written {}", file.display()))?;
     let mut lines = text.lines();
     let ends = lines.any(|line| line.starts_with("desc: Trigger: --dump-before=") && line.contains("piece_ends"));
-    ensure!(ends, "{} is not of the end of a piece", file.display());
+    ensure!(ends, "{} is not from the end of a piece", file.display());
     let total = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse::<f64>().ok());
-    Ok(total.with_context(|| format!("there is no total in {}", file.display()))? / f64::from(TIMES))
+    Ok(total.with_context(|| format!("no total in {}", file.display()))? / f64::from(TIMES))
 }
 
 fn compiler() -> String {
@@ -171,7 +171,7 @@ fn written(counted: &[(String, f64)], compiler: &str) -> String {
     format!("{head}# {compiler}\n{}", lines.collect::<String>())
 }
 
-/// The figures by piece, and the compiler that they are of.
+/// The counts by piece, and the compiler that built them.
 fn read(text: &str) -> anyhow::Result<(BTreeMap<String, f64>, String)> {
     let compiler = text.lines().filter_map(|line| line.strip_prefix("# ")).nth(1).unwrap_or_default();
     let figure = |line: &str| {

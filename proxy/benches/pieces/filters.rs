@@ -1,5 +1,5 @@
-//! Filters: calls of a chain into WebAssembly (of the smallest filter that does something, written with the third-party SDK and
-//! with ours, see tests/chain), and the router's search for a route (compiled natively: what is guarded is its algorithm).
+//! Filters: a chain's calls into WebAssembly (a minimal filter, built with the third-party SDK and with ours, see
+//! tests/chain), and the router's route lookup (compiled natively, because only its algorithm is of interest).
 
 use std::{
     hint::black_box,
@@ -28,7 +28,7 @@ use tollgate_sdk::testing::TestHost;
 
 use super::{Piece, small};
 
-/// Where `cargo filters` puts them.
+/// The output folder of `cargo filters`.
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/filters/wasm32-unknown-unknown/filter");
 
 pub fn pieces() -> Vec<Piece> {
@@ -37,7 +37,7 @@ pub fn pieces() -> Vec<Piece> {
     let chains = modules.into_iter().filter_map(|(name, module)| {
         let file = format!("{FOLDER}/{module}.wasm");
         if !Path::new(&file).is_file() {
-            eprintln!("!!! {name} is left out: there is no {file}; `cargo filters` makes it.");
+            eprintln!("!!! {name} is skipped: {file} is missing; build it with `cargo filters`.");
             return None;
         }
         Some(chain(name, &file))
@@ -45,7 +45,7 @@ pub fn pieces() -> Vec<Piece> {
     chains.chain([routes("routes/10", 10), routes("routes/10,000", 10_000)]).collect()
 }
 
-/// A request's head and its response's, past a chain of one filter, and the end of the stream.
+/// Passes a request's and a response's head through a chain of one filter, and ends the stream.
 fn chain(name: &'static str, file: &str) -> Piece {
     let text = json!({
         "listeners": [{"name": "public", "address": "127.0.0.1:0", "chain": ["f"]}],
@@ -53,15 +53,15 @@ fn chain(name: &'static str, file: &str) -> Piece {
         "clusters": [],
     });
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = SnapshotBuilder::new(1, Compiler::in_process()).expect("a foundry");
-    let made = foundry.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let Built { snapshot, instances, .. } = made;
-    let supply = InstanceSupply::new(|_| panic!("it has failed"));
-    let site = VmBinding { upstream: Pools::new(PoolOptions::default()), supply };
+    let builder = SnapshotBuilder::new(1, Compiler::in_process()).expect("a builder");
+    let built = builder.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let Built { snapshot, instances, .. } = built;
+    let supply = InstanceSupply::new(|_| panic!("the filter failed"));
+    let binding = VmBinding { upstream: Pools::new(PoolOptions::default()), supply };
     let tasks = LocalSet::new();
     let filters = tasks.block_on(&super::traffic::runtime().0, async move {
         let all = snapshot.machines.iter().zip(instances.into_iter().flatten());
-        let vms: Vec<_> = all.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+        let vms: Vec<_> = all.map(|(machine, instance)| Vm::new(machine.clone(), instance, binding.clone())).collect();
         snapshot.in_order(&vms).into_iter().map(|filter| filter as Rc<dyn Filter>).collect()
     });
     let chain = Rc::new(Chain::new(filters));
@@ -91,16 +91,16 @@ fn pass(stream: &Rc<Stream>, direction: Direction) {
     assert!(matches!(passed, Poll::Ready(Outcome::Done)), "{passed:?}");
 }
 
-/// The search for the route in the middle.
+/// The lookup of the route in the middle.
 fn routes(name: &'static str, count: usize) -> Piece {
     let route = |n| json!({"match": {"path": {"prefix": format!("/service-{n}")}}, "cluster": "c"});
     let routes: Vec<_> = (0..count).map(route).collect();
     let config = json!({"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]});
     let path = format!("/service-{}/items/42", count / 2);
-    // Made where it is used first: of several on one thread only the last one lives.
+    // Created on first use: if a thread has several, only the last one is alive.
     let mut host = None;
     Piece::new(name, move || {
-        let host = host.get_or_insert_with(|| TestHost::<Router>::new(config.clone()).expect("it is right"));
+        let host = host.get_or_insert_with(|| TestHost::<Router>::new(config.clone()).expect("a valid configuration"));
         assert!(black_box(host.request("GET", black_box(&path)).send()).route().is_some());
     })
 }

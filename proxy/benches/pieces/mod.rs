@@ -1,15 +1,15 @@
-//! The pieces of a request's way that are worth guarding, each ready to be run again and again. `criterion.rs` takes their
-//! time, `instructions.rs` counts their instructions.
+//! The pieces of a request's path that the benchmarks watch, each ready to be run repeatedly. `criterion.rs` times them,
+//! `instructions.rs` counts their instructions.
 
 mod filters;
 mod small;
 mod traffic;
 
-/// Something that is run often.
+/// A piece of code that a benchmark runs repeatedly.
 pub struct Piece {
-    /// What it is called in reports, and in the baseline.
+    /// The name in reports, and in the baseline.
     pub name: &'static str,
-    /// Runs it once.
+    /// Runs the piece once.
     pub run: Box<dyn FnMut()>,
 }
 
@@ -19,9 +19,9 @@ impl Piece {
     }
 }
 
-/// All of them, in the order of the folders that they are in. They belong to this thread.
+/// All pieces, in the order of their folders. They can only be used on this thread.
 pub fn all() -> Vec<Piece> {
-    // Balancers draw lots: always the same ones.
+    // Balancers choose at random; the seed makes them deterministic.
     fastrand::seed(1);
     [small::pieces(), traffic::pieces(), filters::pieces()].into_iter().flatten().collect()
 }

@@ -1,5 +1,5 @@
-//! What needs nothing around it: heads as HTTP/1.1 reads and writes them, header fields, token buckets, the choice of an
-//! endpoint.
+//! Pieces without dependencies: reading and writing HTTP/1.1 heads, header fields, token buckets, endpoint
+//! selection.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -19,12 +19,12 @@ use tollgate::{
 };
 use tollgate_abi::doc;
 
-/// A request as browsers send it, more or less.
+/// A typical request of a browser.
 pub const REQUEST: &str = "GET /api/items/8271?expand=prices HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: Mozilla/5.0 \
     (X11; Linux x86_64)\r\nAccept: application/json, text/html;q=0.9\r\nAccept-Encoding: gzip, br\r\nAccept-Language: \
     en-GB, en;q=0.8\r\nCookie: session=0123456789abcdef\r\nReferer: https://shop.example/items\r\n\r\n";
 
-/// The same, as filters get it.
+/// The same request as filters receive it.
 pub fn head() -> RequestHead {
     let fields = REQUEST.lines().skip(2).filter_map(|line| line.split_once(": "));
     RequestHead {
@@ -59,7 +59,8 @@ fn parse() -> Piece {
     let mut inbox = BytesMut::new();
     Piece::new("head/read a request", move || {
         inbox.extend_from_slice(black_box(REQUEST.as_bytes()));
-        let length = HeadScanner::default().find(&mut inbox, limits.head).expect("it is right").expect("it is whole");
+        let length =
+            HeadScanner::default().find(&mut inbox, limits.head).expect("a valid head").expect("a complete head");
         black_box(head::request(&mut inbox, length, &limits).expect("a request"));
     })
 }
@@ -101,7 +102,7 @@ fn change() -> Piece {
     })
 }
 
-/// The changes of a route.
+/// A route's header changes.
 fn ops() -> Piece {
     let pairs =
         |pairs: &[(&str, &str)]| pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
@@ -110,7 +111,7 @@ fn ops() -> Piece {
         set: pairs(&[("x-served-by", "tollgate"), ("cache-control", "no-store")]),
         add: Vec::new(),
     };
-    let ops = HeaderOps::new(&doc).expect("they are right");
+    let ops = HeaderOps::new(&doc).expect("valid operations");
     let mut fields = head().fields;
     Piece::new("head/changes of a route", move || ops.apply(black_box(&mut fields)))
 }
@@ -121,7 +122,7 @@ fn name(name: &str) -> Name {
 
 fn bucket(name: &'static str, max_keys: u32) -> Piece {
     let doc = doc::Bucket { name: "b".into(), capacity: 1 << 30, fill: 1 << 30, interval_ms: 1, max_keys };
-    let bucket = Bucket::new(&doc).expect("it is right");
+    let bucket = Bucket::new(&doc).expect("a valid bucket");
     Piece::new(name, move || {
         black_box(bucket.take(black_box(b"192.0.2.17"), 1));
     })

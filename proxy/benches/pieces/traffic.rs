@@ -1,6 +1,6 @@
 //! Requests over connections: one to an upstream on a kept connection, and a whole one through the proxy, from the client's
-//! socket to the upstream and back. Everything runs on this thread; upstreams answer from within the process, so that what
-//! is counted is the proxy's, but for a few lines.
+//! socket to the upstream and back. Everything runs on this thread. Upstreams are in the same process, and take only
+//! a few lines, so that almost all counted instructions are the proxy's.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -38,7 +38,7 @@ pub fn pieces() -> Vec<Piece> {
     vec![kept_connection(), whole_request()]
 }
 
-/// What a worker runs on.
+/// A worker's runtime.
 pub fn runtime() -> (Runtime, LocalSet) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     (runtime, LocalSet::new())
@@ -47,11 +47,11 @@ pub fn runtime() -> (Runtime, LocalSet) {
 /// A configuration without filters.
 fn snapshot() -> Arc<Snapshot> {
     let loaded = config::parse("bench.yaml", CONFIG, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let foundry = SnapshotBuilder::new(1, Compiler::in_process()).expect("a foundry");
-    foundry.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
+    let builder = SnapshotBuilder::new(1, Compiler::in_process()).expect("a builder");
+    builder.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
 }
 
-/// Answers each head that comes.
+/// An upstream that responds to each head.
 async fn upstream(mut stream: DuplexStream) {
     let (mut bytes, mut end) = (vec![0; 16 << 10], 0);
     while let Ok(n @ 1..) = stream.read(&mut bytes[end..]).await {
@@ -65,7 +65,7 @@ async fn upstream(mut stream: DuplexStream) {
     }
 }
 
-/// Pools whose connections lead to that.
+/// Pools whose connections lead to `upstream`.
 fn pools<B>() -> Pools<B>
 where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
@@ -99,14 +99,14 @@ fn whole_request() -> Piece {
     let (runtime, local) = runtime();
     let snapshot = snapshot();
     let parts = &snapshot.listeners[0];
-    let mut site =
+    let mut context =
         ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
-    site.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
-    site.clusters = snapshot.cluster_figures.iter().cloned().collect();
+    context.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
+    context.clusters = snapshot.cluster_figures.iter().cloned().collect();
     let mut client = local.block_on(&runtime, async {
         let (client, served) = UnixStream::pair().expect("a pair of sockets");
         let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);
-        let handle = Rc::new(ListenerHandle::new(Rc::new(site)));
+        let handle = Rc::new(ListenerHandle::new(Rc::new(context)));
         spawn_local(async move { h1::serve(handle, Stream::from(Socket::Unix(served)), Rc::new(info)).await });
         (client, vec![0; 16 << 10])
     });
@@ -115,7 +115,7 @@ fn whole_request() -> Piece {
             let (socket, answer) = &mut client;
             socket.write_all(REQUEST.as_bytes()).await.expect("the proxy reads");
             let mut end = 0;
-            // The body's last bytes; the head has no such thing.
+            // The body's last bytes, which do not occur in the head.
             while !answer[..end].ends_with(b"89abcdef") {
                 let n = socket.read(&mut answer[end..]).await.expect("the proxy answers");
                 assert_ne!(n, 0, "closed after {}", String::from_utf8_lossy(&answer[..end]));

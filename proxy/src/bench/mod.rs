@@ -1,4 +1,4 @@
-//! Measuring: the chain by itself, and the whole under load.
+//! Benchmarks: a filter chain by itself (`chain`), and a load generator (`load`).
 
 pub mod chain;
 pub mod load;

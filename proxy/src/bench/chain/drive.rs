@@ -1,9 +1,9 @@
-//! Drives one request past a chain, as `exchange` does it: the request's head and body, the route, the response's head and
+//! Passes one request through a chain, as `exchange` does: the request's head and body, the route, the response's head and
 //! body, or a local reply on its way back, and the end.
 //!
-//! Only the filters are the subject here, so what stands around them in `exchange` (sockets, tries, deadlines) is left out:
-//! the upstream's response is there at once. Nothing is ever awaited. A filter that holds a message until a timer fires or
-//! a callout is answered ends its request there, and it is counted as held.
+//! Only the filters are measured here, so the rest of `exchange` (sockets, attempts, deadlines) is left out:
+//! the upstream's response is available immediately, and nothing is awaited. If a filter holds a message until a timer fires or
+//! a callout is answered, the request ends there and is counted as held.
 
 use std::{
     rc::Rc,
@@ -21,43 +21,43 @@ use crate::chain::{
     stream::StreamState,
 };
 
-/// Bytes of a body that come at once: as much as is read from a connection at a time.
+/// The size of a body part, in bytes: as much as is read from a connection at a time.
 const FRAME: usize = 64 << 10;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ending {
-    /// With the upstream's response, which has this status now.
+    /// With the upstream's response, which finally has this status.
     Response(u16),
-    /// With a response of a filter or of the proxy itself.
+    /// With a reply of a filter or of the proxy itself.
     Reply(u16),
-    /// Without a response: a filter closed it.
+    /// Without a response: a filter closed the stream.
     Closed,
-    /// Not at all: the filter at this position of the chain holds it.
+    /// Not at all: the filter at this position of the chain holds the message.
     Held(usize),
 }
 
-/// Why a message did not get through.
+/// The reason why a message did not get through.
 enum Stop {
-    /// This is sent instead; so many filters have seen the message.
+    /// This reply is sent instead; the number of filters that have seen the message.
     Reply(Box<LocalReply>, usize),
     Closed,
     Held(usize),
 }
 
-/// What is the same for all requests.
+/// Settings that are the same for all requests.
 pub(super) struct Driver {
-    /// Bytes of a body that a filter may hold.
+    /// The maximum size of a body that a filter can buffer, in bytes.
     pub(super) buffered_body: usize,
-    /// Where requests go that no filter has routed.
+    /// The route of requests that no filter has routed.
     pub(super) default_route: Option<Arc<Route>>,
-    /// What bodies end with.
+    /// The trailers of bodies, if any.
     pub(super) trailers: Option<HeaderMap>,
 }
 
 impl Driver {
-    /// Drives a request from the first filter to the end of its stream. `response`: what the upstream answers; its head is
-    /// taken out. By reference, because to move them about would be part of what is measured.
+    /// Passes a request from the first filter to the end of its stream. `response` is the upstream's response, whose head is
+    /// taken. It is a reference, because moving it would be part of the measured time.
     pub(super) fn run(&self, stream: &Rc<Stream>, body: &Bytes, response: (&mut ResponseHead, &Bytes)) -> Ending {
         let ending = match self.exchange(stream, body, response) {
             Ok(ending) => ending,
@@ -91,7 +91,7 @@ impl Driver {
             Err(stop) => return Err(stop),
         };
         let nothing = Bytes::new();
-        // A filter that answers instead, and one that fails, put another response in this one's place.
+        // A filter that replies, or one that fails, replaces this response with another one.
         loop {
             let replied = reply.map(|reply| {
                 let (head, body) = taken_apart(*reply);
@@ -145,14 +145,14 @@ fn taken_apart(reply: LocalReply) -> (ResponseHead, Bytes) {
     (ResponseHead { status: reply.status, fields: reply.fields }, reply.body)
 }
 
-/// A message on its way past the filters.
+/// A message that passes through the filters.
 struct Message<'a> {
     stream: &'a Rc<Stream>,
     direction: Direction,
     flow: HeadFlow,
-    /// None: there is no body.
+    /// `None` without a body.
     body: Option<BodyFlow>,
-    /// What has not been shown to any filter yet.
+    /// The part that no filter has received yet.
     left: Bytes,
     trailers: Option<HeaderMap>,
 }
@@ -171,7 +171,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Moves the head past the filters; feeds the body to one that holds the head and wants to see it.
+    /// Passes the head through the filters, and feeds the body to a filter that holds the head and subscribes to the body.
     fn head(&mut self) -> Result<(), Stop> {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
@@ -189,7 +189,7 @@ impl<'a> Message<'a> {
             let fed = if self.flow.feeds_body(self.stream) { self.feed(Some(nth))? } else { None };
             match fed {
                 None => return Err(self.held(nth)),
-                // It lets the head go: on with the next filter.
+                // It releases the head: continue with the next filter.
                 Some(true) => {
                     self.flow.release();
                     self.release(nth, None)?;
@@ -199,7 +199,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Moves the body and the trailers past the filters, if any of them looks at such things.
+    /// Passes body and trailers through the filters, if any of them subscribes to them.
     fn rest(&mut self) -> Result<(), Stop> {
         if self.body.is_none() || !self.stream.chain.wants_body(self.direction) {
             return Ok(());
@@ -218,8 +218,8 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    /// Shows the next part of the body to the filters, up to the one that holds the head. Whether that one lets the head go;
-    /// `None` if nothing is left.
+    /// Passes the next part of the body to the filters, up to the one that holds the head. Returns whether that filter releases
+    /// the head, or `None` if no part is left.
     fn feed(&mut self, until: Option<usize>) -> Result<Option<bool>, Stop> {
         let Some(flow) = &mut self.body else { return Ok(None) };
         let moved = if !self.left.is_empty() {
@@ -240,7 +240,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Lets out what the filter `nth` has held, now that it has let the head go.
+    /// Releases the parts that filter `nth` has held, after it has released the head.
     fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), Stop> {
         let Some(flow) = &mut self.body else { return Ok(()) };
         let released = flow.release(self.stream, nth, until);
@@ -255,7 +255,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The `nth` filter in this direction holds the message.
+    /// Returns the stop for a message held by the `nth` filter in this direction.
     fn held(&self, nth: usize) -> Stop {
         Stop::Held(match self.direction {
             Direction::Request => nth,

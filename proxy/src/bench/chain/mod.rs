@@ -1,12 +1,12 @@
-//! `tollgate bench chain`: what the filters of a chain cost, measured without a network.
+//! `tollgate bench chain`: measures the cost of a chain's filters without a network.
 //!
-//! `args` is the command line, `sample` makes the requests, `drive` moves one past the chain as `exchange` does, `timed`
-//! stands around each filter and measures its calls, `report` shows it all. This file runs the requests.
+//! `args` is the command line, `sample` prepares the requests, `drive` passes one through the chain as `exchange` does, `timed`
+//! wraps each filter and measures its calls, `report` shows the results. This file runs the requests.
 //!
-//! Two chains are made of the same instances: a bare one, which is what production runs, and one whose filters are
-//! [`Timed`]. Requests pass both in slices by turns, so that what disturbs the machine for a while disturbs both. On the
-//! bare chain only the whole is timed, from the head at the first filter to the end of the stream; making the stream and
-//! dropping it is not. All times are freed of what reading the clock takes, see [`timed::clock`].
+//! The same instances form two chains: a bare one, as in production, and one whose filters are
+//! [`Timed`]. Slices of requests pass through the two alternately, so that disturbances of the machine affect both. On the
+//! bare chain only the whole request is timed, from the head at the first filter to the end of the stream; creating and
+//! dropping the stream is not. The cost of reading the clock is subtracted from all times, see [`timed::clock`].
 
 mod args;
 mod drive;
@@ -46,18 +46,18 @@ use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, plu
 use sample::{Sample, Workload};
 use timed::{Timed, Times, clock};
 
-/// How long filters run before they are measured: caches and branch predictors, and the guests' own memory, settle.
+/// Duration of the warm-up, in which caches, branch predictors and the guests' memory settle.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// How long the measurement is to take if nobody says how many requests are run.
+/// Duration of the measurement if the number of requests is not given.
 const TARGET: Duration = Duration::from_secs(2);
 
-/// How many requests pass one chain before it is the other one's turn.
+/// The number of requests that pass through one chain before the other one's turn.
 const SLICE: u64 = 256;
 
 /// Runs `tollgate bench chain`, and writes the report to stdout.
 pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
-    // Before the run: to find out afterwards that it cannot be read would lose the result.
+    // Read before the run: an error afterwards would lose the result.
     let baseline = args.baseline.as_deref().map(read_baseline).transpose()?;
     let wanted = sample::asked(args)?;
     let made = match load(&args.file)? {
@@ -86,14 +86,14 @@ fn read_baseline(file: &Path) -> anyhow::Result<Report> {
     serde_json::from_slice(&text).with_context(|| format!("--baseline {}: not a result of --json", file.display()))
 }
 
-/// Makes the filters of a configuration, as the proxy does when it starts.
+/// Creates the filters of a configuration, as the proxy does at startup.
 fn load(file: &Path) -> anyhow::Result<Result<Built, Diagnostics>> {
     let mut loaded = match crate::control::load::load(file) {
         Ok(loaded) => loaded,
         Err(wrong) => return Ok(Err(wrong)),
     };
     eprint!("{}", loaded.warnings.render(wants_colour(&std::io::stderr())));
-    // Synthetic requests have no business in a log.
+    // Synthetic requests must not be logged.
     loaded.config.listeners.iter_mut().for_each(|listener| listener.access_log = None);
     let (compiler, wrong) = crate::control::load::compiler(&loaded)?;
     if let Some(wrong) = wrong {
@@ -103,8 +103,8 @@ fn load(file: &Path) -> anyhow::Result<Result<Built, Diagnostics>> {
         }
         eprint!("{}", wrong.render(wants_colour(&std::io::stderr())));
     }
-    let foundry = SnapshotBuilder::new(1, compiler)?;
-    Ok(foundry.build(loaded, None, BuildMode::Trial))
+    let builder = SnapshotBuilder::new(1, compiler)?;
+    Ok(builder.build(loaded, None, BuildMode::Trial))
 }
 
 fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'s ListenerParts> {
@@ -114,21 +114,21 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
         None => all.next(),
     };
     let names = || snapshot.listeners.iter().map(|l| l.config.name.as_str()).collect::<Vec<_>>().join(", ");
-    let found = found.with_context(|| format!("there is no such listener; there are: {}", names()))?;
+    let found = found.with_context(|| format!("there is no such listener; use one of {}", names()))?;
     ensure!(
         found.config.protocol != Protocol::Tcp,
-        "listener `{}` is for TCP connections, and the benchmark sends HTTP requests: choose another with --listener",
+        "listener `{}` is for TCP connections, but the benchmark sends HTTP requests: choose another with --listener",
         found.config.name
     );
     ensure!(!found.chain.is_empty(), "the chain of listener `{}` is empty", found.config.name);
     Ok(found)
 }
 
-/// Runs the requests on the chain of a listener, and on that of the one beside it, if there is one.
+/// Runs the requests on a listener's chain, and on the chain of a second listener, if one is given.
 fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration) -> anyhow::Result<Report> {
     let Built { snapshot, instances, .. } = made;
     set_shard(Shard::worker(0));
-    // Filters spawn tasks for their ticks, timers and callouts. Here no task is ever run: nothing waits, nothing is sent.
+    // Filters spawn tasks for their ticks, timers and callouts. These tasks never run here, so nothing waits or is sent.
     let tasks = LocalSet::new();
     let _inside = tasks.enter();
 
@@ -154,12 +154,12 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
         for asked in &workload.asked {
             match Sample::new(asked.clone(), config) {
                 Ok(sample) => samples.push(sample),
-                // It was answered before any filter saw it, as it would be now.
+                // It was rejected before any filter, as it would be now.
                 Err(_) if asked.logged => skipped += 1,
                 Err(error) => return Err(error),
             }
         }
-        ensure!(!samples.is_empty(), "listener `{}` would refuse all the requests of the access log", config.name);
+        ensure!(!samples.is_empty(), "listener `{}` would reject all requests of the access log", config.name);
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
         Ok(Runner {
             listener: config.name.clone(),
@@ -234,12 +234,12 @@ fn response_head(body: usize) -> ResponseHead {
     ResponseHead { status: StatusCode::OK, fields: fields.into_iter().collect() }
 }
 
-/// What makes the figures mean less than they seem to.
+/// Reasons why the numbers may be misleading.
 fn notes(endings: &[EndingReport], iterations: u64, skipped: usize) -> Vec<String> {
     let mut notes = Vec::new();
     if skipped > 0 {
         notes.push(format!(
-            "{} of the access log skipped: clients that were turned away, connections, and what no filter has seen",
+            "{} of the access log skipped: rejected clients, connections, and requests that no filter has seen",
             plural(skipped as u64, "line")
         ));
     }
@@ -250,47 +250,49 @@ fn notes(endings: &[EndingReport], iterations: u64, skipped: usize) -> Vec<Strin
     let early = share(|e| matches!(e, EndingReport::Reply { .. } | EndingReport::Closed { .. }));
     if early > 0.0 {
         notes.push(format!(
-            "{early:.1}% of the requests ended before the upstream: the filters after that saw less of them, and the \
-             whole took another way than the rest; limits count here as in production"
+            "{early:.1}% of the requests ended before the upstream: later filters saw fewer of them, and they took a \
+             different path from the rest; limits count here as in production"
         ));
     }
     let held = share(|e| matches!(e, EndingReport::Held { .. }));
     if held > 0.0 {
         notes.push(format!(
-            "{held:.1}% of the requests were held by a filter, for a delay or an answer from elsewhere, and given up: \
+            "{held:.1}% of the requests were held by a filter, for a delay or a callout, and abandoned: \
              they are not in the chain's total"
         ));
     }
     if cfg!(debug_assertions) {
-        notes.push("this is a development build; the proxy's own part is many times slower than it is".to_owned());
+        notes.push(
+            "this is a development build; the proxy's own part is many times faster in a release build".to_owned(),
+        );
     }
     notes
 }
 
-/// What runs requests on a listener's chain.
+/// Runs requests on a listener's chain.
 struct Runner {
     listener: String,
     samples: Vec<Sample>,
-    /// Lines of the access log that are none.
+    /// The number of skipped lines of the access log.
     skipped: usize,
     response: (ResponseHead, Bytes),
     driver: Driver,
     bare: Rc<Chain>,
     timed: Rc<Chain>,
-    /// Those of the timed chain.
+    /// The filters of the timed chain.
     filters: Vec<Rc<Timed>>,
-    /// A filter that has failed.
+    /// A filter that has failed, if any.
     failed: Rc<RefCell<Option<Arc<VmTemplate>>>>,
     run: Run,
 }
 
-/// What has come of requests so far.
+/// The results of the requests so far.
 struct Run {
-    /// On each of the two chains.
+    /// The number of requests on each of the two chains.
     requests: u64,
-    /// On the bare chain.
+    /// The times on the bare chain.
     whole: Times,
-    /// On the bare chain.
+    /// The endings on the bare chain.
     endings: BTreeMap<Ending, u64>,
 }
 
@@ -301,9 +303,9 @@ impl Run {
 }
 
 impl Runner {
-    /// Runs some requests on the bare chain, and the same on the timed one.
+    /// Runs some requests on the bare chain, and then the same on the timed one.
     fn slice(&mut self, requests: u64) -> anyhow::Result<()> {
-        // Takes the tasks of filters, so that they do not pile up.
+        // Collects the filters' tasks, so that they do not accumulate.
         let tasks = LocalSet::new();
         let _inside = tasks.enter();
         let turns = self.run.requests..self.run.requests + requests;

@@ -1,4 +1,4 @@
-//! What a run has shown: as JSON for programs (and as a later run's baseline), as a table for people.
+//! The results of a run: as JSON (also for use as a later run's baseline), and as a table.
 
 use std::fmt::{self, Write};
 
@@ -9,32 +9,32 @@ use super::{
     timed::{Phase, Times},
 };
 
-/// Changes of less than this many percent are within what two runs of the same differ by.
+/// Changes below this many percent are within the noise between two equal runs.
 const NOISE: f64 = 5.0;
 
-/// A run that is over. All times are in nanoseconds.
+/// The results of a finished run. All times are in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// The version that has measured.
+    /// The version of Tollgate that measured.
     pub(super) tollgate: String,
     pub(super) listener: String,
-    /// How many different requests there were.
+    /// The number of different requests.
     pub(super) requests: usize,
     /// A hash of the requests and the response.
     pub(super) workload: String,
-    /// How often a request was run; as often again with each call timed.
+    /// The number of runs of a request, each repeated with every call timed.
     pub(super) iterations: u64,
-    /// What reading the clock takes; it is not in the other times.
+    /// The cost of reading the clock, which is not included in the other times.
     pub(super) clock_ns: f64,
     pub(super) filters: Vec<FilterReport>,
     /// A whole request, without a clock between the calls.
     pub(super) total: Figures,
-    /// The calls of a request, timed one by one and summed up.
+    /// The calls of a request, timed individually and summed up.
     pub(super) calls: Sums,
     pub(super) endings: Vec<EndingReport>,
-    /// What a reader must know before believing the figures.
+    /// Reasons not to trust the numbers.
     pub(super) notes: Vec<String>,
-    /// What another listener's chain has shown in the same run.
+    /// The results of another listener's chain in the same run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) beside: Option<Box<Report>>,
 }
@@ -43,7 +43,7 @@ pub(super) struct Report {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct FilterReport {
     pub(super) name: String,
-    /// Its linear memory after the run.
+    /// Its linear memory after the run, in bytes.
     pub(super) memory_bytes: u64,
     pub(super) phases: Vec<PhaseReport>,
 }
@@ -53,16 +53,16 @@ pub(super) struct FilterReport {
 pub(super) struct PhaseReport {
     pub(super) phase: Phase,
     pub(super) calls: u64,
-    /// Of one call.
+    /// The times of one call.
     #[serde(flatten)]
     pub(super) figures: Figures,
-    /// Per call.
+    /// Calls to the host, per call.
     pub(super) hostcalls: f64,
-    /// Per call.
+    /// Bytes copied, per call.
     pub(super) copied_bytes: f64,
 }
 
-/// Times, and how they differ from the baseline's.
+/// Times, and their difference from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) median_ns: f64,
@@ -72,8 +72,8 @@ pub(super) struct Figures {
     pub(super) change: Option<Change>,
 }
 
-/// Of all phases of all filters, as often as a request on average calls them. The sum of medians is no median, but what
-/// disturbs the machine leaves it alone.
+/// Sums over all phases of all filters, weighted by their average number of calls per request. The sum of medians is not a median,
+/// but it is robust against disturbances of the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sums {
     pub(super) of_medians_ns: f64,
@@ -104,11 +104,11 @@ pub(super) struct Change {
 pub(super) enum EndingReport {
     /// With the upstream's response.
     Response { status: u16, count: u64 },
-    /// With a response of a filter's or the proxy's own.
+    /// With a reply of a filter or of the proxy itself.
     Reply { status: u16, count: u64 },
     /// Without a response.
     Closed { count: u64 },
-    /// Not at all: a filter was waiting for something.
+    /// Not at all: a filter held the message.
     Held { filter: String, count: u64 },
 }
 
@@ -141,12 +141,12 @@ impl EndingReport {
     }
 }
 
-/// To a hundredth: more would be noise, and would not survive being written and read.
+/// Rounds to a hundredth: more digits would be noise, and would not survive a round trip through JSON.
 pub(super) fn rounded(x: f64) -> f64 {
     (x * 100.0).round() / 100.0
 }
 
-/// From `before` to `now`, in percent of `before`; a change from nothing is none.
+/// The change from `before` to `now`, in percent of `before`; 0 if `before` is 0.
 fn percent(now: f64, before: f64) -> f64 {
     if before > 0.0 { rounded((now / before - 1.0) * 100.0) } else { 0.0 }
 }
@@ -171,14 +171,14 @@ impl Figures {
 }
 
 impl Report {
-    /// Notes how the figures differ from an earlier run's.
+    /// Adds the differences from an earlier run.
     pub(super) fn compare(&mut self, before: &Report) {
         if self.workload != before.workload {
             self.notes.push("the baseline was measured with other requests or responses".to_owned());
         }
         let kinds = |report: &Report| report.endings.iter().map(EndingReport::what).collect::<Vec<_>>();
         if kinds(self) != kinds(before) {
-            self.notes.push(format!("in the baseline, requests ended otherwise: {}", kinds(before).join(", ")));
+            self.notes.push(format!("in the baseline, requests ended differently: {}", kinds(before).join(", ")));
         }
         self.total.compare(&before.total);
         for filter in &mut self.filters {
@@ -197,15 +197,15 @@ impl Report {
         }
         for old in &before.filters {
             if !self.filters.iter().any(|f| f.name == old.name) {
-                self.notes.push(format!("filter `{}` is in the baseline only", old.name));
+                self.notes.push(format!("filter `{}` is only in the baseline", old.name));
             }
         }
     }
 
-    /// The report for people.
+    /// The report as text.
     pub(super) fn text(&self, colour: bool) -> String {
         let mut out = String::new();
-        // To write to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = self.write_text(&mut out, colour);
         out
     }
@@ -286,7 +286,7 @@ impl Report {
     }
 }
 
-/// A change in percent, nine columns wide; red or green if it is more than noise.
+/// Formats a change in percent, nine columns wide; red or green if it is more than noise.
 fn shift(percent: f64, paint: &impl Fn(&str, &str) -> String) -> String {
     let text = format!("{:>9}", format!("{percent:+.1}%"));
     match percent {

@@ -1,8 +1,8 @@
-//! The requests that a chain is measured with: from the command line, from a file of JSON lines (written for the purpose,
-//! or Tollgate's own access log), or, if there are none, a few of the usual kind.
+//! The requests for measuring a chain: from the command line, from a file of JSON lines (written for this purpose,
+//! or Tollgate's own access log), or, by default, a few typical ones.
 //!
-//! They are made once, as `exchange` makes them of what a client sends: the path normalised, `X-Forwarded-*` and
-//! `X-Request-Id` set. For each run a stream is made of a copy.
+//! They are prepared once, as `exchange` prepares a client's request: the path is normalised, `X-Forwarded-*` and
+//! `X-Request-Id` are set. Each run creates a stream from a copy.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ use crate::{
     wasm::content_hash,
 };
 
-/// Fields that nearly every request has; added where they are missing.
+/// Fields that nearly every request has; added if they are missing.
 const USUAL: [(HeaderName, &str); 4] = [
     (header::USER_AGENT, concat!("tollgate-bench/", env!("CARGO_PKG_VERSION"))),
     (header::ACCEPT, "application/json, text/html;q=0.9, */*;q=0.8"),
@@ -43,14 +43,14 @@ const USUAL: [(HeaderName, &str); 4] = [
     (header::ACCEPT_LANGUAGE, "en-GB, en;q=0.8"),
 ];
 
-/// What is requested if nothing else is said.
+/// The default requests.
 const DEFAULT: [&str; 4] =
     ["GET /", "GET /api/items/8271?expand=prices&page=2", "GET /static/app.4f1c.js", "POST /api/items"];
 
-/// Bytes of a request's body, at most, that are made up for a line of an access log.
+/// The maximum size of the synthetic body for a line of an access log, in bytes.
 const LOGGED_BODY: u64 = 1 << 20;
 
-/// A request as it is asked for.
+/// A request as specified by the user.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
     method: Method,
@@ -58,18 +58,18 @@ pub(super) struct Asked {
     path: String,
     headers: HeaderMap,
     body: Option<Bytes>,
-    /// Where it comes from, else the client of the command line.
+    /// The client; by default the one of the command line.
     client: Option<IpAddr>,
-    /// Whether it is from an access log, where there are also requests that no filter has seen.
+    /// Whether it is from an access log, which also has requests that no filter has seen.
     pub(super) logged: bool,
 }
 
-/// The requests that the arguments ask for.
+/// The requests that the arguments specify.
 pub(super) struct Workload {
     pub(super) asked: Vec<Asked>,
-    /// A hash of them by which runs can be told to be comparable.
+    /// A hash of the requests, equal for comparable runs.
     pub(super) hash: String,
-    /// Lines of an access log that are no requests.
+    /// The number of lines of an access log that are not requests.
     pub(super) skipped: usize,
 }
 
@@ -85,21 +85,21 @@ impl FromStr for Asked {
 impl Asked {
     fn new(method: &str, path: &str) -> anyhow::Result<Asked> {
         let method = Method::from_bytes(method.as_bytes()).map_err(|_| anyhow!("`{method}` is not a method"))?;
-        ensure!(method != Method::CONNECT, "CONNECT is refused before any filter sees it");
+        ensure!(method != Method::CONNECT, "CONNECT is rejected before any filter sees it");
         let valid = path.starts_with('/') && http::uri::PathAndQuery::try_from(path).is_ok();
-        ensure!(valid || path == "*", "`{path}` is not a path: it begins with `/`, and has no spaces");
+        ensure!(valid || path == "*", "`{path}` is not a path: it must begin with `/` and contain no spaces");
         Ok(Asked { method, path: path.to_owned(), headers: HeaderMap::new(), body: None, client: None, logged: false })
     }
 
     fn header(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
-        let name = HeaderName::from_str(name).map_err(|_| anyhow!("`{name}` is not a header's name"))?;
-        let value = HeaderValue::from_str(value).map_err(|_| anyhow!("`{value}` cannot be the value of `{name}`"))?;
+        let name = HeaderName::from_str(name).map_err(|_| anyhow!("`{name}` is not a valid header name"))?;
+        let value = HeaderValue::from_str(value).map_err(|_| anyhow!("`{value}` is not a valid value of `{name}`"))?;
         self.headers.append(name, value);
         Ok(())
     }
 
-    /// Reads a JSON line: one of the access log if it says when it was written, else one that was written for this. None: it is
-    /// the access log's, of a client that was turned away or a connection without requests, or of what no filter has seen.
+    /// Parses a JSON line: an access log line if it has a start time and a listener, otherwise a line written for this
+    /// purpose. Returns `None` for an access log line of a rejected client, of a connection, or of a request that no filter has seen.
     fn from_json(line: &str) -> anyhow::Result<Option<Asked>> {
         let line: serde_json::Value = serde_json::from_str(line)?;
         if line.get("start").is_some() && line.get("listener").is_some() {
@@ -107,8 +107,8 @@ impl Asked {
             let (Some(method), Some(path)) = (line.method, line.path) else { return Ok(None) };
             let Ok(mut asked) = Asked::new(&method, &path) else { return Ok(None) };
             asked.logged = true;
-            let said = [("host", line.authority), ("user-agent", line.user_agent), ("referer", line.referer)];
-            said.iter().try_for_each(|(name, value)| value.as_ref().map_or(Ok(()), |v| asked.header(name, v)))?;
+            let fields = [("host", line.authority), ("user-agent", line.user_agent), ("referer", line.referer)];
+            fields.iter().try_for_each(|(name, value)| value.as_ref().map_or(Ok(()), |v| asked.header(name, v)))?;
             asked.body = Some(zeros(line.request_bytes.min(LOGGED_BODY) as usize));
             asked.client = line.client;
             return Ok(Some(asked));
@@ -122,7 +122,7 @@ impl Asked {
     }
 }
 
-/// A line that was written for this.
+/// A line that was written for this purpose.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -134,7 +134,7 @@ struct Line {
     client: Option<IpAddr>,
 }
 
-/// A line of an access log in JSON, as far as it matters here.
+/// The relevant fields of an access log line in JSON.
 #[derive(Debug, Deserialize)]
 struct LogLine {
     method: Option<String>,
@@ -147,7 +147,7 @@ struct LogLine {
     request_bytes: u64,
 }
 
-/// Reads a file of JSON lines; empty ones are skipped. With how many lines of an access log are no requests.
+/// Reads a file of JSON lines, and skips empty ones. Also returns the number of access log lines that are not requests.
 fn read(file: &Path) -> anyhow::Result<(Vec<Asked>, usize)> {
     let name = file.display();
     let lines = BufReader::new(File::open(file).with_context(|| format!("cannot read {name}"))?).lines();
@@ -161,7 +161,7 @@ fn read(file: &Path) -> anyhow::Result<(Vec<Asked>, usize)> {
             }
         }
     }
-    ensure!(!all.is_empty(), "{name} holds no request");
+    ensure!(!all.is_empty(), "{name} contains no request");
     Ok((all, skipped))
 }
 
@@ -169,7 +169,7 @@ fn zeros(len: usize) -> Bytes {
     vec![0; len].into()
 }
 
-/// All requests that the arguments ask for.
+/// Collects the requests that the arguments specify.
 pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<Workload> {
     let (mut all, skipped) = match &args.requests {
         Some(file) => read(file)?,
@@ -190,7 +190,7 @@ pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<Workload> {
     Ok(Workload { asked: all, hash: content_hash(of.as_bytes())[..16].to_owned(), skipped })
 }
 
-/// A copy as a parser would have made it, with room for more fields. In one that is merely cloned there is none, and a filter
+/// A copy as a parser would have created it, with room for more fields. A plain clone has no room, and a filter
 /// that adds a field would be charged for a new table.
 pub(super) fn as_parsed(fields: &HeaderMap) -> HeaderMap {
     let mut copy = HeaderMap::with_capacity(fields.len() + ADDED_BACK);
@@ -200,7 +200,7 @@ pub(super) fn as_parsed(fields: &HeaderMap) -> HeaderMap {
     copy
 }
 
-/// A request, ready to be run again and again.
+/// A request, ready to be run repeatedly.
 pub(super) struct Sample {
     connection: Rc<ConnectionInfo>,
     client: SocketAddr,
@@ -212,10 +212,10 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// The request as the filters of this listener get it.
+    /// Prepares the request as this listener's filters receive it.
     ///
     /// # Errors
-    /// The listener would refuse it before any filter sees it.
+    /// The listener would reject it before any filter sees it.
     pub(super) fn new(asked: Asked, listener: &Listener) -> anyhow::Result<Sample> {
         let Asked { method, path, mut headers, body, client, .. } = asked;
         let authority = match headers.remove(header::HOST) {
@@ -268,7 +268,7 @@ impl Sample {
         }
     }
 
-    /// A stream of it.
+    /// Creates a stream of the request.
     pub(super) fn stream(&self, chain: &Rc<Chain>) -> Rc<Stream> {
         Stream::new(
             self.connection.clone(),
@@ -303,7 +303,7 @@ mod tests {
             ("GET a", "`a` is not a path"),
             ("GET http://h/a", "is not a path"),
             ("GET /a b", "is not a path"),
-            ("CONNECT /", "CONNECT is refused"),
+            ("CONNECT /", "CONNECT is rejected"),
         ] {
             let said = problem(line.parse());
             assert!(said.contains(why), "{line}: {said}");
@@ -320,8 +320,8 @@ mod tests {
         for (line, why) in [
             (r#"{"path":"/","header":{}}"#, "unknown field `header`"),
             (r#"{"method":"GET"}"#, "missing field `path`"),
-            (r#"{"path":"/","headers":{"a b":"1"}}"#, "`a b` is not a header's name"),
-            (r#"{"path":"/","headers":{"a":"1\n"}}"#, "cannot be the value"),
+            (r#"{"path":"/","headers":{"a b":"1"}}"#, "`a b` is not a valid header name"),
+            (r#"{"path":"/","headers":{"a":"1\n"}}"#, "is not a valid value"),
             ("GET /", "expected value"),
         ] {
             let said = problem(Asked::from_json(line).map(Option::unwrap));

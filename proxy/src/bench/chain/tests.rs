@@ -65,7 +65,7 @@ fn each_filter_and_phase_is_counted() {
         assert_eq!(headers.calls, 10);
         assert!(headers.hostcalls >= 1.0 && headers.copied_bytes > 0.0 && headers.figures.median_ns > 0.0);
         assert_eq!(phase(timed::Phase::End).unwrap().calls, 10);
-        assert!(phase(timed::Phase::ResponseHeaders).is_none(), "it does not ask for them");
+        assert!(phase(timed::Phase::ResponseHeaders).is_none(), "it does not subscribe to them");
         assert!(filter.memory_bytes >= 64 << 10);
     }
     assert!(report.total.median_ns > 0.0 && report.calls.of_medians_ns > 0.0);
@@ -90,7 +90,7 @@ fn requests_that_end_early_are_reported_by_status() {
 }
 
 #[test]
-fn another_listener_is_run_beside() {
+fn another_listener_can_run_alternately() {
     let filters = format!("{ROUTER}{AUTHZ}");
     let first = report("access, routes", &filters, &["-n", "300", "--beside", "other"]);
     let names = |report: &Report| report.filters.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
@@ -110,7 +110,7 @@ fn another_listener_is_run_beside() {
 }
 
 #[test]
-fn bodies_and_trailers_go_past_filters_that_do_not_look() {
+fn bodies_and_trailers_bypass_filters_without_subscription() {
     let line = ["-n", "2", "--request", "POST /", "--body", "200000", "--response-body", "100000", "--trailers"];
     let report = report("routes", ROUTER, &line);
     assert_eq!(report.endings, [EndingReport::Response { status: 200, count: 2 }]);
@@ -118,8 +118,8 @@ fn bodies_and_trailers_go_past_filters_that_do_not_look() {
 }
 
 #[test]
-fn a_delay_holds_nobody_up() {
-    // Whoever waited for one of these hours would not get to the end.
+fn a_delay_is_not_waited_for() {
+    // If the benchmark waited for these hours, the test would not end.
     let report = report("slow, routes", &format!("{ROUTER}{DELAY}"), &["-n", "600"]);
     assert_eq!(report.endings, [EndingReport::Held { filter: "slow".into(), count: 600 }]);
     assert!(report.notes[0].starts_with("100.0% of the requests were held"), "{:?}", report.notes);
@@ -138,18 +138,18 @@ fn lines_of_an_access_log_that_no_filter_has_seen_are_skipped_and_counted() {
         result("routes", ROUTER, &["-n", "10", "--requests", file.to_str().unwrap()])
     };
     let seen = [line("\"GET\"", "\"/a\""), line("\"PUT\"", "\"/b\"")];
-    // A client whose handshake failed, a tunnel that was refused, and a path that is none.
+    // A client whose handshake failed, a rejected tunnel, and an invalid path.
     let unseen = [line("null", "null"), line("\"CONNECT\"", "\"/\""), line("\"GET\"", "\"/%zz\"")];
     let report = run(&[&unseen[..], &seen].concat()).unwrap();
     assert_eq!(report.requests, 2);
     assert!(report.notes[0].starts_with("3 lines of the access log skipped: "), "{:?}", report.notes);
     assert!(!run(&seen).unwrap().notes.iter().any(|note| note.contains("skipped")));
-    assert!(format!("{:#}", run(&unseen[..2]).unwrap_err()).ends_with("holds no request"));
-    assert!(format!("{:#}", run(&unseen).unwrap_err()).contains("would refuse all"));
+    assert!(format!("{:#}", run(&unseen[..2]).unwrap_err()).ends_with("contains no request"));
+    assert!(format!("{:#}", run(&unseen).unwrap_err()).contains("would reject all"));
 }
 
 #[test]
-fn a_listener_for_tcp_is_refused() {
+fn a_listener_for_tcp_is_rejected() {
     let text = "listeners: [{name: db, address: '127.0.0.1:8080', protocol: tcp, cluster: web}]\n\
                 clusters: [{name: web, endpoints: [{address: '127.0.0.1:9001'}]}]\n";
     let loaded = config::parse("tollgate.yaml", text, Format::Yaml).unwrap();
@@ -160,9 +160,9 @@ fn a_listener_for_tcp_is_refused() {
 }
 
 #[test]
-fn listeners_and_requests_that_cannot_be_run_are_refused() {
+fn listeners_and_requests_that_cannot_run_are_rejected() {
     let problem = |line: &[&str]| format!("{:#}", result("routes", ROUTER, line).unwrap_err());
-    assert!(problem(&["--listener", "x"]).ends_with("there are: public, other"));
+    assert!(problem(&["--listener", "x"]).ends_with("use one of public, other"));
     assert!(problem(&["--request", "GET /%zz"]).contains("broken percent-encoding"));
     assert!(problem(&["-H", "host: a@b c"]).contains("is not a host"));
     assert!(format!("{:#}", result("", ROUTER, &[]).unwrap_err()).contains("is empty"));
@@ -206,7 +206,7 @@ fn sample_report(filter: &str, median_ns: f64, p99_ns: f64) -> Report {
 }
 
 #[test]
-fn calls_are_summed_up_as_often_as_they_are_made() {
+fn calls_are_summed_up_by_their_number() {
     let mut filters = [sample_report("f", 200.0, 0.0).filters, sample_report("g", 100.0, 0.0).filters].concat();
     filters[0].phases[0].calls = 10;
     filters[1].phases[0].calls = 5;
@@ -229,5 +229,5 @@ fn a_baseline_shows_differences_in_percent() {
     let mut now = Report { workload: "other".into(), endings: Vec::new(), ..sample_report("g", 100.0, 1.0) };
     now.compare(&before);
     assert_eq!((now.total.change.unwrap().median_percent, now.filters[0].phases[0].figures.change), (-50.0, None));
-    assert_eq!(now.notes.len(), 4, "other requests, other endings, a filter more and one less: {:?}", now.notes);
+    assert_eq!(now.notes.len(), 4, "other requests, other endings, one filter more and one less: {:?}", now.notes);
 }

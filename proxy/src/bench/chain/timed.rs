@@ -1,5 +1,5 @@
-//! A filter that measures another one: each call is passed on as it is, and the time that it took, the calls of the guest
-//! to the host and the bytes copied for them are counted by phase.
+//! A filter that wraps and measures another one: it forwards each call unchanged, and records per phase the time, the guest's
+//! calls to the host and the bytes copied for them.
 
 use std::{
     cell::RefCell,
@@ -15,10 +15,10 @@ use crate::{
     wasm::{Vm, WasmFilter},
 };
 
-/// Longer times are counted as this one.
+/// Longer times are recorded as this one.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// When a filter is called.
+/// The phases in which a filter is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Phase {
@@ -55,7 +55,7 @@ impl Phase {
     }
 }
 
-/// Times, in nanoseconds, without what reading the clock took.
+/// Times in nanoseconds, without the cost of reading the clock.
 #[derive(Debug, Clone)]
 pub(super) struct Times {
     histogram: Histogram<u64>,
@@ -63,9 +63,9 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// `clock`: what each time contains of reading the clock, see [`clock`].
+    /// `clock`: the cost of reading the clock that each time includes, see [`clock`].
     pub(super) fn new(clock: Duration) -> Times {
-        // The bounds are constants that hdrhistogram accepts; up to 2 µs each nanosecond is told from the next.
+        // The bounds are valid constants; up to 2 µs the resolution is one nanosecond.
         let histogram = Histogram::new_with_max(LONGEST.as_nanos() as u64, 3).expect("valid bounds");
         Times { histogram, clock }
     }
@@ -87,7 +87,7 @@ impl Times {
     }
 }
 
-/// What a measured time contains beside what was measured: the median of measuring nothing. Tens of nanoseconds, as much as
+/// The cost of reading the clock: the median of measuring nothing. It is tens of nanoseconds, as much as
 /// a short call into a filter, so it is subtracted from each time.
 pub(super) fn clock() -> Duration {
     let mut nothing: Vec<Duration> = (0..10_001).map(|_| Instant::now().elapsed()).collect();
@@ -99,7 +99,7 @@ pub(super) fn clock() -> Duration {
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
     pub(super) times: Times,
-    /// Calls of the guest to the host.
+    /// The guest's calls to the host.
     pub(super) hostcalls: u64,
     /// Bytes copied into and out of the guest's memory.
     pub(super) copied: u64,
@@ -123,13 +123,13 @@ impl Timed {
         self.filter.vm()
     }
 
-    /// Forgets what was measured.
+    /// Discards the measurements.
     pub(super) fn reset(&self) {
         let tally = Tally { times: Times::new(self.clock), hostcalls: 0, copied: 0 };
         *self.tallies.borrow_mut() = vec![tally; Phase::ALL.len()];
     }
 
-    /// What was measured, by phase; phases without calls are left out.
+    /// The measurements by phase, without phases that had no calls.
     pub(super) fn tallies(&self) -> Vec<(Phase, Tally)> {
         let tallies = self.tallies.borrow();
         let all = Phase::ALL.into_iter().zip(tallies.iter().cloned());
@@ -144,7 +144,7 @@ impl Timed {
         let after = self.vm().traffic();
         let tally = &mut self.tallies.borrow_mut()[phase as usize];
         tally.times.record(took);
-        // An instance that has failed is gone, and its counts with it.
+        // A failed instance is dropped together with its counts.
         tally.hostcalls += after.0.saturating_sub(hostcalls);
         tally.copied += after.1.saturating_sub(copied);
         result

@@ -1,5 +1,5 @@
-//! The command line of `tollgate bench load`: what each option means, and the check of it into a `Plan` that the
-//! generator can carry out without failing halfway.
+//! The command line of `tollgate bench load`: the options, and their conversion into a validated `Plan`, so that the
+//! generator does not fail halfway.
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},
@@ -21,53 +21,53 @@ use crate::{
 
 /// Send HTTP/1.1 requests at a constant rate and report the latency.
 ///
-/// With --rate the load is open-loop: request number i is due at i/rate, whatever happened to the ones before it, and
-/// its latency is counted from the moment it was due. A server that stalls is therefore charged for every request
+/// With --rate the load is an open loop: request number i is due at i/rate, whatever happened to earlier requests, and
+/// its latency counts from when it was due. A server that stalls is therefore charged for every request
 /// that had to wait, not only for the one that it was working on (no coordinated omission). With --saturate each
-/// connection sends the next request as soon as it has the answer to the last one: that finds the highest
+/// connection sends the next request as soon as it has the response to the last one: this finds the highest
 /// throughput, but says little about latency.
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("load").required(true).args(["rate", "saturate"])))]
 pub struct LoadArgs {
-    /// What to request: http://host:port/path, or https://
+    /// Request this URL: http://host:port/path, or https://
     #[arg(value_name = "URL", value_parser = parse_target)]
     pub url: Target,
 
-    /// Requests per second over all connections, at a constant pace (open loop); may be a fraction
+    /// Send this many requests per second over all connections, evenly spaced (open loop); fractions are allowed
     #[arg(long, short = 'r', value_name = "N", value_parser = parse_rate)]
     pub rate: Option<f64>,
 
-    /// Instead of a rate: each connection sends as soon as it can (closed loop)
+    /// Let each connection send as soon as it can, instead of at a rate (closed loop)
     #[arg(long)]
     pub saturate: bool,
 
-    /// Connections to keep open, shared out over the threads
+    /// Keep this many connections open, distributed over the threads
     #[arg(long, short = 'c', value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub connections: u32,
 
-    /// Threads that generate load; the report says when they were too few
+    /// Generate load with this many threads; the report warns if they were too few
     #[arg(long, short = 't', value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: u16,
 
-    /// How long to measure, after the warm-up (us, ms, s, m, h)
+    /// Measure for this long, after the warm-up (us, ms, s, m, h)
     #[arg(long, short = 'd', value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub duration: Duration,
 
-    /// How long to send before measuring; these requests are counted nowhere
+    /// Send requests for this long before measuring; these requests are not counted
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
     pub warmup: Duration,
 
-    /// The method of the requests
+    /// Use this method
     #[arg(long, short = 'X', value_name = "METHOD", default_value = "GET", value_parser = parse_method)]
     pub method: Method,
 
-    /// A header to send, such as 'Accept: text/plain'; may be repeated. `Host` replaces the one made from the URL
+    /// Send this header, such as 'Accept: text/plain'; repeatable. `Host` replaces the one from the URL
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = parse_header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
 
-    /// With https: trust the authorities in this file (PEM), instead of those that the system trusts
+    /// With https: trust the authorities in this file (PEM) instead of the system's
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     pub cacert: Option<PathBuf>,
 
@@ -75,30 +75,30 @@ pub struct LoadArgs {
     #[arg(long)]
     pub insecure: bool,
 
-    /// The body to send: the text itself, or @FILE for the contents of a file
+    /// Send this body: the text itself, or @FILE for the contents of a file
     #[arg(long, short = 'b', value_name = "TEXT|@FILE")]
     pub body: Option<String>,
 
-    /// How long to wait for a connection, and for a complete response once the request is sent. Also how long requests
-    /// that are overdue when the time is up may still be sent
+    /// Wait at most this long for a connection, and for a complete response once the request is sent. Requests that are
+    /// overdue at the end of the run are also sent for at most this long
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_time)]
     pub timeout: Duration,
 
-    /// A status that is a success: 200, or a class such as 2xx; may be repeated. Any other is an error.
-    /// [default: every status below 500, because to refuse a request (403, 429) is often the job of a proxy]
+    /// Count only this status as success: 200, or a class such as 2xx; repeatable.
+    /// [default: every status below 500, because rejecting a request (403, 429) is often the job of a proxy]
     #[arg(long, value_name = "STATUS", value_parser = parse_expected)]
     pub expect_status: Vec<Expected>,
 
-    /// Count the distinct values of this response header (the first 32 of them), for instance to see which versions
-    /// of a filter answered while it was being replaced
+    /// Count the distinct values of this response header (the first 32 of them), for example to see which versions
+    /// of a filter responded while it was being replaced
     #[arg(long, value_name = "NAME", value_parser = parse_header_name)]
     pub tally_header: Option<HeaderName>,
 
-    /// Write the result as JSON to stdout, in place of the text
+    /// Write the result as JSON to stdout, instead of text
     #[arg(long)]
     pub json: bool,
 
-    /// Also write a report with plots to this file: one HTML page that needs nothing else
+    /// Also write a report with plots to this file: one self-contained HTML page
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
@@ -107,7 +107,7 @@ pub struct LoadArgs {
     pub fail_on_error: bool,
 }
 
-/// Where the requests go, taken apart from the URL.
+/// The destination of the requests, parsed from the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub(super) url: String,
@@ -127,16 +127,16 @@ pub enum Expected {
     Class(u16),
 }
 
-/// How the requests are spread over time.
+/// How the requests are distributed over time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Mode {
-    /// So many each second.
+    /// This many requests a second.
     Rate(f64),
-    /// As many as the connections carry.
+    /// As many requests as the connections carry.
     Saturate,
 }
 
-/// The arguments after every check: nothing in here can be wrong any more.
+/// The validated arguments.
 pub(super) struct Plan {
     pub(super) mode: Mode,
     pub(super) url: String,
@@ -158,21 +158,21 @@ impl Plan {
         let target = &args.url;
         ensure!(
             u32::from(args.threads) <= args.connections,
-            "--threads {} is more than --connections {}: a thread needs at least one connection",
+            "--threads {} exceeds --connections {}: each thread needs at least one connection",
             args.threads,
             args.connections
         );
-        ensure!(!args.duration.is_zero(), "--duration is 0: there would be nothing to measure");
-        ensure!(!args.timeout.is_zero(), "--timeout is 0: no request could succeed");
+        ensure!(!args.duration.is_zero(), "--duration is 0: use a longer time");
+        ensure!(!args.timeout.is_zero(), "--timeout is 0: use a longer time");
         let mode = match args.rate {
             Some(rate) => Mode::Rate(rate),
             None if args.saturate => Mode::Saturate,
-            None => bail!("one of --rate and --saturate is needed"),
+            None => bail!("use one of --rate and --saturate"),
         };
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, target.authority.clone());
         for (i, (name, value)) in args.headers.iter().enumerate() {
-            ensure!(name != header::CONTENT_LENGTH, "--header Content-Length: it is set from --body");
+            ensure!(name != header::CONTENT_LENGTH, "--header Content-Length is not allowed: --body determines it");
             if name == header::HOST && !args.headers[..i].iter().any(|(n, _)| n == name) {
                 headers.insert(name, value.clone());
             } else {
@@ -195,7 +195,7 @@ impl Plan {
 
         let addresses: Vec<_> = (target.host.as_str(), target.port)
             .to_socket_addrs()
-            .with_context(|| format!("{}: cannot find the address of `{}`", target.url, target.host))?
+            .with_context(|| format!("{}: cannot resolve `{}`", target.url, target.host))?
             .collect();
         ensure!(!addresses.is_empty(), "{}: `{}` has no address", target.url, target.host);
         Ok(Plan {
@@ -214,7 +214,7 @@ impl Plan {
         })
     }
 
-    /// The headers of the requests, without what is nobody else's business.
+    /// The headers of the requests, without the values of credentials.
     pub(super) fn shown_headers(&self) -> impl Iterator<Item = (&HeaderName, String)> {
         self.request.headers().iter().map(|(name, value)| {
             let shown = if is_secret(name.as_str()) { "…".into() } else { String::from_utf8_lossy(value.as_bytes()) };
@@ -222,7 +222,7 @@ impl Plan {
         })
     }
 
-    /// Warm-up and measurement together: requests are due until then.
+    /// The duration of warm-up and measurement together.
     pub(super) fn total(&self) -> Duration {
         self.warmup + self.duration
     }
@@ -238,19 +238,19 @@ impl Plan {
     }
 }
 
-/// Whether the value of a header had better not be in a report that others read.
+/// Whether a header's value is probably a credential and must not be in a report.
 pub(super) fn is_secret(name: &str) -> bool {
     const WORDS: [&str; 6] = ["authorization", "cookie", "key", "token", "secret", "password"];
     let name = name.to_ascii_lowercase();
     WORDS.iter().any(|word| name.contains(word))
 }
 
-/// What TLS needs, if the URL asks for it.
+/// The TLS client, if the URL is https.
 fn tls(args: &LoadArgs, addresses: &[SocketAddr]) -> anyhow::Result<Option<(TlsConnector, ServerName<'static>)>> {
     let target = &args.url;
     ensure!(
         target.secure || (args.cacert.is_none() && !args.insecure),
-        "--cacert and --insecure are for https:// URLs, and this is {}",
+        "--cacert and --insecure are for https:// URLs, but the URL is {}",
         target.url
     );
     if !target.secure {
@@ -258,8 +258,8 @@ fn tls(args: &LoadArgs, addresses: &[SocketAddr]) -> anyhow::Result<Option<(TlsC
     }
     let section =
         ClusterTls { ca: args.cacert.iter().cloned().collect(), insecure: args.insecure, ..ClusterTls::default() };
-    let as_it_stands = Path::to_path_buf;
-    let tls = ClientTls::load(&section, &target.host, &[b"http/1.1"], &mut Loader::new(&as_it_stands), None);
+    let unchanged = Path::to_path_buf;
+    let tls = ClientTls::load(&section, &target.host, &[b"http/1.1"], &mut Loader::new(&unchanged), None);
     let tls = tls.map_err(|problems| {
         let reasons: Vec<_> = problems.iter().map(|problem| problem.error.to_string()).collect();
         anyhow!("{}", reasons.join("; "))
@@ -280,7 +280,7 @@ fn parse_target(s: &str) -> Result<Target, String> {
     if authority.as_str().contains('@') {
         return Err("a URL with a user name is not supported; send it with --header 'Authorization: …'".into());
     }
-    // `port_u16` is also none for `host:` and `host:99999`, which must not become the default.
+    // `port_u16` is also `None` for `host:` and `host:99999`, which must not become the default port.
     let port = match (uri.port_u16(), authority.as_str().len() == authority.host().len()) {
         (Some(0), _) | (None, false) => return Err(format!("{}: the port is not from 1 to 65535", wrong())),
         (Some(port), _) => port,
@@ -299,7 +299,7 @@ fn parse_target(s: &str) -> Result<Target, String> {
 fn parse_rate(s: &str) -> Result<f64, String> {
     match s.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 10_000_000.0 => Ok(rate),
-        Ok(_) => Err("a rate is above 0 and at most 10000000 requests per second".into()),
+        Ok(_) => Err("not above 0 and at most 10000000 requests per second".into()),
         Err(_) => Err("not a number of requests per second".into()),
     }
 }
@@ -318,7 +318,7 @@ fn parse_time(s: &str) -> Result<Duration, String> {
             "h" => 3600.0,
             _ => return Err(wrong()),
         };
-    // The bound keeps every later sum of times far from overflow.
+    // This limit keeps later sums of times far from overflow.
     if seconds > 7.0 * 86_400.0 {
         return Err("longer than a week".into());
     }
@@ -327,7 +327,7 @@ fn parse_time(s: &str) -> Result<Duration, String> {
 
 fn parse_method(s: &str) -> Result<Method, String> {
     match Method::from_bytes(s.as_bytes()) {
-        // Its response has no body but a tunnel, which never ends.
+        // Its response is a tunnel, which never ends.
         Ok(Method::CONNECT) => Err("CONNECT opens a tunnel and has no response to time".into()),
         Ok(method) => Ok(method),
         Err(_) => Err("not a method name".into()),
@@ -341,7 +341,7 @@ fn parse_header_name(s: &str) -> Result<HeaderName, String> {
 fn parse_header(s: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = s.split_once(':').ok_or("no colon; write 'Name: value'")?;
     let value = HeaderValue::from_str(value.trim())
-        .map_err(|_| format!("the value of `{name}` has characters that a header cannot carry"))?;
+        .map_err(|_| format!("the value of `{name}` has characters that are not allowed in a header"))?;
     Ok((parse_header_name(name.trim())?, value))
 }
 

@@ -1,7 +1,7 @@
-//! One HTTP/1.1 connection of the load generator: opened, asked one request at a time, and dropped when it ended.
+//! One HTTP/1.1 connection of the load generator, which carries one request at a time and is dropped when it has ended.
 //!
-//! hyper's connection future is not a task of its own but polled along with whatever waits for it, which saves two
-//! task switches per request, and makes dropping the `Link` close the socket at once.
+//! hyper's connection future is not a separate task but polled along with the future that waits for it. That saves two
+//! task switches per request, and dropping the `Link` closes the socket immediately.
 
 use std::{
     error::Error,
@@ -21,13 +21,13 @@ use tokio_rustls::TlsStream;
 use super::{args::Plan, stats::Failure};
 use crate::net::{Prefixed, Socket, Stream, TokioIo};
 
-/// What is known of the answer to a request, at any moment.
+/// The part of a response received so far.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) status: Option<u16>,
     /// The value of the tallied header, once there is a response.
     pub(super) tally: Option<Option<HeaderValue>>,
-    /// Of the body.
+    /// Bytes of the body.
     pub(super) bytes: u64,
     pub(super) failure: Option<(Failure, String)>,
 }
@@ -38,7 +38,7 @@ type Driver = Pin<Box<Connection<TokioIo<Stream>, Full<Bytes>>>>;
 /// An open connection.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
-    /// None once it has ended.
+    /// `None` once it has ended.
     connection: Option<Driver>,
     /// Whether it has carried a request.
     pub(super) used: bool,
@@ -48,7 +48,7 @@ impl Link {
     /// Connects to the first of the plan's addresses that accepts.
     pub(super) async fn open(plan: &Plan) -> io::Result<Link> {
         let socket = TcpStream::connect(&plan.addresses[..]).await?;
-        // A request must leave when it is due, not when the last response has been acknowledged.
+        // A request must be sent when it is due, not when the last response has been acknowledged.
         socket.set_nodelay(true)?;
         let socket = Prefixed::new(Bytes::new(), Socket::Tcp(socket));
         let stream = match &plan.tls {
@@ -82,8 +82,8 @@ impl Link {
         .await
     }
 
-    /// Sends the request, and fills in the answer up to the end of the response body. Gives the request back if the
-    /// connection turned out to have ended before a byte of the request was written.
+    /// Sends the request, and fills in the answer up to the end of the response body. Returns the request if the
+    /// connection had ended before a byte of it was written.
     pub(super) async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,
@@ -123,8 +123,8 @@ async fn drive<F: Future>(connection: &mut Option<Driver>, event: F) -> F::Outpu
             return Poll::Ready(output);
         }
         let Some(c) = connection else { return Poll::Pending };
-        // Its error needs no look: hyper also gives it to the request or the body that it concerns, and to drop the
-        // connection ends whichever of them still waits.
+        // Its error can be ignored: hyper also returns it to the affected request or body, and dropping the
+        // connection ends the one that still waits.
         if c.as_mut().poll(cx).is_ready() {
             *connection = None;
         }
@@ -133,13 +133,13 @@ async fn drive<F: Future>(connection: &mut Option<Driver>, event: F) -> F::Outpu
     .await
 }
 
-/// The kind of an error that came in place of a response head.
+/// The kind of an error that occurred instead of a response head.
 fn head_failure(e: &hyper::Error) -> (Failure, String) {
     let kind = if e.is_parse() { Failure::Protocol } else { Failure::Reset };
     (kind, explain(e))
 }
 
-/// The error with its causes: hyper's own message leaves them out.
+/// The error with its causes, which hyper's own message omits.
 fn explain(e: &hyper::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();

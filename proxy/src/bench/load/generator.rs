@@ -1,5 +1,5 @@
-//! A generator thread: its connections, each a task that takes the next request when one is due, sends it and
-//! records what came of it.
+//! A generator thread and its connections, each a task that takes the next request when one is due, sends it and
+//! records the outcome.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,53 +27,53 @@ use super::{
     stats::{Failure, Outcome, Stats, Times},
 };
 
-/// After a failed connection attempt without a rate to keep to: a server that is gone must not keep a processor busy.
+/// Delay after a failed connection attempt without a rate, so that an unreachable server does not keep a processor busy.
 const BACKOFF: Duration = Duration::from_millis(10);
 
-/// What a generator thread is given.
+/// The input of a generator thread.
 pub(super) struct Job {
     pub(super) plan: Arc<Plan>,
     pub(super) connections: usize,
     /// The requests to send and the permits for those that are due; none in a closed loop.
     pub(super) pace: Option<(Schedule, Arc<Semaphore>)>,
     pub(super) stats: Arc<Mutex<Stats>>,
-    /// Told once all connections are open, or what was wrong with the first that could not be.
+    /// Receives the result of opening the connections.
     pub(super) ready: mpsc::Sender<Ready>,
-    /// Tells the time to start; no thread starts before all are ready.
+    /// Sends the time to start; no thread starts before all are ready.
     pub(super) start: mpsc::Receiver<Instant>,
-    /// No new requests.
+    /// Set to stop sending new requests.
     pub(super) stop: Arc<AtomicBool>,
-    /// No more waiting for those under way.
+    /// Set to stop waiting for in-flight requests.
     pub(super) cut: watch::Receiver<bool>,
 }
 
-/// How the connections of a thread came up.
+/// The result of opening a thread's connections.
 pub(super) struct Ready {
     pub(super) open: usize,
     pub(super) first_error: Option<String>,
 }
 
-/// What a generator thread has to say at its end, apart from the statistics.
+/// The result of a generator thread, apart from the statistics.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Finished {
-    /// How many requests of its schedule it took.
+    /// The number of requests of its schedule that it took.
     pub(super) taken: u64,
-    /// How many were given up because the run was interrupted.
+    /// The number of requests abandoned because the run was interrupted.
     pub(super) abandoned: u64,
-    /// How much processor time it used.
+    /// The processor time that it used.
     pub(super) usage: Option<Usage>,
 }
 
-/// The use of the processor by one thread while it was measured, in parts of the time that passed.
+/// A thread's use of the processor during the measurement, as shares of the elapsed time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usage {
-    /// It ran.
+    /// The thread ran.
     pub(super) busy: f64,
-    /// It could have run, but no processor was free.
+    /// The thread was runnable, but no processor was free.
     pub(super) starved: f64,
 }
 
-/// What the connections of a thread share.
+/// State shared by the connections of a thread.
 struct Shared {
     plan: Arc<Plan>,
     pace: Option<(Schedule, Arc<Semaphore>)>,
@@ -84,20 +84,20 @@ struct Shared {
     in_flight: Cell<u64>,
 }
 
-/// What a connection does next.
+/// A connection's next step.
 enum Next {
-    /// It sends the request that was due then.
+    /// Send the request that was due at this time.
     Send(Duration),
-    /// It has ended and opens anew.
+    /// The connection has ended: open a new one.
     Reopen,
     Finish,
 }
 
-/// The whole life of a generator thread.
+/// Runs a generator thread.
 pub(super) fn generate(job: Job) -> anyhow::Result<Finished> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     let (links, ready) = runtime.block_on(open_all(&job));
-    // If nobody listens or no start comes, the run was called off.
+    // If the receiver is gone or no start arrives, the run was cancelled.
     let _ = job.ready.send(ready);
     let Ok(t0) = job.start.recv() else { return Ok(Finished::default()) };
     let shared = Rc::new(Shared {
@@ -168,11 +168,11 @@ async fn run(shared: &Rc<Shared>, links: Vec<Option<Link>>, mut cut: watch::Rece
     });
     tokio::select! {
         () = join_all(&mut connections) => {}
-        // An error means that the other end is gone, which ends the run as well.
+        // An error means that the sender is gone, which also ends the run.
         _ = cut.wait_for(|cut| *cut) => {}
     }
     if !metering.is_finished() {
-        // Ended early: what was measured until now.
+        // Ended early: use the measurements so far.
         metering.abort();
         meter.borrow_mut().read();
     }
@@ -181,7 +181,7 @@ async fn run(shared: &Rc<Shared>, links: Vec<Option<Link>>, mut cut: watch::Rece
 
 async fn join_all(connections: &mut JoinSet<()>) {
     while let Some(end) = connections.join_next().await {
-        // With a connection missing, the result would look sound and be wrong.
+        // Without this connection, the result would look valid but be wrong.
         if let Err(e) = end
             && e.is_panic()
         {
@@ -195,14 +195,14 @@ async fn connection(shared: Rc<Shared>, mut link: Option<Link>) {
     if shared.pace.is_none() {
         time::sleep_until(shared.t0.into()).await;
     }
-    // One timer for all requests: to move it later costs tokio next to nothing.
+    // One timer for all requests: moving it later costs tokio next to nothing.
     let mut timer = pin!(time::sleep(shared.plan.timeout));
     loop {
         let free = shared.elapsed();
         let due = match next(&shared, &mut link).await {
             Next::Send(due) => due,
             Next::Reopen => {
-                // If that fails, the next request that this connection takes tries again, and counts it.
+                // If this fails, the next request on this connection tries again, and counts the failure.
                 link = open(&shared.plan, &shared.stats).await.ok();
                 continue;
             }
@@ -248,7 +248,7 @@ async fn next(shared: &Shared, link: &mut Option<Link>) -> Next {
             let j = shared.next.get();
             shared.next.set(j + 1);
             if j + 1 == schedule.len() {
-                // That was the last: the other connections have nothing to wait for.
+                // This was the last request: the other connections need not wait.
                 permits.close();
             }
             Next::Send(schedule.at(j))
@@ -256,7 +256,7 @@ async fn next(shared: &Shared, link: &mut Option<Link>) -> Next {
     }
 }
 
-/// Sends one request, on a new connection if there is none. The link is gone afterwards if it cannot be used again.
+/// Sends one request, on a new connection if there is none. Afterwards the link is `None` if it cannot be reused.
 async fn perform(
     shared: &Shared,
     link: &mut Option<Link>,
@@ -290,8 +290,8 @@ async fn perform(
             }
         };
         match unsent {
-            // The server closed the idle connection, and hyper saw that before it wrote anything: to send the request
-            // on a new one is no retry. One of which a byte was written never gets here.
+            // The server closed the idle connection, and hyper noticed before it wrote anything: sending the request
+            // on a new connection is not a retry. A partly written request never gets here.
             Some(unsent) if reused => {
                 *link = None;
                 answer = Answer::default();
@@ -318,7 +318,7 @@ impl Shared {
     }
 }
 
-/// Reads how much processor time this thread has had. Linux tells; elsewhere nothing is measured.
+/// Reads the processor time of this thread, which only Linux provides.
 #[derive(Default)]
 struct Meter {
     readings: Vec<(Instant, f64, f64)>,
@@ -336,7 +336,7 @@ impl Meter {
     fn usage(&self) -> Option<Usage> {
         let ((t1, ran1, waited1), (t2, ran2, waited2)) = (self.readings.first()?, self.readings.last()?);
         let passed = t2.duration_since(*t1).as_secs_f64();
-        // The kernel accounts in ticks: over less than a few of them the parts mean nothing.
+        // The kernel counts in ticks: the shares are meaningless over less than a few of them.
         (passed >= 0.1).then(|| Usage { busy: (ran2 - ran1) / passed, starved: (waited2 - waited1) / passed })
     }
 }

@@ -1,5 +1,5 @@
-//! The report as one HTML page: the figures, and plots as inline SVG. It refers to nothing outside of itself, so that
-//! it can be kept with the result of a build, or mailed.
+//! The report as one HTML page: tables, and plots as inline SVG. The page is self-contained, so that
+//! it can be stored with a build's results, or mailed.
 
 use std::fmt::{self, Write};
 
@@ -15,13 +15,13 @@ use crate::observe::access_log::timestamp;
 /// The size of a plot.
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 260.0;
-/// The room around its area for the labels.
+/// The margins around a plot for its labels.
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
 
-/// What the two latencies are called, as in the report in text.
+/// The names of the two latencies, as in the text report.
 const CORRECTED: &str = "corrected";
 const SERVICE: &str = "service time";
 
@@ -45,19 +45,19 @@ svg { width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 12px;
 .key { color: var(--dim); font-size: .9rem; } .key svg { width: 1.4em; height: .7em; margin: 0 .3em 0 1em; }
 ";
 
-/// How values are laid out along the vertical axis.
+/// The scale of the vertical axis.
 enum Scale {
-    /// From 0 up to this.
+    /// From 0 to this value.
     Linear(f64),
-    /// From ten to the power of the first up to ten to the power of the second.
+    /// From ten to the power of the first number to ten to the power of the second.
     Log(i32, i32),
 }
 
 struct Line<'a> {
     name: &'a str,
-    /// Its class in the style.
+    /// The CSS class.
     class: &'a str,
-    /// In the units of the axes; without a value where the line has a gap.
+    /// Points in the units of the axes; `None` is a gap in the line.
     points: Vec<(f64, Option<f64>)>,
 }
 
@@ -75,7 +75,7 @@ struct Plot<'a> {
 /// The page.
 pub(super) fn page(report: &Report) -> String {
     let mut out = String::new();
-    // To write to a string cannot fail.
+    // Writing to a string cannot fail.
     let _ = write_page(&mut out, report);
     out
 }
@@ -210,7 +210,7 @@ fn plots(report: &Report) -> [Plot<'_>; 3] {
 }
 
 /// The curve of a histogram. Its horizontal axis counts nines: 1 is 90%, 2 is 99%, as far as there are enough values to
-/// tell one such percentile from the maximum.
+/// distinguish the percentile from the maximum.
 fn percentiles(h: &Histogram<u64>) -> Vec<(f64, Option<f64>)> {
     let last = (h.len().max(1) as f64).log10().clamp(1.0, 7.0);
     let steps = (last * 40.0).ceil() as u32;
@@ -223,19 +223,19 @@ fn log_scale(lines: &[Line<'_>]) -> Scale {
     let values = || lines.iter().flat_map(|l| &l.points).filter_map(|p| p.1).map(|v| v.max(1.0));
     let low = values().fold(f64::MAX, f64::min).log10().floor() as i32;
     let high = values().fold(1.0, f64::max).log10().ceil() as i32;
-    // Without any value the lowest is far above the highest.
+    // Without values, the minimum is far above the maximum.
     let low = low.min(high - 1).max(0);
     Scale::Log(low, high.max(low + 1))
 }
 
-/// A round distance of which about five fit.
+/// A round distance between ticks, such that about five fit.
 fn nice_step(max: f64) -> f64 {
     let rough = max / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough).unwrap_or(rough)
 }
 
-/// A number without digits that say nothing.
+/// Formats a number without insignificant digits.
 fn number(v: f64) -> String {
     let v = (v * 1000.0).round() / 1000.0;
     if v >= 10_000.0 { format!("{}k", v / 1000.0) } else { v.to_string() }
@@ -250,7 +250,7 @@ fn power_of_ten(us: f64) -> String {
     }
 }
 
-/// The command line as a shell reads it, without the values of headers that are nobody else's business.
+/// The command line in shell syntax, without the values of credentials in headers.
 fn command(arguments: impl Iterator<Item = String>) -> String {
     let mut words: Vec<String> = Vec::new();
     for argument in arguments {
@@ -324,7 +324,7 @@ impl Plot<'_> {
                 let mut points: Vec<_> =
                     part.iter().filter_map(|(x, y)| y.map(|y| format!("{:.1},{:.1}", self.x(*x), self.y(y)))).collect();
                 if let [point] = &points[..] {
-                    // Of a line from a point to itself, the round ends are drawn: a dot.
+                    // A line from a point to itself is drawn as a dot, because of its round ends.
                     points.push(point.clone());
                 }
                 writeln!(out, "<polyline class=\"line {}\" points=\"{}\"/>", line.class, points.join(" "))?;

@@ -1,8 +1,8 @@
-//! `tollgate bench load`: an HTTP/1.1 load generator with a constant rate (open loop), so that what it reports of a
-//! proxy is what the users of the proxy would have seen.
+//! `tollgate bench load`: an HTTP/1.1 load generator with a constant rate (open loop), so that it reports the latencies
+//! that users of the proxy would have seen.
 //!
-//! `args` checks the command line, `schedule` says when each request is due, `generator` sends them over the
-//! `connection`s of a thread and counts into `stats`, `progress` collects the counts while the load runs, `report` and
+//! `args` checks the command line, `schedule` determines when each request is due, `generator` sends requests over the
+//! `connection`s of a thread and counts into `stats`, `progress` collects the counts during the run, `report` and
 //! `html` show them. This file starts the threads and decides when they end.
 
 mod args;
@@ -41,10 +41,10 @@ use report::Report;
 use schedule::{Pacer, Schedule};
 use stats::Stats;
 
-/// From "all threads are ready" to the first request: the threads have to wake up first.
+/// Time from "all threads are ready" to the first request, so that the threads can wake up.
 const START_DELAY: Duration = Duration::from_millis(10);
 
-/// How long an interrupted run waits for the requests under way.
+/// How long an interrupted run waits for in-flight requests.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs `tollgate bench load`: sends the load, and writes the report to stdout.
@@ -54,7 +54,7 @@ const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 pub fn run(args: LoadArgs) -> anyhow::Result<()> {
     let plan = Arc::new(Plan::new(&args)?);
     if let Some(file) = &args.html {
-        // Before the run: to find out afterwards that it cannot be written would lose the result.
+        // Checked before the run: an error afterwards would lose the result.
         std::fs::write(file, "").with_context(|| format!("--html {}: cannot write the file", file.display()))?;
     }
     let report = measure(&plan)?;
@@ -87,7 +87,7 @@ struct Crew {
 }
 
 fn measure(plan: &Arc<Plan>) -> anyhow::Result<Report> {
-    // First of all, so that a run that cannot be supervised does not begin.
+    // First, so that a run that cannot be supervised does not start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let started = SystemTime::now();
     let (mut crew, t0) = start(plan)?;
@@ -114,7 +114,7 @@ fn measure(plan: &Arc<Plan>) -> anyhow::Result<Report> {
     Ok(Report { plan: plan.clone(), started, stats, series, elapsed, interrupted, due, unsent, abandoned, usage })
 }
 
-/// Opens the connections, and begins.
+/// Opens the connections, and starts the run.
 fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
     let paces: Vec<_> = match plan.mode {
         Mode::Saturate => Vec::new(),
@@ -125,7 +125,7 @@ fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
     if let Mode::Rate(rate) = plan.mode {
         ensure!(
             paces.iter().any(|(s, _)| s.len() > s.before(plan.warmup)),
-            "at --rate {rate} no request is due in --duration {:?}",
+            "--rate {rate}: no request is due in --duration {:?}",
             plan.duration
         );
     }
@@ -166,7 +166,7 @@ fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
     if open == 0 {
         let mut why = first_error.unwrap_or_else(|| "no thread could start".into());
         if plan.tls.is_some() && why.contains("certificate") {
-            why += " (name its authority with --cacert, or accept any with --insecure)";
+            why += " (trust its authority with --cacert, or accept any certificate with --insecure)";
         }
         bail!("cannot connect to {}: {why}", plan.url);
     }
@@ -176,7 +176,7 @@ fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
     }
     let t0 = Instant::now() + START_DELAY;
     for start in starts {
-        // If a thread is gone, its end says why when it is joined.
+        // If a thread has ended, joining it returns the reason.
         let _ = start.send(t0);
     }
     let pacers = paces.iter().map(|(s, p)| Pacer::start(*s, t0, p.clone())).collect::<Result<_, _>>()?;
@@ -184,7 +184,7 @@ fn start(plan: &Arc<Plan>) -> anyhow::Result<(Crew, Instant)> {
 }
 
 impl Crew {
-    /// No further requests are sent, whether due or not.
+    /// Stops sending requests, whether due or not.
     fn close(&self) {
         self.stop.store(true, Ordering::Release);
         self.pacers.iter().for_each(Pacer::stop);
@@ -192,12 +192,12 @@ impl Crew {
     }
 }
 
-/// Watches over the run until all generator threads have ended. Returns when it was interrupted, if it was.
+/// Supervises the run until all generator threads have ended. Returns the time of an interrupt, if there was one.
 async fn supervise(plan: &Plan, crew: &mut Crew, observer: &mut Observer, t0: Instant) -> Option<Duration> {
     let mut interrupted = None;
     let mut closed = false;
     let mut cut_at = None;
-    // Requests that are overdue at the end are still sent, for this long: those that are not count as unsent.
+    // Requests that are overdue at the end are still sent until this time; the remaining ones count as unsent.
     let drained = t0 + plan.total() + plan.timeout;
     loop {
         let cut = cut_at.unwrap_or(drained);

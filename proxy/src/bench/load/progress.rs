@@ -1,5 +1,5 @@
-//! Collects the counts of the threads while the load runs: interval by interval, for the plots over time and for the
-//! line that shows how it is going.
+//! Collects the threads' counts during the run, per interval, for the plots over time and for the
+//! progress line.
 
 use std::{
     io::{IsTerminal, Write},
@@ -14,20 +14,20 @@ use super::{
     stats::Stats,
 };
 
-/// How often the progress is shown on a terminal, and elsewhere (a log).
+/// How often the progress line is written to a terminal, and to anything else (a log).
 const SHOW_ON_TERMINAL: Duration = Duration::from_secs(1);
 const SHOW_IN_PIPE: Duration = Duration::from_secs(5);
 
 /// One interval of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
-    /// Its end, from the end of the warm-up.
+    /// The interval's end, counted from the end of the warm-up.
     pub(super) at: Duration,
     pub(super) length: Duration,
-    /// Requests that ended in it, and how many of them failed.
+    /// Requests that ended in the interval, and the number of failed ones.
     pub(super) requests: u64,
     pub(super) failed: u64,
-    /// None without a response, as in a stall.
+    /// `None` without a response, as in a stall.
     pub(super) p50_us: Option<u64>,
     pub(super) p99_us: Option<u64>,
 }
@@ -50,11 +50,11 @@ pub(super) struct Observer {
     t0: Instant,
     threads: Vec<Arc<Mutex<Stats>>>,
     interval: Duration,
-    /// From the end of the warm-up: the begin and the end of the interval that was closed last, and the end of the next.
+    /// Counted from the end of the warm-up: begin and end of the interval that was closed last, and the end of the next.
     begin: Duration,
     last: Duration,
     next: Duration,
-    /// The counts of the interval that was closed last, and of all before it.
+    /// The counts of the interval that was closed last, and of all earlier ones.
     current: Stats,
     total: Stats,
     series: Vec<Sample>,
@@ -64,7 +64,7 @@ pub(super) struct Observer {
 
 impl Observer {
     pub(super) fn new(plan: Arc<Plan>, t0: Instant, threads: Vec<Arc<Mutex<Stats>>>) -> Observer {
-        // Some twenty points for a short run, one each second for a longer one.
+        // Some twenty points for a short run, one per second for a longer one.
         let interval = (plan.duration / 20).clamp(Duration::from_millis(100), Duration::from_secs(1));
         let terminal = std::io::stderr().is_terminal();
         if terminal && !plan.warmup.is_zero() {
@@ -94,10 +94,10 @@ impl Observer {
     }
 
     fn plan_next(&mut self) {
-        // On a grid, so that ticks that come late do not add up.
+        // On a grid, so that late ticks do not accumulate.
         let ticks = self.last.as_nanos() / self.interval.as_nanos() + 1;
         self.next = self.interval * u32::try_from(ticks).unwrap_or(u32::MAX);
-        // The last interval takes in the last responses, which come just after its end.
+        // The last interval includes the last responses, which arrive just after its end.
         if self.next >= self.plan.duration && self.last < self.plan.duration {
             self.next = self.plan.duration + self.interval;
         }
@@ -123,11 +123,11 @@ impl Observer {
         self.t0.elapsed().saturating_sub(self.plan.warmup)
     }
 
-    /// What was counted since the last time.
+    /// The counts since the last call.
     fn collect(&self) -> Stats {
         let mut sum = Stats::default();
         for thread in &self.threads {
-            // Made before the lock is taken, which the thread needs for its next request.
+            // Created before the lock is taken, because the thread needs the lock for its next request.
             let mut part = Stats::default();
             mem::swap(&mut part, &mut *thread.lock().unwrap_or_else(PoisonError::into_inner));
             sum.merge(&part);
@@ -165,7 +165,7 @@ impl Observer {
             sample.p99_us.map_or("-".into(), report::micros),
             self.total.failed() + self.current.failed(),
         );
-        // That nobody reads the progress is no reason to stop.
+        // If the progress cannot be written, the run continues.
         let _ = if self.terminal {
             write!(std::io::stderr(), "\r{line}\x1b[K")
         } else {
@@ -176,7 +176,7 @@ impl Observer {
     /// The sum of everything.
     pub(super) fn finish(mut self) -> (Stats, Vec<Sample>) {
         if !self.series.is_empty() && self.elapsed() < self.last + self.interval / 2 {
-            // Just after a tick: an interval of its own would be so short that its rate meant nothing.
+            // Just after a tick: a separate interval would be too short for a meaningful rate.
             let counted = self.collect();
             self.current.merge(&counted);
             self.last = self.elapsed();

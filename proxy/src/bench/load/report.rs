@@ -1,4 +1,4 @@
-//! What a run has shown, as text for people and as JSON for programs.
+//! The results of a run, as text and as JSON.
 
 use std::{
     fmt::{self, Write},
@@ -20,30 +20,30 @@ use super::{
 const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p75", 0.75), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
-/// A generator that is later than this for one request in a hundred, though a connection was free, did not keep up.
+/// If the generator was later than this for one request in a hundred, although a connection was free, it did not keep up.
 const LAG_LIMIT_US: u64 = 1000;
-/// A thread that is busy for more of its time measures itself as much as the server.
+/// A thread that is busy for a larger share of the time measures itself as much as the server.
 const BUSY_LIMIT: f64 = 0.9;
-/// The same if it waits so long for a processor: the server probably took it.
+/// The same applies to a thread that waits for a processor for this share of the time: the server probably took it.
 const STARVED_LIMIT: f64 = 0.2;
 
-/// Everything about a run that is over.
+/// The results of a finished run.
 pub(super) struct Report {
     pub(super) plan: Arc<Plan>,
     /// When it began.
     pub(super) started: SystemTime,
     pub(super) stats: Stats,
     pub(super) series: Vec<Sample>,
-    /// From the end of the warm-up to the last response, or to the planned end if that was later.
+    /// Time from the end of the warm-up to the last response, or to the planned end if that was later.
     pub(super) elapsed: Duration,
     pub(super) interrupted: bool,
-    /// Requests that came due while it was measured; none in a closed loop.
+    /// Requests that came due during the measurement; 0 in a closed loop.
     pub(super) due: u64,
-    /// Of those, the ones never sent, because no connection was free until it was over.
+    /// Due requests that were never sent, because no connection was free until the end.
     pub(super) unsent: u64,
-    /// Requests under way that an interrupted run did not wait for.
+    /// In-flight requests that an interrupted run did not wait for.
     pub(super) abandoned: u64,
-    /// Of each thread, where the system tells.
+    /// The processor usage of each thread, if the system provides it.
     pub(super) usage: Vec<Usage>,
 }
 
@@ -83,7 +83,7 @@ impl Report {
 
     /// The failures by kind, with the first message of each.
     pub(super) fn failures(&self) -> impl Iterator<Item = (&'static str, u64, Option<&str>)> {
-        let unsent = (self.unsent > 0).then_some("no connection was free before the run was over");
+        let unsent = (self.unsent > 0).then_some("no connection was free before the run ended");
         let kinds = Failure::ALL.into_iter().map(|kind| {
             let f = &self.stats.failures[kind as usize];
             (kind.name(), f.count, f.first.as_deref())
@@ -107,15 +107,15 @@ impl Report {
         self.usage.iter().copied().max_by(|a, b| (a.busy + a.starved).total_cmp(&(b.busy + b.starved)))
     }
 
-    /// What a reader must know before believing the numbers.
+    /// Reasons not to trust the numbers.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let s = &self.stats;
         let lag = s.lag.value_at_quantile(0.99);
         if self.offered().is_some() && lag > LAG_LIMIT_US {
-            // A thread with time to spare was late because another program had the processor.
+            // A mostly idle thread was late because another program had the processor.
             let idle = self.busiest().is_some_and(|usage| usage.busy < 0.5);
-            let advice = if idle { "leave it a processor of its own" } else { "use more --threads or a lower --rate" };
+            let advice = if idle { "give it its own processor" } else { "use more --threads or a lower --rate" };
             warnings.push(format!(
                 "the load generator could not keep up: it sent 1% of the requests at least {} late, although a connection \
                  was free; the latencies include this delay; {advice}",
@@ -125,8 +125,8 @@ impl Report {
         if let Some(usage) = self.busiest() {
             if usage.busy > BUSY_LIMIT {
                 warnings.push(format!(
-                    "a generator thread was busy for {:.0}% of the time: this may be the limit of the generator, not of \
-                     the server; use more --threads",
+                    "a generator thread was busy for {:.0}% of the time: the generator may be the limit, not the server; use \
+                     more --threads",
                     usage.busy * 100.0
                 ));
             }
@@ -154,15 +154,15 @@ impl Report {
             ));
         }
         if self.interrupted {
-            warnings.push(format!("interrupted: {} requests under way were given up", self.abandoned));
+            warnings.push(format!("interrupted: {} in-flight requests were abandoned", self.abandoned));
         }
         warnings
     }
 
-    /// The report for people.
+    /// The report as text.
     pub(super) fn text(&self, colour: bool) -> String {
         let mut out = String::new();
-        // To write to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = self.write_text(&mut out, colour);
         out
     }
@@ -242,7 +242,7 @@ impl Report {
         values
     }
 
-    /// The report for programs. Times are in microseconds unless their name says otherwise.
+    /// The report as JSON. Times are in microseconds unless their name says otherwise.
     pub(super) fn json(&self) -> Value {
         let (plan, s) = (&*self.plan, &self.stats);
         let first: Map<_, _> =
@@ -310,7 +310,7 @@ fn plural(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A time with the unit that suits it.
+/// Formats a time with a suitable unit.
 pub(super) fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us}µs"),
@@ -319,7 +319,7 @@ pub(super) fn micros(us: u64) -> String {
     }
 }
 
-/// A size with the unit that suits it.
+/// Formats a size with a suitable unit.
 fn bytes(n: f64) -> String {
     let units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     let unit = units.into_iter().find(|(size, _)| n >= *size);

@@ -1,8 +1,8 @@
-//! When each request is due, and the thread that keeps to it.
+//! The schedule of the requests, and the thread that follows it.
 //!
-//! Tokio's timer counts whole milliseconds, which would add up to one to each latency. So a thread of its own sleeps
-//! until the next request is due and adds a permit to a semaphore: permits that nobody has taken are the queue of
-//! requests that wait for a free connection, and connections that wait for a permit take turns.
+//! Tokio's timer counts whole milliseconds, which would add up to one to each latency. So a dedicated thread sleeps
+//! until the next request is due and adds a permit to a semaphore. Available permits are the queue of
+//! requests that wait for a free connection; connections that wait for a permit get one in order.
 
 use std::{
     path::Path,
@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// The requests of one generator thread: of all requests, numbered from 0, each `stride`-th beginning with `first`.
+/// The requests of one generator thread: every `stride`-th request, beginning with number `first`, counted from 0.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Schedule {
     rate: f64,
@@ -26,17 +26,17 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The part of thread `thread` (of `threads`) in a load of `rate` requests per second for `total`.
+    /// The share of thread `thread` (of `threads`) in a load of `rate` requests per second for `total`.
     pub(super) fn new(rate: f64, total: Duration, thread: usize, threads: usize) -> Schedule {
         let (first, stride) = (thread as u64, threads as u64);
         let all = (rate * total.as_secs_f64()).ceil() as u64 + 1;
         let mut schedule = Schedule { rate, first, stride, len: all.saturating_sub(first).div_ceil(stride) };
-        // That is an upper bound: 100 per second for 1.1 s are not quite 110 for an f64.
+        // This is an upper bound: 100 per second for 1.1 s is slightly less than 110 as an f64.
         schedule.len = schedule.before(total);
         schedule
     }
 
-    /// How many requests there are.
+    /// The number of requests.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -44,14 +44,14 @@ impl Schedule {
     /// When request `j` of this thread is due, from the start.
     pub(super) fn at(&self, j: u64) -> Duration {
         let i = self.first + j * self.stride;
-        // An f64 holds whole nanoseconds exactly for 104 days: no drift, unlike a sum of rounded intervals.
+        // An f64 represents whole nanoseconds exactly for 104 days, so there is no drift, unlike in a sum of rounded intervals.
         Duration::from_nanos((i as f64 * 1e9 / self.rate) as u64)
     }
 
-    /// How many of the requests are due when `elapsed` has passed since the start: the first of them at once.
+    /// The number of requests that are due after `elapsed`; the first is due immediately.
     pub(super) fn due(&self, elapsed: Duration) -> u64 {
         let (mut low, mut high) = (0, self.len);
-        // A search rather than the inverse formula, so that rounding can never make it disagree with `at`.
+        // A search instead of the inverse formula, so that rounding cannot make it disagree with `at`.
         while low < high {
             let middle = low + (high - low) / 2;
             if self.at(middle) <= elapsed { low = middle + 1 } else { high = middle }
@@ -59,13 +59,13 @@ impl Schedule {
         low
     }
 
-    /// How many of the requests are due before `end`.
+    /// The number of requests that are due before `end`.
     pub(super) fn before(&self, end: Duration) -> u64 {
         end.checked_sub(Duration::from_nanos(1)).map_or(0, |last| self.due(last))
     }
 }
 
-/// The thread that hands out the permits of one schedule.
+/// The thread that releases the permits of one schedule.
 pub(super) struct Pacer {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<u64>,
@@ -83,7 +83,7 @@ impl Pacer {
                 if !wait.is_zero() {
                     thread::park_timeout(wait);
                 }
-                // All that are due by now: above some 10,000 per second one sleep covers several.
+                // All requests that are due by now: above some 10,000 per second one sleep covers several.
                 let Some(elapsed) = Instant::now().checked_duration_since(t0) else { continue };
                 let due = schedule.due(elapsed);
                 permits.add_permits((due - released) as usize);
@@ -94,23 +94,23 @@ impl Pacer {
         Ok(Pacer { stop, thread })
     }
 
-    /// No further permits.
+    /// Stops releasing permits.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
     }
 
-    /// How many requests came due.
+    /// Stops the thread; returns the number of requests that came due.
     pub(super) fn join(self) -> u64 {
         self.stop();
         self.thread.join().unwrap_or(0)
     }
 }
 
-/// Asks Linux not to delay the wake-ups of this thread, which it does by 50 µs to save power. Where that is not possible
-/// the requests are that much later, which the report shows as the lag of the generator.
+/// Asks Linux not to delay this thread's wake-ups, which it does by 50 µs to save power. If that is not possible,
+/// requests are late by that much, which the report shows as the generator's lag.
 fn sleep_precisely() {
-    // The link reads `<process>/task/<thread>`, and a thread has that file under its own number.
+    // The link is `<process>/task/<thread>`; `timerslack_ns` is under the thread's own number.
     if let Ok(link) = std::fs::read_link("/proc/thread-self")
         && let Some(thread) = link.file_name()
     {
@@ -170,6 +170,6 @@ mod tests {
         let pacer = Pacer::start(slow, Instant::now(), Arc::new(Semaphore::new(0))).unwrap();
         thread::sleep(Duration::from_millis(20));
         assert_eq!(pacer.join(), 1);
-        assert!(start.elapsed() < Duration::from_secs(5), "stopped in its sleep");
+        assert!(start.elapsed() < Duration::from_secs(5), "stopped while sleeping");
     }
 }

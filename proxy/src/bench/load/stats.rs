@@ -1,14 +1,14 @@
-//! What is counted about the requests: one `Stats` for each thread and interval, summed up at the end.
+//! Statistics of the requests: one `Stats` per thread and interval, summed up at the end.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
 use http::HeaderValue;
 
-/// The longest latency that the histograms tell apart: in an overload the queue alone can take minutes.
+/// The longest latency in the histograms, in microseconds: under overload the queue alone can take minutes.
 const LONGEST_US: u64 = 3_600_000_000;
 
-/// How many values of a tallied header are told apart: enough for versions, bounded for a header such as `Date`.
+/// The maximum number of distinct values of a tallied header: enough for versions, limited for a header such as `Date`.
 const TALLY_MAX: usize = 32;
 
 /// Why a request counts as failed.
@@ -22,7 +22,7 @@ pub(super) enum Failure {
     Timeout,
     /// A complete response with a status that is not a success.
     Status,
-    /// The server sent what is not an HTTP/1.1 response head.
+    /// The server sent something other than an HTTP/1.1 response head.
     Protocol,
     /// The response body ended early or was malformed.
     Body,
@@ -48,11 +48,11 @@ impl Failure {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Failures {
     pub(super) count: u64,
-    /// What the first of them said.
+    /// The message of the first one.
     pub(super) first: Option<String>,
 }
 
-/// How often each value of a header was seen.
+/// Counts of each value of a header.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
     /// In order of appearance.
@@ -79,31 +79,31 @@ impl Tally {
     }
 }
 
-/// The moments of one request, from the start of the load.
+/// The times of one request, counted from the start of the load.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Times {
     /// When it was due (without a rate: when it was sent).
     pub(super) due: Duration,
     /// When the connection that took it had become free.
     pub(super) free: Duration,
-    /// When it was taken, which should be at once when it is due and a connection is free.
+    /// When it was taken, which should be as soon as it is due and a connection is free.
     pub(super) taken: Duration,
-    /// When it was given to the connection.
+    /// When it was passed to the connection.
     pub(super) sent: Duration,
     /// When the response was complete, or the request had failed.
     pub(super) done: Duration,
 }
 
-/// What came of one request.
+/// The outcome of one request.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) times: Times,
     /// The status, unless there was no response head.
     pub(super) status: Option<u16>,
     pub(super) failure: Option<(Failure, String)>,
-    /// Of the response body.
+    /// Bytes of the response body.
     pub(super) bytes: u64,
-    /// The connection had carried a request before.
+    /// Whether the connection had carried a request before.
     pub(super) reused: bool,
     /// The value of the tallied header, if one is tallied and there was a response.
     pub(super) tally: Option<Option<HeaderValue>>,
@@ -112,17 +112,17 @@ pub(super) struct Outcome {
 /// The counts of a thread, an interval or the whole run.
 #[derive(Debug)]
 pub(super) struct Stats {
-    /// From due to complete. Of all complete responses, and of the requests that timed out: without those, the slowest
-    /// would be missing.
+    /// Time from due to complete, for all complete responses and for requests that timed out: without the latter, the
+    /// slowest would be missing.
     pub(super) latency: Histogram<u64>,
-    /// From sent to complete, of the same requests.
+    /// Time from sent to complete, for the same requests.
     pub(super) service: Histogram<u64>,
-    /// How late the generator itself was: from due, with a connection free, to taken.
+    /// The generator's own delay: from due, with a connection free, to taken.
     pub(super) lag: Histogram<u64>,
-    /// Requests that came to an end.
+    /// Ended requests.
     pub(super) requests: u64,
     pub(super) failures: [Failures; Failure::ALL.len()],
-    /// Of the resets, those on a connection that had carried a request before.
+    /// Resets on a connection that had carried a request before.
     pub(super) resets_reused: u64,
     pub(super) statuses: BTreeMap<u16, u64>,
     pub(super) bytes: u64,
@@ -130,7 +130,7 @@ pub(super) struct Stats {
     pub(super) queued: u64,
     pub(super) queue_longest: Duration,
     pub(super) tally: Tally,
-    /// Connections opened, those before the start included.
+    /// Opened connections, including those before the start.
     pub(super) connections: u64,
     /// When the last request ended.
     pub(super) last: Duration,
@@ -224,7 +224,7 @@ impl Stats {
         self.last = self.last.max(other.last);
     }
 
-    /// How many of the requests failed.
+    /// The number of failed requests.
     pub(super) fn failed(&self) -> u64 {
         self.failures.iter().map(|f| f.count).sum()
     }

@@ -1,4 +1,4 @@
-//! Runs of the whole generator against a small server in the same process, which misbehaves as each test wants.
+//! Runs of the whole generator against a small server in the same process, which misbehaves as each test specifies.
 
 use std::{
     net::SocketAddr,
@@ -25,18 +25,18 @@ use super::{
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nx-version: 1\r\n\r\nhello";
 
-/// What the server does about a request.
+/// The server's reaction to a request.
 #[derive(Clone)]
 enum Reply {
     Send(String),
-    /// And close.
+    /// Send this and close.
     Last(String),
     SendAfter(Duration, &'static str),
     Close,
     Never,
 }
 
-/// A server that answers request number n (from 0, over all connections) as `reply` says.
+/// A server that answers request number n (from 0, over all connections) with `reply(n)`.
 fn serve(reply: impl Fn(u64) -> Reply + Send + Sync + 'static) -> SocketAddr {
     let (tell, address) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -54,7 +54,7 @@ fn serve(reply: impl Fn(u64) -> Reply + Send + Sync + 'static) -> SocketAddr {
     address.recv().unwrap()
 }
 
-/// The requests of the tests are one head each, or a body in the same packet.
+/// Serves a connection; each request of the tests is one head, or a head with a body in the same packet.
 async fn answer(mut stream: TcpStream, reply: impl Fn() -> Reply) {
     let mut buf = vec![0; 4096];
     while let Ok(1..) = stream.read(&mut buf).await {
@@ -106,13 +106,13 @@ fn every_request_of_the_schedule_is_sent_and_counted() {
     assert_eq!((s.latency.len(), s.service.len(), s.bytes, s.connections), (200, 200, 1000, 5));
     assert_eq!(report.tally(), [("1".to_owned(), 200)]);
     assert_eq!(report.series.iter().map(|x| x.requests).sum::<u64>(), 200);
-    // On a busy machine the last response may come late, and then it is less.
+    // On a busy machine the last response can be late, which makes the rate lower.
     assert!(report.elapsed >= Duration::from_millis(400));
     assert_eq!(report.achieved(), 200.0 / report.elapsed.as_secs_f64());
 }
 
 #[test]
-fn the_warm_up_is_counted_nowhere() {
+fn the_warm_up_is_not_counted() {
     let server = serve(|n| if n < 50 { Reply::Close } else { Reply::Send(OK.into()) });
     let report = load(server, "--rate 200 --warmup 300ms --duration 200ms -c 4");
     assert_eq!((report.due, report.stats.requests, report.failed()), (40, 40, 0));
@@ -127,13 +127,13 @@ fn a_stall_is_charged_to_every_request_that_it_delayed() {
     });
     let report = load(server, "--rate 400 --duration 1s --connections 1");
     let s = &report.stats;
-    assert_eq!((s.requests, report.failed()), (400, 0), "nothing is skipped");
+    assert_eq!((s.requests, report.failed()), (400, 0), "no request is skipped");
     let corrected = s.latency.value_at_quantile(0.99);
     assert!(corrected > 350_000, "corrected p99 {corrected}");
-    // A quarter of them waited for more than 150 ms. On a busy machine all of this is more, the sum of it most of all.
+    // A quarter of the requests waited for more than 150 ms. On a busy machine all times are longer, and their sum most of all.
     let [corrected, service, lag] = [&s.latency, &s.service, &s.lag].map(|times| times.value_at_quantile(0.75));
     assert!(service * 2 < corrected, "service time p75 {service}, corrected {corrected}");
-    assert!(lag * 2 < corrected, "the stall of the server is not a lag of the generator: p75 {lag} of {corrected}");
+    assert!(lag * 2 < corrected, "the server's stall does not count as the generator's lag: p75 {lag} of {corrected}");
     assert!(s.queued > 100, "{} waited for the connection", s.queued);
     assert!(report.warnings().iter().any(|w| w.contains("waited for a free connection")));
 }
@@ -144,17 +144,17 @@ fn overdue_requests_that_are_never_sent_are_reported() {
     let report = load(server, "--rate 500 --duration 300ms --connections 1 --timeout 200ms");
     assert!(report.unsent > 100, "{} unsent", report.unsent);
     assert_eq!(report.due, report.stats.requests + report.unsent);
-    // On a busy machine one that was sent may not be answered in time.
+    // On a busy machine a sent request can time out.
     assert_eq!(report.failed(), report.unsent + count(&report, Failure::Timeout));
 }
 
 #[test]
-fn a_connection_that_ends_between_requests_is_no_error() {
+fn a_connection_that_ends_between_requests_is_not_an_error() {
     let close = OK.replace("x-version: 1", "connection: close");
     let report = load(serve(move |_| Reply::Last(close.clone())), "--rate 200 --duration 300ms -c 3");
     assert_eq!((report.stats.requests, report.failed()), (60, 0));
     assert!(report.stats.connections >= 60);
-    // Nor is one that the server closes without a word while it is idle. (On a busy machine the next request may be there first.)
+    // Nor is a connection that the server closes without notice while it is idle. (On a busy machine the next request can be first.)
     let closed_in_time = || {
         let report = load(serve(|_| Reply::Last(OK.into())), "--rate 20 --duration 500ms -c 1");
         assert_eq!((report.stats.requests, report.failed()), (10, count(&report, Failure::Reset)));
@@ -164,7 +164,7 @@ fn a_connection_that_ends_between_requests_is_no_error() {
 }
 
 #[test]
-fn failures_are_told_apart() {
+fn failures_are_counted_by_kind() {
     let server = serve(|n| match n % 8 {
         0 => Reply::Close,
         1 => Reply::Send("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".into()),
@@ -216,7 +216,7 @@ fn saturation_keeps_every_connection_busy() {
     assert!([300, 3_000, 30_000].into_iter().any(is_busy));
 }
 
-/// A server under TLS that answers every request, and its authority's certificate in a file.
+/// A TLS server that answers every request, and a file with its authority's certificate.
 fn serve_tls() -> (SocketAddr, tempfile::TempPath) {
     let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -265,8 +265,8 @@ fn https_is_measured_and_certificates_are_verified() {
 }
 
 #[test]
-fn a_server_that_goes_away_makes_connect_errors() {
-    // A listener whose backlog took the first connection, and that is gone before the first request.
+fn a_server_that_goes_away_causes_connect_errors() {
+    // A listener whose backlog accepted the first connection, and which is closed before the first request.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server = listener.local_addr().unwrap();
     let gone = thread::spawn(move || {
@@ -352,7 +352,7 @@ fn the_reports_are_complete() {
         assert!(page.contains(title), "{title}");
     }
     assert!(page.contains("<td>2xx: 60</td>") && page.contains("<code>host: 127.0.0.1:"), "{page}");
-    assert!(page.contains("td.n, th.n { text-align: right; white-space: nowrap;"), "a figure keeps its unit");
+    assert!(page.contains("td.n, th.n { text-align: right; white-space: nowrap;"), "numbers stay with their units");
     let rest = page.replace(&report.plan.url, "");
     for foreign in ["http://", "https://", "src=", "href=", "@import", "url(", "<script", "NaN", "inf,", "<2>"] {
         assert!(!rest.contains(foreign), "{foreign}");
