@@ -1,29 +1,29 @@
-//! The process's allocator.
+//! The global allocator.
 #![expect(unsafe_code, reason = "an allocator is one")]
 
 use std::alloc::{GlobalAlloc, Layout};
 
 use libmimalloc_sys as mi;
 
-/// mimalloc: many small allocations for each request, all freed on the thread that made them, are what it is made for. The
-/// crate's own [`GlobalAlloc`] asks for an alignment each time, which for larger sizes is a slow way through more memory.
+/// mimalloc, which is designed for many small allocations that are freed on the thread that made them. The crate's own
+/// [`GlobalAlloc`] requests an alignment for every block, which is slower for larger sizes and uses more memory.
 pub struct Mimalloc;
 
-/// What `mi_malloc` aligns any block to that is at least as large (`MI_MAX_ALIGN_SIZE`).
+/// The alignment of all blocks of at least this size (`MI_MAX_ALIGN_SIZE`).
 const ALIGNED: usize = 16;
 
-/// Whether a block is aligned without being asked to be. Smaller ones are aligned to a power of two that is not less than their
-/// size, or to 8.
+/// Whether a block is aligned without requesting it. Smaller blocks are aligned to a power of two that is not less than
+/// their size, or to 8.
 fn is_aligned_anyway(layout: Layout) -> bool {
     layout.align() <= 8 || (layout.align() <= ALIGNED && layout.size() >= ALIGNED)
 }
 
-// SAFETY: mimalloc gives blocks of at least the size asked for, which stay where they are until they are freed, null when there
-// is no memory, and never unwinds. The alignment is asked for, or holds as said at `is_aligned_anyway`.
+// SAFETY: mimalloc returns blocks of at least the requested size, which stay in place until they are freed, or null if
+// there is no memory, and never unwinds. The alignment is requested, or guaranteed as described at `is_aligned_anyway`.
 unsafe impl GlobalAlloc for Mimalloc {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: any size may be asked for, and any alignment that is a power of two, as a layout's is.
+        // SAFETY: any size is allowed, and any alignment that is a power of two, which a layout's is.
         unsafe {
             match is_aligned_anyway(layout) {
                 true => mi::mi_malloc(layout.size()).cast(),
@@ -45,13 +45,13 @@ unsafe impl GlobalAlloc for Mimalloc {
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, _: Layout) {
-        // SAFETY: the caller has the block from here, and does not use it any more.
+        // SAFETY: the caller got the block from this allocator, and no longer uses it.
         unsafe { mi::mi_free(block.cast()) }
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as for `dealloc`; the alignment holds for the new size too, as it is asked about with that.
+        // SAFETY: as for `dealloc`; the alignment is checked for the new size, so it holds for that as well.
         unsafe {
             match Layout::from_size_align(size, layout.align()).is_ok_and(is_aligned_anyway) {
                 true => mi::mi_realloc(block.cast(), size).cast(),
@@ -67,17 +67,17 @@ unsafe extern "C" {
 }
 
 unsafe extern "C" {
-    // In mimalloc.h; the crate has it in a feature that brings more.
+    // From mimalloc.h; the crate exposes it only with a feature that includes more.
     fn mi_collect(force: bool);
 }
 
-/// Gives memory back to the system that this thread does not use any more. Without this it keeps what it may need again, and
-/// what a thread leaves behind that ends is kept for a second or more. Takes milliseconds, so never on a worker.
+/// Returns memory that this thread no longer uses to the system. Otherwise the allocator keeps it for later, and the
+/// memory of an ended thread stays for a second or more. This takes milliseconds, so it never runs on a worker.
 pub fn give_back() {
-    // SAFETY: it may be called at any time, and moves no block that is in use.
+    // SAFETY: it may be called at any time, and does not move blocks in use.
     unsafe { mi_collect(true) }
     #[cfg(target_env = "gnu")]
-    // SAFETY: as above. Libraries in C, zstd among them, do not use our allocator but the system's.
+    // SAFETY: as above. C libraries such as zstd use the system's allocator instead of this one.
     unsafe {
         malloc_trim(0);
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_aligned_zeroed_and_keep_what_is_in_them() {
+    fn blocks_are_aligned_zeroed_and_keep_their_contents() {
         for size in [1, 7, 8, 15, 16, 17, 40, 100, 1000, 1025, 5000, 20_000, 100_000, 3_000_000] {
             for align in [1, 2, 4, 8, 16, 32, 64, 128, 4096] {
                 let layout = Layout::from_size_align(size, align).unwrap();

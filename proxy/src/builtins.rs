@@ -1,17 +1,18 @@
-//! The built-in filters, which the binary carries: one per folder of `filters/`. `build.rs` finds and compiles them.
+//! The built-in filters, which are part of the binary: one per directory of `filters/`. `build.rs` finds and compiles
+//! them.
 
 // `NAMES`, and in the same order `MODULES`.
 include!(concat!(env!("OUT_DIR"), "/builtins.rs"));
 
-/// What marks the name of a built-in filter where the configuration could also name a file.
+/// Marks the name of a built-in filter where the configuration could also contain the path of a file.
 const PREFIX: &str = "builtin:";
 
-/// The name of a built-in filter, or `None` for the path of a file.
+/// Returns the name of a built-in filter, or `None` for the path of a file.
 pub fn name(wasm: &str) -> Option<&str> {
     wasm.strip_prefix(PREFIX)
 }
 
-/// The compiled module of a built-in filter.
+/// Returns the compiled module of a built-in filter.
 pub fn module(name: &str) -> Option<&'static [u8]> {
     NAMES.iter().position(|known| *known == name).map(|i| MODULES[i])
 }

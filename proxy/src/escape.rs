@@ -1,25 +1,25 @@
-//! Text of modules, filters, files and clients on its way to people's eyes. A terminal obeys escape sequences, and a reader of
-//! a log takes what follows a line feed for another line: so neither ever passes as it is.
+//! Escapes text of modules, filters, files and clients for display. A terminal interprets escape sequences, and a log
+//! reader treats text after a line feed as another line, so neither is ever output unescaped.
 
 use std::{borrow::Cow, fmt::Write};
 
-/// Whether a character could forge a line or its look: controls, the line and paragraph separators that some readers take for
-/// line ends, and those that reorder text on a screen.
+/// Whether a character could forge a line or its appearance: controls, the line and paragraph separators that some
+/// readers treat as line ends, and characters that reorder text on a screen.
 pub fn is_harmful(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') || c.is_control()
 }
 
-/// As one line: `\n`, `\x1b`, `\u{2028}` and the like in place of what is harmful.
+/// Returns the text as one line, with harmful characters escaped as `\n`, `\x1b`, `\u{2028}` and the like.
 pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, is_harmful, escape)
 }
 
-/// The same, but lines stay lines, and tabs stay tabs.
+/// Like [`line`], but keeps line breaks and tabs.
 pub fn lines(text: &str) -> Cow<'_, str> {
     replaced(text, |c| is_harmful(c) && !matches!(c, '\n' | '\t'), escape)
 }
 
-/// The text, with `replace` called for each character that is `wrong`.
+/// Calls `replace` for each character that is `wrong`, and returns the resulting text.
 pub fn replaced(text: &str, wrong: impl Fn(char) -> bool, replace: impl Fn(&mut String, char)) -> Cow<'_, str> {
     let Some(first) = text.find(&wrong) else { return Cow::Borrowed(text) };
     let mut out = String::with_capacity(text.len() + 16);
@@ -33,7 +33,7 @@ pub fn replaced(text: &str, wrong: impl Fn(char) -> bool, replace: impl Fn(&mut 
     Cow::Owned(out)
 }
 
-/// A character as it is written in a program.
+/// Appends a character as an escape sequence of a string literal.
 pub(super) fn escape(out: &mut String, c: char) {
     match c {
         '\n' => out.push_str("\\n"),
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_passes_that_a_terminal_obeys() {
+    fn terminal_escapes_are_escaped() {
         let nasty = "a\tb\n\u{1b}[2J\r\u{9b}31m\u{2028}\u{202e}é";
         assert_eq!(line(nasty), "a\\tb\\n\\x1b[2J\\r\\u{9b}31m\\u{2028}\\u{202e}é");
         assert_eq!(lines(nasty), "a\tb\n\\x1b[2J\\r\\u{9b}31m\\u{2028}\\u{202e}é");

@@ -1,5 +1,5 @@
-//! Reading files that a configuration names, without ever waiting for anybody: a FIFO without a writer would hold whoever
-//! opens it for as long as there is none.
+//! Reads files that a configuration names, without blocking: opening a FIFO that has no writer would block until there
+//! is one.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,10 +10,9 @@ use std::{
 
 use rustix::fs::OFlags;
 
-/// Opens a file to read it, unless reading could wait for somebody.
+/// Opens a file for reading, unless reading could block.
 ///
-/// # Errors
-/// It cannot be opened, or is a FIFO, a socket or a device.
+/// # Errors The file cannot be opened, or is a FIFO, a socket or a device.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
     let kind = file.metadata()?.file_type();
@@ -26,27 +25,25 @@ pub fn open(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {other}, not a regular file")))
 }
 
-/// A file's bytes, but no more than this many.
+/// Reads at most this many bytes of a file.
 ///
-/// # Errors
-/// As for [`open`], or it cannot be read.
+/// # Errors As for [`open`], or reading fails.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// A file's text.
+/// Reads a file's text.
 ///
-/// # Errors
-/// As for [`read`], or it is not UTF-8.
+/// # Errors As for [`read`], or the text is not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Whether everybody on the machine may read a file.
+/// Whether every user on the machine can read a file.
 pub fn is_exposed(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
 }
@@ -60,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_a_writer_that_never_comes() {
+    fn opening_a_fifo_without_a_writer_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let (fifo, file) = (dir.path().join("fifo"), dir.path().join("file"));
         mkfifoat(CWD, &fifo, Mode::RWXU).unwrap();

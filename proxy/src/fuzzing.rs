@@ -1,4 +1,4 @@
-//! What fuzz targets reach of parsers that are nobody else's business. Nothing else uses it.
+//! Entry points for fuzz targets to parsers that are otherwise private. Nothing else uses them.
 
 use std::rc::Rc;
 
@@ -17,12 +17,13 @@ use crate::{
     },
 };
 
-/// A client's connection over HTTP/2 whose frames are counted.
+/// Wraps a client's HTTP/2 connection so that its frames are counted.
 pub fn counted(stream: impl AsyncRead + Unpin, flood: &Rc<FrameLimiter>) -> impl AsyncRead + Unpin {
     CountedFrames::new(stream, flood.clone(), Rc::default())
 }
 
-/// The messages in the body of a gRPC answer that comes in these pieces, and what is left. An error is gRPC's.
+/// Returns the messages in the body of a gRPC response that arrives in these pieces, and the number of bytes left. An
+/// error is a gRPC status.
 pub fn grpc_messages(pieces: &[&[u8]]) -> Result<(Vec<Bytes>, usize), u32> {
     let (mut pending, mut messages) = (BytesMut::new(), Vec::new());
     for piece in pieces {
@@ -34,32 +35,32 @@ pub fn grpc_messages(pieces: &[&[u8]]) -> Result<(Vec<Bytes>, usize), u32> {
     Ok((messages, pending.len()))
 }
 
-/// What asks for a service's health.
+/// Returns a health check request for a service.
 pub fn health_request(service: &str) -> Vec<u8> {
     health::request(service)
 }
 
-/// What an endpoint says of a service's health.
+/// Returns the status in a health check response.
 pub fn health_status(answer: &[u8]) -> Option<u64> {
     health::status(answer).ok()
 }
 
-/// The host that a request is for.
+/// Returns the host of a request.
 pub fn authority(method: &Method, uri: &Uri, version: Version, fields: &mut HeaderMap) -> Option<Bytes> {
     request::authority(method, uri, version, fields).ok()
 }
 
-/// The key and the value in the arguments of `set_envoy_filter_state`.
+/// Returns the key and the value in the arguments of `set_envoy_filter_state`.
 pub fn filter_state(arguments: &[u8]) -> Option<(&[u8], &[u8])> {
     foreign::key_and_value(arguments)
 }
 
-/// What `fd_write` of WASI logs of the pieces that a list in the memory names, and how long all of them are.
+/// Returns the bytes that WASI's `fd_write` logs for a list of pieces in the memory, and their total length.
 pub fn gathered(memory: &[u8], iovs: i32, len: i32) -> Option<(Vec<u8>, usize)> {
     wasi::gathered(memory, iovs, len).ok()
 }
 
-/// What upstreams are told of a client.
+/// Returns the `X-Forwarded-Client-Cert` element for a client.
 pub fn forwarded_client_cert(client: &Identity) -> HeaderValue {
     xfcc::element(client, None)
 }

@@ -1,7 +1,8 @@
-//! Tollgate: a programmable proxy. The core moves bytes; what a request may do and where it goes is decided by WebAssembly
-//! filters that can be replaced while traffic flows.
+//! Tollgate: a programmable proxy. The core moves bytes; WebAssembly filters, which can be replaced while traffic
+//! flows, decide what happens to a request and where it goes.
 //!
-//! The modules stand in the order in which a request meets them; see ARCHITECTURE.md for threads, ownership and reasons.
+//! The first modules are in the order in which a request meets them; see ARCHITECTURE.md for threads, ownership and
+//! design decisions.
 
 pub mod listener;
 

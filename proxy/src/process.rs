@@ -1,4 +1,4 @@
-//! The process: it starts the workers and the admin listener, hears signals, and stops.
+//! The process: starts the workers and the admin listener, handles signals, and shuts down gracefully (drain).
 
 use std::{
     path::PathBuf,
@@ -40,23 +40,22 @@ use crate::{
     worker::{self, Command, RebuildRequest, WorkerHandle},
 };
 
-/// How the process is run, beside what the configuration says.
+/// Options of the process that are not part of the configuration.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The configuration.
     pub file: PathBuf,
-    /// What the log shows, whatever the configuration says.
+    /// The log level, which overrides the configuration.
     pub log_level: Option<String>,
-    /// The process that this one takes the place of.
+    /// The process to replace.
     pub replace: Option<i32>,
 }
 
-/// Runs the proxy until it is told to stop.
+/// Runs the proxy until it is stopped.
 ///
-/// # Errors
-/// It cannot start.
+/// # Errors The proxy cannot start.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    // Where the system gives huge pages to everybody: see the feature of mimalloc's in Cargo.toml.
+    // For systems with huge pages for all processes: see the feature of mimalloc in Cargo.toml.
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     log::stderr::start().context("the log cannot be written")?;
@@ -67,7 +66,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let server = tokio::select! {
             server = Server::start(options) => server?,
             signal = signals.stop() => {
-                log::say_in_any_case(&format!("{signal}: stopped before anything was served"));
+                log::say_in_any_case(&format!("{signal}: stopped before serving any traffic"));
                 return Ok(());
             }
         };
@@ -75,7 +74,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         Ok(())
     });
     drop(local);
-    // A load that was given up, or a worker that is stuck, must not keep the process.
+    // An abandoned load, or a stuck worker, must not keep the process alive.
     runtime.shutdown_background();
     ended
 }
@@ -89,11 +88,11 @@ struct Server {
     rebuilds: mpsc::UnboundedReceiver<RebuildRequest>,
 }
 
-/// How often one is told again of what expires soon.
+/// The interval between warnings about expiring files.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Server {
-    /// Starts everything. Dropping this future gives it up; nothing that takes long is done on this thread.
+    /// Starts everything. Dropping the future abandons the start; nothing slow runs on this thread.
     async fn start(options: Options) -> anyhow::Result<Server> {
         let predecessor = options.replace.map(Predecessor::find).transpose()?;
         let path = options.file.clone();
@@ -104,11 +103,11 @@ impl Server {
         let log = log::init(&loaded.config.log, options.log_level.as_deref())?;
         let (bound, raised) = descriptors::raise();
         if let Err(e) = raised {
-            tracing::warn!(target: target::PROCESS, "the limit of open files stays as it is: {e}");
+            tracing::warn!(target: target::PROCESS, "cannot raise the limit of open files: {e}");
         }
         if bound.now > bound.before {
             let (before, now, for_clients) = (bound.before, bound.now, bound.for_clients());
-            tracing::info!(target: target::PROCESS, before, now, for_clients, "the limit of open files was raised");
+            tracing::info!(target: target::PROCESS, before, now, for_clients, "raised the limit of open files");
         }
         let running = loaded.config.clone();
         let count = running.workers.count();
@@ -141,7 +140,7 @@ impl Server {
             });
             match admin::listen(&running.admin, state.token.as_ref()).await {
                 Ok(socket) => state.serve(socket)?,
-                // It gives it up when it drains, and that is when this process is ready.
+                // The predecessor releases the address when it drains, which is when this process is ready.
                 Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && predecessor.is_some() => {
                     tokio::task::spawn_local(admin::listen_later(running.admin.clone(), state));
                 }
@@ -157,7 +156,8 @@ impl Server {
                 admin::Probes { status: status.clone(), registry: foundry.registry.clone() }.serve(socket)?;
             }
         }
-        // The configuration may name the certificate's files. The admin listener is there already: it may be the one to ask.
+        // The configuration may refer to the certificate's files. The admin listener already runs: it may be the
+        // authority.
         if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
             workload.start().await?;
         }
@@ -189,13 +189,13 @@ impl Server {
         if let Some(predecessor) = predecessor {
             predecessor.end();
         }
-        // What starting took on this thread.
+        // Releases the memory that the start used on this thread.
         alloc::give_back();
         let reloader = tokio::task::spawn_local(reloader.run()).abort_handle();
         Ok(Server { foundry, workers, status, changes, reloader, rebuilds })
     }
 
-    /// Does what signals and workers ask for until the process is to end, and then ends it.
+    /// Handles signals and workers' requests until the process has to stop, and then stops it.
     async fn run(mut self, mut signals: Signals) {
         let mut daily = tokio::time::interval_at((Instant::now() + DAY).into(), DAY);
         let signal = loop {
@@ -215,38 +215,38 @@ impl Server {
         self.stop(signal, signals).await;
     }
 
-    /// Does what a signal asks for, beside stopping.
+    /// Handles a signal other than one to stop.
     fn hear(&self, request: Request) {
         match request {
             Request::Reload => {
                 self.reopen_logs();
-                // If so many wait already, a load follows in any case.
+                // If the queue is full, a reload follows in any case.
                 if let Err(mpsc::error::TrySendError::Closed(_)) =
                     self.changes.try_send(ReloadRequest { cause: "SIGHUP", done: None })
                 {
                     tracing::info!(
                         target: target::CONFIG,
-                        "SIGHUP: the process is stopping, so the configuration is not read again"
+                        "SIGHUP ignored: the process is stopping"
                     );
                 }
             }
             Request::Reopen => self.reopen_logs(),
             Request::Nothing(signal) => tracing::info!(
                 target: target::PROCESS,
-                "{signal} does nothing here; a successor takes over by itself"
+                "{signal} ignored: to upgrade, start the successor with `--replace PID`"
             ),
             Request::Stop(_) => {}
         }
     }
 
-    /// Opens all access logs again under their names, on another thread: a disk may be slow.
+    /// Reopens all access logs by name, on another thread, since a disk may be slow.
     fn reopen_logs(&self) {
         let foundry = self.foundry.clone();
         tokio::task::spawn_blocking(move || {
             let failed = foundry.log_writer.reopen();
             failed.iter().for_each(|e| tracing::error!(target: target::ACCESS_LOG, "{e}"));
             if failed.is_empty() {
-                tracing::info!(target: target::ACCESS_LOG, "access logs were opened again");
+                tracing::info!(target: target::ACCESS_LOG, "access logs reopened");
             }
         });
     }
@@ -257,13 +257,13 @@ impl Server {
         }
     }
 
-    /// Takes no more connections, waits for those there are, and ends. Another signal ends the waiting.
+    /// Drains: accepts no more connections, waits for the existing ones, and ends. Another signal ends the wait.
     async fn stop(mut self, signal: &str, mut signals: Signals) {
         self.status.draining.store(true, Ordering::Relaxed);
         self.reloader.abort();
         self.foundry.engine.end_compiling();
         let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
-        tracing::info!(target: target::PROCESS, signal, ?timeout, "stopping: no more connections are taken");
+        tracing::info!(target: target::PROCESS, signal, ?timeout, "stopping: no new connections are accepted");
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
@@ -284,7 +284,7 @@ impl Server {
                 () = &mut end => {
                     tracing::warn!(
                         target: target::PROCESS,
-                        "the drain timeout is over; connections that are left are cut"
+                        "drain timeout expired; closing the remaining connections"
                     );
                     break;
                 }
@@ -292,13 +292,13 @@ impl Server {
                     Request::Stop(signal) => {
                         tracing::warn!(
                             target: target::PROCESS,
-                            "{signal} while draining; connections that are left are cut"
+                            "{signal} while draining; closing the remaining connections"
                         );
                         break;
                     }
                     other => self.hear(other),
                 },
-                // What is under way goes on to need its filters.
+                // In-flight requests still need their filters.
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
         }
@@ -307,20 +307,20 @@ impl Server {
             workers.into_iter().for_each(WorkerHandle::join);
             foundry.log_writer.close(Duration::from_secs(2))
         });
-        // A worker that is stuck must not keep the process alive.
+        // A stuck worker must not keep the process alive.
         match tokio::time::timeout(Duration::from_secs(3), ended).await {
             Ok(Ok(lines @ 1..)) => tracing::warn!(
                 target: target::ACCESS_LOG,
-                lines, "lines of access logs were lost: nobody read them in time"
+                lines, "access log lines lost: they were not read in time"
             ),
             Ok(_) => {}
-            Err(_) => tracing::warn!(target: target::ACCESS_LOG, "a worker is stuck: lines of access logs may be lost"),
+            Err(_) => tracing::warn!(target: target::ACCESS_LOG, "a worker is stuck: access log lines may be lost"),
         }
         tracing::info!(target: target::PROCESS, "stopped");
     }
 }
 
-/// Where everybody can be reached.
+/// Logs the addresses of all listeners, and that the proxy is ready.
 fn say_ready(snapshot: &Snapshot, workers: usize) {
     let config = &snapshot.loaded.config;
     for (name, _, place) in diff::places(config) {

@@ -202,7 +202,7 @@ mod inspect {
         for (module, expected) in [
             (text.as_str(), "is not a WebAssembly module"),
             ("no/such.wasm", "cannot read no/such.wasm"),
-            ("builtin:nothing", "there is no standard filter `nothing`; there are router"),
+            ("builtin:nothing", "there is no built-in filter `nothing`; there are router"),
         ] {
             let output = tollgate(&["inspect", module]);
             assert!(!output.status.success() && stderr(&output).contains(expected), "{}", stderr(&output));

@@ -228,8 +228,8 @@ fn the_log_level_can_be_changed() {
 fn fields_that_need_a_restart_are_logged() {
     let mut proxy = Proxy::start(Config::new());
     proxy.change_config(Config::new().top("workers: 3\nadmin: {address: '@elsewhere@'}"));
-    proxy.wait_for_output("`workers` has changed; it takes effect at the next start");
-    proxy.wait_for_output("`admin` has changed; it takes effect at the next start");
+    proxy.wait_for_output("`workers` has changed; the change takes effect after a restart");
+    proxy.wait_for_output("`admin` has changed; the change takes effect after a restart");
     assert!(proxy.is_ready(), "the admin listener keeps its address");
 }
 
@@ -332,7 +332,7 @@ fn a_token_is_required_and_a_new_one_applies_immediately() {
     assert_eq!(asked(&proxy, Some(second), "GET", "/live").status(), 200);
     proxy.put("token", "");
     assert_eq!(asked(&proxy, Some(second), "GET", "/live").status(), 503);
-    proxy.wait_for_output("the admin listener's token cannot be used");
+    proxy.wait_for_output("cannot use the admin listener's token");
     // A successor presents the token to take over the address.
     proxy.put("token", second);
     let successor = proxy.beside(&["--replace", &proxy.pid().to_string()]);
@@ -346,7 +346,7 @@ fn a_missing_or_weak_token_prevents_the_start() {
     let config = "admin: {address: '@admin@', token_file: token}\nlisteners: [{name: main, address: '@main@'}]";
     for (files, why) in [(&[][..], "cannot be read"), (&[("token", &b"short"[..])][..], "can be guessed")] {
         let said = Proxy::try_start(config, files).map(|_| ()).expect_err("it does not start");
-        assert!(said.contains("there is no token for the admin listener") && said.contains(why), "{said}");
+        assert!(said.contains("no usable token for the admin listener") && said.contains(why), "{said}");
     }
 }
 

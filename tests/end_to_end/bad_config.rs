@@ -199,9 +199,9 @@ clusters:
     let told: Vec<_> = told.iter().map(|one| (one["line"].as_u64(), one["message"].as_str())).collect();
     let expected = [
         (2, "listener `nowhere` has neither `chain` nor `cluster`: all requests get 404"),
-        (6, "filter `guard` is in no chain: it sees nothing"),
-        (8, "filter `idle` is in no chain: it sees nothing"),
-        (18, "cluster `forgotten` is named by no listener and no filter: nothing reaches it"),
+        (6, "filter `guard` is in no chain: it handles no traffic"),
+        (8, "filter `idle` is in no chain: it handles no traffic"),
+        (18, "cluster `forgotten` is not used by any listener or filter"),
     ];
     assert_eq!(told, expected.map(|(line, message)| (Some(line), Some(message))));
 }
@@ -248,7 +248,7 @@ fn check_reads_standard_input() {
 #[test]
 fn missing_and_unknown_files_are_reported() {
     let dir = workplace();
-    for (name, said) in [("none.yaml", "cannot read the file"), ("none.ini", "does not say how it is written")] {
+    for (name, said) in [("none.yaml", "cannot read the file"), ("none.ini", "unknown file format")] {
         if name.ends_with("ini") {
             fs::write(dir.path().join(name), "listeners=").expect("a file");
         }

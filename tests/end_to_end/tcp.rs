@@ -262,7 +262,7 @@ fn shutdown_waits_for_connections_until_the_drain_timeout() {
         assert_eq!(wire.read_to_end(), b"");
     }
     assert_eq!(proxy.wait_exit().code(), Some(0));
-    assert!(!proxy.output().contains("drain timeout is over"));
+    assert!(!proxy.output().contains("drain timeout expired"));
 
     let mut proxy = Proxy::start(to(&upstream).top("drain_timeout: 300ms"));
     let mut wire = connect(&proxy);

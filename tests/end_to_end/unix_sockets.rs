@@ -40,6 +40,6 @@ fn a_sockets_permissions_are_changed_in_place() {
     assert_eq!(mode(), 0o600);
     proxy.change_config(config("660"));
     assert_eq!(mode(), 0o660);
-    proxy.wait_for_output("has the permissions 660");
-    assert!(!proxy.output().contains("takes effect at the next start"), "{}", proxy.output());
+    proxy.wait_for_output("set to 660");
+    assert!(!proxy.output().contains("takes effect after a restart"), "{}", proxy.output());
 }

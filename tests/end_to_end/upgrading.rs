@@ -55,7 +55,7 @@ fn a_successor_takes_over_under_load_and_no_request_fails() {
         };
         more(200);
         let next = successor(&old);
-        old.wait_for_output("stopping: no more connections are taken");
+        old.wait_for_output("stopping: no new connections are accepted");
         more(200);
         // The old process still runs, but the new one answers on the admin listener.
         assert!(!old.has_ended());

@@ -1,6 +1,6 @@
-//! The connections of the admin listener and of that for probes. Both are served by the control thread, and nobody who connects
-//! there may take what others need: a head has its time, there are so many connections and no more, and if one comes too many, the
-//! one that has been silent for longest goes.
+//! Connections of the admin and probes listeners. The control thread serves both, so no client may exhaust resources:
+//! request heads have a timeout, the number of connections is limited, and when it is exceeded, the connection that has
+//! been idle longest is closed.
 
 use std::{
     cell::RefCell,
@@ -30,44 +30,44 @@ use crate::{
     observe::{LogLimiter, target},
 };
 
-/// How long a request's head may take, and how long a connection may wait for the next one.
+/// Timeout for a request head, and for an idle connection.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// How long a request's body may take.
+/// Timeout for a request body.
 const BODY: Duration = Duration::from_secs(10);
 
-/// Bytes of a request's body that are read.
+/// The maximum size of a request body.
 const MAX_BODY: usize = 4096;
 
-/// How long is waited after a connection could not be accepted.
+/// The delay after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What connections of one listener share.
+/// State shared by the connections of a listener.
 pub(super) struct Connections {
-    /// For the log.
+    /// Used in logs.
     name: &'static str,
     most: usize,
     clients: Rc<Clients>,
     unaccepted: LogLimiter,
 }
 
-/// Why a body was not read.
+/// An error while reading a request body.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyNotRead {
     #[error("the body is larger than {MAX_BODY} bytes")]
     TooLarge,
-    #[error("the body did not come within {BODY:?}")]
+    #[error("the body did not arrive within {BODY:?}")]
     TooSlow,
 }
 
 impl Connections {
-    /// Of a listener with this name.
+    /// Creates the state for a listener with this name.
     pub(super) fn new(name: &'static str) -> Connections {
         let most = descriptors::for_admin();
         Connections { name, most, clients: Rc::default(), unaccepted: LogLimiter::default() }
     }
 
-    /// Accepts until the socket is taken away, and serves what was accepted.
+    /// Accepts connections until the socket is closed, and serves them.
     pub(super) async fn accept<F: Future<Output = Response<Full<Bytes>>> + 'static>(
         &self,
         socket: &RefCell<Option<Listener>>,
@@ -95,7 +95,7 @@ impl Connections {
         }
     }
 
-    /// Serves a connection, in the place of another one if there are too many.
+    /// Serves a connection. If there are too many, another one is closed first.
     pub(super) fn serve<F: Future<Output = Response<Full<Bytes>>> + 'static>(
         &self,
         stream: Socket,
@@ -126,7 +126,7 @@ impl Connections {
     }
 }
 
-/// A request's body.
+/// Reads a request body.
 pub(super) async fn body(body: Incoming) -> Result<Bytes, BodyNotRead> {
     match timeout(BODY, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -1,5 +1,5 @@
-//! Who may ask the admin listener: it has no passwords, so a page that an operator has open in a browser must get nothing from
-//! it, and make it do nothing.
+//! Protects the admin listener against web pages: it has no passwords by default, so a page in an operator's browser
+//! must not be able to read anything from it or change anything (DNS rebinding, cross-site requests).
 
 use std::net::IpAddr;
 
@@ -7,18 +7,19 @@ use http::{Method, header, request::Parts};
 
 use tollgate_abi::spelling::split_port;
 
-/// Why a request is refused, if it is. `hosts` are names that it may be for, beside `localhost` and addresses.
+/// Returns the reason to reject a request, if any. `hosts` are accepted host names in addition to `localhost` and IP
+/// addresses.
 pub(super) fn refusal(parts: &Parts, hosts: &[String]) -> Option<&'static str> {
-    // What its bearer may do is said by a token, and a root certificate is no secret.
+    // Join tokens authorize these requests, and a root certificate is not secret.
     if parts.uri.path().starts_with("/ca/") {
         return None;
     }
     let all = parts.headers.get_all(header::HOST);
     let target = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
     let mut asked = all.iter().map(|host| host.as_bytes()).chain(target);
-    // Browsers send one, whatever name led them here.
+    // Browsers always send the host name that they used.
     if asked.any(|host| !is_ours(host, hosts)) {
-        return Some("this is no name of the admin listener; names are listed in `admin.hosts`");
+        return Some("unknown host name; list the names of the admin listener in `admin.hosts`");
     }
     if matches!(parts.method, Method::GET | Method::HEAD) {
         return None;
@@ -30,12 +31,12 @@ pub(super) fn refusal(parts: &Parts, hosts: &[String]) -> Option<&'static str> {
     });
     let sites = parts.headers.get_all("sec-fetch-site");
     if foreign || sites.iter().any(|site| site != "same-origin" && site != "none") {
-        return Some("pages of other sites change nothing here");
+        return Some("requests from pages of other sites are rejected");
     }
     None
 }
 
-/// Whether a `Host` is an address, `localhost`, or one of the names.
+/// Whether a `Host` is an IP address, `localhost`, or one of the names.
 fn is_ours(host: &[u8], hosts: &[String]) -> bool {
     let (name, _) = split_port(host);
     let Ok(name) = str::from_utf8(name) else { return false };
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_here_by_chance_is_none() {
+    fn unknown_host_names_are_rejected() {
         for (host, expected) in [
             ("127.0.0.1:9901", false),
             ("127.0.0.1", false),

@@ -1,5 +1,5 @@
-//! The admin listener: health, metrics, what is in force, and the two things that can be changed by hand. It runs on the
-//! control thread and is meant for loopback, or a unix socket.
+//! The admin listener: health, metrics, the running configuration, reload, and the log level. It runs on the control
+//! thread and is meant for loopback or a unix socket.
 
 mod connection;
 mod guard;
@@ -32,36 +32,36 @@ pub use self::{
     token::Token,
 };
 
-/// What the admin listener shows and does.
+/// The state of the admin listener.
 pub struct State {
-    /// What is in force.
+    /// The state of the process.
     pub status: Rc<Status>,
     /// The metrics.
     pub registry: Registry,
     /// Tollgate's own log.
     pub log: LogHandle,
-    /// Wishes for a reload.
+    /// Sends reload requests.
     pub changes: mpsc::Sender<ReloadRequest>,
-    /// Names that it may be asked for by. None: it is on a unix socket, which no browser reaches.
+    /// Accepted host names. `None` on a unix socket, which browsers cannot reach.
     pub hosts: Option<Vec<String>>,
-    /// What whoever asks has to show, if anything.
+    /// The token that requests must carry, if any.
     pub token: Option<Token>,
-    /// Signs certificates for workloads, if that is configured.
+    /// The certificate authority for workloads, if configured.
     pub ca: Option<Service>,
-    /// Where it listens.
+    /// The socket.
     pub socket: Socket,
 }
 
-/// The paths, with what they are for.
+/// The method, path and description of each endpoint.
 const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/live", "200 while the process runs"),
-    ("GET", "/ready", "200 while traffic is taken, else 503; says which filters are missing"),
+    ("GET", "/ready", "200 while traffic is accepted, else 503; lists filters without instances"),
     ("GET", "/metrics", "metrics for Prometheus"),
-    ("GET", "/config", "the configuration in force, its version and hash, and the last attempt to change it"),
-    ("GET", "/filters", "the filters in force: state, hash, instances, memory, traps, last error"),
-    ("GET", "/clusters", "the clusters in force: endpoints, their health, requests and connections"),
-    ("POST", "/reload", "reads the configuration again; 200 if it is in force, 422 with all errors if it was refused"),
-    ("POST", "/yield", "closes this listener if the process is draining, so that its successor can listen; else 409"),
+    ("GET", "/config", "the running configuration, its version and hash, and the last attempt to change it"),
+    ("GET", "/filters", "the running filters: state, hash, instances, memory, traps, last error"),
+    ("GET", "/clusters", "the running clusters: endpoints, their health, requests and connections"),
+    ("POST", "/reload", "reloads the configuration; 200 if it is running, 422 with all errors if it was rejected"),
+    ("POST", "/yield", "closes this listener if the process is draining, for its successor; else 409"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
     ("GET", "/ca/root", "the roots' certificates (PEM), if `admin.ca` is configured"),
@@ -74,7 +74,7 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
     if let Some(why) = state.hosts.as_ref().and_then(|hosts| guard::refusal(&parts, hosts)) {
         return text(StatusCode::FORBIDDEN, &format!("{why}\n"));
     }
-    // What its bearer may do there is said by a token of another kind.
+    // Requests below `/ca/` are authorized by join tokens instead.
     if let Some(token) = state.token.as_ref().filter(|_| !path.starts_with("/ca/"))
         && let Err((status, why)) = token.check(&parts.headers).await
     {
@@ -124,7 +124,7 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
         },
         _ => match PATHS.iter().find(|(_, known, _)| *known == path) {
             Some((method, ..)) => {
-                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} wants {method}\n"));
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} requires {method}\n"));
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(method));
                 response
             }

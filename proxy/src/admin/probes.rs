@@ -1,5 +1,5 @@
-//! What probes and Prometheus ask for: `/live`, `/ready` and `/metrics`. A listener of their own has nothing else, so that nobody
-//! needs to open the admin listener to the network for them.
+//! Endpoints for probes and Prometheus: `/live`, `/ready` and `/metrics`. They have a separate listener, so that the
+//! admin listener need not be exposed to the network for them.
 
 use std::{
     cell::RefCell,
@@ -22,9 +22,9 @@ use crate::{
     observe::{Registry, metrics},
 };
 
-/// What the listener for probes shows.
+/// The state of the probes listener.
 pub struct Probes {
-    /// What is in force.
+    /// The state of the process.
     pub status: Rc<Status>,
     /// The metrics.
     pub registry: Registry,
@@ -33,8 +33,7 @@ pub struct Probes {
 impl Probes {
     /// Serves on a socket until the process ends.
     ///
-    /// # Errors
-    /// The runtime does not take the socket.
+    /// # Errors The runtime rejects the socket.
     pub fn serve(self, socket: ListenSocket) -> io::Result<()> {
         let listener = RefCell::new(Some(Listener::try_from(socket)?));
         let (probes, connections) = (Rc::new(self), Connections::new("probes"));
@@ -46,13 +45,13 @@ impl Probes {
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let nothing = || text(StatusCode::NOT_FOUND, "there are /live, /ready and /metrics\n");
+        let nothing = || text(StatusCode::NOT_FOUND, "not found; this listener serves /live, /ready and /metrics\n");
         let (method, path, fields) = (request.method(), request.uri().path(), request.headers());
         answer(&self.status, &self.registry, method, path, fields).unwrap_or_else(nothing)
     }
 }
 
-/// The answer to a probe, if it is one.
+/// Returns the response to a probe; `None` for other requests.
 pub(super) fn answer(
     status: &Status,
     registry: &Registry,
@@ -74,7 +73,7 @@ pub(super) fn answer(
     })
 }
 
-/// A scrape, which is mostly names that repeat.
+/// Returns a scrape, which compresses well: it consists mostly of repeated names.
 fn scrape(text: String, compressed: bool) -> Response<Full<Bytes>> {
     // Writing to memory does not fail.
     let packed = compressed.then(|| {
@@ -93,7 +92,7 @@ fn scrape(text: String, compressed: bool) -> Response<Full<Bytes>> {
     answer
 }
 
-/// Whether the client says that it takes gzip (RFC 9110 section 12.5.3).
+/// Whether the client accepts gzip (RFC 9110 section 12.5.3).
 fn takes_gzip(fields: &HeaderMap) -> bool {
     let values = fields.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let weight = |coding: &str| {
@@ -111,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_takes_gzip_says_so() {
+    fn gzip_is_used_if_accepted() {
         for (said, takes) in [
             (None, false),
             (Some(""), false),

@@ -1,6 +1,6 @@
-//! The socket of the admin listener. A process that drains goes on to answer there, with 503 to `GET /ready`, until a successor
-//! on this machine wants the address: `POST /yield` then closes the socket at once. Without that, nothing could be started on
-//! the same address before the old process has ended.
+//! The socket of the admin listener. A draining process continues to serve it, with 503 for `GET /ready`, until a
+//! successor on this machine needs the address: `POST /yield` then closes the socket immediately. Without that, no
+//! successor could use the address before the old process has ended.
 
 use std::{cell::RefCell, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
@@ -26,13 +26,13 @@ use crate::{
     observe::target,
 };
 
-/// Nobody but the proxy's user: there is no other authentication.
+/// Only the proxy's user has access: there is no other authentication.
 const MODE: &str = "600";
 
-/// How long a process that drains may take to give up its address.
+/// How long a draining process may take to release its address.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The socket, as long as there is one, and its connections.
+/// The socket, while it is open, and its connections.
 pub struct Socket {
     listener: RefCell<Option<Listener>>,
     connections: Connections,
@@ -44,10 +44,9 @@ impl Default for Socket {
     }
 }
 
-/// Opens the admin listener's socket. A process that drains makes room for it.
+/// Opens the admin listener's socket. A draining process releases it on request.
 ///
-/// # Errors
-/// Somebody else listens there, or the address is not to be had.
+/// # Errors Another process listens on the address, or the address is unavailable.
 pub async fn listen(admin: &Admin, token: Option<&Token>) -> io::Result<ListenSocket> {
     match open(admin) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse && yields(&admin.address, token).await => open(admin),
@@ -62,7 +61,7 @@ fn open(admin: &Admin) -> io::Result<ListenSocket> {
     sockets.pop().ok_or_else(|| io::Error::other("there is no socket"))
 }
 
-/// Whether who listens there is a process that drains, and has closed its socket now.
+/// Asks the process that has the address to release it. Returns whether it did, which it does if it drains.
 async fn yields(address: &Address, token: Option<&Token>) -> bool {
     let ask = async {
         let mut stream = Stream::connect(address, None).await.ok()?;
@@ -77,7 +76,7 @@ async fn yields(address: &Address, token: Option<&Token>) -> bool {
     matches!(timeout(PATIENCE, ask).await, Ok(Some(())))
 }
 
-/// Serves as soon as who has the address now gives it up.
+/// Serves as soon as the process that has the address releases it.
 pub async fn listen_later(admin: Admin, state: Rc<State>) {
     for tries in 1_u64.. {
         match listen(&admin, state.token.as_ref()).await {
@@ -90,7 +89,7 @@ pub async fn listen_later(admin: Admin, state: Rc<State>) {
             }
             Err(e) if tries == 100 => tracing::warn!(
                 target: target::ADMIN,
-                "there is no admin listener yet: {}: {e}", admin.address
+                "the admin listener is not available yet: {}: {e}", admin.address
             ),
             Err(_) => {}
         }
@@ -98,23 +97,22 @@ pub async fn listen_later(admin: Admin, state: Rc<State>) {
     }
 }
 
-/// Says in terms of the configuration that the admin listener cannot be opened.
+/// Returns the error that the admin listener cannot be opened, located in the configuration.
 pub fn cannot_listen(loaded: &Loaded, error: &io::Error) -> Diagnostics {
     let place = loaded.source.locate("/admin/address", "");
     let message = format!("cannot listen on {} (the admin listener): {error}", loaded.config.admin.address);
-    let help = "give it another address with `admin.address`, or turn it off with `admin.enabled: false`";
+    let help = "set another address with `admin.address`, or disable the listener with `admin.enabled: false`";
     let wrong = Diagnostic::error(place.exact.then_some(place.span), message).help(help.to_owned());
     Diagnostics::new(loaded.source.clone(), vec![wrong])
 }
 
-/// An answer to come.
+/// A pending response.
 type Answer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>>>>;
 
 impl State {
-    /// Serves on a socket until the process ends, or its successor wants it.
+    /// Serves on a socket until the process ends, or its successor needs the address.
     ///
-    /// # Errors
-    /// The runtime does not take the socket.
+    /// # Errors The runtime rejects the socket.
     pub fn serve(self: &Rc<Self>, socket: ListenSocket) -> io::Result<()> {
         *self.socket.listener.borrow_mut() = Some(socket.try_into()?);
         let state = self.clone();
@@ -122,7 +120,7 @@ impl State {
         Ok(())
     }
 
-    /// Closes the socket, if the process drains. Connections that are there already are served.
+    /// Closes the socket if the process drains. Existing connections are still served.
     pub(super) fn give_up_socket(self: &Rc<Self>) -> bool {
         if !self.status.is_draining() {
             return false;

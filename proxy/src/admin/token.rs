@@ -1,5 +1,5 @@
-//! The token of the admin listener, for where its address or its socket's permissions are not enough. It is read from its file for
-//! each request, so a new one holds as soon as it is there.
+//! The token of the admin listener, for environments where its address or its socket's permissions are not enough. It
+//! is read from its file for each request, so a new token is valid immediately.
 
 use std::{
     io::{self, Read},
@@ -18,52 +18,51 @@ use crate::{
     observe::{LogLimiter, target},
 };
 
-/// Fewer characters can be guessed.
+/// Shorter tokens could be guessed.
 const SHORTEST: usize = 16;
 
-/// More bytes are no token.
+/// Longer files are not tokens.
 const LONGEST: u64 = 4096;
 
-/// Who asks has to show it.
+/// The token that requests must carry.
 pub struct Token {
     file: PathBuf,
     unread: LogLimiter,
 }
 
-/// Why a file holds no token.
+/// The reason why a file contains no usable token.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// The system's answer.
+    /// The file cannot be read.
     #[error("it cannot be read: {0}")]
     Unread(#[from] io::Error),
-    /// It is a folder, a FIFO, or the like, or far too long.
-    #[error("it is no file with one line of text")]
+    /// The file is a directory, a FIFO or similar, or far too long.
+    #[error("not a file with one line of text")]
     NoText,
-    /// Too few characters.
-    #[error("it has fewer than {SHORTEST} characters, and can be guessed")]
+    /// The token is too short.
+    #[error("fewer than {SHORTEST} characters, which can be guessed")]
     Short,
 }
 
 impl Token {
-    /// The one that the configuration asks for, if it does.
+    /// Returns the configured token, if there is one.
     pub fn of(loaded: &Loaded) -> Option<Token> {
         let file = loaded.source.resolve(loaded.config.admin.token_file.as_ref()?);
         Some(Token { file, unread: LogLimiter::default() })
     }
 
-    /// What is wrong with it.
+    /// Returns an error if the configured token cannot be used.
     pub fn look(loaded: &Loaded) -> Option<Diagnostic> {
         let token = Token::of(loaded)?;
         let wrong = read(&token.file).err()?;
-        let message = format!("there is no token for the admin listener in `{}`: {wrong}", token.file.display());
+        let message = format!("no usable token for the admin listener in `{}`: {wrong}", token.file.display());
         let help = "for example: head -c 32 /dev/urandom | base64".to_owned();
         Some(loaded.source.diagnostic("/admin/token_file", message, Some(help)))
     }
 
-    /// Whether these fields show it. An error is the answer.
+    /// Checks the token in a request's headers. An error is the response to send.
     ///
-    /// # Errors
-    /// They do not, or nobody can know.
+    /// # Errors The token is missing or wrong, or the file cannot be read.
     pub async fn check(&self, fields: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let file = self.file.clone();
         let token = tokio::task::spawn_blocking(move || read(&file)).await;
@@ -71,34 +70,34 @@ impl Token {
             if let Some(left_out) = self.unread.may_warn() {
                 tracing::error!(
                     target: target::ADMIN,
-                    file = %self.file.display(), left_out, "the admin listener's token cannot be used: {error}"
+                    file = %self.file.display(), left_out, "cannot use the admin listener's token: {error}"
                 );
             }
-            (StatusCode::SERVICE_UNAVAILABLE, "the token of this listener cannot be read; the log says why\n")
+            (StatusCode::SERVICE_UNAVAILABLE, "cannot read the token of this listener; see the log\n")
         })?;
         let shown = fields.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).and_then(bearer);
         match shown {
             Some(shown) if is_equal(shown, token.as_bytes()) => Ok(()),
-            Some(_) => Err((StatusCode::UNAUTHORIZED, "this is not the token of this listener (`admin.token_file`)\n")),
+            Some(_) => Err((StatusCode::UNAUTHORIZED, "wrong token for this listener (`admin.token_file`)\n")),
             None => {
-                Err((StatusCode::UNAUTHORIZED, "show the token of `admin.token_file`: Authorization: Bearer TOKEN\n"))
+                Err((StatusCode::UNAUTHORIZED, "send the token of `admin.token_file`: Authorization: Bearer TOKEN\n"))
             }
         }
     }
 
-    /// The field that shows it, for another Tollgate with the same configuration.
+    /// Returns the header with the token, for requests to another Tollgate with the same configuration.
     pub(super) fn field(&self) -> String {
         read(&self.file).map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default()
     }
 }
 
-/// What follows the scheme, whose case does not matter (RFC 9110 section 11.1).
+/// Returns the token after the scheme, which is case-insensitive (RFC 9110 section 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// In a time that tells nothing of either, not even how long they are.
+/// Compares in constant time, which reveals nothing about either, not even the length.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
     let (one, other) = (digest(&SHA256, one), digest(&SHA256, other));
     verify_slices_are_equal(one.as_ref(), other.as_ref()).is_ok()
@@ -109,7 +108,7 @@ fn read(path: &Path) -> Result<String, Unusable> {
         return Err(Unusable::NoText);
     }
     let mut text = String::new();
-    // It may have become a FIFO meanwhile.
+    // The file may have become a FIFO meanwhile.
     files::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
     let token = text.trim();
     match token.len() {

@@ -1,4 +1,4 @@
-//! `tollgate check`: everything that would be said when the proxy starts, without starting it.
+//! `tollgate check`: reports everything that a start would report, without starting the proxy.
 
 use std::{io::IsTerminal, path::Path, process::ExitCode};
 
@@ -11,7 +11,7 @@ use crate::{
     observe::log::colours,
 };
 
-/// Checks a file. 0: it can be used. 1: it cannot.
+/// Checks a file. Exit code 0: it can be used. 1: it cannot.
 pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
     let loaded = match file == Path::new("-") {
         true => crate::control::load::loader().stdin(),

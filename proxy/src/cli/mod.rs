@@ -26,20 +26,20 @@ struct Cli {
 enum Command {
     /// Run the proxy.
     ///
-    /// SIGTERM drains and stops, SIGHUP reloads, SIGUSR1 reopens the access logs; the configuration and the filters are watched
-    /// and swapped when they change. Docs: docs/operating.md.
+    /// SIGTERM drains and stops, SIGHUP reloads, SIGUSR1 reopens the access logs. The configuration and the filters are
+    /// watched and reloaded when they change. Docs: docs/operating.md.
     Run {
-        /// The configuration: YAML, JSON or TOML, by its name.
+        /// The configuration: YAML, JSON or TOML, by its extension.
         file: PathBuf,
-        /// What the log shows, whatever the configuration says: `debug`, `info,tollgate::filter=trace`.
+        /// Set the log level, overriding the configuration: `debug`, `info,tollgate::filter=trace`.
         #[arg(long, value_name = "LEVEL", env = "TOLLGATE_LOG")]
         log_level: Option<String>,
-        /// Takes the place of a running Tollgate without losing a connection: listens beside it, and tells it to drain when
-        /// this one is ready. Both must run as the same user.
+        /// Replace a running Tollgate without losing a connection: listen alongside it, and tell it to drain when this
+        /// process is ready. Both must run as the same user.
         #[arg(long, value_name = "PID")]
         replace: Option<i32>,
     },
-    /// Check a configuration, the filters' own included, without starting anything.
+    /// Check a configuration, including those of the filters, without starting anything.
     Check {
         /// The configuration; `-` reads YAML or JSON from standard input.
         file: PathBuf,
@@ -53,23 +53,23 @@ enum Command {
     New(tools::new::NewArgs),
     /// Test a compiled filter in the real host against a file of cases, without a network.
     ///
-    /// Docs and examples: docs/tools.md. The exit status is 0 if all cases pass, else 1.
+    /// Docs and examples: docs/tools.md. The exit status is 0 if all cases pass, otherwise 1.
     Test(tools::cases::TestArgs),
     /// Show what a filter module needs and can do, and whether this version can load it.
     ///
-    /// The exit status is 0 if it can be loaded, else 1.
+    /// The exit status is 0 if the module can be loaded, otherwise 1.
     Inspect(tools::inspect::InspectArgs),
-    /// A certificate authority for development and small meshes: a root, certificates, join tokens.
+    /// Run a certificate authority for development and small meshes: a root, certificates, join tokens.
     ///
-    /// A proxy with `admin.ca` signs for those that show a join token; a proxy with `workload` gets its certificate from
-    /// there. Docs: docs/operating.md.
+    /// A proxy with `admin.ca` signs certificates for workloads that present a join token; a proxy with `workload`
+    /// obtains its certificate from there. Docs: docs/operating.md.
     Ca {
         #[command(subcommand)]
         what: ca::command::CaCommand,
     },
-    /// Print the version, and what this executable was built with.
+    /// Print the version and the build features.
     Version,
-    /// Print a shell's completions for this command.
+    /// Print shell completions for this command.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -91,7 +91,7 @@ enum Bench {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    // Nothing of what follows is a compiler's business.
+    // A compiler process needs nothing of the rest.
     if let Some(code) = compiler::job::run_if_asked() {
         return code;
     }
@@ -129,10 +129,10 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// What mistakes in a configuration come to.
+/// The summary of errors in a configuration.
 const UNUSABLE: &str = "the configuration cannot be used";
 
-/// The exit status; an error is shown. `so` is what mistakes in a file come to.
+/// Returns the exit status, after printing an error. `so` is the summary of errors in a file.
 fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
@@ -148,7 +148,7 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
     }
 }
 
-/// The version, what this executable was built for, and what is in it.
+/// Returns the version, the target, the features and the built-in filters.
 fn version() -> String {
     let http3 = if cfg!(feature = "http3") { "http3" } else { "none" };
     let (version, arch, os) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);

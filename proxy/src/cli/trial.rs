@@ -1,5 +1,5 @@
-//! What starting would find out about files and folders beyond those that are read anyway. It is looked at without changing
-//! anything: a trial leaves nothing behind.
+//! Checks of files and directories that otherwise only a start would make. They change nothing: a trial leaves no files
+//! behind.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use crate::{
     config::{Diagnostic, Loaded, units::Address},
 };
 
-/// What is wrong.
+/// Returns all errors.
 pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Vec<Diagnostic> {
     let (source, config) = (&loaded.source, &loaded.config);
     let mut wrong = Vec::new();
@@ -51,7 +51,7 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Vec<Diagnostic> {
     wrong
 }
 
-/// Whether a file can be written to, and made if it is not there.
+/// Checks that a file can be appended to, or created if it does not exist.
 fn can_append(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
@@ -61,8 +61,8 @@ fn can_append(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a socket's file can be made. That of a socket that is left over is replaced; whether somebody listens on it is
-/// seen at the start.
+/// Checks that a socket's file can be created. A stale socket is replaced; whether a process listens on it is checked
+/// at the start.
 fn can_bind(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => Err(io::Error::other("another file has this name")),
@@ -70,7 +70,7 @@ fn can_bind(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a file can be made in its folder.
+/// Checks that a file can be created in its directory.
 fn can_make(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)

@@ -1,5 +1,5 @@
-//! The part of a snapshot that TLS is made from: reading it, saying at its place in the configuration what is wrong with it,
-//! and showing when it expires.
+//! The TLS part of a snapshot: loading the files, locating their errors in the configuration, and reporting their
+//! expiry.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::{
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// What is offered to clients by ALPN (RFC 7301), the best first.
+/// Returns the ALPN protocols to offer to clients (RFC 7301), in order of preference.
 fn offered(protocol: Protocol) -> &'static [&'static [u8]] {
     match protocol {
         Protocol::Http | Protocol::Auto => &[H2, HTTP1],
@@ -34,7 +34,7 @@ fn offered(protocol: Protocol) -> &'static [&'static [u8]] {
     }
 }
 
-/// What endpoints are asked for by ALPN. Without it, HTTP/1.1 is meant, and TCP is not mistaken for it.
+/// Returns the ALPN protocols to offer to endpoints. Without ALPN, HTTP/1.1 is implied, and TCP is not mistaken for it.
 fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
     match protocol {
         ClusterProtocol::H1 => &[],
@@ -43,7 +43,7 @@ fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
     }
 }
 
-/// Reads the `tls` sections of one configuration.
+/// Loads the `tls` sections of one configuration.
 pub(super) struct Certificates<'l> {
     source: &'l Source,
     loader: Loader<'l>,
@@ -55,7 +55,7 @@ impl<'l> Certificates<'l> {
         Certificates { source, loader: Loader::new(resolve), warnings: Vec::new() }
     }
 
-    /// A listener's TLS; none if it has none, or if something is wrong with it.
+    /// Returns a listener's TLS settings; `None` if it has none, or if they have errors.
     pub(super) fn of_listener(
         &mut self,
         index: usize,
@@ -77,7 +77,7 @@ impl<'l> Certificates<'l> {
         }
     }
 
-    /// A cluster's TLS; none if it has none, or if something is wrong with it.
+    /// Returns a cluster's TLS settings; `None` if it has none, or if they have errors.
     pub(super) fn of_cluster(
         &mut self,
         index: usize,
@@ -100,7 +100,7 @@ impl<'l> Certificates<'l> {
         }
     }
 
-    /// What was read, and what is to be said about it.
+    /// Returns the digests of the files that were read, and the warnings about them.
     pub(crate) fn end(self) -> (Digests, Vec<Diagnostic>) {
         (self.loader.digests().clone(), self.warnings)
     }
@@ -122,7 +122,7 @@ fn refused(source: &Source, pointer: &str, problem: &FieldError) -> Diagnostic {
     Diagnostic { passing, ..source.diagnostic(&pointer, problem.error.to_string(), problem.error.help()) }
 }
 
-/// The files of TLS that a configuration names, whether it can be used or not.
+/// Returns the TLS files that a configuration refers to, whether it is valid or not.
 pub(super) fn files(source: &Source) -> Vec<PathBuf> {
     let section = |name: &str| source.root().get(name).map_or(&[][..], Node::items).iter();
     let used = |tls: &&Node| tls.get("mode").and_then(Node::as_str) != Some("disable");
@@ -136,14 +136,14 @@ pub(super) fn files(source: &Source) -> Vec<PathBuf> {
     found.into_iter().filter_map(Node::as_str).map(|path| source.resolve(path)).collect()
 }
 
-/// All files of a snapshot that are good until some time.
+/// Iterates over all files of a snapshot that have an expiry date.
 fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
     let of_listeners = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|tls| tls.dated());
     let of_clusters = snapshot.clusters.values().filter_map(|c| c.tls.as_ref()).flat_map(|tls| tls.dated());
     of_listeners.chain(of_clusters)
 }
 
-/// What is to be said about files of the snapshot in force that expire soon, or have done so.
+/// Returns warnings about files of the running snapshot that expire soon or have expired.
 pub(crate) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
     let mut all: Vec<String> = dated(snapshot).filter_map(|dated| dated.warning(now)).collect();
     all.sort();
@@ -151,7 +151,7 @@ pub(crate) fn expiring(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
     all
 }
 
-/// Shows when certificates and revocation lists expire.
+/// Registers metrics for the expiry of certificates and revocation lists.
 pub(crate) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
     let shown = [
         (
@@ -163,7 +163,7 @@ pub(crate) fn show(registry: &Registry, current: Arc<ArcSwapOption<Snapshot>>) -
         (
             DatedKind::RevocationList,
             "tollgate_tls_crl_next_update_timestamp_seconds",
-            "When a revocation list expires, in seconds since 1970; of several in a file, the first that does.",
+            "When a revocation list expires, in seconds since 1970; the earliest if a file has several.",
             "crl",
         ),
     ];

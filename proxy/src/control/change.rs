@@ -1,4 +1,4 @@
-//! A requested change of the configuration, and the outcome of the last attempt.
+//! A request to reload the configuration, and the outcome of the last attempt.
 
 use std::time::SystemTime;
 
@@ -7,37 +7,37 @@ use tokio::sync::oneshot;
 
 use crate::observe::access_log::timestamp;
 
-/// A change that somebody wants.
+/// A request to reload.
 pub struct ReloadRequest {
-    /// Why.
+    /// The cause: a file, a signal, the admin API.
     pub cause: &'static str,
-    /// Who wants to know what came of it.
+    /// Receives the outcome, if the requester waits for it.
     pub done: Option<oneshot::Sender<ReloadAttempt>>,
 }
 
-/// The last change that was tried.
+/// The last attempt to change the configuration.
 #[derive(Debug, Clone)]
 pub struct ReloadAttempt {
-    /// When.
+    /// When it was made.
     pub at: SystemTime,
-    /// Why it was tried: a file, a signal, the admin API.
+    /// The cause: a file, a signal, the admin API.
     pub cause: &'static str,
-    /// What came of it.
+    /// The outcome.
     pub result: ReloadOutcome,
 }
 
-/// What came of a change.
+/// The outcome of an attempt to change the configuration.
 #[derive(Debug, Clone)]
 pub enum ReloadOutcome {
-    /// It is in force, as this version.
+    /// The configuration is running, as this version.
     Applied(u64),
-    /// Nothing had changed.
+    /// The files match the running configuration.
     Unchanged,
-    /// Nothing was changed; this was wrong, for people and as JSON.
+    /// The configuration was rejected, with the errors as text and as JSON. The running one is unchanged.
     Refused(String, Value),
 }
 
-/// An attempt, as the admin API tells it.
+/// Returns an attempt in the admin API's form.
 pub fn attempt_json(attempt: &ReloadAttempt) -> Value {
     let (result, version, errors) = match &attempt.result {
         ReloadOutcome::Applied(version) => ("applied", Some(*version), Value::Null),

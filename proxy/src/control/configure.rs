@@ -1,5 +1,5 @@
-//! The first instance of each machine, and what its filters have against their configurations: all of it, at its places in
-//! the file, though most filters stop at the first mistake.
+//! Creates the first instance of each VM template, and collects all errors that its filters report about their
+//! configurations, although most filters stop at the first one.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::{
     wasm::{Instance, InstantiateError, Plugin, VmTemplate},
 };
 
-/// A machine's first instance, or everything that its filters have against their configurations.
+/// Creates a template's first instance, or returns all errors that its filters report about their configurations.
 ///
-/// A filter that wants a number or a boolean where an environment variable has put text gets it: its plugin is replaced, in
-/// the machine and among all plugins, by one with that configuration.
+/// Where a filter expects a number or a boolean and an environment variable provided text, the value is converted: the
+/// plugin is replaced, in the template and in `plugins`, by one with the converted configuration.
 pub(super) fn configured(
     loaded: &Loaded,
     machine: &mut Arc<VmTemplate>,
@@ -33,7 +33,7 @@ pub(super) fn configured(
                 *machine = VmTemplate::new(machine.plugins().iter().map(new).collect());
             }
             Err(mut mistakes) => {
-                // Those after it have not been asked yet.
+                // The filters after it have not been configured yet.
                 for other in &machine.plugins()[failed.filter + 1..] {
                     if let Err(failed) = VmTemplate::of(other.clone()).instantiate()
                         && let Err(more) = ask(loaded, other, failed.error)
@@ -48,7 +48,7 @@ pub(super) fn configured(
     Err(vec![Diagnostic::error(None, format!("filters {} cannot be set up", machine.names()))])
 }
 
-/// Asks a filter that has failed for everything that is wrong. Else the filter with the configuration that it wants.
+/// Asks a failed filter for all errors. Returns the filter with a converted configuration if that resolves them.
 fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result<Arc<Plugin>, Vec<Diagnostic>> {
     let name = &plugin.info.name;
     let index = loaded.config.filters.iter().position(|filter| filter.name == *name).unwrap_or_default();

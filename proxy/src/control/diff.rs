@@ -1,5 +1,5 @@
-//! What is different between two configurations, in words for the log: which listeners, filters, clusters and files, and which
-//! of their fields. Values are not shown: there may be secrets among them.
+//! Describes the difference between two configurations for the log: which listeners, filters, clusters and files
+//! changed, and which of their fields. Values are not shown, since they may be secrets.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,17 +10,17 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// More than this are counted.
+/// Further differences are only counted.
 const MOST: usize = 20;
 
-/// What is different, in one line.
+/// Returns the differences in one line.
 pub fn describe(old: &Snapshot, new: &Snapshot) -> String {
     let value = |snapshot: &Snapshot| serde_json::to_value(&snapshot.loaded.config).unwrap_or_default();
     let mut all = of_configurations(&value(old), &value(new), |filter| has_other_code(old, new, filter));
     all.extend(new.tls.changed_since(&old.tls).map(|path| format!("changed file {}", path.display())));
     if all.is_empty() {
-        // A default that is written out, say.
-        return "none that make a difference".to_owned();
+        // For example, a default was made explicit.
+        return "none with an effect".to_owned();
     }
     let more = all.len().saturating_sub(MOST);
     all.truncate(MOST);
@@ -28,7 +28,7 @@ pub fn describe(old: &Snapshot, new: &Snapshot) -> String {
     if more == 0 { listed } else { format!("{listed}; and {more} more") }
 }
 
-/// Whether both have a filter of this name, and with other code.
+/// Whether both snapshots have a filter of this name, with different code.
 fn has_other_code(old: &Snapshot, new: &Snapshot, filter: &str) -> bool {
     let hash = |s: &Snapshot| s.plugins.iter().find(|p| p.info.name == filter).map(|p| p.code.hash.clone());
     hash(old).zip(hash(new)).is_some_and(|(old, new)| old != new)
@@ -40,7 +40,7 @@ fn of_configurations(old: &Value, new: &Value, has_other_code: impl Fn(&str) -> 
         let kind = match field {
             "listeners" => "listener",
             "clusters" => "cluster",
-            // Code may be other though nothing in the file is.
+            // The code may differ although nothing in the file does.
             "filters" => continue,
             other => {
                 all.push(format!("changed `{other}`"));
@@ -53,7 +53,7 @@ fn of_configurations(old: &Value, new: &Value, has_other_code: impl Fn(&str) -> 
     all
 }
 
-/// The entries of a section that are added, changed and removed, by their names.
+/// Lists the entries of a section that were added, changed and removed, by name.
 fn of_section(kind: &str, old: &Value, new: &Value, has_other_code: impl Fn(&str) -> bool, all: &mut Vec<String>) {
     let (before, old, new) = (all.len(), items(old), items(new));
     let (were, are) = (by_name(old), by_name(new));
@@ -74,7 +74,7 @@ fn of_section(kind: &str, old: &Value, new: &Value, has_other_code: impl Fn(&str
     let gone = old.iter().map(name).filter(|name| !are.contains_key(name));
     all.extend(gone.map(|name| format!("removed {kind} `{name}`")));
     if all.len() == before && old != new {
-        all.push(format!("another order of the {kind}s"));
+        all.push(format!("reordered {kind}s"));
     }
 }
 
@@ -90,23 +90,24 @@ fn by_name(items: &[Value]) -> HashMap<&str, &Value> {
     items.iter().map(|item| (name(item), item)).collect()
 }
 
-/// The fields of two objects that are not equal.
+/// Returns the fields in which two objects differ.
 fn different_fields<'v>(old: &'v Value, new: &'v Value) -> Vec<&'v str> {
     let keys = |object: &'v Value| object.as_object().into_iter().flat_map(Map::keys);
     let names: BTreeSet<&str> = keys(old).chain(keys(new)).map(String::as_str).collect();
     names.into_iter().filter(|name| old.get(name) != new.get(name)).collect()
 }
 
-/// Warnings about changes that take effect only when the process starts anew. `running` is what it was started with.
+/// Returns warnings about changes that take effect only after a restart. `running` is the configuration that the
+/// process was started with.
 pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Config) -> Vec<String> {
     let mut all = Vec::new();
     let mut note = |field: &str, is_other: bool| {
         if is_other {
-            all.push(format!("`{field}` has changed; it takes effect at the next start"));
+            all.push(format!("`{field}` has changed; the change takes effect after a restart"));
         }
     };
     note("workers", new.workers != old.workers && new.workers != running.workers);
-    // What readiness goes by is asked for each time.
+    // Readiness reads this field each time.
     let bound = |config: &model::Config| model::Admin { unready_without_filters: false, ..config.admin.clone() };
     note("admin", bound(new) != bound(old) && bound(new) != bound(running));
     note("workload", new.workload != old.workload && new.workload != running.workload);
@@ -115,12 +116,12 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
     for listener in &new.listeners {
         let Some(before) = old.listeners.iter().find(|before| before.name == listener.name) else { continue };
         let is_kept = listener.all_addresses().any(|address| before.all_addresses().any(|a| a == address));
-        // Permissions that are given are changed on the spot.
+        // Explicit permissions are applied immediately.
         let mode = listener.socket.mode.as_ref().or(before.socket.mode.as_ref());
         let same = model::SocketOptions { mode: mode.cloned(), ..before.socket.clone() };
         if is_kept && listener.socket != same {
             all.push(format!(
-                "`socket` of listener `{}` has changed; it takes effect at the next start, or at another address",
+                "`socket` of listener `{}` has changed; the change takes effect after a restart, or at another address",
                 listener.name
             ));
         }
@@ -128,7 +129,7 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
     all
 }
 
-/// Unix sockets that stay where they are and have other permissions now: whose they are, where, and which.
+/// Returns the unix sockets that stay but get other permissions: the listener's name, the path, and the mode.
 pub fn permissions<'n>(old: &model::Config, new: &'n model::Config) -> Vec<(&'n str, &'n std::path::Path, &'n str)> {
     let mut all = Vec::new();
     for listener in &new.listeners {
@@ -145,7 +146,7 @@ pub fn permissions<'n>(old: &model::Config, new: &'n model::Config) -> Vec<(&'n 
     all
 }
 
-/// Where listeners are: each one's name and address, and how that is written for people.
+/// Returns the name and address of each listener, and its URL for messages.
 pub fn places(config: &model::Config) -> Vec<(&str, &Address, String)> {
     let of = |listener: &model::Listener, address: &Address| {
         let also = if listener.http3 && address.inet().is_some() { ", and HTTP/3" } else { "" };
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_changed_and_removed_is_named() {
+    fn additions_changes_and_removals_are_listed() {
         let old = json!({
             "drain_timeout": "30s",
             "listeners": [{"name": "a", "address": "1", "via": "x"}, {"name": "b"}],
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!(
             all,
             [
-                "another order of the clusters",
+                "reordered clusters",
                 "changed `drain_timeout`",
                 "changed listener `a` (address, via)",
                 "added listener `c`",
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_effect_at_the_next_start_is_said_once_and_not_of_what_runs_already() {
+    fn changes_that_need_a_restart_are_reported_once() {
         let listener = "listeners: [{name: a, address: '127.0.0.1:1', socket: {backlog: 100}}]\n";
         let running = config(listener);
         let other = config(&format!(
@@ -213,15 +214,15 @@ mod tests {
         assert_eq!(said.len(), 5, "{said:?}");
         assert!(restarts(&running, &other, &other).is_empty());
         let strict = config(&format!("admin: {{unready_without_filters: true}}\n{listener}"));
-        assert!(restarts(&running, &running, &strict).is_empty(), "what readiness goes by changes at once");
+        assert!(restarts(&running, &running, &strict).is_empty(), "readiness settings change immediately");
         let back = restarts(&running, &other, &running);
-        assert_eq!(back.len(), 1, "only the sockets may have come with the other one: {back:?}");
+        assert_eq!(back.len(), 1, "only the sockets may be from the other configuration: {back:?}");
         let mode = |mode: &str| config(&listener.replace("{backlog: 100}", mode));
         assert!(restarts(&running, &mode("{backlog: 100}"), &mode("{backlog: 100, mode: '660'}")).is_empty());
         assert_eq!(
             restarts(&running, &mode("{mode: '660'}"), &mode("{}")).len(),
             1,
-            "which ones it would have had is not known"
+            "the default permissions are not known"
         );
         let moved = config(&listener.replace("100", "101").replace(":1'", ":2'"));
         assert!(restarts(&running, &running, &moved).is_empty(), "a new address has new sockets");

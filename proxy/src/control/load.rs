@@ -1,4 +1,4 @@
-//! Loads a configuration file and finds the compiler with its cache for it.
+//! Loads a configuration file, and opens the compiler with the cache that it specifies.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use crate::{
     wasm::engine::compiler::{Cache, Compiler},
 };
 
-/// Reads a configuration, with all checks that need no filter.
+/// Loads a configuration, with all checks that need no filter.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     loader().load(path)
 }
 
-/// What reads configurations, with all checks that need no filter.
+/// Returns a loader with all checks that need no filter.
 pub fn loader() -> Loader<'static> {
     Loader::default().foreign(ExternalChecks {
         access_log: |format| Format::parse(format).map(|_| ()).map_err(|e| (e.to_string(), None)),
@@ -21,32 +21,31 @@ pub fn loader() -> Loader<'static> {
     })
 }
 
-/// Where compiled filters are kept.
+/// Returns the directory that caches compiled filters.
 pub fn cache_dir(loaded: &Loaded) -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let dir = loaded.config.cache_dir.clone().map(|dir| loaded.source.resolve(dir));
     let dir = dir.or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("tollgate")));
     let dir = dir.or_else(|| var("HOME").map(|d| d.join(".cache/tollgate")))?;
-    // The cache wants to know where it is whatever the working directory is.
+    // The cache needs a path that does not depend on the working directory.
     std::path::absolute(dir).ok()
 }
 
-/// What compiles filters, with its cache; and what is wrong with that: an error if the configuration names its folder and
-/// others could have put code there, else a warning.
+/// Creates the compiler with its cache. If the cache cannot be used, the diagnostic is an error if the configuration
+/// sets the directory and others could have put code there, and a warning otherwise.
 ///
-/// # Errors
-/// There can be no more descriptors.
+/// # Errors No file descriptors are left.
 pub fn compiler(loaded: &Loaded) -> std::io::Result<(Compiler, Option<Diagnostic>)> {
     let (cache, wrong) = match cache_dir(loaded).map(|dir| Cache::open(&dir)).transpose() {
         Ok(cache) => (cache, None),
         Err(e) => {
-            let message = format!("compiled filters are not kept: {e}");
+            let message = format!("cannot cache compiled filters: {e}");
             let said = loaded.source.diagnostic("/cache_dir", message, e.help());
             let severity = match loaded.config.cache_dir.is_some() && e.is_unsafe() {
                 true => Severity::Error,
                 false => Severity::Warning,
             };
-            // There may be no such line in the file.
+            // The field may not exist in the file.
             let span = said.span.filter(|_| loaded.config.cache_dir.is_some());
             (None, Some(Diagnostic { severity, span, ..said }))
         }

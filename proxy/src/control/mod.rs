@@ -1,9 +1,9 @@
-//! Control: what happens beside the traffic, on a thread of its own, so that none of it is ever felt by a request.
+//! The control plane: everything apart from traffic, on its own thread, so that requests are never affected.
 //!
-//! [`server`] starts everything, hears [`signals`] and stops; [`snapshot`] turns a configuration into what workers need;
-//! [`reload`] puts another one in force, and [`changes`] says what is different about it; [`crew`] is where it is loaded;
-//! [`watch`] notices changed files; [`rebuild`] replaces filters that failed; [`status`] is what the admin listener shows;
-//! [`trial`] is what `tollgate check` looks at beyond making a snapshot.
+//! [`snapshot`] builds from a configuration what the workers need; [`reload`] applies another configuration, and
+//! [`diff`] describes the difference; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
+//! handles signals; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
+//! shows. [`crate::process`] starts and stops all of it.
 
 pub mod certificates;
 pub(crate) mod change;

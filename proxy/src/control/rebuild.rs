@@ -1,4 +1,4 @@
-//! Makes instances in place of those that failed, beside everything else that the control thread does.
+//! Replaces failed filter instances, in the background of the control thread.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,11 +10,11 @@ use crate::{
     worker::{Command, RebuildRequest},
 };
 
-/// What tries that fail take of the time, at most: one part in this many.
+/// Failed attempts take at most one part in this many of the time.
 const SHARE: u32 = 10;
 
-/// Makes another instance of a machine, not before its time, and sends it to the worker that asked. Ends without one if the
-/// worker has ended, or if no configuration has the machine any more.
+/// Creates another instance of a VM template, not before its scheduled time, and sends it to the worker that requested
+/// it. Returns without one if the worker has ended, or if no configuration uses the template any more.
 pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Command>) {
     let InstanceOrder { machine, mut wait } = rebuild.order;
     let machine = {
@@ -31,11 +31,11 @@ pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Comm
             let before = processor_time();
             (making.instantiate(), processor_time().saturating_sub(before))
         };
-        // An instance is charged to the worker when it gets it; what is tried in vain only delays the next try.
+        // An instance is charged to the worker when it gets it; a failed attempt only delays the next one.
         let mut used = Duration::ZERO;
         match tokio::task::spawn_blocking(make).await {
             Ok((Ok(instance), _)) => {
-                // Held no longer than this: a worker ends when nobody can send it commands any more.
+                // Upgraded only for this moment: a worker ends when all senders of its commands are dropped.
                 if let Some(commands) = commands.upgrade() {
                     let _ = commands.send(Command::Adopt(machine, Box::new(instance)));
                 }
@@ -48,7 +48,7 @@ pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Comm
                 tracing::error!(target: target::FILTER, filter = plugin.info.name, "{message}");
                 plugin.last_error.store(Some(Arc::new(message)));
             }
-            Err(e) => tracing::error!(target: target::FILTER, "setting up a filter failed: {e}"),
+            Err(e) => tracing::error!(target: target::FILTER, "cannot set up a filter: {e}"),
         }
         pause = (pause * 2).clamp(Duration::from_millis(100), Duration::from_secs(60));
         wait = pause.max(used * SHARE);

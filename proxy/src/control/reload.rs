@@ -1,7 +1,7 @@
-//! Changes of the configuration: who wants one, loading it, handing it to the workers, and saying what came of it.
+//! Hot reload: collects reload requests, loads the configuration, delivers it to the workers, and reports the outcome.
 //!
-//! This is a task of its own on the control thread, so signals, failed filters and the admin listener never wait for it. When
-//! the process is told to end it is dropped, and a load that is under way is given up.
+//! Reloading is a separate task on the control thread, so signals, failed filters and the admin listener never wait for
+//! it. When the process stops, the task is dropped and a load in progress is abandoned.
 
 use std::{
     path::{Path, PathBuf},
@@ -36,61 +36,61 @@ use crate::{
     worker::{Command, WorkerUpdate},
 };
 
-/// The cause of changes that come from the file watch.
+/// The cause of reloads that the file watcher triggers.
 const BY_FILE: &str = "file";
 
-/// Keeps the configuration in force and what the files say the same.
+/// Keeps the running configuration equal to the files.
 pub(crate) struct Reloader {
     pub(crate) path: PathBuf,
-    /// What the process was started with.
+    /// The configuration that the process was started with.
     pub(crate) running: model::Config,
     pub(crate) foundry: Arc<SnapshotBuilder>,
-    /// Weak: a worker ends when nobody can send it commands any more.
+    /// Weak, because a worker ends when all senders of its commands are dropped.
     pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
     pub(crate) checks: HealthChecks,
     pub(crate) status: Rc<Status>,
     pub(crate) log: LogHandle,
     pub(crate) watcher: Watcher,
     pub(crate) changes: mpsc::Receiver<ReloadRequest>,
-    /// What is wrong with the files, if they were refused.
+    /// The errors in the files, if they were rejected.
     pub(crate) refusal: Option<String>,
-    /// Until when the other half of what belongs together is waited for.
+    /// The time until which the other half of a change is waited for.
     pub(crate) patience: Option<Instant>,
-    /// How many loads in a row were given up.
+    /// The number of consecutive loads that were abandoned.
     pub(crate) given_up: u32,
 }
 
-/// How long a certificate may be there without its key, or a key without its certificate, before that is an error.
+/// How long a certificate may be without its key, or a key without its certificate, before that is an error.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many loads in a row are given up because files have changed meanwhile.
+/// The maximum number of consecutive loads that are abandoned because files changed meanwhile.
 const MOST_GIVEN_UP: u32 = 3;
 
-/// What came of loading.
+/// The result of loading.
 struct Load {
-    /// The files to watch, whether they can be used or not.
+    /// The files to watch, whether they are valid or not.
     files: Vec<PathBuf>,
-    /// What was made of them, with what is different. None: they say what is in force.
+    /// The snapshot and the differences, or `None` if the files match the running configuration.
     made: Result<Option<(Built, String)>, Diagnostics>,
 }
 
 impl Reloader {
-    /// Makes changes until there is nobody who could want one.
+    /// Reloads until all requesters are gone.
     pub(crate) async fn run(mut self) {
         loop {
-            // When a file that somebody is writing to now is whole, the watcher tells of it.
+            // While a file is being written, the watcher reports when that has ended.
             let patience = self.patience.filter(|_| !self.watcher.is_written_to());
             let first = tokio::select! {
                 () = self.watcher.changed() => None,
-                // The other half has not come.
+                // The other half did not arrive.
                 () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => None,
                 change = self.changes.recv() => match change {
                     Some(change) => Some(change),
                     None => return,
                 },
             };
-            // One load is enough for all who wait: it sees the files as they are now, so the newest change wins. Who has
-            // asked during a load gets another one, since that may have read the files too early for them.
+            // One load serves all waiting requesters: it sees the files as they are now, so the newest change wins. A
+            // requester that arrives during a load gets another one, since that load may have read the files too early.
             let mut waiting: Vec<ReloadRequest> = first.into_iter().collect();
             while let Ok(change) = self.changes.try_recv() {
                 waiting.push(change);
@@ -102,7 +102,7 @@ impl Reloader {
         }
     }
 
-    /// Tries to put what the files say now in force. None: nobody need be told of it.
+    /// Tries to apply the files. Returns `None` if there is nothing to report.
     async fn change(&mut self, cause: &'static str) -> Option<ReloadAttempt> {
         let load = self.load(cause).await?;
         let before = self.refusal.take();
@@ -113,7 +113,7 @@ impl Reloader {
                 if before.is_some() {
                     tracing::info!(
                         target: target::CONFIG,
-                        cause, "the configuration in force is what the files say again"
+                        cause, "the files match the running configuration again"
                     );
                 } else if cause == BY_FILE {
                     return None;
@@ -130,7 +130,7 @@ impl Reloader {
                     let end = patience.unwrap_or_else(|| Instant::now() + PATIENCE);
                     if Instant::now() < end {
                         let said = wrong.iter().map(|wrong| wrong.message.as_str()).collect::<Vec<_>>().join("; ");
-                        tracing::info!(target: target::CONFIG, "the other half of a change is waited for: {said}");
+                        tracing::info!(target: target::CONFIG, "waiting for the other half of a change: {said}");
                         (self.patience, self.refusal) = (Some(end), before);
                         return None;
                     }
@@ -138,11 +138,11 @@ impl Reloader {
                 if !(is_known && cause == BY_FILE) {
                     tracing::error!(
                         target: target::CONFIG,
-                        "the change by {cause} was refused, and nothing has changed:\n{}", text.trim_end()
+                        "configuration rejected (source: {cause}); the running configuration is unchanged:\n{}", text.trim_end()
                     );
                 }
                 self.refusal = Some(text);
-                // Files are looked at for many reasons; what is wrong with them is said once.
+                // Files are checked for many reasons; the same errors are logged once.
                 if is_known && cause == BY_FILE {
                     return None;
                 }
@@ -150,7 +150,7 @@ impl Reloader {
             }
             Err(e) => {
                 self.forget_trial();
-                tracing::error!(target: target::CONFIG, cause, "loading the configuration failed: {e}");
+                tracing::error!(target: target::CONFIG, cause, "cannot load the configuration: {e}");
                 self.refusal = Some(e.clone());
                 ReloadOutcome::Refused(e.clone(), serde_json::Value::String(e))
             }
@@ -158,11 +158,11 @@ impl Reloader {
         Some(self.status.note(cause, result))
     }
 
-    /// Loads what the files say, and watches the ways to them. None: they have changed by themselves meanwhile, so they may have been
-    /// read while somebody wrote to them, and will be read again when that is over.
+    /// Loads the files and watches the paths to them. Returns `None` if they changed on disk meanwhile: they may have
+    /// been read during a write, and will be read again afterwards.
     async fn load(&mut self, cause: &'static str) -> Option<Result<Load, String>> {
         self.watcher.hear();
-        // Somebody has begun to write since the watcher told of the change: it tells of this one as well, when it is over.
+        // A write began after the watcher's report; the watcher will report its end as well.
         if cause == BY_FILE && self.watcher.is_written_to() && self.given_up < MOST_GIVEN_UP {
             self.given_up += 1;
             return None;
@@ -176,8 +176,8 @@ impl Reloader {
             Err(e) => Err(e.to_string()),
         };
         let has_changed = self.watcher.hear();
-        // Whatever comes of it: the ways to the files may be others now, and what is refused may be right as soon as one of
-        // its modules is there.
+        // Whatever the result is: the paths to the files may have changed, and a rejected configuration may become
+        // valid as soon as one of its modules exists.
         let mut wanted = load.as_ref().map_or_else(|_| Vec::new(), |load| load.files.clone());
         wanted.extend(previous.iter().flat_map(|previous| &previous.files).cloned());
         self.watcher.watch(wanted);
@@ -191,14 +191,14 @@ impl Reloader {
         Some(load)
     }
 
-    /// Trying a configuration leaves figures of what was not to be.
+    /// Removes the metrics of a configuration that was not applied.
     fn forget_trial(&self) {
         if let Some(current) = self.status.current.load_full() {
             self.foundry.forget_unused(&current);
         }
     }
 
-    /// Puts a snapshot in the place of the one in force, and says what that means.
+    /// Replaces the running snapshot, and logs the consequences.
     async fn replace(&mut self, made: Built, different: &str, cause: &'static str) -> ReloadOutcome {
         let Snapshot { loaded, warnings, .. } = &*made.snapshot;
         loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
@@ -213,11 +213,11 @@ impl Reloader {
                 match socket::set_mode(path, mode) {
                     Ok(()) => tracing::info!(
                         target: target::LISTENER,
-                        "listener `{name}`: {} has the permissions {mode}", path.display()
+                        "listener `{name}`: permissions of {} set to {mode}", path.display()
                     ),
                     Err(e) => tracing::warn!(
                         target: target::LISTENER,
-                        "listener `{name}`: {} keeps its permissions: {e}", path.display()
+                        "listener `{name}`: cannot set the permissions of {}: {e}", path.display()
                     ),
                 }
             }
@@ -233,25 +233,25 @@ impl Reloader {
                 if !now.iter().any(|(n, a, _)| n == name && a == address) {
                     tracing::info!(
                         target: target::LISTENER,
-                        "listener `{name}` no longer on {text}: connections that are open are drained"
+                        "listener `{name}` no longer on {text}: draining its connections"
                     );
                 }
             }
         }
         tracing::info!(
             target: target::CONFIG,
-            cause, version = new.version, hash = new.hash, changes = different, "configuration in force"
+            cause, version = new.version, hash = new.hash, changes = different, "configuration applied"
         );
         ReloadOutcome::Applied(new.version)
     }
 
-    /// Hands a snapshot to the workers, and waits until all of them go by it.
+    /// Delivers a snapshot to the workers, and waits until all of them have applied it.
     pub(crate) async fn apply(&mut self, made: Built) -> Arc<Snapshot> {
         let Built { snapshot, instances, mut sockets } = made;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
-        // Not before: a configuration that is given up would reset who has connected to its sockets.
+        // Not earlier: clients that connected to the sockets of an abandoned configuration would be reset.
         for (index, address, socket) in sockets.iter().flat_map(|sockets| &sockets.streams) {
             let config = &snapshot.listeners[*index].config;
             if let Err(e) = socket.listen(socket::backlog(&config.socket)) {
@@ -272,7 +272,7 @@ impl Reloader {
             let _ = applied.await;
         }
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
-            tracing::warn!(target: target::LOG, "the log's level stays as it is: {e}");
+            tracing::warn!(target: target::LOG, "cannot change the log level: {e}");
         }
         self.checks.apply(snapshot.configured_clusters());
         self.status.current.store(Some(snapshot.clone()));
@@ -282,7 +282,7 @@ impl Reloader {
     }
 }
 
-/// Loads what the files say, if that is something else than what is in force.
+/// Loads the files and builds a snapshot, if they differ from the running configuration.
 fn load_change(foundry: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
     let loaded = match load(path) {
         Ok(loaded) => loaded,

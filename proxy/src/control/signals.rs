@@ -1,24 +1,24 @@
-//! The signals that the process hears. It hears them before it does anything else: no signal that nginx, Caddy or logrotate
-//! send ends it in a way of its own, and as the first process of a container (PID 1) it is not deaf to SIGTERM.
+//! The signals that the process handles. They are registered before anything else, so that no signal that nginx, Caddy
+//! or logrotate users send terminates the process, and SIGTERM works even as the first process of a container (PID 1).
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal asks for.
+/// The action that a signal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Drain and end; a second time, end at once. The signal's name.
+    /// Drain and exit; a second one exits immediately. Contains the signal's name.
     Stop(&'static str),
-    /// Reopen the access logs and read the configuration again.
+    /// Reopen the access logs and reload the configuration.
     Reload,
     /// Reopen the access logs.
     Reopen,
-    /// Nothing. The signal's name.
+    /// None. Contains the signal's name.
     Nothing(&'static str),
 }
 
-/// All signals that are handled.
+/// The handlers of all signals.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -30,10 +30,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them over. What comes from now on is kept until it is asked for.
+    /// Registers the handlers. Signals are queued from now on.
     ///
-    /// # Errors
-    /// The system refuses.
+    /// # Errors The system rejects a handler.
     pub fn new() -> io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
@@ -45,7 +44,7 @@ impl Signals {
         })
     }
 
-    /// The next one that ends the process, by its name. Others are kept.
+    /// Waits for the next signal that stops the process, and returns its name. Other signals stay queued.
     pub async fn stop(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -54,7 +53,7 @@ impl Signals {
         }
     }
 
-    /// What the next one asks for.
+    /// Waits for the next signal, and returns the requested action.
     pub async fn next(&mut self) -> Request {
         tokio::select! {
             _ = self.terminate.recv() => Request::Stop("SIGTERM"),

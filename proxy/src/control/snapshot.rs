@@ -1,5 +1,5 @@
-//! From a configuration to everything that workers need to carry traffic by it: compiled filters, configured instances,
-//! clusters, logs, sockets. Nothing is changed by making one; only handing it to the workers puts it in force.
+//! Builds a snapshot from a configuration: compiled filters, configured instances, clusters, logs, sockets. Building
+//! one changes nothing; only delivering it to the workers activates it.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -30,21 +30,22 @@ use crate::{
     },
 };
 
-/// What snapshots are made with; lives as long as the process.
+/// Builds snapshots. Lives as long as the process.
 pub struct SnapshotBuilder {
-    /// Compiles.
+    /// Compiles filters.
     pub engine: Arc<Engine>,
-    /// What filters share.
+    /// Data that filters share.
     pub shared: Arc<SharedStore>,
-    /// The metrics.
+    /// The metrics registry.
     pub registry: Registry,
-    /// Writes access logs.
+    /// The writer of access logs.
     pub log_writer: LogWriter,
-    /// How many workers there are.
+    /// The number of workers.
     pub workers: usize,
 }
 
-/// The files that a configuration is made from, whether it can be used or not: itself, its modules, and those of TLS.
+/// Returns the files that a configuration depends on, whether it is valid or not: itself, its modules, and its TLS
+/// files.
 pub fn files(source: &Source) -> Vec<PathBuf> {
     let mut all = vec![PathBuf::from(source.name())];
     all.extend(modules(source));
@@ -52,27 +53,27 @@ pub fn files(source: &Source) -> Vec<PathBuf> {
     all
 }
 
-/// A snapshot with what each worker gets of its own.
+/// A snapshot with the parts that each worker owns.
 pub struct Built {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// For each worker, an instance of each machine.
+    /// Per worker, an instance of each VM template.
     pub instances: Vec<Vec<Instance>>,
-    /// For each worker, sockets for the addresses that listeners have none for yet.
+    /// Per worker, sockets for addresses that listeners do not have yet.
     pub sockets: Vec<Sockets>,
 }
 
-/// How far to go.
+/// How much to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BuildMode {
-    /// One instance of each filter and no sockets: for `tollgate check` and benchmarks.
+    /// One instance of each filter and no sockets, for `tollgate check` and benchmarks.
     Trial,
     /// Everything.
     Full(AddressClaim),
 }
 
 impl SnapshotBuilder {
-    /// What snapshots are made with.
+    /// Creates the builder.
     pub fn new(workers: usize, compiler: Compiler) -> anyhow::Result<SnapshotBuilder> {
         let registry = Registry::new(workers);
         crate::observe::metrics::register_process(&registry, env!("CARGO_PKG_VERSION"))?;
@@ -85,7 +86,7 @@ impl SnapshotBuilder {
         })
     }
 
-    /// Forgets what only other configurations than this one have used.
+    /// Drops metrics and shared data that the current configuration does not use.
     pub fn forget_unused(&self, current: &Snapshot) {
         self.shared.forget_unused();
         let names = |label: &str, value: &str| match label {
@@ -97,7 +98,7 @@ impl SnapshotBuilder {
         self.registry.retain(|_, labels| labels.iter().all(|(label, value)| names(label, value)));
     }
 
-    /// Makes a snapshot, or says everything that is wrong with the configuration.
+    /// Builds a snapshot, or returns all errors in the configuration.
     pub fn build(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: BuildMode) -> Result<Built, Diagnostics> {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
@@ -150,9 +151,10 @@ impl SnapshotBuilder {
         }
         let mut instances = vec![first_instances];
         if extent != BuildMode::Trial && wrong.is_empty() {
-            // One more than there are workers: the spare.
+            // One more instance than workers: the spare.
             for _ in 0..self.workers {
-                // What the first one accepted, the others do too, unless the filter throws dice.
+                // The first instance accepted the configuration, so the others do too, unless the filter is
+                // nondeterministic.
                 let more: Result<Vec<_>, _> =
                     machines.iter().map(|m| m.instantiate().map_err(|e| (&m.plugins()[e.filter], e))).collect();
                 match more {
@@ -165,7 +167,7 @@ impl SnapshotBuilder {
                 }
             }
         }
-        // Last: unix sockets have connections from here on.
+        // Last: unix sockets accept connections from here on.
         let sockets = match extent {
             BuildMode::Full(claim) if wrong.is_empty() => {
                 self.sockets(&loaded, previous, &listeners, claim, &mut wrong)
@@ -214,7 +216,7 @@ impl SnapshotBuilder {
         Ok(Built { snapshot: Arc::new(snapshot), instances, sockets })
     }
 
-    /// A filter's code with its configuration, or what is wrong with it, and what to do about that.
+    /// Compiles a filter and combines it with its configuration. An error consists of a message and help.
     fn filter(
         &self,
         filter: &model::Filter,
@@ -227,7 +229,7 @@ impl SnapshotBuilder {
         let (source, bytes): (String, &[u8]) = match builtins::name(&filter.wasm) {
             Some(name) => {
                 let bytes = builtins::module(name);
-                let bytes = bytes.ok_or_else(|| (format!("there is no standard filter `{name}`"), None))?;
+                let bytes = bytes.ok_or_else(|| (format!("there is no built-in filter `{name}`"), None))?;
                 (filter.wasm.clone(), bytes)
             }
             None => {
@@ -259,7 +261,7 @@ impl SnapshotBuilder {
         let mut all = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
-            // A trial leaves no files behind.
+            // A trial creates no files.
             let wanted = listener.access_log.clone().filter(|_| extent != BuildMode::Trial);
             let located = wanted.map(|mut log| {
                 if !matches!(&*log.to, "stdout" | "stderr") {
@@ -277,7 +279,7 @@ impl SnapshotBuilder {
             };
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let figures = match SnapshotBuilder::figures(&self.registry, &listener.name, listener.tls.is_some()) {
-                // The methods that were seen stay known.
+                // Methods that were seen before are kept.
                 Ok(figures) => ListenerMetrics {
                     methods: before.map_or(figures.methods, |l| l.figures.methods.clone()),
                     ..figures
@@ -304,7 +306,7 @@ impl SnapshotBuilder {
         all
     }
 
-    /// New sockets for listeners that are new or have moved.
+    /// Opens sockets for listeners that are new or have another address.
     fn sockets(
         &self,
         loaded: &Loaded,
@@ -327,7 +329,7 @@ impl SnapshotBuilder {
                     let message = format!("cannot listen on {address}: {error}");
                     wrong.push(loaded.source.diagnostic(&pointer, message, help.map(str::to_owned)));
                 };
-                // Sockets are their address's, and not the listener's: it may have had another name.
+                // Sockets belong to an address, not to a listener, whose name may have changed.
                 let mut before = previous.into_iter().flat_map(|p| &p.listeners).map(|l| &l.config);
                 let before = before.find(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
@@ -353,7 +355,7 @@ impl SnapshotBuilder {
                     && config.http3
                     && !before.is_some_and(|before| before.http3)
                 {
-                    // Not beside those that are held: connections on them would lose their datagrams to this one.
+                    // Not alongside existing ones: their connections would lose datagrams to the new socket.
                     let opened = sockets[0].datagrams.iter().map(|(_, address, _)| address);
                     let claim = if overlapped(address, opened) { AddressClaim::Shared } else { claim };
                     match socket::listen_datagrams(inet, self.workers, claim) {
@@ -362,14 +364,14 @@ impl SnapshotBuilder {
                             .zip(new)
                             .for_each(|(all, s)| all.datagrams.push((index, address.clone(), s))),
                         Err(e) => {
-                            // The connections of a listener that had it share its socket.
+                            // The connections of the listener's previous HTTP/3 still use its socket.
                             let help = match overlapped(address, held.iter().copied().filter(|held| *held != address)) {
                                 true => {
                                     "while HTTP/3 is on another address of the same port, clients' connections there would be \
-                                     lost; `tollgate run --replace PID` takes the place of this process with the new addresses"
+                                     lost; `tollgate run --replace PID` replaces this process with the new addresses"
                                 }
                                 false => {
-                                    "if HTTP/3 has just been turned off, its connections are still ending: try again"
+                                    "if HTTP/3 has just been turned off, its connections are still draining: try again later"
                                 }
                             };
                             let used = e.kind() == std::io::ErrorKind::AddrInUse;
@@ -382,7 +384,7 @@ impl SnapshotBuilder {
         sockets
     }
 
-    /// The figures of a listener.
+    /// Creates the metrics of a listener.
     pub(crate) fn figures(r: &Registry, listener: &str, tls: bool) -> Result<ListenerMetrics, MetricError> {
         let labels: &[(&str, &str)] = &[("listener", listener)];
         let bytes = |direction| {
@@ -391,7 +393,11 @@ impl SnapshotBuilder {
         };
         let refused = |index: usize| {
             let labels = [("listener", listener), ("reason", RejectReason::ALL[index].1)];
-            r.counter("tollgate_connections_refused_total", "Connections ended for what the client did.", &labels)
+            r.counter(
+                "tollgate_connections_refused_total",
+                "Connections refused or closed because of the client's behavior, by reason.",
+                &labels,
+            )
         };
         let flags = tollgate_abi::fast::flag::NAMES.iter().map(|(bit, name)| {
             let labels = [("listener", listener), ("flag", name)];
@@ -401,7 +407,7 @@ impl SnapshotBuilder {
             requests: by_class(
                 r,
                 "tollgate_requests_total",
-                "Requests by the class of their status; 0: none was sent.",
+                "Requests by status class; none: no status was sent.",
                 labels,
             )?,
             duration: r.histogram(
@@ -410,11 +416,11 @@ impl SnapshotBuilder {
                 labels,
                 Buckets::Latency,
             )?,
-            active: r.gauge("tollgate_requests_active", "Requests under way.", labels)?,
+            active: r.gauge("tollgate_requests_active", "In-flight requests.", labels)?,
             bytes: [bytes("request")?, bytes("response")?],
             flags: flags.collect::<Result<_, MetricError>>()?,
             methods: Arc::new(GrpcMethodMetrics::new(r.clone(), listener)),
-            tunnels: r.gauge("tollgate_tunnels_active", "Upgraded and CONNECT requests under way.", labels)?,
+            tunnels: r.gauge("tollgate_tunnels_active", "Active upgraded and CONNECT requests.", labels)?,
             connections: ConnectionMetrics {
                 accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
                 active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
@@ -435,7 +441,7 @@ impl SnapshotBuilder {
         })
     }
 
-    /// A listener's handshakes that failed, by cause.
+    /// Creates the counters of a listener's failed handshakes, by cause.
     fn handshakes(r: &Registry, listener: &str) -> Result<Arc<[Counter]>, MetricError> {
         let counter = |(_, reason): (HandshakeError, &str)| {
             let labels = [("listener", listener), ("reason", reason)];
@@ -452,7 +458,7 @@ impl SnapshotBuilder {
         };
         Ok(tcp::TcpMetrics {
             connections: r.counter("tollgate_tcp_connections_total", "TCP connections.", &labels)?,
-            active: r.gauge("tollgate_tcp_connections_active", "TCP connections under way.", &labels)?,
+            active: r.gauge("tollgate_tcp_connections_active", "Active TCP connections.", &labels)?,
             bytes: [bytes("received")?, bytes("sent")?],
             flags: figures.flags.clone(),
         })
@@ -474,7 +480,7 @@ impl SnapshotBuilder {
             responses: by_class(
                 r,
                 "tollgate_upstream_responses_total",
-                "Tries by the class of their status; 0: none.",
+                "Attempts by status class; none: no response.",
                 labels,
             )?,
             latency: r.histogram(
@@ -486,37 +492,43 @@ impl SnapshotBuilder {
         })
     }
 
-    /// Shows what clusters count themselves.
+    /// Registers the metrics that clusters count themselves.
     pub fn show_clusters(&self, current: Arc<arc_swap::ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
         use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
         use crate::upstream::ClusterStats;
         type Read = fn(&ClusterStats) -> &AtomicU64;
         let shown: [(&str, &str, Kind, Read); 14] = [
-            ("tollgate_cluster_requests_active", "Requests under way.", Kind::Gauge, |s| &s.active),
-            ("tollgate_cluster_connections", "Connections, idle ones included.", Kind::Gauge, |s| &s.connections),
+            ("tollgate_cluster_requests_active", "In-flight requests.", Kind::Gauge, |s| &s.active),
+            ("tollgate_cluster_connections", "Open connections, including idle ones.", Kind::Gauge, |s| &s.connections),
             ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
             ("tollgate_cluster_requests_pending", "Requests that wait for a connection.", Kind::Gauge, |s| &s.pending),
             ("tollgate_cluster_connects_total", "Connections opened.", Kind::Counter, |s| &s.connects),
             ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| {
                 &s.connect_failures
             }),
-            ("tollgate_cluster_request_overflows_total", "Requests over the bound.", Kind::Counter, |s| {
+            ("tollgate_cluster_request_overflows_total", "Requests over the limit.", Kind::Counter, |s| {
                 &s.request_overflows
             }),
-            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the bound.", Kind::Counter, |s| {
+            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the limit.", Kind::Counter, |s| {
                 &s.pending_overflows
             }),
             ("tollgate_cluster_uploads", "Unfinished uploads and tunnels.", Kind::Gauge, |s| &s.uploads),
-            ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the bounds.", Kind::Counter, |s| {
+            ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the limits.", Kind::Counter, |s| {
                 &s.upload_overflows
             }),
-            ("tollgate_cluster_downloads_waiting", "Responses that wait for their clients.", Kind::Gauge, |s| {
-                &s.downloads
-            }),
-            ("tollgate_cluster_downloads_evicted_total", "Responses ended for others.", Kind::Counter, |s| {
-                &s.downloads_evicted
-            }),
+            (
+                "tollgate_cluster_downloads_waiting",
+                "Stalled responses, which wait for their clients.",
+                Kind::Gauge,
+                |s| &s.downloads,
+            ),
+            (
+                "tollgate_cluster_downloads_evicted_total",
+                "Stalled responses evicted to make room.",
+                Kind::Counter,
+                |s| &s.downloads_evicted,
+            ),
             ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
             ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| {
                 &s.retry_overflows
@@ -534,7 +546,7 @@ impl SnapshotBuilder {
         }
         self.registry.collect_fn(
             "tollgate_cluster_endpoints_healthy",
-            "Endpoints that are healthy, of clusters whose health is checked.",
+            "Healthy endpoints of clusters with health checks.",
             Kind::Gauge,
             move || {
                 let Some(snapshot) = current.load_full() else { return Vec::new() };
@@ -546,12 +558,13 @@ impl SnapshotBuilder {
     }
 }
 
-/// Whether an address is a part of one of these, or one of them a part of it: then it gets its share while that is there.
+/// Whether an address includes one of these, or one of them includes it. While both exist, the kernel shares
+/// connections between them.
 fn overlapped<'a>(address: &Address, mut others: impl Iterator<Item = &'a Address>) -> bool {
     others.any(|other| other.overlaps(address))
 }
 
-/// What to do about an address that is not to be had.
+/// Returns advice on an address that cannot be listened on.
 fn refused_address(address: &Address, error: std::io::ErrorKind) -> Option<&'static str> {
     match (address.inet()?.port(), error) {
         (1..1024, std::io::ErrorKind::PermissionDenied) => Some(
@@ -559,13 +572,13 @@ fn refused_address(address: &Address, error: std::io::ErrorKind) -> Option<&'sta
              cap_net_bind_service=+ep` on the executable), or a lower `net.ipv4.ip_unprivileged_port_start`",
         ),
         (_, std::io::ErrorKind::AddrInUse) => {
-            Some("another process listens there; `tollgate run --replace PID` takes the place of another Tollgate")
+            Some("another process listens on this address; `tollgate run --replace PID` replaces a running Tollgate")
         }
         _ => None,
     }
 }
 
-/// A filter that is never called would let through what it was meant to look at.
+/// Rejects filters that would never be called, since traffic would bypass them.
 fn check_chains(
     loaded: &Loaded,
     listeners: &[ListenerParts],
@@ -584,18 +597,18 @@ fn check_chains(
                 (Protocol::Http | Protocol::Http1 | Protocol::Http2, false, true) => {
                     no_part(name, "requests", &config.name)
                 }
-                // Who sends bytes that do not look like HTTP to us, and do to the upstream, would get past the filter.
+                // A client whose bytes do not look like HTTP here, but do to the upstream, would bypass the filter.
                 (Protocol::Auto, true, false) if config.tcp.clusters.is_empty() && to_cluster.is_some() => (
                     format!(
-                        "filter `{name}` sees requests only; with `protocol: auto`, TCP connections go past it to \
-                         cluster `{}`",
+                        "filter `{name}` sees requests only; with `protocol: auto`, TCP connections bypass it and go \
+                         to cluster `{}`",
                         to_cluster.unwrap_or_default()
                     ),
                     "write `protocol: http`, or name clusters for TCP connections under `tcp.clusters`".to_owned(),
                 ),
                 (Protocol::Auto, false, true) if to_cluster.is_some() && !any_sees(phase::HTTP) => (
                     format!(
-                        "filter `{name}` sees TCP connections only; with `protocol: auto`, requests go past it to \
+                        "filter `{name}` sees TCP connections only; with `protocol: auto`, requests bypass it and go to \
                          cluster `{}`",
                         to_cluster.unwrap_or_default()
                     ),
@@ -608,7 +621,7 @@ fn check_chains(
     }
 }
 
-/// What is said of a filter that its listener never calls.
+/// Returns the error and help for a filter that its listener never calls.
 fn no_part(filter: &str, what: &str, listener: &str) -> (String, String) {
     let help = format!("`protocol` of listener `{listener}` decides what its filters see");
     (format!("filter `{filter}` does not handle {what}"), help)
@@ -640,7 +653,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_is_not_to_be_had_comes_with_advice() {
+    fn an_unavailable_address_comes_with_advice() {
         let help = |address: &str, kind| refused_address(&address.parse().unwrap(), kind).unwrap_or_default();
         assert!(help("0.0.0.0:80", ErrorKind::PermissionDenied).contains("CAP_NET_BIND_SERVICE"));
         assert!(help("0.0.0.0:80", ErrorKind::AddrInUse).contains("--replace"));

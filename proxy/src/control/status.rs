@@ -1,4 +1,4 @@
-//! What is in force and how it came to be: what the admin listener shows, and what readiness goes by.
+//! The state of the process: the running configuration and its history, for the admin listener and readiness.
 
 use std::{
     sync::{
@@ -22,11 +22,11 @@ use crate::{
 
 /// The state of the process.
 pub struct Status {
-    /// What is in force.
+    /// The running snapshot.
     pub current: Arc<ArcSwapOption<Snapshot>>,
-    /// No more connections are taken.
+    /// Whether the process is draining.
     pub draining: AtomicBool,
-    /// Why the system does not tell of all changes of files, if it does not.
+    /// The reason why not all file changes are detected, if any.
     pub unwatched: Arc<ArcSwapOption<String>>,
     last: Mutex<Option<ReloadAttempt>>,
     applied: Counter,
@@ -36,12 +36,12 @@ pub struct Status {
 }
 
 impl Status {
-    /// Nothing in force yet.
+    /// Creates the state, without a running configuration.
     pub fn new(registry: &Registry) -> Result<Status, MetricError> {
         let reloads = |result| {
             registry.counter(
                 "tollgate_config_reloads_total",
-                "Changes of the configuration, by result.",
+                "Configuration reloads, by result.",
                 &[("result", result)],
             )
         };
@@ -54,18 +54,18 @@ impl Status {
             refused: reloads("refused")?,
             version: registry.plain_gauge(
                 "tollgate_config_version",
-                "The version of the configuration in force.",
+                "The version of the running configuration.",
                 &[],
             )?,
             last_ok: registry.plain_gauge(
                 "tollgate_config_last_reload_successful",
-                "1 if the last change was taken, 0 if it was refused.",
+                "1 if the last reload succeeded, 0 if it was rejected.",
                 &[],
             )?,
         })
     }
 
-    /// Notes what came of a change.
+    /// Records the outcome of a reload.
     pub fn note(&self, cause: &'static str, result: ReloadOutcome) -> ReloadAttempt {
         let shard = crate::observe::shard();
         match &result {
@@ -85,7 +85,7 @@ impl Status {
         attempt
     }
 
-    /// Whether traffic is taken, and what readiness has to say: which filters are missing where.
+    /// Returns whether traffic is accepted, and the text for `/ready`, which lists filters without instances.
     pub fn readiness(&self) -> (bool, String) {
         let current = self.current.load();
         let Some(snapshot) = current.as_ref().filter(|_| !self.is_draining()) else {
@@ -103,7 +103,7 @@ impl Status {
                 let name = &plugin.info.name;
                 let missing = match seen.workers - seen.with {
                     _ if seen.out => {
-                        "has had no instance on any worker for over a second, or only now and then".to_owned()
+                        "has had no instance on any worker for over a second, or only intermittently".to_owned()
                     }
                     all if all == seen.workers => "has no instance on any worker".to_owned(),
                     some => format!("has no instance on {some} of {} workers", seen.workers),
@@ -121,12 +121,12 @@ impl Status {
         }
     }
 
-    /// Whether the process is about to end.
+    /// Whether the process is draining.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The configuration in force, and the last attempt to change it.
+    /// Returns the running configuration and the last attempt to change it, as JSON.
     pub fn config_json(&self) -> Value {
         let current = self.current.load();
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -141,14 +141,14 @@ impl Status {
         })
     }
 
-    /// The clusters in force, in the order of the configuration.
+    /// Returns the running clusters, in the order of the configuration, as JSON.
     pub fn clusters_json(&self) -> Value {
         let current = self.current.load();
         let clusters = current.iter().flat_map(|s| s.configured_clusters()).map(|(cluster, _)| cluster_json(cluster));
         json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
     }
 
-    /// The filters in force.
+    /// Returns the running filters as JSON.
     pub fn filters_json(&self) -> Value {
         let current = self.current.load();
         let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
@@ -182,7 +182,7 @@ impl Status {
     }
 }
 
-/// A cluster, as the admin API tells it. Whether an endpoint is healthy is known only if that is checked.
+/// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.
 fn cluster_json(cluster: &Cluster) -> Value {
     let endpoints = cluster.members.iter().map(|WeightedEndpoint { endpoint, weight }| {
         json!({

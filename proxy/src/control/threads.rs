@@ -1,33 +1,32 @@
-//! The thread on which a configuration is loaded. It is there for one load only: the memory that loading takes goes back to the
-//! system with it. Compiling is done elsewhere, see [`crate::wasm::engine::compiler`].
+//! The thread that loads a configuration. It lives for one load only, so that the memory for loading returns to the
+//! system. Compiling happens elsewhere, see [`crate::wasm::engine::compiler`].
 
 use std::{io, panic, thread};
 
 use crate::alloc;
 
-/// How urgent a load is.
+/// The priority of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// Nothing is served before it is done.
+    /// Nothing is served before the load is done.
     Start,
-    /// Traffic goes on meanwhile, on the same processors.
+    /// Traffic continues meanwhile, on the same processors.
     Reload,
 }
 
-/// What a reload adds to its thread's nice value, which the compiler's process inherits. They get a thirtieth of a processor where
-/// a worker uses all of it, and a worker that has something to do waits a thirtieth of the time that it would wait for equals. The
-/// lowest priority, half as much, would spare it little more, and a proxy that is overloaded must still be able to change its
-/// configuration.
+/// The increase of the nice value of a reload's thread, which the compiler process inherits. They get a thirtieth of a
+/// processor where a worker uses all of it, and a worker that becomes runnable waits a thirtieth of the time that it
+/// would wait for an equal. The lowest priority, half as much, would gain little, and an overloaded proxy must still be
+/// able to change its configuration.
 const NICE: i32 = 15;
 
-/// Does the work on a thread of its own. Returns when that has ended.
+/// Runs `work` on a separate thread, and returns when that thread has ended.
 ///
-/// # Errors
-/// There can be no more threads.
+/// # Errors The thread cannot be created.
 pub fn at_work<R: Send>(urgency: Urgency, work: impl FnOnce() -> R + Send) -> io::Result<R> {
     let loading = || {
         if urgency == Urgency::Reload {
-            // Only for this thread, on Linux. Elsewhere, or if it is forbidden, loading disturbs more.
+            // On Linux this affects only this thread. Elsewhere, or if it is forbidden, loading disturbs traffic more.
             let _ = rustix::process::nice(NICE);
         }
         let made = work();

@@ -1,5 +1,5 @@
-//! Warnings of what is in the configuration and does nothing: filters in no chain, listeners that lead nowhere, clusters that
-//! nobody names. A filter in no chain is the worst of them: what it should have denied is allowed.
+//! Warnings about unused parts of the configuration: filters in no chain, listeners without a destination, clusters
+//! that nothing refers to. A filter in no chain is the most serious case: requests that it should deny are allowed.
 
 use serde_json::Value as Json;
 
@@ -12,7 +12,7 @@ use crate::{
     wasm::CompiledModule,
 };
 
-/// All of them. `ticking` are the filters that work by the clock, and so may well be in no chain.
+/// Returns all warnings. `ticking` are the filters that use timers, and so may intentionally be in no chain.
 pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
     let config = &loaded.config;
     let mut warnings = Vec::new();
@@ -21,7 +21,7 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
         warnings.push(Diagnostic::warning(span, message).help((!help.is_empty()).then(|| help.to_owned())));
     };
     for (i, listener) in config.listeners.iter().enumerate() {
-        // Of TCP connections that have nowhere to go, it has been said.
+        // TCP listeners without a destination are reported elsewhere.
         if listener.protocol != Protocol::Tcp && listener.chain.is_empty() && listener.cluster.is_none() {
             let message =
                 format!("listener `{}` has neither `chain` nor `cluster`: all requests get 404", listener.name);
@@ -33,15 +33,15 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
         // Filters with a `vm_id` may serve others, by shared data or a queue.
         let serves = !is_builtin(filter) && (filter.vm_id.is_some() || ticking.contains(&filter.name.as_str()));
         if !in_chain && !serves {
-            let message = format!("filter `{}` is in no chain: it sees nothing", filter.name);
-            warn(format!("/filters/{i}/name"), message, "name it in the `chain` of a listener");
+            let message = format!("filter `{}` is in no chain: it handles no traffic", filter.name);
+            warn(format!("/filters/{i}/name"), message, "add it to the `chain` of a listener");
         }
     }
     for (i, cluster) in config.clusters.iter().enumerate() {
         let name = cluster.name.as_str();
         let of_listeners = config.listeners.iter().any(|listener| leads_to(listener, name));
         if !of_listeners && !config.filters.iter().any(|filter| may_name(loaded, filter, name)) {
-            let message = format!("cluster `{name}` is named by no listener and no filter: nothing reaches it");
+            let message = format!("cluster `{name}` is not used by any listener or filter");
             warn(format!("/clusters/{i}/name"), message, "");
         }
     }
@@ -59,8 +59,8 @@ fn leads_to(listener: &Listener, cluster: &str) -> bool {
         || tcp.sni.iter().any(|route| route.cluster == cluster)
 }
 
-/// Whether a filter may name a cluster. What is built in does so by its configuration; others may do so in any text that
-/// they are given, or by themselves.
+/// Whether a filter may refer to a cluster. Built-in filters do so in their configuration; others in any text that they
+/// are given, or in their code.
 fn may_name(loaded: &Loaded, filter: &Filter, cluster: &str) -> bool {
     if is_builtin(filter) {
         return has_text(&filter.config, &|text| text == cluster);

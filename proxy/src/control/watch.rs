@@ -1,14 +1,15 @@
-//! Notices changed files: the configuration, the modules, certificates and keys, and all that leads to them.
+//! Watches files for hot reload: the configuration, the modules, certificates and keys, and everything on the paths to
+//! them.
 //!
-//! What is watched is every step of the [`way`] to each file, with inotify(7): the folders for what has a name there, and the
-//! files for what is written to them. inotify knows inodes, not paths, so after each change on a way the watches are asked for
-//! again; the system gives the same one for the same inode. Whether anything *has* changed is for others to decide, by content.
+//! Every step of the [path](paths) to each file is watched with inotify(7): directories for changes of their entries,
+//! files for writes. inotify watches inodes, not paths, so after each change on a path the watches are requested again;
+//! the kernel returns the existing watch for the same inode. Whether anything *has* changed is decided elsewhere, by
+//! content.
 //!
-//! A file that somebody writes to in its place is left alone until it is closed: half of a configuration can be a valid
-//! configuration. What is renamed into its place is taken at once.
+//! A file that is written in place is left alone until it is closed: half of a configuration can be a valid
+//! configuration. A file that is renamed into place is read immediately.
 //!
-//! Where the system cannot tell (no more watches, a folder that must not be read, a network's file system), the ways are looked
-//! at now and then.
+//! Where inotify does not work (no more watches, an unreadable directory, a network file system), the paths are polled.
 
 mod paths;
 
@@ -39,69 +40,68 @@ use tokio::{
 use self::paths::{PathStep, WatchedPaths};
 use crate::observe::target;
 
-/// Files are often changed in several steps; they are looked at when there has been no change for this long.
+/// Files often change in several steps; they are read when there was no change for this long.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// They are looked at after this long even if there is always another change.
+/// Files are read after this long even if changes continue.
 const LATEST: Duration = Duration::from_secs(1);
 
-/// A file that is being written to is taken as it is when nothing has been written to it for this long. Closing it says sooner
-/// that it is whole.
+/// A file that is open for writing is read after this long without a write. Closing it makes it readable sooner.
 const UNCLOSED: Duration = Duration::from_secs(10);
 
-/// A file that is written to all the time is taken as it is after this long.
+/// A file that is written continuously is read after this long.
 const UNENDING: Duration = Duration::from_secs(300);
 
-/// How often the ways are looked at where the system does not tell of changes.
+/// The polling interval where inotify does not work.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often they are looked at where it does: nobody tells of what happens on another machine, or of what is mounted.
+/// The polling interval where inotify works: it does not report changes made on another machine, or mounts.
 const SELDOM: Duration = Duration::from_secs(120);
 
-/// What tells of a change of a folder's entries, or of where it is.
+/// Events about the entries of a directory, or about the directory itself.
 const FOLDER: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::MOVED_TO)
     .union(ITSELF);
 
-/// What tells of what is written to a file.
+/// Events about the contents of a file.
 const FILE: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::CLOSE_WRITE).union(ITSELF);
 
-/// What happens to anything that is watched.
+/// Events about the watched inode itself.
 const ITSELF: WatchFlags = WatchFlags::ATTRIB
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
-    // One inode may be several steps: one watch for all of them.
+    // One inode may be several steps, which share one watch.
     .union(WatchFlags::MASK_ADD)
     .union(WatchFlags::DONT_FOLLOW);
 
-/// Watches files.
+/// Watches files for changes.
 pub struct Watcher {
-    /// None: the system gives none.
+    /// `None` if the system provides no inotify.
     inotify: Option<AsyncFd<OwnedFd>>,
     files: Vec<PathBuf>,
     ways: WatchedPaths,
     watched: HashMap<i32, Watched>,
-    /// When something changed, until that was told.
+    /// Set when something changed, until it is reported.
     touched: Option<Since>,
-    /// Files that somebody is writing to.
+    /// Files that are open for writing.
     unclosed: BTreeMap<PathBuf, Since>,
     next_look: Instant,
-    /// Why not all is watched, for those who ask for the state.
+    /// The reason why some files are not watched, for the admin listener.
     trouble: Arc<ArcSwapOption<String>>,
 }
 
-/// What a watch is for.
+/// The purpose of a watch.
 #[derive(Debug)]
 enum Watched {
-    /// The entries of a folder that have these names.
+    /// Entries of a directory that have these names.
     Folder(PathBuf, BTreeSet<OsString>),
-    /// What is written to a file.
+    /// Writes to a file.
     File(PathBuf),
 }
 
-/// Of something that happens several times.
+/// The first and the last time of a recurring event.
 #[derive(Debug, Clone, Copy)]
 struct Since {
     first: Instant,
@@ -114,14 +114,14 @@ impl Since {
         Since { first: now, last: now }
     }
 
-    /// When it is over: it has not happened for this long, or has gone on for that long.
+    /// Returns when the event counts as ended: after it did not occur for `quiet`, or `longest` after it began.
     fn over(&self, quiet: Duration, longest: Duration) -> Instant {
         (self.last + quiet).min(self.first + longest)
     }
 }
 
 impl Watcher {
-    /// A watcher that keeps `trouble` up to date. It must be made on a runtime.
+    /// Creates a watcher that keeps `trouble` up to date. Must be called on a runtime.
     pub fn new(trouble: Arc<ArcSwapOption<String>>) -> Watcher {
         let mut watcher = Watcher {
             inotify: None,
@@ -133,7 +133,7 @@ impl Watcher {
             next_look: Instant::now() + SELDOM,
             trouble,
         };
-        // With an error, the first watch tries again and says so.
+        // After an error, the first watch tries again and reports it.
         let _ = watcher.open();
         watcher
     }
@@ -142,21 +142,21 @@ impl Watcher {
     fn open(&mut self) -> io::Result<()> {
         if self.inotify.is_none() {
             let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-            // SAFETY: it is owned, so it is open for as long as the `AsyncFd` has it, which never gives it away; an `OwnedFd` is
-            // the same descriptor all its life.
+            // SAFETY: the descriptor is owned, so it stays open for as long as the `AsyncFd` holds it, and the
+            // `AsyncFd` never gives it away; an `OwnedFd` refers to the same descriptor for its whole life.
             self.inotify = Some(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?);
         }
         Ok(())
     }
 
-    /// Watches the ways to these files, and no others. What has changed until now is told as a change.
+    /// Watches the paths to these files, and no others. Earlier changes are reported as a change.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
         self.files = files;
         self.renew(self.inotify.is_some());
     }
 
-    /// Returns when something may have changed and can be read: nobody is writing to it, and nothing has happened for a moment.
-    /// It can be dropped and called again.
+    /// Returns when something may have changed and can be read: no file is being written, and nothing has happened for
+    /// a moment. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
             let readable = async {
@@ -167,7 +167,7 @@ impl Watcher {
             };
             let due = self.settled_at();
             tokio::select! {
-                // What the system has to tell comes first: it may be that a file is written to.
+                // Events come first: a file may have been opened for writing.
                 biased;
                 () = readable => {
                     self.hear();
@@ -183,7 +183,7 @@ impl Watcher {
         }
     }
 
-    /// Whether something has changed since the last time that this was asked.
+    /// Whether something has changed since the last call.
     pub fn hear(&mut self) -> bool {
         let happened = match self.inotify {
             Some(_) => self.events(),
@@ -195,7 +195,7 @@ impl Watcher {
         happened
     }
 
-    /// Whether somebody is writing to a file.
+    /// Whether a file is being written.
     pub fn is_written_to(&self) -> bool {
         !self.unclosed.is_empty()
     }
@@ -208,22 +208,22 @@ impl Watcher {
         self.settled_at().is_some_and(|at| at <= Instant::now())
     }
 
-    /// When what has changed can be read.
+    /// Returns when the changes can be read.
     fn settled_at(&self) -> Option<Instant> {
         let quiet = self.touched.as_ref()?.over(QUIET, LATEST);
         let closed = self.unclosed.values().map(|since| since.over(UNCLOSED, UNENDING)).max();
         Some(closed.map_or(quiet, |closed| closed.max(quiet)))
     }
 
-    /// Ends the waiting for what has changed.
+    /// Clears the recorded changes.
     fn settle(&mut self) {
         self.touched = None;
         for path in std::mem::take(&mut self.unclosed).into_keys() {
             let path = path.display();
             tracing::warn!(
                 target: target::CONFIG,
-                "`{path}` was written to and not seen to be closed; it is taken as it is now. A file that is renamed into its \
-                 place is taken at once, and never in part"
+                "`{path}` was written to but not closed; reading it as it is now. Replace files by renaming: a renamed \
+                 file is read immediately, and never incompletely"
             );
         }
     }
@@ -233,20 +233,20 @@ impl Watcher {
         self.touched.get_or_insert(now).last = now.last;
     }
 
-    /// Looks at the ways without having been told.
+    /// Checks the paths without an event.
     fn look(&mut self) {
         self.hear();
         if self.inotify.is_some() {
             self.renew(self.touched.is_some());
         }
         if self.touched.is_some() {
-            // To see when it is over.
+            // To notice when the change has ended.
             self.next_look = Instant::now() + LOOK;
         }
     }
 
-    /// Finds the ways anew, and watches them. `told`: the system has told of what is different, and tells when files are closed.
-    /// Whether anything was.
+    /// Resolves the paths again and watches them. `told`: inotify reported the change, and will report when files are
+    /// closed. Returns whether any path changed.
     fn renew(&mut self, told: bool) -> bool {
         let before = std::mem::replace(&mut self.ways, WatchedPaths::to(&self.files));
         let is_other = self.ways != before;
@@ -261,17 +261,17 @@ impl Watcher {
         is_other
     }
 
-    /// Watches all steps of the ways, and nothing else.
+    /// Watches all steps of the paths, and nothing else.
     fn place(&mut self) {
-        let mut trouble = self.open().err().map(|error| format!("no file is watched: {error}"));
-        // A way that was another one a moment later.
+        let mut trouble = self.open().err().map(|error| format!("cannot watch files: {error}"));
+        // A path that changed a moment later.
         let mut is_gone = false;
         if let Some(inotify) = &self.inotify {
             let mut watched = HashMap::new();
             let mut failed: BTreeMap<&Path, Errno> = BTreeMap::new();
             for (path, step) in self.ways.steps() {
                 let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { continue };
-                // What is written is told of the folder as well: a file that is made may be written to before it has a watch.
+                // Writes are watched on the directory as well: a new file may be written before it has its own watch.
                 let entries = if matches!(step, PathStep::Folder(_)) { FOLDER } else { FOLDER.union(FILE) };
                 match inotify::add_watch(inotify, folder, entries.union(WatchFlags::ONLYDIR)) {
                     Ok(watch) => {
@@ -287,7 +287,7 @@ impl Watcher {
                 if matches!(step, PathStep::File(..)) {
                     match inotify::add_watch(inotify, path, FILE) {
                         Ok(watch) => _ = watched.insert(watch, Watched::File(path.to_owned())),
-                        // Of one that cannot be read, its folder tells when it can.
+                        // The directory reports when an unreadable file becomes readable.
                         Err(Errno::ACCESS) => {}
                         Err(Errno::NOENT) => is_gone = true,
                         Err(error) => _ = failed.insert(path, error),
@@ -295,15 +295,15 @@ impl Watcher {
                 }
             }
             for old in self.watched.keys().filter(|old| !watched.contains_key(old)) {
-                // Of what is gone, the watch is gone already.
+                // The watches of deleted files no longer exist.
                 let _ = inotify::remove_watch(inotify, *old);
             }
-            // What has happened until now is seen by another look.
+            // Changes before the new watches are found by another check.
             let is_new = watched.keys().any(|watch| !self.watched.contains_key(watch));
             self.watched = watched;
             trouble = trouble.or_else(|| {
                 let (path, error) = failed.first_key_value()?;
-                Some(format!("`{}` is not watched: {}", path.display(), reason(*error)))
+                Some(format!("cannot watch `{}`: {}", path.display(), reason(*error)))
             });
             if is_new {
                 self.touch();
@@ -313,7 +313,7 @@ impl Watcher {
         self.note(trouble);
     }
 
-    /// Says when something cannot be watched, and when it can again.
+    /// Logs when something cannot be watched, and when it can again.
     fn note(&self, trouble: Option<String>) {
         let before = self.trouble.load_full();
         if before.as_deref() == trouble.as_ref() {
@@ -322,20 +322,20 @@ impl Watcher {
         match &trouble {
             Some(trouble) => tracing::warn!(
                 target: target::CONFIG,
-                "{trouble}; files are looked at once a second instead"
+                "{trouble}; polling the files every second instead"
             ),
             None => tracing::info!(target: target::CONFIG, "all files are watched again"),
         }
         self.trouble.store(trouble.map(Arc::new));
     }
 
-    /// Takes all that the system has to tell. Whether any of it matters.
+    /// Reads all pending events. Returns whether any of them matters.
     fn events(&mut self) -> bool {
         let Some(inotify) = self.inotify.take() else { return false };
         let (mut matters, mut is_elsewhere) = (false, false);
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut events = Reader::new(&inotify, &mut buffer);
-        // An error is that there are no more.
+        // An error means that there are no more.
         while let Ok(event) = events.next() {
             let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
             match self.event(event.wd(), event.events(), name) {
@@ -351,9 +351,9 @@ impl Watcher {
         matters
     }
 
-    /// One event: what it means, if it matters.
+    /// Handles one event. Returns its meaning, if it matters.
     fn event(&mut self, watch: i32, what: ReadFlags, name: Option<&OsStr>) -> Option<FileChange> {
-        // Some were lost.
+        // Some events were lost.
         if what.contains(ReadFlags::QUEUE_OVERFLOW) {
             return Some(FileChange::Elsewhere);
         }
@@ -362,7 +362,7 @@ impl Watcher {
             (Watched::Folder(path, names), Some(name)) if names.contains(name) => path.join(name),
             (Watched::Folder(..), Some(_)) => return None,
             (Watched::Folder(..), None) => {
-                // The system has ended the watch.
+                // The kernel has removed the watch.
                 if what.contains(ReadFlags::IGNORED) {
                     self.watched.remove(&watch);
                 }
@@ -385,7 +385,7 @@ impl Watcher {
         if what.intersects(replaced | ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF) {
             self.unclosed.remove(&path);
         }
-        // A file that was just made has nothing in it yet, unless it is another name of one.
+        // A newly created file is empty, unless it is another name of an existing one.
         let is_new = |meta: fs::Metadata| meta.is_file() && meta.nlink() == 1;
         if what.contains(ReadFlags::CREATE) && fs::symlink_metadata(&path).is_ok_and(is_new) {
             self.is_written(&path);
@@ -393,25 +393,25 @@ impl Watcher {
         Some(FileChange::Elsewhere)
     }
 
-    /// Somebody is writing to a file.
+    /// Records a write to a file.
     fn is_written(&mut self, path: &Path) {
         let now = Since::now();
         self.unclosed.entry(path.to_owned()).or_insert(now).last = now.last;
     }
 }
 
-/// What an event means.
+/// The meaning of an event.
 enum FileChange {
-    /// A file has other content, or is closed.
+    /// A file has other contents, or was closed.
     Written,
-    /// A way may lead elsewhere.
+    /// A path may lead to another file.
     Elsewhere,
 }
 
-/// The system's reason for not watching, in words: of a limit it says that there is no space left.
+/// Returns the reason for a failed watch. The kernel reports an exceeded limit as "no space left".
 fn reason(error: Errno) -> String {
     match error {
-        Errno::NOSPC => "there can be no more watches (`fs.inotify.max_user_watches`)".to_owned(),
+        Errno::NOSPC => "the limit of inotify watches is reached (`fs.inotify.max_user_watches`)".to_owned(),
         error => error.to_string(),
     }
 }

@@ -1,4 +1,5 @@
-//! One complete configuration as the workers run it: its clusters, filters and listeners. Built by `control`, taken over by `worker`.
+//! A complete configuration as the workers run it: its clusters, filters and listeners. Built by `control`, applied by
+//! `worker`.
 
 use std::{path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
 
@@ -16,13 +17,13 @@ use crate::{
     wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter, content_hash},
 };
 
-/// One configuration in force, or about to be.
+/// A snapshot of one configuration that is running or about to be.
 pub struct Snapshot {
-    /// Counts snapshots, from 1.
+    /// The number of the snapshot, starting at 1.
     pub version: u64,
-    /// A hash of the configuration, of all modules and of all files of TLS.
+    /// A hash of the configuration, all modules and all TLS files.
     pub hash: String,
-    /// When it was made.
+    /// When the snapshot was built.
     pub created: SystemTime,
     /// The configuration.
     pub loaded: Loaded,
@@ -30,31 +31,31 @@ pub struct Snapshot {
     pub clusters: Arc<Clusters>,
     /// The filters, in the order of the configuration.
     pub plugins: Vec<Arc<Plugin>>,
-    /// What they run in: each alone, or with others.
+    /// The templates of the filters' VMs: one per filter, or shared.
     pub machines: Vec<Arc<VmTemplate>>,
-    /// What workers need to know of listeners, in the order of the configuration.
+    /// The parts of the listeners, in the order of the configuration.
     pub listeners: Vec<ListenerParts>,
-    /// The clusters' figures.
+    /// Metrics of the clusters.
     pub cluster_figures: Vec<(Box<str>, ClusterMetrics)>,
-    /// The clusters' figures for TCP connections.
+    /// Metrics of the clusters for TCP connections.
     pub tcp_clusters: Vec<(Box<str>, tcp::TcpClusterMetrics)>,
-    /// The clusters' own retries.
+    /// Retry policies of the clusters.
     pub retries: Vec<(Box<str>, RetryPolicy)>,
-    /// Files that it was made from.
+    /// The files that the snapshot was built from.
     pub files: Vec<PathBuf>,
-    /// What the files of TLS among them have held.
+    /// Digests of the TLS files among them.
     pub tls: tls::Digests,
-    /// What is probably not meant, beyond what could be seen in the file alone.
+    /// Warnings beyond those about the file itself.
     pub warnings: Diagnostics,
 }
 
 impl Snapshot {
-    /// The clusters with their configurations, in the order of these.
+    /// Returns the clusters with their configurations, in the order of the configuration.
     pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
         self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
     }
 
-    /// A worker's filters, in the order of the configuration.
+    /// Returns a worker's filters, in the order of the configuration.
     pub fn in_order(&self, vms: &[Rc<Vm>]) -> Vec<Rc<WasmFilter>> {
         let mut filters: Vec<_> = vms.iter().flat_map(Vm::filters).collect();
         let place = |filter: &WasmFilter| self.plugins.iter().position(|p| std::ptr::eq(&**p, filter.plugin()));
@@ -62,7 +63,7 @@ impl Snapshot {
         filters
     }
 
-    /// Whether it was made of the same configuration, the same modules, and the same certificates and keys.
+    /// Whether the snapshot was built from the same configuration, modules, certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
             let read = CompiledModule::read(path, &loaded.config.compile);
@@ -79,25 +80,25 @@ pub(crate) fn modules(source: &Source) -> Vec<PathBuf> {
     modules.map(|wasm| source.resolve(wasm)).collect()
 }
 
-/// What a worker's listener is made from.
+/// The parts of a listener, from which workers create their own.
 pub struct ListenerParts {
     /// The configuration.
     pub config: Arc<model::Listener>,
-    /// Indices of its filters in the snapshot's list.
+    /// Indices of the filters in the snapshot's list.
     pub chain: Vec<usize>,
-    /// Its log.
+    /// The access log.
     pub access_log: Option<AccessLog>,
-    /// Its figures.
+    /// The metrics.
     pub figures: ListenerMetrics,
-    /// Its figures for TCP connections, if it takes any.
+    /// Metrics of TCP connections, if the listener accepts any.
     pub tcp: Option<tcp::TcpMetrics>,
-    /// Its TLS; none: everything is plain.
+    /// TLS; `None` for plaintext.
     pub tls: Option<Arc<ServerTls>>,
-    /// What its workers share.
+    /// State shared by the workers.
     pub shared: Arc<ListenerShared>,
 }
 
-/// New sockets: the listener's index, its address, and the socket.
+/// New sockets, each with the listener's index and the address.
 #[derive(Debug, Default)]
 pub struct Sockets {
     /// For connections.

@@ -26,7 +26,7 @@ fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
             let known = || builtins::NAMES.join(", ");
             let bytes = builtins::module(builtin);
             let bytes =
-                bytes.with_context(|| format!("there is no standard filter `{builtin}`; there are {}", known()))?;
+                bytes.with_context(|| format!("there is no built-in filter `{builtin}`; there are {}", known()))?;
             Ok(bytes.to_vec())
         }
         None => Ok(CompiledModule::read(Path::new(name), &Compile::default())?),

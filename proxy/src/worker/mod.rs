@@ -1,5 +1,6 @@
-//! A worker: a thread that carries traffic, alone. Its sockets, connections, filters' instances and upstream connections are
-//! its own; the control thread sends it commands, and it sends none back but for another instance of a filter that failed.
+//! A worker: a thread that carries traffic on its own, up to its graceful shutdown (drain). It owns its sockets,
+//! connections, filter instances and upstream connections. The control thread sends it commands; it only ever asks the
+//! control thread to replace failed filter instances.
 
 use std::{
     cell::RefCell,
@@ -47,47 +48,46 @@ use crate::{
 
 #[cfg(feature = "http3")]
 use crate::listener::quic::Quic;
-/// A guest runs on the worker's stack; see `wasm::engine`.
+/// Guests run on the worker's stack; see `wasm::engine`.
 const STACK: usize = 4 << 20;
 
-/// What the control thread wants of a worker.
+/// A command of the control thread to a worker.
 pub enum Command {
-    /// Carry traffic by this snapshot from now on.
+    /// Use this snapshot from now on.
     Apply(Box<WorkerUpdate>, oneshot::Sender<()>),
-    /// An instance that the worker has ordered.
+    /// Adopt an instance that the worker requested.
     Adopt(Arc<VmTemplate>, Box<Instance>),
-    /// Take no more connections, and end those there are as soon as they have nothing under way. Answered when there are
-    /// none left.
+    /// Accept no more connections, and close existing ones as soon as they are idle. Answered when none are left.
     Drain(oneshot::Sender<()>),
 }
 
-/// A snapshot with a worker's own part of it.
+/// A snapshot with the parts that one worker owns.
 pub struct WorkerUpdate {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// An instance of each machine.
+    /// An instance of each VM template.
     pub instances: Vec<Instance>,
     /// New sockets.
     pub sockets: Sockets,
 }
 
-/// An order of another instance.
+/// A request for another instance.
 pub struct RebuildRequest {
-    /// Who asks.
+    /// The worker that requests it.
     pub worker: usize,
-    /// What for.
+    /// The instance to create.
     pub order: InstanceOrder,
 }
 
-/// The control thread's end of a worker.
+/// The control thread's handle of a worker.
 pub struct WorkerHandle {
-    /// Commands to it.
+    /// Sends commands to the worker.
     pub commands: mpsc::UnboundedSender<Command>,
     thread: thread::JoinHandle<()>,
 }
 
 impl WorkerHandle {
-    /// Waits for the thread to end, which it does when its commands end.
+    /// Waits for the thread to end, which it does when its command channel closes.
     pub fn join(self) {
         drop(self.commands);
         let _ = self.thread.join();
@@ -100,7 +100,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> s
     let (ready, started) = std_mpsc::channel();
     let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
         set_shard(Shard::worker(index));
-        // Local tasks are the runtime's own: a `LocalSet` would be a second scheduler within the first.
+        // Local tasks run directly on the runtime: a `LocalSet` would be a second scheduler within the first.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
@@ -118,7 +118,7 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> s
 }
 
 struct BoundListener {
-    /// The listener that has the socket.
+    /// The name of the listener that owns the socket.
     name: String,
     socket: Rc<Listener>,
     handle: Rc<ListenerHandle>,
@@ -133,7 +133,7 @@ struct BoundListener {
 struct Worker {
     supply: Rc<InstanceSupply>,
     pools: Pools<Body>,
-    /// By address: sockets belong to it, and pass from one listener to another.
+    /// By address: sockets belong to an address, and can move from one listener to another.
     listening: RefCell<HashMap<Address, BoundListener>>,
     vms: RefCell<Vec<Rc<Vm>>>,
     connections: Rc<ConnectionCount>,
@@ -144,7 +144,7 @@ impl Worker {
     fn new(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> Worker {
         Worker {
             supply: InstanceSupply::new(move |order| {
-                // The control thread is gone only when the process ends.
+                // The control thread ends only when the process ends.
                 let _ = rebuilds.send(RebuildRequest { worker: index, order });
             }),
             pools: Pools::new(PoolOptions::default()),
@@ -160,7 +160,7 @@ impl Worker {
             match command {
                 Command::Apply(delivery, done) => {
                     let closing = self.apply(*delivery);
-                    // The next configuration may have these addresses again.
+                    // The next configuration may use these addresses again.
                     tokio::task::spawn_local(async move {
                         closed(closing).await;
                         let _ = done.send(());
@@ -169,7 +169,7 @@ impl Worker {
                 Command::Adopt(machine, instance) => {
                     self.supply.charge(instance.made_in);
                     let vms = self.vms.borrow();
-                    // Of a snapshot that is gone: nobody needs it any more.
+                    // Instances for a snapshot that is gone are dropped.
                     if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.machine(), &machine)) {
                         vm.deliver(*instance);
                     }
@@ -179,7 +179,7 @@ impl Worker {
         }
     }
 
-    /// Goes by another snapshot. Returns the sockets that it has no more, which are being closed.
+    /// Applies another snapshot. Returns the sockets that it no longer has, which are being closed.
     fn apply(&self, delivery: WorkerUpdate) -> Vec<JoinHandle<()>> {
         let WorkerUpdate { snapshot, instances, sockets } = delivery;
         let site = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
@@ -203,7 +203,7 @@ impl Worker {
                         *there.tcp.borrow_mut() = tcp.clone();
                         there
                     }
-                    // Its connections are another listener's; they end with that.
+                    // Existing connections belong to another listener; they end with it.
                     (Some(there), _) => there.passes_to(|socket| {
                         self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
                     }),
@@ -229,13 +229,13 @@ impl Worker {
         }
         let gone = std::mem::replace(&mut *listening, kept);
         let closing = gone.into_values().map(BoundListener::end).collect();
-        // Requests under way hold what they began with.
+        // In-flight requests keep their filters and clusters alive.
         *self.vms.borrow_mut() = vms;
         self.pools.retain(snapshot.clusters.values());
         closing
     }
 
-    /// A listener's rules, as this worker has them.
+    /// Creates a listener's context for this worker.
     fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> ListenerContext {
         let parts = &snapshot.listeners[index];
         let config = &parts.config;
@@ -283,7 +283,7 @@ impl Worker {
         }
     }
 
-    /// The same with HTTP/3, or without, as its rules are now.
+    /// Adds HTTP/3 to a listener, or removes it, according to its current configuration.
     #[cfg(feature = "http3")]
     fn with_quic(
         &self,
@@ -302,7 +302,7 @@ impl Worker {
                 new.map_err(|e| {
                     tracing::error!(
                         target: target::LISTENER,
-                        listener = &*site.name, "cannot speak HTTP/3: {e}"
+                        listener = &*site.name, "cannot serve HTTP/3: {e}"
                     )
                 })
                 .ok()
@@ -326,14 +326,14 @@ impl Worker {
     }
 }
 
-/// Waits until sockets are closed, and all connections on them are accepted.
+/// Waits until the sockets are closed, and their pending connections are accepted.
 async fn closed(closing: Vec<JoinHandle<()>>) {
     for socket in closing {
         let _ = socket.await;
     }
 }
 
-/// A listener's rules for TCP connections, if it takes any.
+/// Creates a listener's context for TCP connections, if it accepts any.
 fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpListenerContext> {
     let parts = &snapshot.listeners[index];
     let (config, figures) = (&parts.config, parts.tcp.clone()?);
@@ -354,7 +354,7 @@ fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Op
 }
 
 impl BoundListener {
-    /// Takes no more connections, and lets those there are end. Its socket is closed when the task is over.
+    /// Accepts no more connections, and drains existing ones. The socket is closed when the task ends.
     fn end(self) -> JoinHandle<()> {
         let _ = self.stop.send(true);
         self.handle.drain();
@@ -363,8 +363,8 @@ impl BoundListener {
         self.accept
     }
 
-    /// Gives its sockets to another listener, and lets its connections end. Those of HTTP/3, which have no other socket, go on under
-    /// the other's rules.
+    /// Hands the sockets over to another listener, and drains the connections. HTTP/3 connections, which have no other
+    /// socket, continue under the other listener's configuration.
     fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> BoundListener) -> BoundListener {
         self.accept.abort();
         self.handle.drain();
@@ -378,19 +378,19 @@ impl BoundListener {
     }
 }
 
-/// Sockets by listener and address.
+/// Returns sockets keyed by listener and address.
 fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S> {
     sockets.into_iter().map(|(index, address, socket)| ((index, address), socket)).collect()
 }
 
-/// A client comes when all descriptors are used that clients may use, and none of their connections is idle.
+/// Returns the rejection for a client when all descriptors for clients are in use and no connection is idle.
 fn scarce() -> RejectedConnection {
-    let why = "there are no more file descriptors for clients, and no connection is idle (`ulimit -n`)".to_owned();
+    let why = "no file descriptors are left for clients, and no connection is idle (`ulimit -n`)".to_owned();
     RejectedConnection::new(RejectReason::Descriptors, why)
 }
 
-/// Accepts connections until it is stopped; then leaves new ones to other sockets, takes those that are on their way here, and closes
-/// the socket.
+/// Accepts connections until it is stopped. Then it stops receiving new ones, accepts those that are still in their
+/// handshakes, and closes the socket.
 async fn accept(
     socket: Rc<Listener>,
     handle: Rc<ListenerHandle>,
@@ -406,7 +406,7 @@ async fn accept(
         let tls = site.config.tls.as_ref().map(|tls| tls.mode);
         refusals.refuse(stream, site.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
     };
-    // Whether others were asked to leave, so that it has room.
+    // Returns whether other connections were closed to make room.
     let begin = |stream: Socket, peer| {
         let Some(place) = shared.enter() else {
             refuse(stream, peer, &full());
@@ -446,13 +446,13 @@ async fn accept(
                 if let Err(e) = socket.leave_to_others() {
                     tracing::debug!(
                         target: target::LISTENER,
-                        "connections are on their way to a socket that is to be closed: {e}"
+                        "connections may still arrive at a closing socket: {e}"
                     );
                 }
                 closes = Some(Instant::now() + HANDSHAKES);
             }
             accepted = socket.accept() => match accepted {
-                // They leave in their own turns, which come before that of another client.
+                // They close in their own tasks, which run before the next client is accepted.
                 Ok((stream, peer)) => if begin(stream, peer) {
                     tokio::task::yield_now().await;
                 },

@@ -83,7 +83,7 @@ fn a_default_cache_writable_by_others_is_ignored_with_a_warning() {
     fs::write(dir.path().join("config.yaml"), config).expect("a file");
     let (fine, said) = run_in(dir.path(), &["check", "config.yaml"], &[("XDG_CACHE_HOME", home.path())]);
     assert!(fine, "{said}");
-    assert!(said.contains("warning: compiled filters are not kept: others than its owner can write to"), "{said}");
+    assert!(said.contains("warning: cannot cache compiled filters: others than its owner can write to"), "{said}");
     assert!(!cache.join("modules").exists());
 }
 

@@ -168,7 +168,7 @@ fn a_call_without_processor_time_does_not_fail() {
 
 /// What `/ready` reports when the filter has no instance.
 pub(super) const MISSING: &str =
-    "filter `boom` has had no instance on any worker for over a second, or only now and then\n";
+    "filter `boom` has had no instance on any worker for over a second, or only intermittently\n";
 
 #[test]
 fn a_filter_that_is_slow_to_create_stays_within_the_rebuild_budget() {

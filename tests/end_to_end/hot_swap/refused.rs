@@ -18,7 +18,7 @@ fn refused(reason: &str, spoil: impl FnOnce(&mut Proxy, &Upstream)) {
     assert_eq!((status, &said["result"], &said["version"]), (422, &"refused".into(), &Value::Null), "{said:#}");
     let messages: Vec<&str> = said["errors"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
     assert!(messages.iter().any(|message| message.contains(reason)), "{messages:#?}");
-    proxy.wait_for_output("was refused, and nothing has changed");
+    proxy.wait_for_output("the running configuration is unchanged");
     proxy.wait_for_output(reason);
     let config = proxy.config();
     assert_eq!((&config["version"], &config["last_attempt"]["result"]), (&1.into(), &"refused".into()));

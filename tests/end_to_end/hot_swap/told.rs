@@ -47,7 +47,7 @@ fn an_unchanged_configuration_is_logged_on_sighup() {
     proxy.put_config(Config::new().listener("no_such_option: 1"));
     proxy.wait_for_output("no_such_option");
     proxy.put_config(Config::new());
-    proxy.wait_for_output("the configuration in force is what the files say again cause=\"file\"");
+    proxy.wait_for_output("the files match the running configuration again cause=\"file\"");
     proxy.wait_for_metric("tollgate_config_last_reload_successful", &[], 1.0);
 }
 
@@ -57,7 +57,7 @@ fn all_fields_that_need_a_restart_are_logged() {
     let mut proxy = Proxy::start(socket(100));
     proxy.change_config(socket(101).top("log: {format: json}\ncache_dir: other"));
     for what in ["`log.format`", "`cache_dir`", "`socket` of listener `main`"] {
-        proxy.wait_for_output(&format!("{what} has changed; it takes effect at the next start"));
+        proxy.wait_for_output(&format!("{what} has changed; the change takes effect after a restart"));
     }
 }
 

@@ -240,7 +240,7 @@ fn a_file_that_is_never_closed_is_applied_eventually() {
     let mut open = File::options().append(true).open(&path).expect("a file");
     open.write_all(b"clusters: [{name: late, endpoints: []}]\n").expect("it can be written");
     wait_until("the change", || proxy.version() == 2);
-    proxy.wait_for_output("was written to and not seen to be closed");
+    proxy.wait_for_output("was written to but not closed");
     // A reload applies it immediately.
     open.write_all(b"# more\n").expect("it can be written");
     fs::write(&path, fs::read_to_string(&path).expect("a file").replace("late", "later")).expect("it can be written");
@@ -270,8 +270,8 @@ fn without_inotify_files_are_polled() {
     let Some(mut proxy) = with_few_watches(config.clone(), "echo 0 > /proc/sys/user/max_inotify_instances") else {
         return;
     };
-    proxy.wait_for_output("no file is watched: Too many open files");
-    assert!(proxy.config()["unwatched"].as_str().is_some_and(|why| why.contains("no file is watched")));
+    proxy.wait_for_output("cannot watch files: Too many open files");
+    assert!(proxy.config()["unwatched"].as_str().is_some_and(|why| why.contains("cannot watch files")));
     proxy.put_config(config.clone().top("drain_timeout: 7s"));
     wait_until("the change", || proxy.version() == 2);
     let path = proxy.dir().join("config.yaml");
@@ -290,7 +290,7 @@ fn a_failed_watch_is_retried() {
     // The shell continues immediately.
     let script = format!("{{ {script} }}");
     let Some(mut proxy) = with_few_watches(Config::to(&upstream), &script) else { return };
-    proxy.wait_for_output("there can be no more watches");
+    proxy.wait_for_output("the limit of inotify watches is reached");
     proxy.put_config(Config::to(&upstream).top("drain_timeout: 7s"));
     wait_until("the change", || proxy.version() == 2);
     fs::write(proxy.dir().join("more"), "").expect("a file");

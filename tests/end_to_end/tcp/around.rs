@@ -94,7 +94,7 @@ fn auto_protocol_with_request_filters_requires_explicit_tcp_clusters() {
     let upstream = Upstream::saying("");
     let authz = |config: Config| config.filter("access", "builtin:authz", "config: {policies: []}");
     let error = Proxy::try_start(authz(Config::to(&upstream).listener("protocol: auto")), &[]).err().expect("refused");
-    assert!(error.contains("with `protocol: auto`, TCP connections go past it to cluster `web`"), "{error}");
+    assert!(error.contains("with `protocol: auto`, TCP connections bypass it and go to cluster `web`"), "{error}");
     assert!(error.contains("name clusters for TCP connections under `tcp.clusters`"), "{error}");
     // Without a TCP destination, or with an explicit one.
     let nowhere = Config::new().listener("protocol: auto").cluster("web", &[&upstream], "");
@@ -113,7 +113,7 @@ fn auto_protocol_with_only_tcp_filters_is_rejected() {
         |protocol: &str| Config::to(&upstream).listener(&format!("protocol: {protocol}")).filter("f", "f.wasm", "");
     let error = Proxy::try_start(to("auto"), &[("f.wasm", &module)]).err().expect("refused");
     assert!(
-        error.contains("filter `f` sees TCP connections only; with `protocol: auto`, requests go past it"),
+        error.contains("filter `f` sees TCP connections only; with `protocol: auto`, requests bypass it"),
         "{error}"
     );
     Proxy::start_with(to("tcp"), &[("f.wasm", &module)]);

@@ -1,4 +1,4 @@
-//! Certificates in snapshots: which files belong to one, when another one is made of them, and what is said about them.
+//! Tests of certificates in snapshots: which files belong to one, when a new one is built, and its diagnostics.
 
 use std::{fmt::Write, time::Duration};
 
@@ -57,7 +57,7 @@ impl World {
         self.foundry.build(self.load(), previous, BuildMode::Trial).map(|made| made.snapshot)
     }
 
-    /// Diagnostics, with the directory left out.
+    /// Returns the diagnostics without the directory.
     fn shown(&self, diagnostics: &Diagnostics) -> String {
         diagnostics.to_string().replace(&format!("{}/", self.dir.path().display()), "")
     }
@@ -75,7 +75,7 @@ fn another_certificate_makes_another_snapshot() {
     assert_ne!(first.hash, second.hash);
     let shown = |s: &Snapshot| s.listeners[0].tls.as_ref().unwrap().local(None).unwrap().sha256.clone();
     assert_ne!(shown(&first), shown(&second));
-    // Nothing about the cluster is another.
+    // The cluster is unchanged.
     let cluster = |s: &Snapshot| s.clusters["api"].tls.clone().unwrap();
     assert!(Arc::ptr_eq(&cluster(&first), &cluster(&second)));
     world.dir.write("ca.pem", &Ca::new("other").pem());
@@ -85,7 +85,7 @@ fn another_certificate_makes_another_snapshot() {
 }
 
 #[test]
-fn a_pair_of_which_half_is_written_is_refused() {
+fn a_half_written_pair_is_rejected() {
     let world = World::new();
     let first = world.make(None).unwrap();
     let next = world.ca.leaf(&["web.test"]);
@@ -114,7 +114,7 @@ fn errors_are_at_their_places() {
 }
 
 #[test]
-fn all_files_are_watched_but_those_of_no_use() {
+fn all_files_are_watched_except_unused_ones() {
     let world = World::new();
     let names = |text: &str| {
         world.dir.write("config.yaml", text);
@@ -135,7 +135,7 @@ fn all_files_are_watched_but_those_of_no_use() {
 }
 
 #[test]
-fn what_expires_is_shown() {
+fn expiry_dates_are_reported() {
     let world = World::new();
     let mut params = crate::tls::tests::pki::params(&["web.test"]);
     params.not_after = rcgen::date_time_ymd(2090, 1, 1);

@@ -1,5 +1,5 @@
-//! The watcher on real files, with tokio's clock, so that waiting takes no time. What the system has to tell lies there as soon as
-//! the call that causes it has returned.
+//! Tests of the watcher on real files, with tokio's clock, so that waiting takes no time. An event is available as soon
+//! as the system call that causes it returns.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Watches a file in a folder of its own, which has told all that was there before.
+/// Watches a file in its own directory, after all earlier changes were reported.
 async fn watching(file: &str) -> (TempDir, Watcher) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config"), "1").unwrap();
@@ -23,20 +23,20 @@ async fn watching(file: &str) -> (TempDir, Watcher) {
     (dir, watcher)
 }
 
-/// Whether a change is told within a second, by tokio's clock.
+/// Whether a change is reported within a second of tokio's clock.
 async fn is_told(watcher: &mut Watcher) -> bool {
     timeout(LATEST, watcher.changed()).await.is_ok()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_written_to_is_told_of_when_it_is_closed() {
+async fn a_written_file_is_reported_when_closed() {
     let (dir, mut watcher) = watching("config").await;
     let mut file = File::create(dir.path().join("config")).unwrap();
     file.write_all(b"half").unwrap();
     assert!(!is_told(&mut watcher).await);
     file.write_all(b" and half").unwrap();
     assert!(!is_told(&mut watcher).await);
-    assert!(watcher.is_written_to(), "whoever is about to read it is told not to");
+    assert!(watcher.is_written_to(), "a load in progress is told not to read it");
     drop(file);
     assert!(is_told(&mut watcher).await);
     assert!(!watcher.is_written_to());
@@ -44,7 +44,7 @@ async fn a_file_that_is_written_to_is_told_of_when_it_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_made_is_told_of_when_it_is_closed() {
+async fn a_new_file_is_reported_when_closed() {
     let (dir, mut watcher) = watching("later").await;
     let mut file = File::create(dir.path().join("later")).unwrap();
     file.write_all(b"half").unwrap();
@@ -54,11 +54,11 @@ async fn a_file_that_is_made_is_told_of_when_it_is_closed() {
     fs::remove_file(dir.path().join("later")).unwrap();
     assert!(is_told(&mut watcher).await);
     fs::hard_link(dir.path().join("config"), dir.path().join("later")).unwrap();
-    assert!(is_told(&mut watcher).await, "another name is whole at once");
+    assert!(is_told(&mut watcher).await, "a hard link is complete immediately");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_never_closed_is_told_of_in_the_end() {
+async fn a_file_that_is_never_closed_is_reported_eventually() {
     let (dir, mut watcher) = watching("config").await;
     let mut file = OpenOptions::new().append(true).open(dir.path().join("config")).unwrap();
     file.write_all(b"2").unwrap();
@@ -71,7 +71,7 @@ async fn a_file_that_is_never_closed_is_told_of_in_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_renamed_into_place_is_told_of_at_once() {
+async fn a_renamed_file_is_reported_immediately() {
     let (dir, mut watcher) = watching("config").await;
     let mut open = OpenOptions::new().append(true).open(dir.path().join("config")).unwrap();
     open.write_all(b"2").unwrap();
@@ -81,7 +81,7 @@ async fn what_is_renamed_into_place_is_told_of_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_lies_beside_the_files_is_nothing() {
+async fn other_files_in_the_directory_are_ignored() {
     let (dir, mut watcher) = watching("config").await;
     fs::write(dir.path().join("access.log"), "a line").unwrap();
     fs::remove_file(dir.path().join("access.log")).unwrap();
@@ -101,7 +101,7 @@ async fn a_folder_is_replaced_again_and_again() {
         assert!(is_told(&mut watcher).await, "{round}");
         write();
         assert!(is_told(&mut watcher).await, "{round}: the new one is watched");
-        // Away and back before anybody has looked.
+        // Away and back before anything has checked.
         fs::rename(dir.path().join("folder"), dir.path().join("away")).unwrap();
         fs::rename(dir.path().join("away"), dir.path().join("folder")).unwrap();
         assert!(is_told(&mut watcher).await, "{round}");
@@ -115,7 +115,7 @@ async fn a_folder_is_replaced_again_and_again() {
     }
     assert!(!is_told(&mut watcher).await);
     fs::write(dir.path().join("old1/config"), "1").unwrap();
-    assert!(!is_told(&mut watcher).await, "what was moved away is nothing any more");
+    assert!(!is_told(&mut watcher).await, "a directory that was moved away is no longer watched");
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,19 +144,19 @@ async fn each_link_of_a_chain_is_watched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_written_under_another_name_is_told_of() {
+async fn writes_under_another_name_are_reported() {
     let (dir, mut watcher) = watching("config").await;
     fs::create_dir(dir.path().join("elsewhere")).unwrap();
     fs::hard_link(dir.path().join("config"), dir.path().join("elsewhere/config")).unwrap();
-    // The number of its names is a change of the file.
+    // The link count is a change of the file.
     assert!(is_told(&mut watcher).await);
     fs::write(dir.path().join("elsewhere/config"), "2").unwrap();
     assert!(is_told(&mut watcher).await);
 }
 
-/// Without the system's help: files that are replaced are seen at the next look, those that are written to when that is over.
+/// Without inotify: replaced files are detected at the next poll, written files when the write has ended.
 #[tokio::test(start_paused = true)]
-async fn files_are_looked_at_where_the_system_does_not_tell() {
+async fn files_are_polled_without_inotify() {
     let (dir, mut watcher) = watching("config").await;
     watcher.watched.clear();
     let inotify = watcher.inotify.take().unwrap();

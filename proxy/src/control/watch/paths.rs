@@ -1,5 +1,5 @@
-//! The ways to files: every step that the system takes from `/` to a file, through each symbolic link. A file says something
-//! else when one of its steps does.
+//! The paths to watched files: every step that the kernel takes from `/` to a file, through each symbolic link. A file
+//! may have changed when one of its steps has.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,30 +9,30 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Linux follows no more links than this in one path (path_resolution(7)).
+/// The maximum number of links that Linux follows in one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
-/// What there is at a step.
+/// The object at one step of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PathStep {
-    /// Nothing that can be seen.
+    /// Nothing that is visible.
     Nothing,
-    /// A symbolic link, and where it leads.
+    /// A symbolic link and its target.
     Link(PathBuf),
-    /// A folder.
+    /// A directory.
     Folder(Inode),
-    /// A file, or whatever else a way ends with.
+    /// A file, or any other object at the end of a path.
     File(Inode, Content),
 }
 
-/// What tells one file from another that has its name.
+/// Distinguishes a file from another one with the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inode {
     device: u64,
     number: u64,
 }
 
-/// What is different after a file was written to: its size and the times of its last changes.
+/// Distinguishes the contents of a file before and after a write, by its size and the times of its last changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Content {
     size: u64,
@@ -40,16 +40,16 @@ pub(super) struct Content {
     changed: (i64, i64),
 }
 
-/// All steps of the ways to some files, by their paths, which have no links in them.
+/// All steps of the paths to some files, keyed by path without links.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct WatchedPaths(BTreeMap<PathBuf, PathStep>);
 
 impl WatchedPaths {
-    /// The ways to these files, as they are now.
+    /// Resolves the paths to these files.
     pub(super) fn to(files: &[PathBuf]) -> WatchedPaths {
         let mut ways = WatchedPaths::default();
         for file in files {
-            // Without a working directory nothing relative can be found.
+            // Without a working directory, relative paths cannot be resolved.
             if let Ok(path) = std::path::absolute(file) {
                 ways.follow(&path);
             }
@@ -83,12 +83,12 @@ impl WatchedPaths {
         }
     }
 
-    /// The steps.
+    /// Iterates over the steps.
     pub(super) fn steps(&self) -> impl Iterator<Item = (&Path, &PathStep)> {
         self.0.iter().map(|(path, step)| (path.as_path(), step))
     }
 
-    /// The files at the ends that hold something else than before, but are the same files: they were written to.
+    /// Returns the files that were written in place: the same inode as before, with other contents.
     pub(super) fn written_since<'w>(&'w self, before: &'w WatchedPaths) -> impl Iterator<Item = &'w Path> {
         let is_written = |path: &Path, inode: &Inode, content: &Content| match before.0.get(path) {
             Some(PathStep::File(same, old)) => same == inode && old != content,
@@ -123,7 +123,7 @@ impl Content {
     }
 }
 
-/// The names in a path, with `..` where it goes up: that is another folder than the text says if there is a link before it.
+/// Returns the names in a path, including `..`: behind a link, it refers to another directory than the text suggests.
 fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// The steps below a folder, as they are written there.
+    /// Returns the steps below a directory, relative to it.
     fn steps(root: &Path, file: &str) -> Vec<(String, PathStep)> {
         let ways = WatchedPaths::to(&[root.join(file)]);
         let below = ways.steps().filter_map(|(path, step)| {
