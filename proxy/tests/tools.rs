@@ -53,7 +53,7 @@ mod inspect {
             "ABI           Proxy-Wasm 0.2.1",
             "rustc",
             "tollgate_v1 (",
-            "holds requests for a time",
+            "delays requests",
             "subscribed    request headers",
             "configuring included",
         ] {
@@ -80,7 +80,7 @@ mod inspect {
     fn a_filter_that_names_clusters_is_given_them() {
         let config = r#"{"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"cluster": "web"}]}]}"#;
         let alone = ok(&["inspect", "builtin:router", "--config", config]);
-        assert!(alone.contains("there is no cluster `web`") && alone.contains("name them with --cluster"), "{alone}");
+        assert!(alone.contains("there is no cluster `web`") && alone.contains("add them with --cluster"), "{alone}");
         let text = ok(&["inspect", "builtin:router", "--config", config, "--cluster", "web"]);
         assert!(text.contains("configuring included") && !text.contains("refuses"), "{text}");
     }
@@ -128,7 +128,7 @@ mod inspect {
         let json: Value = serde_json::from_str(&ok(&["inspect", &module, "--json"])).unwrap();
         let groups: Vec<_> = json["imports"].as_array().unwrap().iter().map(|i| &i["group"]).collect();
         assert!(!groups.is_empty() && groups.iter().all(|group| *group == "standard"), "{groups:?}");
-        assert!(json["can"].as_array().unwrap().contains(&"sends HTTP requests of its own".into()));
+        assert!(json["can"].as_array().unwrap().contains(&"sends its own HTTP requests".into()));
         assert_eq!(json["subscribed"], Value::Null);
     }
 
@@ -202,7 +202,7 @@ mod inspect {
         for (module, expected) in [
             (text.as_str(), "is not a WebAssembly module"),
             ("no/such.wasm", "cannot read no/such.wasm"),
-            ("builtin:nothing", "there is no built-in filter `nothing`; there are router"),
+            ("builtin:nothing", "there is no built-in filter `nothing`; available: router"),
         ] {
             let output = tollgate(&["inspect", module]);
             assert!(!output.status.success() && stderr(&output).contains(expected), "{}", stderr(&output));
@@ -373,7 +373,7 @@ cases:
             "        -   \"b\": 3\n        +   \"b\": 2\n",
             "upstream.path  cases.yaml:8:28\n        - expected: /y\n        + actual:   /x\n",
             "- expected: NR\n        + actual:   none\n",
-            "- expected: something that matches `^api`\n        + actual:   upstream\n",
+            "- expected: a text that matches `^api`\n        + actual:   upstream\n",
             "- expected: 5 ms\n        + actual:   0 ms\n",
             "metrics.none.such",
             "logs[0]  cases.yaml:13:18",
@@ -557,7 +557,7 @@ cases:
             &module,
             "listener: {timeouts: {idle: 0s}}\ncases: [{name: held for ever, steps: [{request: GET /hold}]}]\n",
         );
-        assert!(!passed && said.contains("none: something holds it for ever"), "{said}");
+        assert!(!passed && said.contains("none: the request is held forever"), "{said}");
         let (passed, said) = run(
             &module,
             "filter: {on_failure: bypass}\ncases: [{name: bypassed, steps: [{request: GET /trap, expect: {response: {status: 200}}}]}]\n",
@@ -594,7 +594,7 @@ cases:
             ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "--> cases.yaml:1:44"),
             ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "did you mean `expect`?"),
             ("cases: [\n", "this is not YAML"),
-            ("cases: []\n", "there is no such case"),
+            ("cases: []\n", "no case matches"),
             ("cases: [{name: a, steps: [{request: G@T /}]}]\n", "case `a`: step 1: `G@T` is not a method"),
         ] {
             let (passed, said) = run("builtin:fault", cases);

@@ -1,5 +1,5 @@
-//! Tools for those who write filters: [`inspect`] looks into a module, [`new`] creates a project, [`cases`]
-//! (`tollgate test`) runs a module in the real host against a file of cases.
+//! Tools for filter authors: [`inspect`] analyzes a module, [`new`] creates a project, [`cases`] (`tollgate test`) runs
+//! a module in the real host against a file of cases.
 
 pub mod cases;
 pub mod inspect;
@@ -19,39 +19,39 @@ use crate::{
     wasm::{CompiledModule, Compiler, Engine},
 };
 
-/// The bytes of a module: a file's, or those of a standard filter.
+/// Reads a module from a file, or returns a built-in filter.
 fn read_module(name: &str) -> anyhow::Result<Vec<u8>> {
     match builtins::name(name) {
         Some(builtin) => {
             let known = || builtins::NAMES.join(", ");
             let bytes = builtins::module(builtin);
             let bytes =
-                bytes.with_context(|| format!("there is no built-in filter `{builtin}`; there are {}", known()))?;
+                bytes.with_context(|| format!("there is no built-in filter `{builtin}`; available: {}", known()))?;
             Ok(bytes.to_vec())
         }
         None => Ok(CompiledModule::read(Path::new(name), &Compile::default())?),
     }
 }
 
-/// The engine of a tool.
+/// Creates the engine of a tool.
 fn engine() -> anyhow::Result<Arc<Engine>> {
-    // Without a cache: what compiling takes is of interest, and a tool leaves nothing behind.
-    let compiler = Compiler::in_child(None).context("the compiler cannot be run")?;
+    // Without a cache: the cost of compiling is of interest, and a tool leaves no files behind.
+    let compiler = Compiler::in_child(None).context("cannot run the compiler")?;
     Engine::new(compiler).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))
 }
 
-/// What a module is called where nobody says otherwise: its file's name without `.wasm`.
+/// Returns the default name of a module: its file name without `.wasm`.
 fn module_name(name: &str) -> String {
     let stem = || Path::new(name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     builtins::name(name).map(str::to_owned).or_else(stem).unwrap_or_else(|| name.to_owned())
 }
 
-/// Clusters of these names, for a filter that runs without a network.
+/// Creates clusters with these names, for a filter that runs without a network.
 fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clusters>> {
     let clusters = names.zip(0u32..).map(|(name, n)| {
-        // Addresses for documentation (RFC 2544): nothing is ever sent there.
+        // Addresses for benchmarks (RFC 2544): nothing is ever sent there.
         let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
-        // A connection for each request, so that each can fail to be made.
+        // One connection per request, so that each can fail to connect.
         let config = json!({
             "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
         });
@@ -61,12 +61,12 @@ fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clus
     Ok(Arc::new(clusters.collect::<anyhow::Result<_>>()?))
 }
 
-/// Puts colours into text, if its reader wants them. What the text itself would have a terminal do is written out.
+/// Colors text if the output supports it. Escape sequences in the text itself are escaped.
 #[derive(Debug, Clone, Copy)]
 struct Paint(bool);
 
 impl Paint {
-    /// For what goes to standard output: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// For standard output: colored on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     fn stdout() -> Paint {
         Paint(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
     }
@@ -97,7 +97,7 @@ impl Paint {
     }
 }
 
-/// A number with its noun.
+/// Formats a number with its noun.
 fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }

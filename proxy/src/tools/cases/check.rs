@@ -1,4 +1,4 @@
-//! Compares what has happened with what should have.
+//! Compares the outcome of a step with the expectations.
 
 use std::collections::BTreeMap;
 
@@ -14,39 +14,39 @@ use super::{
 };
 use crate::tools::counted;
 
-/// Something that is not as it should be.
+/// An expectation that was not met.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
-    /// Where in the file it is said how it should be: a JSON pointer, and a path from there on.
+    /// The location of the expectation in the file: a JSON pointer, and a path below it.
     pub pointer: String,
     pub inner: String,
-    /// What it is: `response.status`.
+    /// The checked value: `response.status`.
     pub what: String,
     pub expected: String,
     pub actual: String,
 }
 
-/// What has come of a step.
+/// The outcome of a step.
 #[derive(Debug, Default)]
 pub struct Happened {
-    /// None: it was no request.
+    /// `None` if the step was not a request.
     pub got: Option<Got>,
     pub ended: Option<Ended>,
     pub arrived: Vec<Arrived>,
     pub took: std::time::Duration,
     pub logs: Vec<String>,
-    /// All metrics, as they are scraped.
+    /// All metrics, in scrape format.
     pub metrics: String,
 }
 
 /// Collects failures.
 struct Checks {
-    /// Of the step's `expect`.
+    /// Points to the step's `expect`.
     pointer: String,
     failures: Vec<Failure>,
 }
 
-/// Compares a step; `pointer` is that of its `expect`.
+/// Compares a step; `pointer` points to its `expect`.
 pub fn check(pointer: &str, expect: &Expect, happened: &Happened) -> Vec<Failure> {
     let mut checks = Checks { pointer: pointer.to_owned(), failures: Vec::new() };
     checks.response(expect.response.as_ref(), happened.got.as_ref());
@@ -114,7 +114,7 @@ impl Checks {
         self.bytes(what, want, actual.map(str::as_bytes));
     }
 
-    /// A body of no bytes is none, but also the empty text.
+    /// An empty body counts both as absent and as the empty text.
     fn body(&mut self, what: &str, want: Option<&Want>, actual: &[u8]) {
         let wants_empty = matches!(want, Some(Want::Equal(text)) if text.is_empty());
         self.bytes(what, want, (wants_empty || !actual.is_empty()).then_some(actual));
@@ -146,8 +146,8 @@ impl Checks {
             (_, Some(Got::Nothing)) => {
                 self.fail(
                     "response",
-                    "an end of the request".to_owned(),
-                    "none: something holds it for ever".to_owned(),
+                    "a response or a closed connection".to_owned(),
+                    "none: the request is held forever".to_owned(),
                 );
             }
             (Some(Gets::None), Some(Got::Response(got))) => {
@@ -167,13 +167,13 @@ impl Checks {
         self.json("response.json", wanted.json.as_ref(), &got.body);
         self.map("response.trailers", &wanted.trailers, &got.trailers);
         if !got.whole {
-            let broken = format!("it broke off after {}", counted(got.body.len(), "byte"));
-            self.fail("response", "a whole response".to_owned(), broken);
+            let broken = format!("aborted after {}", counted(got.body.len(), "byte"));
+            self.fail("response", "a complete response".to_owned(), broken);
         }
     }
 
     fn upstream(&mut self, wanted: Option<&Gets<Sent>>, arrived: &[Arrived], ended: &Ended) {
-        // What went to another cluster is a mirror's.
+        // Requests to other clusters are mirrored copies.
         let sent = arrived.iter().rfind(|a| !a.is_call && ended.cluster.as_deref() == Some(a.cluster.as_str()));
         match (wanted, sent) {
             (None, _) | (Some(Gets::None), None) => {}
@@ -220,7 +220,7 @@ impl Checks {
     }
 }
 
-/// A metric's value among what is scraped. A name is that of the filter, or, with labels, that of the scrape.
+/// Returns a metric's value from a scrape. The name is the filter's, or, with labels, the scrape's.
 fn metric(scraped: &str, name: &str) -> Option<f64> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
     let own: String = name.chars().map(|c| if fits(c) { c } else { '_' }).collect();

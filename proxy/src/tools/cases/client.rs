@@ -1,4 +1,4 @@
-//! The client of a case: sends a request to the proxy's own code, on a connection within the process.
+//! The client of a case: sends a request to the proxy's own code, over a connection within the process.
 
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
@@ -19,17 +19,17 @@ use crate::{
     net::TokioIo,
 };
 
-/// A request that takes longer than this, by the clock of the case, is given up: nothing will ever come.
+/// A request that takes longer than this, by the case's clock, will never finish.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// What a client gets.
+/// What the client received.
 #[derive(Debug)]
 pub enum Got {
     /// A response.
     Response(Box<Received>),
-    /// Its connection is closed.
+    /// The connection was closed.
     Closed,
-    /// Nothing: something holds the request and never lets it go.
+    /// Nothing: the request is held and never released.
     Nothing,
 }
 
@@ -40,14 +40,14 @@ pub struct Received {
     pub headers: HeaderMap,
     pub body: Vec<u8>,
     pub trailers: HeaderMap,
-    /// It has not broken off.
+    /// Whether the response is complete.
     pub whole: bool,
 }
 
-/// Sends a request, and waits until all is over: the response is there, and the filters have seen the end.
+/// Sends a request, and waits until everything has finished: the response was received, and the filters have seen the
+/// end of the stream.
 ///
-/// # Errors
-/// It cannot be a request of HTTP.
+/// # Errors The request is not valid HTTP.
 pub async fn send(site: &Rc<ListenerContext>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
     let peer = SocketAddr::new(request.client, 40_000);
     let request = http_request(request)?;
@@ -63,13 +63,13 @@ pub async fn send(site: &Rc<ListenerContext>, local: SocketAddr, request: &Reque
     });
     let server = spawn_local(async move {
         let mut http = http1::Builder::new();
-        // A filter that closes the connection makes this an error; the client sees it.
+        // A filter that closes the connection causes an error here, which the client sees.
         let _ = http.auto_date_header(false).serve_connection(TokioIo::new(theirs), service).await;
     });
     let got = timeout(LONGEST, exchange_on(ours, request)).await;
     match got {
         Ok(got) => {
-            // The end of the stream comes when the proxy's side is through.
+            // The stream ends when the proxy's side has finished.
             let _ = server.await;
             Ok(got)
         }

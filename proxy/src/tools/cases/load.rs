@@ -1,4 +1,4 @@
-//! From a file to cases: all mistakes at once, each at its place.
+//! Loads a file of cases, and reports all errors, each with its location.
 
 use std::{path::Path, sync::Arc};
 
@@ -15,11 +15,11 @@ use crate::config::{
     read_tree,
 };
 
-/// A file of cases without mistakes.
+/// A file of cases without errors.
 pub struct Loaded {
-    /// What it was read from, for the places of what fails.
+    /// The source, for locating failures.
     pub source: Arc<Source>,
-    /// The filter, but for its configuration.
+    /// The filter, without its configuration.
     pub filter: Filter,
     /// The listener.
     pub listener: Listener,
@@ -29,13 +29,13 @@ pub struct Loaded {
     pub cases: Vec<Case>,
 }
 
-/// Reads a file of cases for the filter of this name.
+/// Loads a file of cases for the filter of this name.
 pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
     let source = Arc::new(read_tree(path)?);
     let mut wrong = Vec::new();
     let root = source.root().to_json();
     let file = read::<File>(&source, "", root, |root| root, &mut wrong).unwrap_or_else(|| {
-        // What can be read of the rest is read, so that its mistakes are told too.
+        // The readable parts are still parsed, so that their errors are reported, too.
         let section = |name: &str| source.root().get(name).map(Node::to_json).unwrap_or_default();
         File {
             filter: section("filter").as_object().cloned().unwrap_or_default(),
@@ -45,12 +45,12 @@ pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
         }
     });
     for (section, fields, why) in [
-        ("filter", &["wasm"][..], "the module is named on the command line"),
+        ("filter", &["wasm"][..], "the module is set on the command line"),
         ("listener", &["chain", "access_log"], "a case has a chain of one filter, and no access log"),
     ] {
         let given = if section == "filter" { &file.filter } else { &file.listener };
         for field in fields.iter().filter(|field| given.contains_key(**field)) {
-            let message = format!("`{field}` has no meaning here");
+            let message = format!("`{field}` cannot be set here");
             wrong.push(source.diagnostic(&format!("/{section}/{field}"), message, Some(why.to_owned())));
         }
     }
@@ -71,12 +71,12 @@ pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
     }
 }
 
-/// What a listener needs, and cases need not say.
+/// Returns the required fields of a listener, which cases can omit.
 fn listener() -> Json {
     json!({"name": "test", "address": "192.0.2.254:80", "cluster": UPSTREAM})
 }
 
-/// Reads a part of the file, of which `whole` makes what is read; all its mistakes are told.
+/// Parses a part of the file, which `whole` completes, and reports all its errors.
 fn read<T: DeserializeOwned>(
     source: &Source,
     pointer: &str,
@@ -96,13 +96,13 @@ fn read<T: DeserializeOwned>(
     };
     let again = |part: &Json| attempt(part.clone()).map(|_| ()).map_err(Some);
     if let Answer::Mistakes(told) = all_mistakes(source, pointer, "", said, again) {
-        let help = |help: Option<String>| help.unwrap_or_else(|| "docs/tools.md has every field".to_owned());
+        let help = |help: Option<String>| help.unwrap_or_else(|| "see docs/tools.md for all fields".to_owned());
         wrong.extend(told.into_iter().map(|mistake| Diagnostic { help: Some(help(mistake.help)), ..mistake }));
     }
     None
 }
 
-/// A section of a configuration that need not say everything.
+/// Parses a section of a configuration with the given defaults.
 fn section<T: DeserializeOwned>(
     source: &Source,
     pointer: &str,
@@ -118,13 +118,11 @@ fn section<T: DeserializeOwned>(
     read(source, pointer, Json::Object(given.clone()), whole, wrong)
 }
 
-/// What the types cannot say.
+/// Checks what the types cannot express.
 fn check(source: &Source, pointer: &str, case: &Case, wrong: &mut Vec<Diagnostic>) {
     let mut report = |pointer: String, message: &str| wrong.push(source.diagnostic(&pointer, message, None));
     match (&case.refused, case.steps.is_empty()) {
-        (Some(_), false) => {
-            report(format!("{pointer}/steps"), "a filter that refuses its configuration takes no steps")
-        }
+        (Some(_), false) => report(format!("{pointer}/steps"), "a case with `refused` cannot have `steps`"),
         (None, true) => report(format!("{pointer}/name"), "the case has neither `steps` nor `refused`"),
         _ => {}
     }
@@ -144,7 +142,10 @@ fn check(source: &Source, pointer: &str, case: &Case, wrong: &mut Vec<Diagnostic
                     || expect.takes.is_some()
                     || !expect.log_fields.is_empty();
                 if of_requests {
-                    report(format!("{pointer}/expect"), "after a `wait` there are only `calls`, `logs` and `metrics`");
+                    report(
+                        format!("{pointer}/expect"),
+                        "after a `wait`, only `calls`, `logs` and `metrics` can be expected",
+                    );
                 }
             }
         }
@@ -164,21 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_at_their_place() {
+    fn errors_are_located() {
         for (text, expected) in [
             (
                 "cases: [{name: a, steps: [{request: GET /, expct: {}}]}]",
                 "cases.yaml:1:44: error: unknown field `expct`",
             ),
             ("filter: {on_failure: maybe}\ncases: []", "cases.yaml:1:22: error: unknown variant `maybe`"),
-            ("filter: {wasm: f.wasm}\ncases: []", "cases.yaml:1:16: error: `wasm` has no meaning here"),
+            ("filter: {wasm: f.wasm}\ncases: []", "cases.yaml:1:16: error: `wasm` cannot be set here"),
             ("cases:\n- name: a\n  steps: [{wait: 5}]\n", "cases.yaml:3:18: error: expected a string, found a number"),
             ("cases:\n- {name: a, steps: [{request: /}]}\n", "cases.yaml:2:31: error: invalid value"),
             ("cases:\n- {name: a}\n- {name: b}\n", "cases.yaml:2:10: error: the case has neither"),
             ("cases:\n- {name: a}\n- {name: b}\n", "cases.yaml:3:10: error: the case has neither"),
             (
                 "cases:\n- {name: a, steps: [{wait: 1s, expect: {details: x}}]}\n",
-                "cases.yaml:2:32: error: after a `wait` there are only",
+                "cases.yaml:2:32: error: after a `wait`, only",
             ),
             (
                 "cases:\n- name: a\n  steps:\n  - request: GET /\n    expect: {details: {matches: '('}}\n",
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn all_errors_are_reported_together() {
         let text = "filtre: {}\nlistener: {trusted_hops: many, via: 1}\ncases:\n\
                     - {nam: a, steps: [{request: GET /, expect: {statsu: 200, takes: soon}}]}\n\
                     - {name: b, steps: [{wait: 5}, {wait: 1s, expct: {}}]}\n";

@@ -1,4 +1,4 @@
-//! Catches what filters log while a case runs, and what is said of them.
+//! Captures the log lines of filters, and about filters, while a case runs.
 
 use std::{
     fmt,
@@ -23,7 +23,7 @@ use crate::observe::target;
 pub struct Logs(Arc<Mutex<Vec<String>>>);
 
 impl Logs {
-    /// Catches the lines of this thread for as long as the guard lives.
+    /// Captures the lines of this thread while the guard lives.
     pub fn catch() -> (Logs, DefaultGuard) {
         let logs = Logs::default();
         let only = Targets::new().with_target(target::FILTER, tracing::Level::TRACE);
@@ -31,7 +31,7 @@ impl Logs {
         (logs, tracing::subscriber::set_default(subscriber))
     }
 
-    /// Takes the lines since the last time.
+    /// Takes the lines since the last call.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

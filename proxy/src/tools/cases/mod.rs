@@ -1,12 +1,12 @@
 //! `tollgate test`: runs a module in the real host against a file of cases, without a network.
 //!
-//! A case is a configuration of the filter, scripted clusters, requests, and what should come of them. [`load`] reads the
-//! file ([`model`], [`want`]), [`world`] builds what a worker has, [`client`] sends requests to it, [`script`] is what it
-//! reaches, [`observer`] and [`logs`] look on, [`check`] compares, [`report`] tells.
+//! A case consists of a configuration of the filter, scripted clusters, requests, and expectations. [`load`] reads the
+//! file ([`model`], [`want`]), [`world`] builds what a worker has, [`client`] sends requests to it, [`script`] plays
+//! the clusters, [`observer`] and [`logs`] record, [`check`] compares, [`report`] prints.
 //!
-//! What runs is the code of production, from the request's head to the access log's fields; in place of sockets there are
-//! pipes. Time is the runtime's and is paused: it jumps to the next timer when nothing else is left to do, so that a case
-//! takes no longer than its work, and always the same course.
+//! The production code runs, from the request head to the access log's fields, with pipes instead of sockets. Time is
+//! the runtime's paused clock: it jumps to the next timer when nothing else is left to do, so that a case takes no
+//! longer than its work, and always runs the same way.
 
 mod check;
 mod client;
@@ -46,18 +46,18 @@ use crate::{
     wasm::{CompiledModule, Engine, InstantiateError},
 };
 
-/// The cluster of requests that no filter has routed. It is always there, and answers with 200 and nothing.
+/// The cluster for requests that no filter routes. It always exists, and answers with an empty 200.
 const UPSTREAM: &str = "upstream";
 
-/// What chance does in a case, it does each time.
+/// A fixed seed, so that random choices are the same in every run.
 const SEED: u64 = 1;
 
 /// The command line.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// The module: a file, or `builtin:NAME` for a standard filter.
+    /// The module: a file, or `builtin:NAME` for a built-in filter.
     filter: String,
-    /// The file of cases: YAML, JSON or TOML, told apart by its extension; see docs/tools.md.
+    /// The file of cases: YAML, JSON or TOML, by its extension; see docs/tools.md.
     cases: PathBuf,
     /// Run only the cases whose name contains this.
     #[arg(long, value_name = "TEXT")]
@@ -67,7 +67,7 @@ pub struct TestArgs {
     json: bool,
 }
 
-/// Runs the cases and tells what came of them. Failure: a case has failed.
+/// Runs the cases and prints the results. Fails if a case fails.
 pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let bytes = read_module(&args.filter)?;
     let mut loaded = load::load(&args.cases, &module_name(&args.filter))?;
@@ -80,7 +80,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let run = |(index, case)| run_case(&engine, &code, &loaded, index, case);
     let outcomes = cases.iter().enumerate().filter(|(_, case)| wanted(case)).map(run);
     let outcomes = outcomes.collect::<anyhow::Result<Vec<_>>>()?;
-    anyhow::ensure!(!outcomes.is_empty(), "{}: there is no such case", args.cases.display());
+    anyhow::ensure!(!outcomes.is_empty(), "{}: no case matches", args.cases.display());
     match args.json {
         true => println!("{:#}", report::json(&loaded.source, &outcomes)),
         false => print!("{}", report::text(&loaded.source, &outcomes, Paint::stdout())),
@@ -88,7 +88,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     Ok(if outcomes.iter().all(Outcome::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs a case in a runtime of its own, whose time is its own.
+/// Runs a case in its own runtime, which has its own clock.
 fn run_case(
     engine: &Arc<Engine>,
     code: &Arc<CompiledModule>,
@@ -99,7 +99,7 @@ fn run_case(
     fastrand::seed(SEED);
     let (logs, _guard) = Logs::catch();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.context("a runtime cannot be made")?;
+    let runtime = runtime.context("cannot create a runtime")?;
     let tasks = LocalSet::new();
     let steps = tasks.block_on(&runtime, run_steps(engine, code, loaded, (index, case), &logs));
     let steps = steps.with_context(|| format!("case `{}`", case.name))?;
@@ -124,7 +124,7 @@ async fn run_steps(
             let phases = instance.phases(0);
             anyhow::ensure!(
                 phases & phase::TCP == 0 || phases & phase::HTTP != 0,
-                "this filter is for TCP connections, for which there are no steps: test it natively with the SDK's `TcpHost`"
+                "TCP filters cannot be tested with cases: use the SDK's `TcpHost` for native tests"
             );
             instance
         }
@@ -146,7 +146,7 @@ async fn run_steps(
     Ok(outcomes)
 }
 
-/// Takes one step.
+/// Runs one step.
 async fn take(step: &Step, world: &World, logs: &Logs) -> anyhow::Result<(String, Happened)> {
     let start = Instant::now();
     let (title, got) = match (&step.request, step.wait) {
@@ -171,7 +171,7 @@ async fn take(step: &Step, world: &World, logs: &Logs) -> anyhow::Result<(String
     Ok((title, happened))
 }
 
-/// A configuration was refused. None: as it should be.
+/// Handles a rejected configuration. Returns `None` if that was expected.
 fn refused(
     error: InstantiateError,
     want: Option<&Want>,
@@ -204,7 +204,7 @@ fn refused(
     Some(configuring(failures, logs))
 }
 
-/// Something about a configuration that is not as it should be.
+/// Creates the failure of an expectation of a configuration.
 fn of_config(pointer: String, inner: &str, expected: &str, actual: &str) -> Failure {
     let what = if inner.is_empty() { "config".to_owned() } else { format!("config.{inner}") };
     Failure { pointer, inner: inner.to_owned(), what, expected: expected.to_owned(), actual: actual.to_owned() }

@@ -1,4 +1,4 @@
-//! The file of cases, as its author writes it. What each field means is in `docs/tools.md`.
+//! The file of cases as written by users. `docs/tools.md` describes the fields.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData, net::IpAddr};
 
@@ -11,14 +11,14 @@ use serde_json::Value as Json;
 use super::want::Want;
 use crate::config::units::Duration;
 
-/// A whole file. The cases are read one by one, so that each has its own errors.
+/// A whole file. The cases are parsed one by one, so that each has its own errors.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// The filter's section of a configuration, without `name` and `wasm`, which have their defaults here.
+    /// The `filter` section of a configuration; `name` and `wasm` have defaults.
     #[serde(default)]
     pub filter: serde_json::Map<String, Json>,
-    /// A listener's section, without `name`, `address` and `chain`.
+    /// The `listener` section of a configuration, without `name`, `address` and `chain`.
     #[serde(default)]
     pub listener: serde_json::Map<String, Json>,
     /// Clusters for all cases.
@@ -28,34 +28,34 @@ pub struct File {
     pub cases: Vec<Json>,
 }
 
-/// One configuration of the filter, and what happens to it.
+/// A configuration of the filter, and the steps to run.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
-    /// What it shows.
+    /// The case's name.
     pub name: String,
-    /// The filter's configuration, in place of the file's.
+    /// The filter's configuration, instead of the file's.
     pub config: Option<Json>,
-    /// Further clusters, or other answers of the file's.
+    /// Additional clusters, or other answers of the file's clusters.
     #[serde(default)]
     pub clusters: BTreeMap<String, List<Answer>>,
-    /// What the filter says when it refuses its configuration.
+    /// The expected error when the filter rejects its configuration.
     #[serde(default, deserialize_with = "given")]
     pub refused: Option<Want>,
-    /// What happens, one after the other.
+    /// The steps, in sequence.
     #[serde(default)]
     pub steps: Vec<Step>,
 }
 
-/// A request, or time that passes.
+/// A request, or a period of time.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
     /// A client's request.
     pub request: Option<Request>,
-    /// Time in which nothing comes.
+    /// Time that passes without a request.
     pub wait: Option<Duration>,
-    /// What should come of it.
+    /// The expected outcome.
     #[serde(default)]
     pub expect: Expect,
 }
@@ -70,7 +70,7 @@ pub struct Request {
     pub client: IpAddr,
 }
 
-/// Fields and body of a request or response that is sent.
+/// Headers and body of a request or response to send.
 #[derive(Debug, Clone, Default)]
 pub struct Message {
     pub headers: BTreeMap<String, List<Text>>,
@@ -86,19 +86,19 @@ impl Message {
         trailers: BTreeMap<String, List<Text>>,
     ) -> Result<Message, &'static str> {
         let body = match (body, json) {
-            (Some(_), Some(_)) => return Err("`body` and `json` exclude each other"),
+            (Some(_), Some(_)) => return Err("`body` and `json` are mutually exclusive"),
             (Some(text), None) => text.into_bytes(),
             (None, Some(json)) => json.to_string().into_bytes(),
             (None, None) => Vec::new(),
         };
         if body.is_empty() && !trailers.is_empty() {
-            return Err("`trailers` need a body");
+            return Err("`trailers` require a body");
         }
         Ok(Message { headers, body, trailers })
     }
 }
 
-/// What a cluster does with a request.
+/// The response of a cluster to a request.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -113,27 +113,27 @@ impl Default for Answer {
     }
 }
 
-/// How a cluster fails.
+/// The way in which a cluster fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fail {
-    /// No connection can be made.
+    /// The connection cannot be established.
     Connect,
-    /// The connection breaks off before an answer.
+    /// The connection is aborted before a response.
     Reset,
-    /// There is no answer, ever.
+    /// There is never a response.
     Hang,
 }
 
-/// What should come of a step. What is not named is not looked at.
+/// The expected outcome of a step. Omitted fields are not checked.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
-    /// What the client gets.
+    /// The client's response.
     pub response: Option<Gets<Response>>,
-    /// What reaches the upstream.
+    /// The request at the upstream.
     pub upstream: Option<Gets<Sent>>,
-    /// The filter's own HTTP calls.
+    /// The filter's own HTTP callouts.
     pub calls: Option<Vec<Sent>>,
     /// The name of the route.
     #[serde(deserialize_with = "given")]
@@ -143,20 +143,20 @@ pub struct Expect {
     pub cluster: Option<Want>,
     /// The response flags.
     pub flags: Option<Vec<String>>,
-    /// Why the proxy or a filter has answered itself.
+    /// The reason why the proxy or a filter responded itself.
     #[serde(deserialize_with = "given")]
     pub details: Option<Want>,
     /// Fields of the access log.
     pub log_fields: BTreeMap<String, Want>,
-    /// From the request to the end of the response.
+    /// The time from the request to the end of the response.
     pub takes: Option<Duration>,
-    /// Lines of the log: each is a part of one.
+    /// Log lines: each text is a part of one.
     pub logs: Vec<Want>,
     /// Metrics after the step.
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// A `null` that was written says that nothing is wanted; one that was not says nothing.
+/// An explicit `null` means that the value must be absent; an omitted field is not checked.
 fn given<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Want>, D::Error> {
     Want::deserialize(d).map(Some)
 }
@@ -168,7 +168,7 @@ pub enum Gets<T> {
     Some(Box<T>),
 }
 
-/// A response that should come.
+/// An expected response.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Response {
@@ -180,7 +180,7 @@ pub struct Response {
     pub trailers: BTreeMap<String, Want>,
 }
 
-/// A request that should reach a cluster.
+/// An expected request to a cluster.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sent {
@@ -197,15 +197,15 @@ pub struct Sent {
     pub body: Option<Want>,
     pub json: Option<Json>,
     pub trailers: BTreeMap<String, Want>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: Option<usize>,
 }
 
-/// One value, or a list of them.
+/// A single value or a list.
 #[derive(Debug, Clone)]
 pub struct List<T>(pub Vec<T>);
 
-/// Text; numbers and booleans are taken for it.
+/// A text; numbers and booleans are accepted, too.
 #[derive(Debug, Clone)]
 pub struct Text(pub String);
 
@@ -345,7 +345,7 @@ impl<'de> Deserialize<'de> for Answer {
         let message = Message::new(f.headers, f.body, f.json, f.trailers).map_err(de::Error::custom)?;
         let status = f.status.unwrap_or(200);
         if !(200..=599).contains(&status) {
-            return Err(de::Error::custom("a status is 200 to 599"));
+            return Err(de::Error::custom("a status must be 200 to 599"));
         }
         Ok(Answer { status, message, delay: f.delay.map_or(std::time::Duration::ZERO, |d| d.0), fail: f.fail })
     }

@@ -1,4 +1,4 @@
-//! The last filter of a case's chain: it does nothing but look at each stream when that has ended, as the access log would.
+//! The last filter of a case's chain, which only records each stream when it ends, like the access log.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -6,7 +6,7 @@ use tollgate_abi::fast::{flag, phase};
 
 use crate::chain::{Action, Direction, Filter, HeadersPause, Stream};
 
-/// What is known of a stream at its end.
+/// The state of a stream at its end.
 #[derive(Debug, Clone, Default)]
 pub struct Ended {
     pub flags: Vec<&'static str>,
@@ -14,16 +14,16 @@ pub struct Ended {
     pub log_fields: Vec<(String, String)>,
     pub route: Option<String>,
     pub cluster: Option<String>,
-    /// How often the request was tried.
+    /// The number of attempts.
     pub attempts: u32,
 }
 
-/// Looks at ends.
+/// Records ended streams.
 #[derive(Debug, Default)]
 pub struct Observer(RefCell<Option<Ended>>);
 
 impl Observer {
-    /// Takes the stream that has ended last.
+    /// Takes the most recently ended stream.
     pub fn take(&self) -> Option<Ended> {
         self.0.take()
     }

@@ -1,4 +1,4 @@
-//! What a run has shown: as text for people, as JSON for programs.
+//! The results of a run, as text and as JSON.
 
 use std::fmt::Write;
 
@@ -12,32 +12,32 @@ use crate::{
     tools::{Paint, counted},
 };
 
-/// What came of a case.
+/// The result of a case.
 #[derive(Debug)]
 pub struct Outcome {
     pub name: String,
-    /// One for each step; a refused configuration is the only one of its case.
+    /// One per step; if the configuration was rejected, that is the only one.
     pub steps: Vec<StepOutcome>,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub struct StepOutcome {
-    /// What was done: `GET /`.
+    /// The action: `GET /`.
     pub title: String,
     pub failures: Vec<Failure>,
-    /// What the filter logged meanwhile.
+    /// What the filter logged during the step.
     pub logs: Vec<String>,
 }
 
 impl Outcome {
-    /// Whether all was as it should be.
+    /// Whether all expectations were met.
     pub fn passed(&self) -> bool {
         self.steps.iter().all(|step| step.failures.is_empty())
     }
 }
 
-/// The report for people.
+/// Returns the results as text.
 pub fn text(source: &Source, outcomes: &[Outcome], paint: Paint) -> String {
     let mut out = String::new();
     for outcome in outcomes {
@@ -66,20 +66,20 @@ pub fn text(source: &Source, outcomes: &[Outcome], paint: Paint) -> String {
     out
 }
 
-/// Expected and actual: two lines, or, if there are many, what differs with a little around it.
+/// Returns expected and actual value: as two lines, or, if there are many, as a diff with some context.
 fn diff(failure: &Failure, paint: Paint) -> String {
     let (expected, actual) = (&failure.expected, &failure.actual);
     let mut out = String::new();
     let lines = |text: &str| text.lines().count();
     if lines(expected) < 2 && lines(actual) < 2 {
-        // A line's end is part of what differs.
+        // Line breaks are part of the difference.
         let shown = |text: &str| text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'");
         let _ = writeln!(out, "        {}", paint.red(&format!("- expected: {}", shown(expected))));
         let _ = writeln!(out, "        {}", paint.green(&format!("+ actual:   {}", shown(actual))));
         return out;
     }
     let _ = writeln!(out, "        {} {}", paint.red("- expected"), paint.green("+ actual"));
-    // Only if one of them ends a line and the other does not is it of interest.
+    // A missing line end matters only if just one of the texts has it.
     let is_whole = expected.ends_with('\n') == actual.ends_with('\n');
     let diff = TextDiff::from_lines(expected.as_str(), actual.as_str());
     for group in diff.grouped_ops(2) {
@@ -90,15 +90,18 @@ fn diff(failure: &Failure, paint: Paint) -> String {
                 ChangeTag::Insert => paint.green(&format!("+ {line}")),
                 ChangeTag::Equal => format!("  {line}"),
             };
-            let hint =
-                if change.missing_newline() && !is_whole { paint.faint(" (no end of line)") } else { String::new() };
+            let hint = if change.missing_newline() && !is_whole {
+                paint.faint(" (no line break at the end)")
+            } else {
+                String::new()
+            };
             let _ = writeln!(out, "        {line}{hint}");
         }
     }
     out
 }
 
-/// The report for programs.
+/// Returns the results as JSON.
 pub fn json(source: &Source, outcomes: &[Outcome]) -> Json {
     let failure = |f: &Failure| {
         let at = source.position(source.locate(&f.pointer, &f.inner).span.start);

@@ -1,5 +1,5 @@
-//! Clusters that are scripts: they answer as the file says, on connections within the process, and remember what has reached
-//! them. The proxy's side of such a connection is that of production.
+//! Scripted clusters: they respond as the file specifies, over connections within the process, and record the requests.
+//! The proxy's side of these connections is production code.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,14 +18,14 @@ use tokio::{io::DuplexStream, task::spawn_local, time::sleep};
 use super::model::{Answer, Fail, List, Message, Text};
 use crate::{http::body::Body, net::TokioIo, upstream::Dial};
 
-/// Bytes that a connection holds on their way.
+/// The buffer size of a connection, in bytes.
 pub const PIPE: usize = 64 << 10;
 
-/// A request that has reached a cluster.
+/// A request that a cluster received.
 #[derive(Debug, Clone)]
 pub struct Arrived {
     pub cluster: String,
-    /// It is a call of the filter's own.
+    /// Whether it is a callout of the filter.
     pub is_call: bool,
     pub method: String,
     pub path: String,
@@ -42,7 +42,7 @@ pub struct Script {
     arrived: RefCell<Vec<Arrived>>,
 }
 
-/// One cluster: its answers come one after the other, and the last one again and again.
+/// A cluster. Its answers are used in sequence; the last one repeats.
 #[derive(Debug)]
 struct Cluster {
     answers: Vec<Answer>,
@@ -50,24 +50,24 @@ struct Cluster {
 }
 
 impl Script {
-    /// These clusters.
+    /// Creates the clusters.
     pub fn new<'a>(clusters: impl Iterator<Item = (&'a String, &'a List<Answer>)>) -> Rc<Script> {
         let cluster = |answers: &List<Answer>| Cluster { answers: answers.0.clone(), next: Cell::new(0) };
         let clusters = clusters.map(|(name, answers)| (name.clone(), cluster(answers))).collect();
         Rc::new(Script { clusters, arrived: RefCell::default() })
     }
 
-    /// Their names.
+    /// Returns the clusters' names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.clusters.keys().map(String::as_str)
     }
 
-    /// Takes what has arrived since the last time.
+    /// Takes the requests since the last call.
     pub fn take_arrived(&self) -> Vec<Arrived> {
         self.arrived.take()
     }
 
-    /// Opens connections to the clusters. `is_call`: for the filter's own calls.
+    /// Returns a function that opens connections to the clusters. `is_call`: for the filter's own callouts.
     pub fn dial(self: &Rc<Self>, is_call: bool) -> Dial {
         let script = self.clone();
         Box::new(move |cluster, _| {
@@ -87,7 +87,7 @@ impl Script {
         self.clusters.get(cluster).and_then(answer).unwrap_or_default()
     }
 
-    /// The cluster's next answer.
+    /// Returns the cluster's next answer.
     fn answer(&self, cluster: &str) -> Answer {
         let answer = self.peek(cluster);
         if let Some(cluster) = self.clusters.get(cluster) {
@@ -114,7 +114,7 @@ async fn serve(script: Rc<Script>, cluster: String, is_call: bool, stream: Duple
         }
     });
     let mut http = http1::Builder::new();
-    // An error has reached the proxy as well, by a connection that breaks off.
+    // The proxy has seen an error as well, as an aborted connection.
     let _ = http.auto_date_header(false).serve_connection(TokioIo::new(stream), service).await;
 }
 
@@ -143,7 +143,7 @@ fn response(answer: Answer) -> io::Result<Response<Body>> {
     Ok(response)
 }
 
-/// The fields and the body of a message. Trailers are announced, as they must be.
+/// Returns the headers and the body of a message. Trailers are announced, as required.
 pub fn message(message: &Message) -> anyhow::Result<(HeaderMap, Body)> {
     let mut fields = map(&message.headers)?;
     let trailers = map(&message.trailers)?;
@@ -157,13 +157,10 @@ pub fn message(message: &Message) -> anyhow::Result<(HeaderMap, Body)> {
 fn map(fields: &BTreeMap<String, List<Text>>) -> anyhow::Result<HeaderMap> {
     let mut map = HeaderMap::new();
     for (name, values) in fields {
-        let name: HeaderName = name.parse().map_err(|_| anyhow::anyhow!("`{name}` is not a header's name"))?;
+        let name: HeaderName = name.parse().map_err(|_| anyhow::anyhow!("`{name}` is not a header name"))?;
         for Text(value) in &values.0 {
             let value = HeaderValue::from_str(value);
-            map.append(
-                &name,
-                value.map_err(|_| anyhow::anyhow!("a value of `{name}` is not one that a header can have"))?,
-            );
+            map.append(&name, value.map_err(|_| anyhow::anyhow!("a value of `{name}` is not a valid header value"))?);
         }
     }
     Ok(map)

@@ -1,4 +1,4 @@
-//! What a text should be: equal to something, or like it, or not there.
+//! Expected texts: equal to a text, similar to it, or absent.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-/// What a text should be.
+/// An expectation of a text.
 #[derive(Debug, Clone)]
 pub enum Want {
-    /// Exactly this.
+    /// Equal to this text.
     Equal(String),
-    /// This is a part of it.
+    /// Contains this text.
     Contains(String),
-    /// The expression matches some of it.
+    /// Contains a match of the expression.
     Matches(Regex),
-    /// It is there, whatever it is.
+    /// Present, with any value.
     Present,
-    /// It is not there.
+    /// Absent.
     Absent,
 }
 
 impl Want {
-    /// Whether it is so. Bytes that are not UTF-8 are compared as what replaces them.
+    /// Whether the text meets the expectation. Invalid UTF-8 is compared after replacement.
     pub fn accepts(&self, actual: Option<&[u8]>) -> bool {
         let Some(actual) = actual else { return matches!(self, Want::Absent) };
         let text = String::from_utf8_lossy(actual);
@@ -37,7 +37,7 @@ impl Want {
         }
     }
 
-    /// The same for lines of a log, where a text stands for a part of a line.
+    /// Like [`Want::accepts`] for log lines, of which a text only needs to be a part.
     pub fn is_in(&self, line: &str) -> bool {
         match self {
             Want::Equal(part) => line.contains(part.as_str()),
@@ -50,8 +50,8 @@ impl fmt::Display for Want {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Want::Equal(text) => f.write_str(text),
-            Want::Contains(part) => write!(f, "something with `{part}` in it"),
-            Want::Matches(expression) => write!(f, "something that matches `{expression}`"),
+            Want::Contains(part) => write!(f, "a text that contains `{part}`"),
+            Want::Matches(expression) => write!(f, "a text that matches `{expression}`"),
             Want::Present => f.write_str("anything"),
             Want::Absent => f.write_str("nothing"),
         }
@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for Want {
             type Value = Want;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text, nothing, or one of `contains`, `matches` and `present`")
+                f.write_str("text, `null`, or one of `contains`, `matches` and `present`")
             }
             fn visit_unit<E: de::Error>(self) -> Result<Want, E> {
                 Ok(Want::Absent)
@@ -98,7 +98,7 @@ impl<'de> Deserialize<'de> for Want {
                     Pattern { contains: Some(part), matches: None, present: None } => Ok(Want::Contains(part)),
                     Pattern { contains: None, matches: Some(text), present: None } => {
                         Regex::new(&text).map(Want::Matches).map_err(|e| {
-                            // The last line says why, those before it draw a picture.
+                            // The last line has the reason; the lines before it are a drawing.
                             let why = e.to_string();
                             let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
                             de::Error::custom(format!("`{text}` is not a regular expression: {why}"))

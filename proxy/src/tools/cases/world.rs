@@ -1,5 +1,5 @@
-//! What a case runs in: the filter as a worker has it, a chain of it, and the exchange of production around them. Only the
-//! connections are not sockets.
+//! The environment of a case: the filter as a worker runs it, in a chain, with the production exchange around it. Only
+//! the connections are not sockets.
 
 use std::{
     cell::OnceCell,
@@ -35,10 +35,10 @@ pub struct World {
     pub registry: Registry,
 }
 
-/// A filter's instance, or what it has against its configuration.
+/// The filter's instance, or the reason why it rejected its configuration.
 pub type Configured = Result<Instance, InstantiateError>;
 
-/// The filter with its configuration, and the clusters of its case. Nothing of it is shared with other cases.
+/// Creates the filter with its configuration, and the clusters of its case. It shares nothing with other cases.
 pub fn configure(
     engine: &Arc<Engine>,
     code: &Arc<CompiledModule>,
@@ -54,7 +54,7 @@ pub fn configure(
 }
 
 impl World {
-    /// The world around an instance. Needs a place to spawn local tasks.
+    /// Creates the environment of an instance. Must run where local tasks can be spawned.
     pub fn new(
         loaded: &Loaded,
         (machine, instance): (Arc<VmTemplate>, Instance),
@@ -71,7 +71,7 @@ impl World {
                 match (vm.get().and_then(Weak::upgrade), machine.instantiate()) {
                     (Some(vm), Ok(instance)) => vm.deliver(instance),
                     (_, Err(e)) => {
-                        tracing::error!(target: target::FILTER, "another instance could not be made: {e}")
+                        tracing::error!(target: target::FILTER, "cannot create another instance: {e}")
                     }
                     (None, Ok(_)) => {}
                 }
@@ -79,7 +79,7 @@ impl World {
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
         let the_vm = Vm::new(machine, instance, wasm::VmBinding { upstream: calls, supply });
-        // Set here for the first time.
+        // The first and only time that it is set.
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());
         let filters = the_vm.filters().map(|filter| filter as Rc<dyn Filter>);
@@ -104,8 +104,7 @@ fn site(
     registry: &Registry,
 ) -> anyhow::Result<exchange::ListenerContext> {
     let default = config.cluster.as_ref().map(|name| {
-        let cluster =
-            clusters.get(name).with_context(|| format!("the listener's cluster `{name}` is not among the clusters"))?;
+        let cluster = clusters.get(name).with_context(|| format!("the listener's cluster `{name}` does not exist"))?;
         anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
     });
     let figures = SnapshotBuilder::figures(registry, &config.name, config.tls.is_some())?;

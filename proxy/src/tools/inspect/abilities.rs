@@ -1,18 +1,18 @@
-//! What a module can do, in words: told by what it imports and exports. What it does, only running it shows.
+//! A module's abilities in words, derived from its imports and exports. Only running it shows what it actually does.
 
 use super::anatomy::Anatomy;
 
-/// An ability, and the imports and exports of which one is enough to have it.
+/// An ability, and the imports that indicate it; one of them is enough.
 const ABILITIES: &[(&str, &[&str])] = &[
-    ("answers requests itself", &["proxy_send_local_response"]),
+    ("responds to requests itself", &["proxy_send_local_response"]),
     ("closes connections", &["proxy_close_stream"]),
-    ("chooses routes", &["route_select"]),
+    ("selects routes", &["route_select"]),
     ("takes from token buckets (rate limits)", &["bucket_take"]),
-    ("bounds how many requests do something at once", &["limit_acquire"]),
-    ("sends HTTP requests of its own", &["proxy_http_call"]),
-    ("asks for gRPC calls", &["proxy_grpc_call", "proxy_grpc_stream"]),
-    ("holds requests for a time", &["timer_set"]),
-    ("does something at regular times", &["proxy_set_tick_period_milliseconds"]),
+    ("limits concurrency", &["limit_acquire"]),
+    ("sends its own HTTP requests", &["proxy_http_call"]),
+    ("makes gRPC calls", &["proxy_grpc_call", "proxy_grpc_stream"]),
+    ("delays requests", &["timer_set"]),
+    ("runs periodically", &["proxy_set_tick_period_milliseconds"]),
     ("shares data with other filters and workers", &["proxy_get_shared_data", "proxy_set_shared_data"]),
     (
         "sends messages to other filters and workers",
@@ -33,21 +33,21 @@ const ABILITIES: &[(&str, &[&str])] = &[
         ],
     ),
     ("changes bodies, or the bytes of connections", &["proxy_set_buffer_bytes"]),
-    ("asks who the client is", &["source_address"]),
+    ("reads the client's address", &["source_address"]),
     ("reads properties of requests", &["proxy_get_property"]),
     (
-        "keeps things with requests, for other filters",
+        "stores data with requests, for other filters",
         &["proxy_set_property", "state_get", "state_set", "metadata_get", "metadata_set"],
     ),
     ("adds to the access log", &["log_field", "flag_set"]),
-    ("counts things (metrics)", &["proxy_define_metric"]),
+    ("counts events (metrics)", &["proxy_define_metric"]),
     ("writes to the log", &["proxy_log", "fd_write"]),
-    ("looks at the clock", &["proxy_get_current_time_nanoseconds", "now", "clock_time_get"]),
-    ("throws dice", &["random", "random_get"]),
+    ("reads the clock", &["proxy_get_current_time_nanoseconds", "now", "clock_time_get"]),
+    ("uses random numbers", &["random", "random_get"]),
     ("reads its environment", &["environ_get"]),
 ];
 
-/// Callbacks for streams: whether the filter looks at heads, bodies, trailers; at TCP connections and their bytes.
+/// The stream callbacks: for headers, bodies and trailers, for TCP connections and their bytes.
 pub const PHASES: &[(&str, &str, u32)] = &[
     ("request headers", "proxy_on_request_headers", tollgate_abi::fast::phase::REQUEST_HEADERS),
     ("request body", "proxy_on_request_body", tollgate_abi::fast::phase::REQUEST_BODY),
@@ -63,13 +63,13 @@ pub const PHASES: &[(&str, &str, u32)] = &[
     ("log", "proxy_on_log", tollgate_abi::fast::phase::LOG),
 ];
 
-/// What the module can do.
+/// Returns the module's abilities.
 pub fn abilities(anatomy: &Anatomy) -> Vec<&'static str> {
     let can = |needs: &&[&str]| needs.iter().any(|name| anatomy.imports(name));
     ABILITIES.iter().filter(|(_, needs)| can(needs)).map(|(words, _)| *words).collect()
 }
 
-/// The callbacks for streams that it exports.
+/// Returns the stream callbacks that the module exports.
 pub fn phases(anatomy: &Anatomy) -> Vec<&'static str> {
     PHASES.iter().filter(|(_, export, _)| anatomy.exports(export)).map(|(words, ..)| *words).collect()
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn abilities_are_those_of_functions_that_there_are() {
+    fn abilities_refer_to_existing_functions() {
         let known = |name: &str| {
             let mut all = proxy_wasm::HOSTCALLS.iter().chain(fast::HOSTCALLS).chain(wasi::HOSTCALLS);
             all.any(|f| f.name == name)

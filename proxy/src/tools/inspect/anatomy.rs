@@ -1,4 +1,4 @@
-//! What a module is made of, read without compiling or running it.
+//! The structure of a module, read without compiling or running it.
 
 use std::collections::BTreeMap;
 
@@ -17,17 +17,16 @@ pub struct Anatomy {
     pub memory: Option<Memory>,
     /// In the order of the module; custom ones by name.
     pub sections: Vec<Section>,
-    /// Functions of its own, imports not counted.
+    /// The number of functions, without imports.
     pub functions: u32,
 }
 
-/// Bytes of a page of memory, unless a module says otherwise.
+/// The default page size, in bytes.
 const PAGE: u64 = 64 << 10;
 
-/// Takes a module apart.
+/// Parses a module.
 ///
-/// # Errors
-/// It is no WebAssembly module.
+/// # Errors The bytes are not a WebAssembly module.
 pub fn anatomy(bytes: &[u8]) -> wasmparser::Result<Anatomy> {
     let mut found = Anatomy::default();
     for payload in Parser::new(0).parse_all(bytes) {
@@ -119,7 +118,7 @@ fn section_name(id: u8) -> &'static str {
 }
 
 impl Anatomy {
-    /// Bytes of code, of data, of custom sections, and of the rest.
+    /// Returns the total size in bytes of code, data, custom sections, and the rest.
     pub fn sizes(&self) -> BTreeMap<&'static str, usize> {
         let mut sizes = BTreeMap::new();
         for Section { name, bytes } in &self.sections {
@@ -134,12 +133,12 @@ impl Anatomy {
         sizes
     }
 
-    /// Whether it imports a function.
+    /// Whether the module imports a function.
     pub fn imports(&self, name: &str) -> bool {
         self.imports.iter().any(|import| import.name == name)
     }
 
-    /// Whether it exports a function.
+    /// Whether the module exports a function.
     pub fn exports(&self, name: &str) -> bool {
         self.exports.iter().any(|export| export.name == name)
     }

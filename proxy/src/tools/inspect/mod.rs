@@ -1,7 +1,7 @@
-//! `tollgate inspect`: what a module is, what it needs and can do, and whether this Tollgate can run it.
+//! `tollgate inspect`: the structure of a module, its requirements and abilities, and whether this version can run it.
 //!
-//! [`anatomy`] takes the module apart, [`abilities`] says in words what its imports are for, [`report`] shows it. Only what
-//! has to be tried is tried: compiling it, and making an instance.
+//! [`anatomy`] parses the module, [`abilities`] describes its imports in words, [`report`] prints the result. Only
+//! compiling and creating an instance are actually tried.
 
 mod abilities;
 mod anatomy;
@@ -28,20 +28,20 @@ use crate::{
 /// The command line.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The module: a file, or `builtin:NAME` for a standard filter.
+    /// The module: a file, or `builtin:NAME` for a built-in filter.
     filter: String,
-    /// The filter's configuration: JSON, or text as it stands. [default: none]
+    /// The filter's configuration: JSON, or any other text verbatim. [default: none]
     #[arg(long, value_name = "JSON")]
     config: Option<String>,
-    /// A cluster that exists for the filter, so that its configuration can name it; may be repeated.
+    /// A cluster that exists for the filter, so that its configuration can refer to it; may be repeated.
     #[arg(long = "cluster", value_name = "NAME")]
     clusters: Vec<String>,
-    /// Print what was found as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Looks into a module and tells what is there. Failure: this Tollgate cannot load it.
+/// Analyzes a module and prints the result. Fails if this version cannot load it.
 pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let bytes = read_module(&args.filter)?;
     let anatomy = anatomy(&bytes).with_context(|| format!("{} is not a WebAssembly module", args.filter))?;
@@ -81,15 +81,15 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
                     });
                     None
                 }
-                // It cannot even start, whatever its configuration.
+                // The module cannot even start, whatever its configuration.
                 Err(e @ InstantiateError::Trapped(place, ..)) if place != "proxy_on_configure" => {
                     problems.push(format!("{module}: {e}"));
                     None
                 }
                 Err(e) => {
                     let hint = match has_config {
-                        false => "give it a configuration with --config",
-                        true => "if it names clusters, name them with --cluster too",
+                        false => "set a configuration with --config",
+                        true => "if it refers to clusters, add them with --cluster",
                     };
                     Some(Refused { why: e.to_string(), hint })
                 }
@@ -118,7 +118,7 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
     })
 }
 
-/// The module as a filter in a world with these clusters.
+/// Creates the filter in an environment with these clusters.
 fn plugin(
     args: &InspectArgs,
     code: Arc<CompiledModule>,

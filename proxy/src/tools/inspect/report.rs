@@ -1,4 +1,4 @@
-//! What was found in a module: as text for people, as JSON for programs.
+//! The result of analyzing a module, as text and as JSON.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -9,50 +9,50 @@ use crate::{
     tools::{Paint, counted},
 };
 
-/// All that is known of a module. Sizes are in bytes, times in milliseconds.
+/// Everything known about a module. Sizes are in bytes, times in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub module: String,
-    /// A hash of its content.
+    /// A hash of the module's contents.
     pub hash: String,
     pub bytes: usize,
     /// Bytes of its sections: `code`, `data`, `custom`, `other`.
     pub sizes: BTreeMap<&'static str, usize>,
     pub sections: Vec<Section>,
     pub functions: u32,
-    /// The version of Proxy-Wasm that it says it was made for.
+    /// The Proxy-Wasm version that it declares.
     pub abi: Option<&'static str>,
     pub producers: Vec<Producer>,
     pub memory: Option<Memory>,
     pub imports: Vec<Import>,
     pub exports: Vec<Export>,
-    /// The callbacks for streams that it exports.
+    /// The stream callbacks that it exports.
     pub phases: Vec<&'static str>,
-    /// The callbacks that it has subscribed to; none if it does not say, or could not be configured.
+    /// The callbacks that it subscribed to; `None` if it did not subscribe, or could not be configured.
     pub subscribed: Option<Vec<&'static str>>,
     pub can: Vec<&'static str>,
-    /// Why it cannot be loaded; empty if it can.
+    /// The reasons why it cannot be loaded; empty if it can.
     pub problems: Vec<String>,
     pub compiled: Option<Compiled>,
 }
 
-/// What compiling and starting it has shown.
+/// The results of compiling and starting the module.
 #[derive(Debug, Serialize)]
 pub struct Compiled {
     pub compile_ms: f64,
     pub native_bytes: usize,
-    /// Making an instance: started and configured.
+    /// The time for creating an instance, which is started and configured.
     pub instantiate_ms: f64,
-    /// What it has against the configuration that it was given.
+    /// The reason why the filter rejected the given configuration.
     pub refused: Option<Refused>,
 }
 
-/// Why a configuration was refused. As JSON, this is only the reason.
+/// The reason for a rejected configuration. Only the reason is part of the JSON.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub struct Refused {
     pub why: String,
-    /// What may help.
+    /// Advice.
     #[serde(skip)]
     pub hint: &'static str,
 }
@@ -63,7 +63,7 @@ pub struct Section {
     pub bytes: usize,
 }
 
-/// A tool that has made the module.
+/// A tool that produced the module.
 #[derive(Debug, Serialize)]
 pub struct Producer {
     pub field: String,
@@ -71,7 +71,7 @@ pub struct Producer {
     pub version: String,
 }
 
-/// Its memory in bytes.
+/// The module's memory, in bytes.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Memory {
     pub initial: u64,
@@ -91,14 +91,14 @@ pub struct Export {
     pub is_callback: bool,
 }
 
-/// Where a function belongs.
+/// The interface that a function belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
     Standard,
     TollgateV1,
     Wasi,
-    /// This version of Tollgate does not have it.
+    /// Not available in this version of Tollgate.
     Unknown,
 }
 
@@ -111,14 +111,14 @@ impl Group {
     ];
 }
 
-/// Columns of the report's left side.
+/// The width of the label column.
 const LABEL: usize = 14;
 
-/// Columns of its right side.
+/// The width of the text column.
 const WIDTH: usize = 100;
 
 impl Report {
-    /// The report for people.
+    /// Returns the report as text.
     pub fn text(&self, paint: Paint) -> String {
         let mut out = Lines { out: String::new(), paint };
         let _ = writeln!(out.out, "{}", paint.bold(&escape::line(&self.module)));
@@ -139,8 +139,8 @@ impl Report {
         out.line("size", &format!("{}: {}", size(self.bytes as u64), sizes.join(", ")));
         out.line("functions", &self.functions.to_string());
         if let Some(Memory { initial, max }) = self.memory {
-            let max = max.map_or("no bound of its own".to_owned(), |max| format!("at most {}", size(max)));
-            out.line("memory", &format!("{} at first, {max}", size(initial)));
+            let max = max.map_or("no declared maximum".to_owned(), |max| format!("at most {}", size(max)));
+            out.line("memory", &format!("{} initially, {max}", size(initial)));
         }
         for (group, name) in Group::ALL {
             let names = self.imports.iter().filter(|i| i.group == group).map(|i| match group {
@@ -161,12 +161,12 @@ impl Report {
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         out.list("phases", names(&self.phases));
         match (&self.subscribed, &self.compiled) {
-            (Some(subscribed), _) if subscribed.is_empty() => out.line("subscribed", "to nothing"),
+            (Some(subscribed), _) if subscribed.is_empty() => out.line("subscribed", "nothing"),
             (Some(subscribed), _) => out.list("subscribed", names(subscribed)),
             (None, Some(Compiled { refused: None, .. })) => {
-                out.line("subscribed", "does not say: it gets all phases that it exports");
+                out.line("subscribed", "not declared: it receives all phases that it exports");
             }
-            (None, Some(_)) => out.line("subscribed", "not known: it could not be configured"),
+            (None, Some(_)) => out.line("subscribed", "unknown: it could not be configured"),
             (None, None) => {}
         }
         for (i, words) in self.can.iter().enumerate() {
@@ -178,7 +178,7 @@ impl Report {
             match refused {
                 None => out.line("starts", &format!("in {instantiate_ms:.2} ms, configuring included")),
                 Some(Refused { why, hint }) => {
-                    let what = if why.starts_with("it failed in ") { "" } else { "it refuses its configuration: " };
+                    let what = if why.starts_with("it failed in ") { "" } else { "it rejects its configuration: " };
                     let why = escape::line(why);
                     out.line("starts", &format!("no, after {instantiate_ms:.2} ms: {what}{why}"));
                     out.line("", &paint.yellow(hint));
@@ -205,10 +205,10 @@ impl Lines {
         let _ = writeln!(self.out, "  {label}{text}");
     }
 
-    /// Names with commas between, over as many lines as they need.
+    /// Appends names separated by commas, on as many lines as they need.
     fn list(&mut self, label: &str, names: Vec<String>) {
         let (mut label, mut line, mut width) = (label, String::new(), 0);
-        // A module gives its imports and exports any names.
+        // Import and export names can contain any characters.
         let names: Vec<_> = names.iter().map(|name| escape::line(name)).collect();
         for (i, name) in names.iter().enumerate() {
             let comma = if i + 1 < names.len() { ", " } else { "" };
@@ -227,7 +227,7 @@ impl Lines {
     }
 }
 
-/// Bytes for people.
+/// Formats a size.
 fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => counted(bytes as usize, "byte"),
@@ -240,9 +240,9 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// A module from somewhere is looked into before it is trusted.
+    /// Modules from untrusted sources are inspected before they are run.
     #[test]
-    fn names_in_a_module_are_not_obeyed_by_a_terminal() {
+    fn terminal_escapes_in_names_are_escaped() {
         let nasty = || "a\u{1b}[2J\nb\u{9b}c".to_owned();
         let report = Report {
             module: nasty(),

@@ -1,5 +1,5 @@
-//! `tollgate new`: creates a filter project that builds and passes its tests out of the box, with nothing but this program:
-//! what it needs of this repository is unpacked into the project ([`vendor`]).
+//! `tollgate new`: creates a filter project that builds and passes its tests out of the box. It needs only this
+//! program: required parts of this repository are unpacked into the project ([`vendor`]).
 
 mod lock;
 mod vendor;
@@ -17,14 +17,15 @@ use super::Paint;
 /// The command line.
 #[derive(Debug, Args)]
 pub struct NewArgs {
-    /// The filter's name: of its package, its module, and in configurations. Lowercase letters, digits, `-` and `_`
+    /// The filter's name, used for its package, its module, and in configurations. Lowercase letters, digits, `-` and
+    /// `_`
     name: String,
-    /// The folder to create; it must not exist yet. [default: the name, in the current folder]
+    /// The directory to create; it must not exist yet. [default: the name, in the current directory]
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
 
-/// The files of a project: where they go, and what is in them.
+/// The files of a project: their paths and contents.
 const TEMPLATE: [(&str, &str); 8] = [
     ("Cargo.toml", include_str!("template/Cargo.toml.in")),
     ("rust-toolchain.toml", include_str!("template/rust-toolchain.toml.in")),
@@ -36,7 +37,7 @@ const TEMPLATE: [(&str, &str); 8] = [
     (".gitignore", include_str!("template/gitignore.in")),
 ];
 
-/// Creates the project. What is there already is never touched.
+/// Creates the project. Existing files are never modified.
 pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     let name = &args.name;
     check_name(name)?;
@@ -63,10 +64,10 @@ fn make(dir: &Path, name: &str) -> anyhow::Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).with_context(there)?;
     }
-    // Not `exists`, then this: nobody else may have made it in between.
+    // An atomic creation instead of a check with `exists`, which could race with another process.
     match fs::create_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            bail!("{} already exists; choose another folder with --path", dir.display());
+            bail!("{} already exists; choose another directory with --path", dir.display());
         }
         made => made.with_context(there)?,
     }
@@ -88,10 +89,10 @@ fn make(dir: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of a name: it becomes the name of files.
+/// The maximum length of a name in bytes: it is used in file names.
 const LONGEST_NAME: usize = 64;
 
-/// Names that cargo refuses, or that would hide something in the filter's own code.
+/// Names that cargo rejects, or that would shadow something in the filter's code.
 const TAKEN: [&str; 64] = [
     "abstract",
     "alloc",
@@ -163,20 +164,24 @@ fn check_name(name: &str) -> anyhow::Result<()> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
     ensure!(
         name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(fits),
-        "`{name}` cannot be a filter's name: use lowercase letters, digits, `-` and `_`, beginning with a letter (choose \
-         the folder with --path)"
+        "`{name}` cannot be a filter's name: use lowercase letters, digits, `-` and `_`, starting with a letter (set \
+         the directory with --path)"
     );
-    ensure!(name.len() <= LONGEST_NAME, "a filter's name has at most {LONGEST_NAME} characters, not {}", name.len());
+    ensure!(
+        name.len() <= LONGEST_NAME,
+        "a filter's name can have at most {LONGEST_NAME} characters, not {}",
+        name.len()
+    );
     ensure!(!TAKEN.contains(&name), "`{name}` cannot be a filter's name: it is a Rust keyword or the name of a crate");
     Ok(())
 }
 
-/// The name of the library, and so of the module.
+/// Returns the name of the library, and so of the module.
 fn crate_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The name of the filter's type: `api-keys` makes `ApiKeysFilter`, so that it is none of the SDK's.
+/// Returns the name of the filter's type: `ApiKeysFilter` for `api-keys`, which cannot collide with the SDK's types.
 fn type_name(name: &str) -> String {
     let capital = |word: &str| {
         let (first, rest) = word.split_at(word.len().min(1));

@@ -1,8 +1,9 @@
-//! What a new project is built from: the sources of the SDK and of the contract (`abi/`), as this program was built with
+//! The dependencies of a new project: the sources of the SDK and of the ABI (`abi/`), as this program was built with
 //! them.
 //!
-//! The packages are on no registry, so they travel in the executable and are written to the project's folder `vendor/`.
-//! Their manifests inherit from this repository's workspace, which is not there: what they inherit is written out.
+//! The packages are not on a registry, so the executable contains them and writes them to the project's `vendor/`
+//! directory. Their manifests inherit from this repository's workspace, which is not available there, so inherited
+//! values are written out.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +14,13 @@ include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 const LICENSE: &str = include_str!("../../../../LICENSE");
 
-/// The packages, and their manifests.
+/// The packages and their manifests.
 const MANIFESTS: [(&str, &str); 2] =
     [("tollgate-abi", include_str!("../../../../abi/Cargo.toml")), (SDK, include_str!("../../../../sdk/Cargo.toml"))];
 
 pub const SDK: &str = "tollgate-sdk";
 
-/// All files below `vendor/`, with what is in them.
+/// Returns all files below `vendor/` with their contents.
 pub fn files() -> Vec<(String, String)> {
     let workspace = parse(WORKSPACE);
     let manifests = MANIFESTS.iter().map(|(package, text)| {
@@ -30,12 +31,12 @@ pub fn files() -> Vec<(String, String)> {
     manifests.chain(sources).chain([("LICENSE".to_owned(), LICENSE.to_owned())]).collect()
 }
 
-/// The texts are those of this repository, and a test reads all of them.
+/// Parses a file of this repository. A test parses all of them.
 pub fn parse(text: &str) -> Table {
     toml::from_str(text).expect("a file of this repository is TOML")
 }
 
-/// A manifest that stands alone: without its workspace, and without what only serves the package's own development.
+/// Makes a manifest self-contained: without its workspace, and without what only the package's own development needs.
 fn manifest(mut manifest: Table, workspace: &Table) -> Table {
     let inherited = &workspace["workspace"];
     for (key, value) in manifest["package"].as_table_mut().into_iter().flatten() {
@@ -49,13 +50,13 @@ fn manifest(mut manifest: Table, workspace: &Table) -> Table {
         }
     }
     manifest.remove("dev-dependencies");
-    // A newer compiler may warn of code that is not the project's own.
+    // A newer compiler may warn about code that is not the project's own.
     let quiet = Table::from_iter([("warnings".to_owned(), Value::from("allow"))]);
     manifest.insert("lints".to_owned(), Table::from_iter([("rust".to_owned(), quiet.into())]).into());
     manifest
 }
 
-/// The dependencies, those for some targets included.
+/// Returns the dependencies, including target-specific ones.
 fn dependencies(manifest: &mut Table) -> Vec<(&String, &mut Value)> {
     let mut sections = Vec::new();
     for (key, value) in manifest {
@@ -75,7 +76,7 @@ fn inherits(value: &Value) -> bool {
     value.get("workspace").and_then(Value::as_bool) == Some(true)
 }
 
-/// A dependency written out: the workspace's, and what the package adds to it.
+/// Returns a dependency in full: the workspace's, merged with the package's additions.
 fn inherit(name: &str, own: &Value, base: &Value) -> Value {
     let mut all = match base {
         Value::Table(table) => table.clone(),
@@ -88,15 +89,15 @@ fn inherit(name: &str, own: &Value, base: &Value) -> Value {
             _ => drop(all.insert(key.clone(), value.clone())),
         }
     }
-    // The packages lie side by side.
+    // The packages are in adjacent directories.
     if let Some(path) = all.get_mut("path") {
         *path = Value::from(format!("../{name}"));
     }
     all.into()
 }
 
-/// The dependencies of one of these packages as a project has them: of the optional ones, those that its default features
-/// or the other package switch on, by a feature of their name. Of packages from elsewhere nothing is known.
+/// Returns a vendored package's dependencies in a project. Optional ones are included if the default features or the
+/// other package enable them, by a feature of the same name. Returns `None` for other packages.
 pub fn required(package: &str) -> Option<BTreeSet<String>> {
     let (_, text) = MANIFESTS.iter().find(|(name, _)| *name == package)?;
     let mut manifest = parse(text);
