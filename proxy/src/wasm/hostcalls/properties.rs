@@ -334,7 +334,9 @@ mod tests {
     #[test]
     fn host_owned_properties_match_the_specification() {
         let contract = include_str!("../../../../abi/SPEC.md");
-        let said = contract.split_once("the host's own are not set: ").and_then(|(_, rest)| rest.split_once("That is"));
+        let said = contract
+            .split_once("the host's segments cannot be set: ")
+            .and_then(|(_, rest)| rest.split_once("The attempt"));
         let mut said: Vec<_> = said.unwrap().0.split('`').skip(1).step_by(2).collect();
         said.sort_unstable();
         assert_eq!(said, OWNED);
