@@ -175,7 +175,7 @@ impl Connection {
                 return Poll::Ready(Ok(Some(RejectReason::Flood)));
             }
             if pings.as_mut().is_some_and(|pings| pings.poll(turns.received(), true, cx).is_ready()) {
-                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "the client does not answer");
+                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, "client does not answer pings");
                 http.abrupt_shutdown(Reason::NO_ERROR);
                 let _ = turns.turn(cx, |cx| http.poll_closed(cx))?;
                 return Poll::Ready(Ok(None));

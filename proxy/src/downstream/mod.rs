@@ -1,4 +1,5 @@
-//! Clients' connections: reads requests over HTTP/1.1, HTTP/2 and HTTP/3, passes each to the exchange, and writes its response.
+//! Clients' connections, one driver per codec (HTTP/1.1, HTTP/2, HTTP/3): reads requests, passes each to the exchange,
+//! and writes its response.
 
 pub mod connection;
 mod expect;

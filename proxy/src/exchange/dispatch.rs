@@ -148,7 +148,7 @@ pub(super) async fn run(
                 if kind.is_stale()
                     && let Some(failures) = &stream.state.borrow().failures
                 {
-                    // It has failed the request, whoever is at fault.
+                    // The closed connection has failed the request, regardless of who caused it.
                     active.endpoint().note_failure(&cluster.name, FailureCategory::Reset, &failures.upstream);
                 }
                 Err(failure(failed(&kind, upload)))

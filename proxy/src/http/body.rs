@@ -16,10 +16,10 @@ use crate::chain::body::BodyAborted;
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The client's body could not be read.
-    #[error("the client's request body could not be read")]
+    #[error("cannot read the client's request body")]
     Downstream(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The upstream's body could not be read.
-    #[error("the upstream's response body could not be read")]
+    #[error("cannot read the upstream's response body")]
     Upstream(#[source] crate::upstream::UpstreamBodyError),
     /// A filter aborted the body.
     #[error(transparent)]

@@ -18,7 +18,7 @@ pub(super) struct TcpGuard {
     stream: Rc<NetworkStream>,
     /// The side that ended first, if one has.
     first: Cell<Option<Side>>,
-    /// Which side closed the upstream connection; `None` if there is none.
+    /// Which side closed the upstream connection; `None` without an upstream connection.
     upstream: Cell<Option<ClosedBy>>,
     opened: Cell<Option<u64>>,
     connected: Cell<Option<u64>>,

@@ -152,8 +152,8 @@ impl Downloads {
         !self.told.borrow().is_empty()
     }
 
-    /// Chooses up to `missing` responses to evict, longest wait first: those of clients over their shares, or, if there
-    /// are none, of any client if the total is too high.
+    /// Chooses up to `missing` responses to evict, longest wait first: those of clients over their shares or, without
+    /// such clients, of any client if the total is too high.
     fn choose(&self, cluster: &Cluster, table: &mut Table, mut waiting: Vec<Waiting>, missing: usize) -> Vec<usize> {
         waiting.sort_unstable_by_key(|waiting| waiting.since);
         let (all, each) = cluster.shares_now();

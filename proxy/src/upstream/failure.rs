@@ -48,7 +48,7 @@ pub enum RequestErrorKind {
         source: ProtocolError,
     },
     /// The request's own body failed, or ended before its Content-Length. The upstream is not to blame.
-    #[error("the request's body could not be read")]
+    #[error("cannot read the request's body")]
     RequestBody {
         /// The body's error.
         source: Box<dyn Error + Send + Sync>,
@@ -93,7 +93,7 @@ pub const MOST_INTERIM: u32 = 32;
 #[non_exhaustive]
 pub enum ProtocolError {
     /// Its head violates RFC 9112, or is too long.
-    #[error("its head could not be read")]
+    #[error("cannot read its head")]
     Malformed(#[source] HeadError, Box<FirstBytes>),
     /// An HTTP/2 connection violates the protocol. With its first bytes, if even they are not HTTP/2.
     #[error("it violates HTTP/2")]

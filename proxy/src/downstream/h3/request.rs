@@ -107,7 +107,7 @@ async fn serve(
         }
         Ok(Err(error)) => {
             if watch.malformed.get() || matches!(error, StreamError::StreamError { .. }) {
-                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "a malformed request");
+                tracing::debug!(target: target::DOWNSTREAM, peer = %info.peer, %error, "malformed request");
                 refused(0, flag::DOWNSTREAM_PROTOCOL, detail::MALFORMED_REQUEST);
             }
             return false;

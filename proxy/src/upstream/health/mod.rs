@@ -1,4 +1,5 @@
-//! Active health checks: endpoints are probed periodically, and unhealthy ones receive no requests.
+//! Active health checks: endpoints are probed periodically, and unhealthy ones are ejected from load balancing. There is
+//! no passive outlier detection.
 //!
 //! The checks run on the control thread, one task per endpoint. Their results are stored in the [`Endpoint`], which
 //! workers and later snapshots share, so they survive a reload.

@@ -55,11 +55,11 @@ pub(super) enum ProbeFailure {
     Connect(ConnectError),
     #[error("no answer: {1}")]
     Http(FailureCategory, String),
-    #[error("the request is not possible: {0}")]
+    #[error("cannot build the request: {0}")]
     Request(#[from] http::Error),
     #[error("the status is {0}")]
     Status(StatusCode),
-    #[error("the answer could not be read: {0}")]
+    #[error("cannot read the answer: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error("the gRPC status is {0}")]
     GrpcStatus(String),
