@@ -151,7 +151,7 @@ fn counted() -> anyhow::Result<Vec<(String, f64)>> {
 /// The instructions that the main thread has executed between dumps `n - 1` and `n`, per run.
 fn summary(folder: &Path, n: u32) -> anyhow::Result<f64> {
     let file = folder.join(format!("out.{n}-01"));
-    let text = fs::read_to_string(&file).with_context(|| format!("callgrind has not written {}", file.display()))?;
+    let text = fs::read_to_string(&file).with_context(|| format!("callgrind did not write {}", file.display()))?;
     let mut lines = text.lines();
     let ends = lines.any(|line| line.starts_with("desc: Trigger: --dump-before=") && line.contains("piece_ends"));
     ensure!(ends, "{} is not from the end of a piece", file.display());

@@ -160,7 +160,7 @@ fn read_one(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The response's length, once all of it was received.
+/// The response's length, once it was received completely.
 fn whole(answer: &[u8]) -> io::Result<Option<usize>> {
     let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4) else { return Ok(None) };
     let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();

@@ -206,7 +206,7 @@ fn expected_statuses_decide_what_is_an_error() {
 #[test]
 fn saturation_keeps_every_connection_busy() {
     let server = serve(|_| Reply::Send(OK.into()));
-    // On a busy machine it takes longer to send so many.
+    // On a busy machine, sending this many takes longer.
     let is_busy = |ms: u32| {
         let report = load(server, &format!("--saturate --duration {ms}ms -c 4 --threads 2"));
         assert_eq!((report.failed(), report.unsent, report.json()["latency_us"].is_null()), (0, 0, true));

@@ -74,7 +74,7 @@ impl Drop for Dir {
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LONG, "waited in vain: {what}");
+        assert!(start.elapsed() < LONG, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
