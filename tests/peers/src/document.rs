@@ -60,6 +60,7 @@ fn figure(key: &str, scenarios: &[Scenario], results: &Results) -> anyhow::Resul
         ["targets"] => targets(results),
         ["summary"] => summary::table(scenarios, results),
         ["counts"] => summary::counts(scenarios, results),
+        ["losses"] => summary::losses(scenarios, results),
         ["conditions"] => conditions(scenarios, results),
         ["scenarios"] => both(scenarios, results).map(|(scenario, measured)| section(scenario, measured)).collect(),
         ["output", name] => {

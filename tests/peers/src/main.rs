@@ -91,7 +91,7 @@ fn compare(args: &Args) -> anyhow::Result<()> {
             // The previous output is good enough to continue with.
             match bench.quick_start_chain(&made) {
                 Ok(output) => drop(results.outputs.insert("chain".into(), output)),
-                Err(e) => eprintln!("!!! `bench chain` failed, README.md keeps its previous output: {e:#}"),
+                Err(e) => eprintln!("!!! `bench chain` failed, operating.md keeps its previous output: {e:#}"),
             }
         }
         // Earlier results are better than none, so they are replaced only by new ones.

@@ -285,7 +285,7 @@ impl Bench {
         ])
     }
 
-    /// The output of `bench chain` for the quick start's configuration, for README.md.
+    /// The output of `bench chain` for the quick start's configuration, for docs/operating.md.
     pub fn quick_start_chain(&self, made: &Made) -> anyhow::Result<Output> {
         let command =
             [self.tools.tollgate.as_os_str(), "bench".as_ref(), "chain".as_ref(), "examples/quickstart.yaml".as_ref()];

@@ -96,38 +96,52 @@ pub fn table(scenarios: &[Scenario], results: &Results) -> String {
     text
 }
 
-/// Counts the comparisons by outcome, and lists all in which Tollgate takes more.
+/// The comparisons by measure.
+fn by_measure<'a>(
+    scenarios: &'a [Scenario],
+    results: &Results,
+) -> [(&'static str, Vec<(&'a Scenario, String, Comparison)>); MEASURES.len()] {
+    let mut found = MEASURES.map(|(title, _)| (title, Vec::new()));
+    for (scenario, pair, comparisons) in all(scenarios, results) {
+        for ((_, of_this), comparison) in found.iter_mut().zip(comparisons) {
+            of_this.extend(comparison.map(|comparison| (scenario, pair.clone(), comparison)));
+        }
+    }
+    found
+}
+
+/// Counts the comparisons by outcome.
 pub fn counts(scenarios: &[Scenario], results: &Results) -> String {
-    let all = all(scenarios, results);
     let mut text = String::from(
         "\n| Tollgate takes | less in all rounds | more in all rounds | less in some, more in others |\n|---|---:|---:|---:|\n",
     );
-    let mut more = String::new();
-    for (title, _) in MEASURES {
-        let of_this = all.iter().flat_map(|(scenario, pair, comparisons)| {
-            let found = comparisons.iter().flatten().filter(move |comparison| comparison.title == title);
-            found.map(move |comparison| (*scenario, pair, comparison))
-        });
-        let of_this: Vec<_> = of_this.collect();
-        let count = |outcome| of_this.iter().filter(|(.., comparison)| comparison.outcome() == outcome).count();
-        let [less, worse, either] = [Outcome::Less, Outcome::More, Outcome::Either].map(count);
-        let _ = writeln!(text, "| {title} | {less} | {worse} | {either} |");
-        let against = of_this.iter().filter(|(.., comparison)| comparison.outcome() == Outcome::More);
+    for (title, comparisons) in by_measure(scenarios, results) {
+        let count = |outcome| comparisons.iter().filter(|(.., comparison)| comparison.outcome() == outcome).count();
+        let [less, more, either] = [Outcome::Less, Outcome::More, Outcome::Either].map(count);
+        let _ = writeln!(text, "| {title} | {less} | {more} | {either} |");
+    }
+    text
+}
+
+/// Lists the comparisons in which Tollgate takes more in all rounds, one line per measure.
+pub fn losses(scenarios: &[Scenario], results: &Results) -> String {
+    let mut text = String::new();
+    for (title, comparisons) in by_measure(scenarios, results) {
         let mut last = "";
-        for (scenario, pair, comparison) in against {
+        for (scenario, pair, comparison) in comparisons.iter().filter(|(.., c)| c.outcome() == Outcome::More) {
             let before = match last {
                 "" => format!("\n* More {title}: *{}* ", scenario.title),
                 name if name == scenario.name => ", ".into(),
                 _ => format!("; *{}* ", scenario.title),
             };
             last = scenario.name;
-            let _ = write!(more, "{before}{pair} {}", comparison.text());
+            let _ = write!(text, "{before}{pair} {}", comparison.text());
         }
         if !last.is_empty() {
-            more.push('.');
+            text.push('.');
         }
     }
-    if more.is_empty() { text } else { format!("{text}{more}\n") }
+    format!("{text}\n")
 }
 
 #[cfg(test)]
@@ -157,9 +171,10 @@ mod tests {
         assert!(table.contains("| nginx, with the same fields | *0.96 × (0.96–1.04)* |"), "{table}");
         let counts = counts(&scenarios, &results);
         assert!(counts.contains("| CPU | 1 | 2 | 1 |\n| p50 | 0 | 0 | 0 |"), "{counts}");
+        let losses = losses(&scenarios, &results);
         assert!(
-            counts.contains("* More CPU: *A request, no filters* nginx 1.10 × (1.10–1.20), HAProxy 1.15 ×"),
-            "{counts}"
+            losses.contains("* More CPU: *A request, no filters* nginx 1.10 × (1.10–1.20), HAProxy 1.15 ×"),
+            "{losses}"
         );
     }
 
