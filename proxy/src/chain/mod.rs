@@ -14,6 +14,8 @@ pub mod network;
 pub mod route;
 pub mod stored;
 pub mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::rc::Rc;
 

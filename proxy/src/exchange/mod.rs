@@ -20,6 +20,8 @@ pub(crate) mod request;
 mod response;
 mod serve;
 mod stream_guard;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 mod upgrade;
 mod upload;

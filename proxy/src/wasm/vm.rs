@@ -13,6 +13,8 @@ mod quarantine;
 mod recovery;
 pub(super) mod supply;
 mod suspects;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::{Cell, RefCell},
