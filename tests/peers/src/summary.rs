@@ -16,7 +16,6 @@ const MEASURES: [(&str, &[&str]); 5] = [
 
 /// One measure of Tollgate's relative to a peer's.
 struct Comparison {
-    title: &'static str,
     ratio: Figure,
     rounds: usize,
 }
@@ -55,10 +54,10 @@ fn all<'a>(
             if measured.row(&ours.label).is_none() || measured.row(&peer.label).is_none() {
                 continue;
             }
-            let compare = |(title, keys): (&'static str, &[&str])| {
+            let compare = |(_, keys): (&'static str, &[&str])| {
                 let has = |key: &&&str| scenario.column(key).is_some();
                 let ratio = measured.ratio(keys.iter().find(has)?, &ours.label, &peer.label)?;
-                Some(Comparison { title, ratio, rounds: measured.rounds() })
+                Some(Comparison { ratio, rounds: measured.rounds() })
             };
             let comparisons = MEASURES.map(compare);
             if comparisons.iter().all(Option::is_none) {
