@@ -205,19 +205,19 @@ fn the_command_line_rejects_harmful_arguments() {
     let folder = Folder::new();
     let root = folder.read("ca/ca.pem");
     for (args, said) in [
-        (&["init"][..], "is there already"),
+        (&["init"][..], "already exists"),
         (&["init", "--dir", "other", "--trust-domain", "Mesh"], "cannot be in the name of a trust domain"),
         (&["init", "--dir", "other", "--days", "0"], "0 is not in 1..=36500"),
         (&["issue", "--spiffe", "web"], "must begin with `spiffe://`"),
-        (&["issue", "--spiffe", "spiffe://other/web"], "this is the authority of `mesh.local`"),
+        (&["issue", "--spiffe", "spiffe://other/web"], "is not in the trust domain of this authority, `mesh.local`"),
         (&["issue", "--spiffe", "spiffe://mesh.local"], "a workload's identity has a path"),
-        (&["issue", "--spiffe", WEB, "--dns", "a b"], "`a b` is no DNS name"),
+        (&["issue", "--spiffe", WEB, "--dns", "a b"], "`a b` is not a valid DNS name"),
         (&["issue", "--spiffe", WEB, "--ttl", "0s"], "too short"),
-        (&["issue", "--spiffe", WEB, "--out", "ca/ca"], "is the authority's own"),
-        (&["token", "--out", "ca/ca.key"], "is there already, and is not replaced"),
-        (&["token", "--out", "ca/../ca/token.key"], "is there already, and is not replaced"),
+        (&["issue", "--spiffe", WEB, "--out", "ca/ca"], "belongs to the authority"),
+        (&["token", "--out", "ca/ca.key"], "already exists and is never overwritten"),
+        (&["token", "--out", "ca/../ca/token.key"], "already exists and is never overwritten"),
         (&["issue", "--spiffe", WEB, "--dir", "nowhere"], "`tollgate ca init` makes one"),
-        (&["token", "--spiffe", "spiffe://other/*"], "this is the authority of `mesh.local`"),
+        (&["token", "--spiffe", "spiffe://other/*"], "is not in the trust domain of this authority, `mesh.local`"),
         (&["show", "ca/ca.key"], "holds no certificate"),
     ] {
         let refusal = folder.refusal(args);
@@ -264,7 +264,7 @@ fn a_proxy_signs_certificates_for_another() {
     assert_eq!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]), end);
     assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[("result", "success")]), 1.0);
     assert_eq!(ca.metrics().sum("tollgate_ca_issued_total", &[]), 1.0);
-    ca.wait_for_output(&format!("a certificate was signed spiffe=\"{WEB}\""));
+    ca.wait_for_output(&format!("certificate signed spiffe=\"{WEB}\""));
 }
 
 /// An authority whose clock is behind: nine tenths of its certificates' hour have passed when they arrive. So a proxy
@@ -319,7 +319,9 @@ fn key_of(request: &Message) -> Vec<u8> {
 fn a_failed_renewal_is_logged_and_retried() {
     let (ca, _) = late_authority(Some(1));
     let web = Proxy::start_with(workload(ca.address, ""), &[("token", b"token")]);
-    web.wait_for_output(r#"certificate is not renewed yet: the certificate authority refuses: "who is that?" (401"#);
+    web.wait_for_output(
+        r#"certificate not renewed yet: the certificate authority rejected the request: "who is that?" (401"#,
+    );
     web.wait_for_metric("tollgate_workload_renewals_total", &[("result", "success")], 2.0);
     assert_eq!(renewals(&web, "failure"), 1.0);
 }
@@ -331,7 +333,7 @@ fn unauthorized_requests_are_rejected_with_a_reason() {
     let token = folder.token("spiffe://mesh.local/ns/default/*", "1h");
     let forged = Folder::new().token("spiffe://mesh.local/*", "1h");
     let ended = folder.token(WEB, "1s");
-    wait_until("the token's end", || sign(&ca, Some(&ended), "", "").text().contains("has ended"));
+    wait_until("the token's end", || sign(&ca, Some(&ended), "", "").text().contains("expired at"));
     let (good, other) = (request_for(WEB), request_for("spiffe://mesh.local/ns/other/sa/web"));
     let large = "x".repeat(17 << 10);
     for (token, query, request, status, reason) in [
@@ -373,7 +375,7 @@ fn a_workload_whose_request_is_rejected_does_not_start() {
     for part in [WEB, "the join token is for `spiffe://mesh.local/ns/other/*`", "403"] {
         assert!(output.contains(part), "{output}");
     }
-    assert!(start(&[]).contains("the join token: cannot read"));
+    assert!(start(&[]).contains("the join token is not available: cannot read"));
 }
 
 #[test]
@@ -393,7 +395,7 @@ fn a_workload_waits_for_an_unavailable_authority() {
     let token = folder.token(WEB, "1h");
     let web = Proxy::start_with(workload(way.address, ""), &[("token", token.as_bytes())]);
     verify(&held(&web.dir().join("run")).0, &folder.read("ca/ca.pem"), None).expect("its certificate is good");
-    assert!(web.output().contains("does not answer"), "{}", web.output());
+    assert!(web.output().contains("is unavailable"), "{}", web.output());
     assert_eq!(renewals(&web, "failure"), 2.0);
 }
 
@@ -427,7 +429,7 @@ fn a_valid_stored_certificate_is_used_without_a_request() {
     first.wait_exit();
     let second = Proxy::start(config(Upstream::refusing()));
     assert_eq!(held(&run), before);
-    assert!(second.output().contains("still holds"), "{}", second.output());
+    assert!(second.output().contains("still valid"), "{}", second.output());
     let metrics = second.metrics();
     assert_eq!(metrics.sum("tollgate_workload_renewals_total", &[]), 0.0);
     assert!(metrics.sum("tollgate_workload_certificate_not_after_timestamp_seconds", &[]) > 0.0);
@@ -496,7 +498,7 @@ fn without_an_authority_signing_and_starting_fail() {
     let nothing = Config::new().top("admin: {address: '@admin@', ca: {dir: nothing}}");
     let Err(output) = Proxy::try_start(nothing, &[]) else { panic!("it must not start") };
     assert!(output.contains("config.yaml:2:") && output.contains("^^^^^^^"), "{output}");
-    assert!(output.contains("`tollgate ca init --dir nothing` makes an authority"), "{output}");
+    assert!(output.contains("`tollgate ca init --dir nothing` creates an authority"), "{output}");
 }
 
 #[test]
@@ -505,7 +507,7 @@ fn token_files_are_not_replaced_and_readable_keys_are_warned_about() {
     let key = folder.read("ca/ca.key");
     folder.run(&["token", "--out", "web.token"]);
     let said = folder.refusal(&["token", "--out", "web.token"]);
-    assert!(said.contains("`web.token` is there already"), "{said}");
+    assert!(said.contains("`web.token` already exists"), "{said}");
     folder.refusal(&["token", "--out", "ca/ca.key"]);
     assert_eq!(folder.read("ca/ca.key"), key);
     let left = fs::read_dir(folder.path(""))
@@ -517,6 +519,6 @@ fn token_files_are_not_replaced_and_readable_keys_are_warned_about() {
     fs::set_permissions(folder.path("ca/ca.key"), fs::Permissions::from_mode(0o644)).expect("ours");
     assert!(
         warned(&folder)
-            .contains("warning: everybody on this machine can read the authority's private key in `ca/ca.key`")
+            .contains("warning: the authority's private key in `ca/ca.key` is readable by every user of this machine")
     );
 }

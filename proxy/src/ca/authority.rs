@@ -1,8 +1,8 @@
-//! The authority itself: a folder with a root's certificate and key and the secret for join tokens, and the certificates
-//! that are signed with it. How one root follows another is in [`rotation`](super::rotation).
+//! The certificate authority: a folder with a root certificate, its key and the secret for join tokens, and the
+//! certificates signed with that root. [`rotation`](super::rotation) replaces one root with the next.
 //!
-//! What it makes are X.509-SVIDs (the SPIFFE standard). The root has no name constraints: for URIs they would be right, but
-//! rustls refuses all certificates below a root that has one.
+//! The certificates are X.509-SVIDs (SPIFFE standard). The root has no name constraints: URI constraints would be
+//! right, but rustls rejects every certificate below a root that has one.
 
 use std::{
     fs::{File, TryLockError},
@@ -29,14 +29,14 @@ use crate::config::{
     spiffe::{SpiffeId, TrustDomain},
 };
 
-/// The certificates of the roots that are trusted, in the authority's folder and in a workload's. There is more than one while
-/// one follows another.
+/// The file with the trusted root certificates, in the authority's folder and in a workload's. It holds more than one
+/// certificate during a rotation.
 pub const ROOT: &str = "ca.pem";
-/// A certificate holds from a little before it was made: clocks differ. By this much at most, and by this part of its life.
+/// Certificates are backdated because clocks differ: by at most this much, and at most this part of their lifetime.
 const BACKDATED: Duration = Duration::from_secs(60);
 const BACKDATED_PART: u32 = 10;
 
-/// What signs.
+/// A certificate authority that can sign.
 pub struct Authority {
     trust_domain: TrustDomain,
     issuer: Issuer<'static, KeyPair>,
@@ -45,7 +45,7 @@ pub struct Authority {
     secret: PathBuf,
 }
 
-/// A root that was just made.
+/// A newly generated root.
 pub struct Root {
     /// Its certificate (PEM).
     pub certificate: String,
@@ -54,7 +54,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Makes one.
+    /// Generates a root certificate and its key.
     ///
     /// # Errors
     /// The system has no random numbers.
@@ -63,7 +63,7 @@ impl Root {
         let mut params = params(life)?;
         let mut serial = [0; 4];
         getrandom::fill(&mut serial)?;
-        // Roots that follow each other have different names, so that nobody takes one for the other.
+        // Consecutive roots get different names, so that they are not mistaken for each other.
         params.distinguished_name.push(DnType::CommonName, format!("Tollgate CA {}", hex(&serial)));
         params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -73,58 +73,59 @@ impl Root {
     }
 }
 
-/// Whom a certificate is for.
+/// The names that a certificate is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The identity.
+    /// The SPIFFE ID.
     pub spiffe: SpiffeId,
     /// DNS names; the first label may be `*`.
     pub dns: Vec<String>,
-    /// Addresses.
+    /// IP addresses.
     pub ip: Vec<IpAddr>,
 }
 
-/// A certificate that was signed.
+/// A signed certificate.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    /// The certificate, and those that lead from it to the root, without the root (PEM).
+    /// The certificate and its intermediates, without the root (PEM).
     pub chain: String,
-    /// What it says.
+    /// The certificate's fields.
     pub facts: CertificateInfo,
 }
 
 impl Authority {
-    /// Makes a root in a folder, which is made too if it is not there.
+    /// Creates a root in a folder. The folder is created if it does not exist.
     ///
     /// # Errors
-    /// There is one already (unless `replace`) or somebody signs with it, or the files cannot be written.
+    /// A root exists (unless `replace`), a proxy signs with it, or the files cannot be written.
     pub fn create(dir: &Path, trust_domain: &TrustDomain, life: Duration, replace: bool) -> Result<Authority, Error> {
         files::make_dir(dir)?;
-        let there = [ROOT, KEY, SECRET].into_iter().map(|name| dir.join(name)).find(|path| path.exists());
-        if let Some(path) = there.filter(|_| !replace) {
+        let existing = [ROOT, KEY, SECRET].into_iter().map(|name| dir.join(name)).find(|path| path.exists());
+        if let Some(path) = existing.filter(|_| !replace) {
             return Err(Error::Exists(path));
         }
-        // Nobody signs with it from here on, and nobody does who has it.
+        // This lock fails while a proxy signs with the folder, and keeps proxies from starting to.
         let folder = File::open(dir).map_err(|error| Error::read(dir, error))?;
         if let Err(TryLockError::WouldBlock) = folder.try_lock() {
             return Err(Error::Used(dir.to_owned()));
         }
         let root = Root::make(trust_domain, life)?;
-        // The key first: a root without its key looks finished and is not.
+        // The key is written first: a root without its key would look complete.
         files::put(&dir.join(KEY), &root.key, PRIVATE)?;
         files::put(&dir.join(SECRET), &Secret::generate()?, PRIVATE)?;
         files::put(&dir.join(ROOT), &root.certificate, PUBLIC)?;
         Authority::open(dir)
     }
 
-    /// Reads the folder.
+    /// Reads an authority from its folder.
     ///
     /// # Errors
-    /// A file is missing or is not what it should be.
+    /// A file is missing or invalid.
     pub fn open(dir: &Path) -> Result<Authority, Error> {
         let [root_file, key_file, secret_file] = [ROOT, KEY, SECRET].map(|name| dir.join(name));
         let wrong = |what: &str| Error::content(&root_file, what);
-        // The roots before the key: while one follows another, both have their certificates there, whichever the key is of.
+        // The roots are read before the key: during a rotation the file holds both certificates, whichever key is
+        // read.
         let roots = files::read(&root_file)?;
         let all = certificate::all_in(&roots).map_err(|what| wrong(&what))?;
         if all.iter().any(|facts| !facts.is_ca) {
@@ -138,7 +139,8 @@ impl Authority {
         let signing = all[place].clone();
         let identity = signing.uri().and_then(|uri| uri.parse::<SpiffeId>().ok()).filter(|id| id.path().is_empty());
         let identity = identity.ok_or_else(|| wrong("does not name a trust domain (a URI `spiffe://NAME`)"))?;
-        let trust_domain = identity.trust_domain().parse().map_err(|e| wrong(&format!("names none: {e}")))?;
+        let trust_domain =
+            identity.trust_domain().parse().map_err(|e| wrong(&format!("does not name a valid trust domain: {e}")))?;
         let der = CertificateDer::pem_slice_iter(roots.as_bytes()).nth(place);
         let der = der.and_then(Result::ok).ok_or_else(|| wrong("is not PEM"))?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
@@ -147,49 +149,49 @@ impl Authority {
         Ok(authority)
     }
 
-    /// The certificates of all roots that are trusted (PEM).
+    /// Returns the trusted root certificates (PEM).
     pub fn roots(&self) -> &str {
         &self.roots
     }
 
-    /// The root that signs.
+    /// Returns the root that signs.
     pub fn signing(&self) -> &CertificateInfo {
         &self.signing
     }
 
-    /// When the certificate of the root that signs ends.
+    /// Returns when the signing root's certificate expires.
     pub fn not_after(&self) -> SystemTime {
         self.signing.not_after
     }
 
-    /// Whose identities it signs.
+    /// Returns the trust domain whose identities this authority signs.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// What join tokens are sealed with. It is read each time: when another one is put in its place, all tokens end.
+    /// Reads the secret that seals join tokens. It is read on every call: replacing the file invalidates all tokens.
     ///
     /// # Errors
-    /// The file is missing or is not what it should be.
+    /// The file is missing or invalid.
     pub fn secret(&self) -> Result<Secret, Error> {
         secret_in(&self.secret)
     }
 
-    /// Puts another secret in its place.
+    /// Replaces the secret, which invalidates all join tokens.
     pub fn renew_secret(&self) -> Result<(), Error> {
         files::put(&self.secret, &Secret::generate()?, PRIVATE)
     }
 
-    /// Signs a certificate for a key. It ends after `life`, or with the root if that is sooner.
+    /// Signs a certificate for a key. It expires after `life`, or with the root if that is sooner.
     ///
     /// # Errors
-    /// An identity of another trust domain or without a path, a name that is none, a root that has ended.
+    /// The identity is of another trust domain or has no path, a name is invalid, or the root has expired.
     pub fn sign(&self, key: &impl PublicKeyData, names: &Names, life: Duration) -> Result<Issued, Error> {
         let id = &names.spiffe;
         if id.trust_domain() != self.trust_domain.as_str() {
             return Err(Error::TrustDomain { ours: self.trust_domain.clone(), asked: id.to_string() });
         }
-        // X509-SVID, section 3: only those who sign have an identity without one.
+        // X509-SVID, section 3: only signing certificates have an identity without a path.
         if id.path().is_empty() {
             return Err(Error::Name(format!("`{id}` is the trust domain; a workload's identity has a path")));
         }
@@ -204,15 +206,15 @@ impl Authority {
     }
 }
 
-/// What join tokens of the authority in this folder are sealed with.
+/// Reads the secret that seals join tokens from an authority's folder.
 ///
 /// # Errors
-/// As for [`Authority::secret`].
+/// See [`Authority::secret`].
 pub fn secret_of(dir: &Path) -> Result<Secret, Error> {
     secret_in(&dir.join(SECRET))
 }
 
-/// The certificates of all roots that are trusted, of the authority in this folder (PEM).
+/// Reads the trusted root certificates from an authority's folder (PEM).
 ///
 /// # Errors
 /// The file is missing.
@@ -225,17 +227,17 @@ fn secret_in(file: &Path) -> Result<Secret, Error> {
     secret.ok_or_else(|| Error::content(file, "holds no secret for join tokens"))
 }
 
-/// A key for a certificate.
+/// Generates a key for a certificate.
 pub fn new_key() -> Result<KeyPair, Error> {
     Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)
 }
 
-/// What all certificates have.
+/// Returns the parameters common to all certificates.
 fn params(life: Duration) -> Result<CertificateParams, Error> {
     let now = SystemTime::now();
     let mut serial = [0; 16];
     getrandom::fill(&mut serial)?;
-    // Positive, and always of the same length.
+    // Positive, and always the same length.
     serial[0] = serial[0] & 0x7f | 0x40;
     let mut params = CertificateParams::default();
     params.not_before = (now - BACKDATED.min(life / BACKDATED_PART)).into();
@@ -249,7 +251,7 @@ fn alternative_names(names: &Names) -> Result<Vec<SanType>, Error> {
     let mut all = vec![SanType::URI(names.spiffe.as_str().try_into()?)];
     for dns in &names.dns {
         if DnsName::try_from(dns.strip_prefix("*.").unwrap_or(dns)).is_err() {
-            return Err(Error::Name(format!("`{dns}` is no DNS name")));
+            return Err(Error::Name(format!("`{dns}` is not a valid DNS name")));
         }
         all.push(SanType::DnsName(dns.as_str().try_into()?));
     }
@@ -296,7 +298,7 @@ mod tests {
         let (life, now) = (facts.not_after.duration_since(facts.not_before).unwrap(), SystemTime::now());
         assert!(facts.is_valid_at(now) && !facts.is_valid_at(now + DAY) && life <= DAY + 2 * BACKDATED, "{life:?}");
         let again = authority.sign(&key, &names, DAY).unwrap().facts;
-        assert_ne!(again.serial, facts.serial, "each certificate has its own");
+        assert_ne!(again.serial, facts.serial, "serial numbers are unique");
     }
 
     #[test]
@@ -312,21 +314,21 @@ mod tests {
     }
 
     #[test]
-    fn strange_names_are_refused() {
+    fn invalid_names_are_rejected() {
         let dir = TempDir::new().unwrap();
         let (authority, key) = (authority(dir.path()), new_key().unwrap());
         let error = |names: &Names| authority.sign(&key, names, DAY).unwrap_err().to_string();
-        assert!(error(&names("spiffe://other/web")).contains("authority of `mesh.local`"));
+        assert!(error(&names("spiffe://other/web")).contains("authority, `mesh.local`"));
         assert!(error(&names("spiffe://mesh.local")).contains("has a path"));
         for dns in ["", "a b", "*", "a.*.b", "*.*.a", "-", "web.local\n"] {
             let mut names = names("spiffe://mesh.local/web");
             names.dns.push(dns.to_owned());
-            assert!(error(&names).contains("no DNS name"), "{dns:?}");
+            assert!(error(&names).contains("not a valid DNS name"), "{dns:?}");
         }
     }
 
     #[test]
-    fn a_root_is_not_replaced_unawares() {
+    fn a_root_is_replaced_only_if_asked() {
         let dir = TempDir::new().unwrap();
         let first = authority(dir.path());
         for name in [KEY, SECRET] {
@@ -335,13 +337,13 @@ mod tests {
         }
         let again = Authority::create(dir.path(), first.trust_domain(), DAY, false);
         assert!(matches!(again, Err(Error::Exists(_))));
-        assert_eq!(Authority::open(dir.path()).unwrap().roots(), first.roots(), "nothing has changed");
+        assert_eq!(Authority::open(dir.path()).unwrap().roots(), first.roots(), "the root is unchanged");
         let replaced = Authority::create(dir.path(), first.trust_domain(), DAY, true).unwrap();
         assert_ne!(replaced.roots(), first.roots());
     }
 
     #[test]
-    fn a_folder_must_be_whole() {
+    fn an_incomplete_folder_is_rejected() {
         let dir = TempDir::new().unwrap();
         let error = || Authority::open(dir.path()).err().unwrap().to_string();
         assert!(error().contains("cannot read"), "{}", error());

@@ -1,4 +1,4 @@
-//! What a certificate says: for people, and for deciding whether it can still be used.
+//! The fields of a certificate, for display and to check whether it can still be used.
 
 use std::{
     net::IpAddr,
@@ -19,26 +19,26 @@ use x509_parser::{
 use super::hex;
 use crate::observe::access_log::timestamp;
 
-/// What is of interest in a certificate.
+/// The relevant fields of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
     pub subject: String,
     pub issuer: String,
     /// Hexadecimal digits.
     pub serial: String,
-    /// Names of its holder: `URI:...`, `DNS:...`, `IP:...`.
+    /// Subject alternative names: `URI:...`, `DNS:...`, `IP:...`.
     pub names: Vec<String>,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
-    /// Whether it may sign others.
+    /// Whether it is a CA certificate.
     pub is_ca: bool,
-    /// SHA-256 of the whole, as hexadecimal digits.
+    /// SHA-256 of the whole certificate, in hexadecimal digits.
     pub fingerprint: String,
-    /// The public key, as the certificate writes it (DER, `SubjectPublicKeyInfo`).
+    /// The public key, encoded as in the certificate (DER, `SubjectPublicKeyInfo`).
     pub public_key: Vec<u8>,
 }
 
-/// The certificates in a text (PEM), in its order. An error says what is wrong with it.
+/// Parses the certificates in a PEM text, in order. The error describes what is invalid.
 pub fn all_in(pem: &str) -> Result<Vec<CertificateInfo>, String> {
     let ders = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let ders = ders.map_err(|e| format!("is not PEM: {e}"))?;
@@ -48,7 +48,7 @@ pub fn all_in(pem: &str) -> Result<Vec<CertificateInfo>, String> {
     ders.iter().map(|der| CertificateInfo::of(der)).collect()
 }
 
-/// Whether the first certificate of a text (PEM) was signed by one of another.
+/// Returns whether the first certificate of `leaf` was signed by one in `roots` (both PEM).
 pub fn is_signed_by(leaf: &str, roots: &str) -> bool {
     let Ok(leaf) = CertificateDer::from_pem_slice(leaf.as_bytes()) else { return false };
     let Ok(leaf) = parse(&leaf) else { return false };
@@ -59,7 +59,7 @@ pub fn is_signed_by(leaf: &str, roots: &str) -> bool {
     CertificateDer::pem_slice_iter(roots.as_bytes()).flatten().any(signed)
 }
 
-/// Whether a certificate is in both texts (PEM).
+/// Returns whether two PEM texts share a certificate.
 pub fn have_one_in_common(one: &str, other: &str) -> bool {
     let of = |pem| all_in(pem).unwrap_or_default();
     let other = of(other);
@@ -67,7 +67,7 @@ pub fn have_one_in_common(one: &str, other: &str) -> bool {
 }
 
 impl CertificateInfo {
-    /// Reads a certificate (DER).
+    /// Parses a certificate (DER).
     pub fn of(der: &[u8]) -> Result<CertificateInfo, String> {
         let read = parse(der)?;
         let names = read.subject_alternative_name().map_err(|e| format!("holds no valid certificate: {e}"))?;
@@ -86,18 +86,19 @@ impl CertificateInfo {
         })
     }
 
-    /// The URI among its names, if there is exactly one: the SPIFFE ID of a workload (X509-SVID, section 2).
+    /// Returns the only URI among the names: a workload's SPIFFE ID (X509-SVID, section 2). `None` if there are
+    /// several.
     pub fn uri(&self) -> Option<&str> {
         let mut uris = self.names.iter().filter_map(|name| name.strip_prefix("URI:"));
         uris.next().filter(|_| uris.next().is_none())
     }
 
-    /// Whether its time has come and is not over.
+    /// Returns whether `now` is within the validity period.
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
         (self.not_before..self.not_after).contains(&now)
     }
 
-    /// As a JSON object.
+    /// Returns the fields as a JSON object.
     pub fn to_json(&self) -> Value {
         json!({
             "subject": self.subject,
@@ -115,12 +116,12 @@ impl CertificateInfo {
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     match parse_x509_certificate(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err("holds a certificate with something behind it".to_owned()),
+        Ok(_) => Err("holds a certificate with trailing data".to_owned()),
         Err(e) => Err(format!("holds no valid certificate: {e}")),
     }
 }
 
-/// The text of a distinguished name; a certificate need not have one if it has other names.
+/// Formats a distinguished name. It may be empty: a certificate with other names needs none.
 fn distinguished(name: &X509Name<'_>) -> String {
     name.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -133,7 +134,7 @@ fn time(time: ASN1Time) -> SystemTime {
     }
 }
 
-/// A name as people write it; what comes from a certificate is escaped.
+/// Formats a name for display. Text from the certificate is escaped.
 fn name(name: &GeneralName<'_>) -> String {
     let plain = |text: &str| text.escape_default().to_string();
     match name {
@@ -149,7 +150,7 @@ fn name(name: &GeneralName<'_>) -> String {
     }
 }
 
-/// The names that an extension gives, if it gives any.
+/// Returns the subject alternative names in an extension; empty for every other extension.
 pub fn alternative_names<'e>(extension: &'e ParsedExtension<'e>) -> Vec<String> {
     match extension {
         ParsedExtension::SubjectAlternativeName(names) => names.general_names.iter().map(name).collect(),
@@ -163,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// What a root of this name says of itself.
+    /// Returns the parameters of a root with this name.
     fn named(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_signed_has_the_name_and_the_key() {
+    fn the_signer_must_match_in_name_and_key() {
         let [one, other] = [(); 2].map(|()| KeyPair::generate().unwrap());
         let leaf = CertificateParams::default().signed_by(&other, &Issuer::new(named("root"), &one)).unwrap().pem();
         for (name, key, expected) in [("root", &one, true), ("root", &other, false), ("another", &one, false)] {
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_times_are_those_of_the_certificate() {
+    fn control_characters_and_early_dates_are_handled() {
         let root = named("a\nb").self_signed(&KeyPair::generate().unwrap()).unwrap();
         let facts = CertificateInfo::of(root.der()).unwrap();
         assert_eq!(facts.subject, "CN=a?b");

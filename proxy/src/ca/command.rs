@@ -1,4 +1,4 @@
-//! `tollgate ca`: the authority's folder, by hand.
+//! `tollgate ca`: manages an authority's folder from the command line.
 
 use std::{
     net::IpAddr,
@@ -28,27 +28,28 @@ use crate::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The command line.
+/// The subcommands of `tollgate ca`.
 #[derive(Debug, Subcommand)]
 pub enum CaCommand {
-    /// Make a root: a folder with its certificate, its key, and the secret for join tokens.
+    /// Create a certificate authority: a folder with the root certificate, its key and the secret for join tokens.
     Init(InitArgs),
-    /// Sign a certificate for a workload (an X.509-SVID), with a key that is made for it.
+    /// Issue a certificate (an X.509-SVID) with a new key to a workload.
     ///
-    /// It writes NAME.pem, the certificate, and NAME.key, its private key (mode 0600), in place of older ones.
+    /// Writes the certificate to NAME.pem and its private key to NAME.key (mode 0600), and replaces older files.
     Issue(IssueArgs),
-    /// Make a join token: what a workload shows to get its certificate from a proxy that has the folder.
+    /// Create a join token, with which a workload requests its certificate from a proxy that has the folder.
     ///
-    /// It can be used any number of times until it ends, and no record is kept of it. `--new-secret` ends all tokens that
-    /// there are, at once.
+    /// A token can be used any number of times until it expires; no record of it is kept. `--new-secret` revokes all
+    /// existing tokens.
     Token(TokenArgs),
-    /// Replace the root without a gap, in three steps; without one, show how far that is.
+    /// Replace the root without downtime, in three steps; without a step, show the rotation's progress.
     ///
-    /// `prepare` makes the next root and lets it be trusted. When all know it (after five minutes), `switch` lets it sign. When all
-    /// certificates of the old one have ended, `retire` ends the trust in that. Proxies that sign with the folder, and those that have
-    /// their certificates from them, follow by themselves.
+    /// `prepare` creates the next root and makes it trusted. Once all workloads know it (after five minutes),
+    /// `switch` makes it the signing root. Once all certificates of the old root have expired, `retire` removes the
+    /// old root. Proxies that sign with the folder, and proxies that get their certificates from them, follow
+    /// automatically.
     Rotate(RotateArgs),
-    /// Show what is in an authority's folder, or in a file with certificates.
+    /// Show the certificates in an authority's folder or in a file.
     Show(ShowArgs),
 }
 
@@ -59,41 +60,41 @@ struct Dir {
     dir: PathBuf,
 }
 
-/// Of `tollgate ca init`.
+/// Arguments of `tollgate ca init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
     #[command(flatten)]
     dir: Dir,
-    /// The trust domain: identities begin with `spiffe://` and its name.
+    /// Set the trust domain: identities begin with `spiffe://NAME`.
     #[arg(long, value_name = "NAME", default_value = "mesh.local")]
     trust_domain: TrustDomain,
-    /// How long the root holds. No certificate outlives it.
+    /// Set the root's lifetime in days. No certificate outlives the root.
     #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
-    /// Replace a root that is there. Nothing that it has signed is worth anything afterwards; `tollgate ca rotate` replaces it without
-    /// that. Refused while a proxy signs with it.
+    /// Replace an existing root. This invalidates everything that it has signed; use `tollgate ca rotate` to avoid
+    /// that. Fails while a proxy signs with the root.
     #[arg(long)]
     force: bool,
 }
 
-/// Of `tollgate ca issue`.
+/// Arguments of `tollgate ca issue`.
 #[derive(Debug, Args)]
 pub struct IssueArgs {
     #[command(flatten)]
     dir: Dir,
-    /// The identity, such as spiffe://mesh.local/ns/default/sa/web.
+    /// Set the identity, such as spiffe://mesh.local/ns/default/sa/web.
     #[arg(long, value_name = "ID")]
     spiffe: SpiffeId,
-    /// A DNS name that it is also for; `*.` before it stands for one label. Can be given more than once.
+    /// Add a DNS name; a leading `*.` matches one label. Can be repeated.
     #[arg(long, value_name = "NAME")]
     dns: Vec<String>,
-    /// An address that it is also for. Can be given more than once.
+    /// Add an IP address. Can be repeated.
     #[arg(long, value_name = "ADDR")]
     ip: Vec<IpAddr>,
-    /// How long it holds: from 1s to a year, and not longer than the root.
+    /// Set the lifetime: from 1s to a year, and at most the root's.
     #[arg(long, value_name = "TIME", default_value = "24h")]
     ttl: units::Duration,
-    /// Where to write: a folder that is there, or a path to which `.pem` and `.key` are added. Default: the last part of the
+    /// Write to this existing folder, or to this path with `.pem` and `.key` appended. Default: the last part of the
     /// identity, in the current folder.
     #[arg(long, value_name = "DIR|PREFIX")]
     out: Option<PathBuf>,
@@ -102,26 +103,27 @@ pub struct IssueArgs {
     json: bool,
 }
 
-/// Of `tollgate ca token`.
+/// Arguments of `tollgate ca token`.
 #[derive(Debug, Args)]
 pub struct TokenArgs {
     #[command(flatten)]
     dir: Dir,
-    /// The identity that it is for, or all below a path: spiffe://mesh.local/ns/default/*. Default: all of the trust domain.
+    /// Restrict the token to an identity, or to all below a path: spiffe://mesh.local/ns/default/*. Default: the
+    /// whole trust domain.
     #[arg(long, value_name = "ID|PATH/*")]
     spiffe: Option<Scope>,
-    /// How long it can be used: up to a year. A workload needs it for each renewal.
+    /// Set the token's lifetime: up to a year. A workload needs a valid token for each renewal.
     #[arg(long, value_name = "TIME", default_value = "1h")]
     ttl: units::Duration,
-    /// End all tokens that were made until now: put another secret in the place of the one that they were made with.
+    /// Replace the secret first, which revokes all existing tokens.
     #[arg(long)]
     new_secret: bool,
-    /// Write it into a file (mode 0600) instead of to standard output.
+    /// Write the token to a file (mode 0600) instead of standard output.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// Of `tollgate ca rotate`.
+/// Arguments of `tollgate ca rotate`.
 #[derive(Debug, Args)]
 pub struct RotateArgs {
     /// The authority's folder.
@@ -134,41 +136,41 @@ pub struct RotateArgs {
 /// A step of a rotation.
 #[derive(Debug, Subcommand)]
 enum Step {
-    /// Make the next root, and let it be trusted beside the one that signs.
+    /// Create the next root, trusted in addition to the one that signs.
     Prepare {
-        /// How long the root holds.
+        /// Set the root's lifetime in days.
         #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Let the next root sign.
+    /// Make the next root the signing root.
     Switch {
-        /// Do not wait until all know it.
+        /// Do not wait until all workloads know the next root.
         #[arg(long)]
         now: bool,
     },
-    /// End the trust in the old root.
+    /// Stop trusting the old root.
     Retire {
-        /// How long certificates live at most: `max_ttl` of the proxies that sign, and what was given to `ca issue`.
+        /// Set the longest lifetime of certificates: `max_ttl` of the proxies that sign, and `--ttl` of `ca issue`.
         #[arg(long, value_name = "TIME", default_value = "24h")]
         ttl: units::Duration,
-        /// Do not wait until the old root's certificates have ended.
+        /// Do not wait until the old root's certificates have expired.
         #[arg(long)]
         now: bool,
     },
 }
 
-/// Of `tollgate ca show`.
+/// Arguments of `tollgate ca show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// An authority's folder, or a file with certificates (PEM).
+    /// Read this authority's folder or file with certificates (PEM).
     #[arg(default_value = "ca")]
     path: PathBuf,
-    /// Print what was found as JSON.
+    /// Print the certificates as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Runs one of the commands.
+/// Runs a subcommand.
 pub fn run(command: &CaCommand) -> anyhow::Result<()> {
     match command {
         CaCommand::Init(args) => init(args),
@@ -181,12 +183,12 @@ pub fn run(command: &CaCommand) -> anyhow::Result<()> {
 
 fn init(args: &InitArgs) -> anyhow::Result<()> {
     let (dir, domain) = (&args.dir.dir, &args.trust_domain);
-    let made = Authority::create(dir, domain, DAY * args.days, args.force);
-    let made = made.map_err(|e| match e {
+    let created = Authority::create(dir, domain, DAY * args.days, args.force);
+    let created = created.map_err(|e| match e {
         Error::Exists(_) => {
             anyhow::anyhow!(
-                "{e}; `tollgate ca rotate` replaces a root without a gap, --force at once, and then all that it has signed is worth \
-                 nothing"
+                "{e}; use `tollgate ca rotate` to replace the root without downtime, or --force to replace it immediately and \
+                 invalidate everything that it has signed"
             )
         }
         e => e.into(),
@@ -197,24 +199,24 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
         true => String::new(),
         false => format!(" --dir {}", dir.display()),
     };
-    println!("made the certificate authority of {domain}, good until {}", timestamp::text(made.not_after()));
-    println!("  {:width$}  its certificate, for all who check others'", at(authority::ROOT));
-    println!("  {:width$}  its key: whoever has it is the authority", at(crate::config::admin::KEY));
+    println!("created the certificate authority of {domain}, valid until {}", timestamp::text(created.not_after()));
+    println!("  {:width$}  the root certificate: give it to everyone who verifies certificates", at(authority::ROOT));
+    println!("  {:width$}  the root's private key: its holder can sign any certificate", at(crate::config::admin::KEY));
     println!(
-        "  {:width$}  the secret of join tokens: whoever has it gets any certificate",
+        "  {:width$}  the secret for join tokens: its holder can create tokens for any identity",
         at(crate::config::admin::SECRET)
     );
     println!("next:");
-    println!("  tollgate ca issue{option} --spiffe spiffe://{domain}/ns/default/sa/web  # a certificate, by hand");
+    println!("  tollgate ca issue{option} --spiffe spiffe://{domain}/ns/default/sa/web  # issue a certificate");
     println!(
-        "  tollgate ca token{option} --spiffe 'spiffe://{domain}/ns/default/*'  # for those who ask a proxy for theirs"
+        "  tollgate ca token{option} --spiffe 'spiffe://{domain}/ns/default/*'  # let workloads request theirs from a proxy"
     );
     Ok(())
 }
 
 fn issue(args: &IssueArgs) -> anyhow::Result<()> {
     if args.ttl < units::Duration::secs(1) {
-        bail!("--ttl {} is too short: a certificate lives at least 1s", args.ttl);
+        bail!("--ttl {} is too short: must be at least 1s", args.ttl);
     }
     let authority = open(&args.dir.dir)?;
     let names = Names { spiffe: args.spiffe.clone(), dns: args.dns.clone(), ip: args.ip.clone() };
@@ -228,7 +230,7 @@ fn issue(args: &IssueArgs) -> anyhow::Result<()> {
     });
     for file in [&certificate, &key_file] {
         if is_of_authority(&args.dir.dir, file) {
-            bail!("`{}` is the authority's own: write elsewhere, with --out", file.display());
+            bail!("`{}` belongs to the authority: choose another path with --out", file.display());
         }
     }
     let root = args.dir.dir.join(authority::ROOT);
@@ -245,12 +247,12 @@ fn issue(args: &IssueArgs) -> anyhow::Result<()> {
     }
     println!("signed {}", args.spiffe);
     print!("{}", text(&issued.facts));
-    println!("  {}  the certificate; those who check it need {}", certificate.display(), root.display());
+    println!("  {}  the certificate; verify it with {}", certificate.display(), root.display());
     println!("  {}  its private key", key_file.display());
     Ok(())
 }
 
-/// Whether a file is one of those that the authority consists of. `--out ca/ca` would put a leaf in the root's place.
+/// Returns whether a file belongs to the authority: `--out ca/ca` would replace the root with a leaf certificate.
 fn is_of_authority(dir: &Path, file: &Path) -> bool {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let same_folder = matches!((dir.canonicalize(), parent.canonicalize()), (Ok(a), Ok(b)) if a == b);
@@ -261,7 +263,7 @@ fn is_of_authority(dir: &Path, file: &Path) -> bool {
             .any(|own| name == Some(own.as_ref()))
 }
 
-/// The path of a certificate's files, without their endings.
+/// Returns the path of a certificate's files, without extensions.
 fn prefix(args: &IssueArgs) -> PathBuf {
     let name = args.spiffe.path().rsplit('/').next().unwrap_or_default();
     match &args.out {
@@ -279,7 +281,7 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
         return Err(Error::TrustDomain { ours: domain.clone(), asked: scope.to_string() }.into());
     }
     if args.ttl.0 < Duration::from_secs(1) {
-        bail!("--ttl {} is too short", args.ttl);
+        bail!("--ttl {} is too short: must be at least 1s", args.ttl);
     }
     if args.new_secret {
         authority.renew_secret()?;
@@ -290,13 +292,15 @@ fn token(args: &TokenArgs) -> anyhow::Result<()> {
         Some(path) => {
             let written = files::put_new(path, &format!("{text}\n"), PRIVATE);
             written.map_err(|e| match e {
-                Error::Exists(_) => anyhow::anyhow!("{e}, and is not replaced: write elsewhere, and move it there"),
+                Error::Exists(_) => {
+                    anyhow::anyhow!("{e} and is never overwritten: write to another path, then move the file")
+                }
                 e => e.into(),
             })?;
         }
         None => println!("{text}"),
     }
-    // Not a part of the token: standard output may be a file.
+    // Diagnostics go to standard error: standard output may be redirected to the token's file.
     eprintln!("join token {} for {}, until {}", token.id, token.scope, timestamp::text(token.expires));
     Ok(())
 }
@@ -312,14 +316,14 @@ fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
         None => {
             match rotation.stage()? {
                 Stage::Settled => {
-                    println!("one root, which signs; `tollgate ca rotate{dir} prepare` makes the next one")
+                    println!("no rotation in progress; start one with `tollgate ca rotate{dir} prepare`")
                 }
                 Stage::Prepared(since) => println!(
-                    "the next root is trusted since {}; `tollgate ca rotate{dir} switch` lets it sign",
+                    "the next root has been trusted since {}; `tollgate ca rotate{dir} switch` makes it the signing root",
                     timestamp::text(since)
                 ),
                 Stage::Switched(since) => println!(
-                    "the next root signs since {}; `tollgate ca rotate{dir} retire` ends the trust in the old one",
+                    "the next root has been signing since {}; `tollgate ca rotate{dir} retire` removes the old one",
                     timestamp::text(since)
                 ),
             }
@@ -327,19 +331,22 @@ fn rotate(args: &RotateArgs) -> anyhow::Result<()> {
         }
         Some(Step::Prepare { days }) => {
             let authority = rotation.prepare(DAY * *days)?;
-            println!("the next root is trusted, beside the one that signs");
-            println!("next, in {} minutes, when all know it: tollgate ca rotate{dir} switch", SPREAD.as_secs() / 60);
+            println!("the next root is trusted in addition to the one that signs");
+            println!(
+                "in {} minutes, when all workloads know it: tollgate ca rotate{dir} switch",
+                SPREAD.as_secs() / 60
+            );
             authority
         }
         Some(Step::Switch { now }) => {
             let authority = rotation.switch(*now)?;
-            println!("the next root signs; the old one is still trusted");
-            println!("next, when all certificates of the old one have ended: tollgate ca rotate{dir} retire");
+            println!("the next root signs; the old root is still trusted");
+            println!("when all certificates of the old root have expired: tollgate ca rotate{dir} retire");
             authority
         }
         Some(Step::Retire { ttl, now }) => {
             let authority = rotation.retire(ttl.0, *now)?;
-            println!("the old root is not trusted any more");
+            println!("the old root is no longer trusted");
             authority
         }
     };
@@ -371,7 +378,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
 }
 
 fn open(dir: &Path) -> anyhow::Result<Authority> {
-    let help = || format!("there is no certificate authority in `{}`; `tollgate ca init` makes one", dir.display());
+    let help = || format!("there is no certificate authority in `{}`; `tollgate ca init` creates one", dir.display());
     let authority = match dir.join(authority::ROOT).exists() {
         true => Authority::open(dir)?,
         false => Authority::open(dir).with_context(help)?,
@@ -382,19 +389,19 @@ fn open(dir: &Path) -> anyhow::Result<Authority> {
     ] {
         let path = dir.join(name);
         if crate::files::is_exposed(&path) {
-            eprintln!("warning: everybody on this machine can read {what} in `{}`: chmod 600", path.display());
+            eprintln!("warning: {what} in `{}` is readable by every user of this machine: chmod 600", path.display());
         }
     }
     Ok(authority)
 }
 
-/// What a certificate says, line by line.
+/// Formats the fields of a certificate, one a line.
 fn text(facts: &CertificateInfo) -> String {
     let now = SystemTime::now();
     let state = match (facts.is_valid_at(now), now < facts.not_before) {
         (true, _) => "",
-        (false, true) => " (not yet)",
-        (false, false) => " (ended)",
+        (false, true) => " (not yet valid)",
+        (false, false) => " (expired)",
     };
     let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
     let rights = if facts.is_ca { "signs other certificates" } else { "server and client" };

@@ -1,4 +1,4 @@
-//! Files with keys and certificates: nobody sees them half written, and keys are nobody else's.
+//! Files with keys and certificates: written atomically, and keys readable by their owner only.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,28 +10,28 @@ use std::{
 use super::Error;
 use crate::files;
 
-/// The mode of what only its owner reads.
+/// The mode of files that only their owner can read.
 pub const PRIVATE: u32 = 0o600;
 
-/// The mode of what all may read.
+/// The mode of files that everyone can read.
 pub const PUBLIC: u32 = 0o644;
 
-/// Writes a file beside its place and puts it there in one step.
+/// Writes a file atomically: to a temporary file that is then renamed.
 pub fn put(path: &Path, content: &str, mode: u32) -> Result<(), Error> {
     let put = || fs::rename(beside(path, content, mode)?, path);
     put().map_err(|error| Error::write(path, error))
 }
 
-/// Makes a folder that only its owner reads, and those above it, unless they are there.
+/// Creates a folder that only its owner can read, and its parents, unless they exist.
 pub fn make_dir(path: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| Error::write(path, error))
 }
 
-/// Writes a file that is not there yet, in one step.
+/// Creates a file atomically; fails if it exists.
 pub fn put_new(path: &Path, content: &str, mode: u32) -> Result<(), Error> {
     let put = || {
         let beside = beside(path, content, mode)?;
-        // Unlike renaming, this replaces nothing.
+        // Unlike `rename`, a hard link does not replace an existing file.
         let linked = fs::hard_link(&beside, path);
         remove(&beside)?;
         linked
@@ -42,7 +42,7 @@ pub fn put_new(path: &Path, content: &str, mode: u32) -> Result<(), Error> {
     })
 }
 
-/// Writes a file beside a path, and gives its own.
+/// Writes a temporary file in the same folder and returns its path.
 fn beside(path: &Path, content: &str, mode: u32) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let beside = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<String, Error> {
     files::read_to_string(path).map_err(|error| Error::read(path, error))
 }
 
-/// Removes a file that may not be there.
+/// Removes a file if it exists.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,8 +1,9 @@
-//! A certificate authority for those who have none: for development, and for meshes that are small enough for one.
+//! A small certificate authority, for development and for meshes that have no other.
 //!
-//! [`authority`] is the folder with the root's key, and what it signs; [`token`] says who may ask for which identity
-//! ([`spiffe`]). `tollgate ca` works on the folder by hand ([`command`]), and replaces its root without a gap ([`rotation`]). A proxy that has the folder signs for others on its
-//! admin listener ([`service`]), and a proxy that needs a certificate asks for one and renews it ([`workload`]).
+//! [`authority`] is the folder with the root's key, and signs; [`token`] decides who may request which identity
+//! ([`spiffe`]). `tollgate ca` manages the folder from the command line ([`command`]) and replaces its root without
+//! downtime ([`rotation`]). A proxy that has the folder signs for others on its admin listener ([`service`]); a proxy
+//! that needs a certificate requests and renews one ([`workload`]).
 
 pub mod authority;
 pub mod command;
@@ -17,61 +18,61 @@ mod certificate;
 
 use std::path::{Path, PathBuf};
 
-/// What can go wrong with a certificate authority.
+/// An error of the certificate authority.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
     #[error("cannot read `{}`: {error}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: std::io::Error,
     },
     /// A file cannot be written.
     #[error("cannot write `{}`: {error}", path.display())]
     Write {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: std::io::Error,
     },
-    /// A file is there and must not be replaced.
-    #[error("`{}` is there already", .0.display())]
+    /// A file exists and must not be replaced.
+    #[error("`{}` already exists", .0.display())]
     Exists(PathBuf),
-    /// A process signs with it.
-    #[error("a proxy signs with `{}`; `tollgate ca rotate` replaces its root without a gap", .0.display())]
+    /// A running proxy signs with the authority.
+    #[error("a proxy signs with `{}`; use `tollgate ca rotate` to replace its root without downtime", .0.display())]
     Used(PathBuf),
-    /// A step of a rotation that is not the next one, or comes too early.
+    /// A rotation step that is not the next one, or is too early.
     #[error("{0}")]
     Step(String),
-    /// A file holds something else than it should.
+    /// A file has invalid content.
     #[error("`{}` {what}", path.display())]
     Content {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is invalid, as a predicate.
         what: String,
     },
     /// An identity of another trust domain.
-    #[error("this is the authority of `{ours}`, and `{asked}` is not in it")]
+    #[error("`{asked}` is not in the trust domain of this authority, `{ours}`")]
     TrustDomain {
-        /// The authority's.
+        /// The authority's trust domain.
         ours: crate::config::spiffe::TrustDomain,
-        /// What was asked for.
+        /// The requested identity.
         asked: String,
     },
-    /// A name that no certificate can have.
+    /// A name that a certificate cannot have.
     #[error("{0}")]
     Name(String),
-    /// The root's time is over.
-    #[error("the root's certificate has ended")]
+    /// The root certificate has expired.
+    #[error("the root certificate has expired")]
     Ended,
-    /// Making a key or a certificate has failed.
-    #[error("no certificate could be made: {0}")]
+    /// Creating a key or a certificate failed.
+    #[error("cannot create a certificate: {0}")]
     Make(#[from] rcgen::Error),
-    /// The system has no random numbers.
-    #[error("the system gives no random numbers: {0}")]
+    /// The system's random number generator failed.
+    #[error("cannot get random numbers from the system: {0}")]
     Random(#[from] getrandom::Error),
 }
 
@@ -89,7 +90,7 @@ impl Error {
     }
 }
 
-/// Bytes as hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {

@@ -1,5 +1,5 @@
-//! A request for a certificate (PKCS #10, RFC 2986), as it comes from a workload: only its key and the identity that it
-//! asks for are taken from it. Whatever else it wishes for, a CA's rights for instance, is not read.
+//! A workload's certificate signing request (PKCS #10, RFC 2986). Only the key and the identity are read from it;
+//! everything else, such as requested CA rights, is ignored.
 
 use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
@@ -8,21 +8,21 @@ use x509_parser::{certification_request::X509CertificationRequest, prelude::From
 use super::certificate::alternative_names;
 use crate::config::spiffe::SpiffeId;
 
-/// A request whose sender has shown to have the key.
+/// A signing request whose sender has proven possession of the key.
 #[derive(Debug)]
 pub struct SigningRequest {
-    /// Whom the certificate is to be for.
+    /// The requested identity.
     pub spiffe: SpiffeId,
-    /// The key that it is to be for.
+    /// The public key to certify.
     pub key: SubjectPublicKeyInfo,
 }
 
-/// Reads a request (PEM). An error says what is wrong with it.
+/// Parses a signing request (PEM). The error describes what is invalid.
 pub fn read(pem: &[u8]) -> Result<SigningRequest, String> {
     let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(|e| format!("it is not PEM: {e}"))?;
     let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|e| format!("it is not PKCS #10: {e}"))?;
     if !rest.is_empty() {
-        return Err("something stands behind it".to_owned());
+        return Err("it has trailing data".to_owned());
     }
     let unsupported = || "its key must be ECDSA P-256, ECDSA P-384 or Ed25519".to_owned();
     let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw);
@@ -30,15 +30,15 @@ pub fn read(pem: &[u8]) -> Result<SigningRequest, String> {
     if ![&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519].contains(&key.algorithm()) {
         return Err(unsupported());
     }
-    request.verify_signature().map_err(|_| "its signature is not right".to_owned())?;
+    request.verify_signature().map_err(|_| "its signature is invalid".to_owned())?;
     let names: Vec<String> = request.requested_extensions().into_iter().flatten().flat_map(alternative_names).collect();
     match &names[..] {
         [only] => {
             let uri = only.strip_prefix("URI:").ok_or_else(|| format!("`{only}` is not a URI"))?;
-            let spiffe = uri.parse().map_err(|e| format!("`{uri}` is no SPIFFE ID: {e}"))?;
+            let spiffe = uri.parse().map_err(|e| format!("`{uri}` is not a valid SPIFFE ID: {e}"))?;
             Ok(SigningRequest { spiffe, key })
         }
-        _ => Err(format!("it asks for {} names; there must be one, a SPIFFE ID", names.len())),
+        _ => Err(format!("it has {} names; exactly one is allowed, a SPIFFE ID", names.len())),
     }
 }
 
@@ -66,21 +66,21 @@ mod tests {
         let good = read_with(vec![uri("spiffe://mesh.local/web")]).unwrap();
         assert_eq!(good.spiffe.as_str(), "spiffe://mesh.local/web");
         assert_eq!(good.key.subject_public_key_info(), key.subject_public_key_info());
-        for (names, said) in [
+        for (names, expected) in [
             (vec![], "0 names"),
             (vec![uri("spiffe://mesh.local/a"), uri("spiffe://mesh.local/b")], "2 names"),
             (vec![uri("spiffe://mesh.local/a"), SanType::DnsName("bank.example".try_into().unwrap())], "2 names"),
             (vec![SanType::DnsName("bank.example".try_into().unwrap())], "is not a URI"),
-            (vec![uri("https://mesh.local/a")], "no SPIFFE ID"),
-            (vec![uri("spiffe://mesh.local/../a")], "no SPIFFE ID"),
+            (vec![uri("https://mesh.local/a")], "not a valid SPIFFE ID"),
+            (vec![uri("spiffe://mesh.local/../a")], "not a valid SPIFFE ID"),
         ] {
             let error = read_with(names).unwrap_err();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 
     #[test]
-    fn rights_that_are_asked_for_are_not_read() {
+    fn requested_rights_are_ignored() {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_and_strange_keys_are_refused() {
+    fn unsupported_keys_are_rejected() {
         for algorithm in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
             let key = KeyPair::generate_for(algorithm).unwrap();
             assert!(read(request(&key, vec![uri("spiffe://mesh.local/web")]).as_bytes()).is_ok());
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_sent_makes_it_fail_otherwise() {
+    fn every_changed_or_truncated_request_is_rejected() {
         let key = KeyPair::generate().unwrap();
         let pem = request(&key, vec![uri("spiffe://mesh.local/web")]);
         let inside: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -117,12 +117,12 @@ mod tests {
         for at in 0..der.len() {
             let mut changed = der.clone();
             changed[at] ^= 1;
-            // Behind what is signed there is a byte without meaning.
+            // After the signed part there is one byte without meaning.
             let noticed = read(wrapped(&changed).as_bytes()).is_err();
             assert!(noticed || at > signed, "a change of byte {at} goes unnoticed");
             assert!(read(wrapped(&der[..at]).as_bytes()).is_err());
         }
-        assert!(read(wrapped(&[&der[..], b"x"].concat()).as_bytes()).unwrap_err().contains("behind"));
+        assert!(read(wrapped(&[&der[..], b"x"].concat()).as_bytes()).unwrap_err().contains("trailing data"));
         assert!(read(b"").is_err() && read(&[0xff; 64]).is_err());
     }
 }

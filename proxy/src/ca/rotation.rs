@@ -1,9 +1,9 @@
-//! How one root follows another without a gap: first everybody trusts both, then the new one signs, and when nothing that the old one
-//! has signed is of use any more, it goes.
+//! Root rotation without downtime: first both roots are trusted, then the new one signs, and the old one is removed
+//! when everything that it signed has expired.
 //!
-//! Each step ends with one file that is renamed into its place, so the folder is never between two states, and what it holds says how
-//! far a rotation is: `next.key` is there between the first two steps, and `ca.pem` has two certificates until the last one. A proxy
-//! that signs reads the folder each time, so it follows by itself.
+//! Each step ends with one atomic rename, so the folder is always in a consistent state, and its files show the
+//! progress: `next.key` exists between the first two steps, and `ca.pem` holds two certificates until the last one. A
+//! proxy that signs reads the folder for each certificate, so it follows automatically.
 
 use std::{
     fs::{self, File},
@@ -22,39 +22,39 @@ use super::{
 };
 use crate::config::admin::KEY;
 
-/// The key of the root that will sign next.
+/// The file with the key of the next root.
 pub const NEXT: &str = "next.key";
 
-/// How long everybody has to learn of the next root before it signs. Workloads ask once a minute, and put what they get in force.
+/// How long the next root is trusted before it signs. Workloads ask for the roots once a minute and apply them.
 pub const SPREAD: Duration = Duration::from_secs(300);
 
-/// An authority's folder, of which the root is to be replaced.
+/// An authority's folder whose root is to be replaced.
 pub struct Rotation {
     dir: PathBuf,
     authority: Authority,
 }
 
-/// How far a rotation is.
+/// The progress of a rotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
-    /// One root, which signs.
+    /// No rotation: the only root signs.
     Settled,
-    /// The next root is trusted since then, and does not sign yet.
+    /// The next root has been trusted since then, and does not sign yet.
     Prepared(SystemTime),
-    /// It signs since then, and the old one is still trusted.
+    /// The next root has been signing since then, and the old one is still trusted.
     Switched(SystemTime),
 }
 
 impl Rotation {
-    /// Reads the folder.
+    /// Reads an authority's folder.
     ///
-    /// # Errors
+    /// See [`Authority::open`].
     /// As for [`Authority::open`].
     pub fn open(dir: &Path) -> Result<Rotation, Error> {
         Ok(Rotation { dir: dir.to_owned(), authority: Authority::open(dir)? })
     }
 
-    /// How far it is.
+    /// Returns the rotation's progress.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -72,61 +72,62 @@ impl Rotation {
         }
     }
 
-    /// Makes the next root, and lets it be trusted beside the one that signs.
+    /// Creates the next root, trusted in addition to the one that signs.
     ///
     /// # Errors
-    /// A rotation is under way, or a file cannot be written.
+    /// A rotation is in progress, or a file cannot be written.
     pub fn prepare(self, life: Duration) -> Result<Authority, Error> {
         if self.stage()? != Stage::Settled {
-            return Err(Error::Step("a rotation is under way already: `tollgate ca rotate` shows it".to_owned()));
+            return Err(Error::Step("a rotation is already in progress: `tollgate ca rotate` shows it".to_owned()));
         }
         let next = Root::make(self.authority.trust_domain(), life)?;
-        // The key first: it is nothing before its certificate is there.
+        // The key is written first: without its certificate it has no effect.
         files::put(&self.dir.join(NEXT), &next.key, PRIVATE)?;
         files::put(&self.dir.join(ROOT), &format!("{}{}", self.authority.roots(), next.certificate), PUBLIC)?;
         Authority::open(&self.dir)
     }
 
-    /// Lets the next root sign.
+    /// Makes the next root the signing root.
     ///
     /// # Errors
-    /// It is not prepared, or was just now (unless `now`), or a file cannot be written.
+    /// It was not prepared, or too recently (unless `now`), or a file cannot be written.
     pub fn switch(self, now: bool) -> Result<Authority, Error> {
         let Stage::Prepared(since) = self.stage()? else {
-            return Err(Error::Step("there is no next root: `tollgate ca rotate prepare` makes one".to_owned()));
+            return Err(Error::Step("there is no next root: `tollgate ca rotate prepare` creates one".to_owned()));
         };
         if !now {
-            wait(
-                since,
-                SPREAD,
-                "workloads that do not know the next root yet would not trust those that it signs for",
-            )?;
+            wait(since, SPREAD, "workloads that do not know the next root yet would reject its certificates")?;
         }
         let (next, path) = (self.dir.join(NEXT), self.dir.join(KEY));
         let key = KeyPair::from_pem(&files::read(&next)?);
         let key = key.map_err(|e| Error::content(&next, format!("holds no private key: {e}")))?;
         if !self.roots()?.iter().any(|root| root.public_key == key.subject_public_key_info()) {
-            return Err(Error::content(&next, format!("is the key of no root in `{}`", self.dir.join(ROOT).display())));
+            return Err(Error::content(
+                &next,
+                format!("is not the key of a root in `{}`", self.dir.join(ROOT).display()),
+            ));
         }
-        // When a file was changed says when the step was taken.
+        // The file's modification time records when the step was taken.
         let stamped = File::options().append(true).open(&next).and_then(|file| file.set_modified(SystemTime::now()));
         stamped.and_then(|()| fs::rename(&next, &path)).map_err(|error| Error::write(&path, error))?;
         Authority::open(&self.dir)
     }
 
-    /// Ends the trust in all roots but the one that signs. `life` is the longest life of a certificate.
+    /// Stops trusting every root but the one that signs. `life` is the longest lifetime of a certificate.
     ///
     /// # Errors
-    /// The next root does not sign yet, or what the old one has signed may still be in use (unless `now`), or a file cannot be
-    /// written.
+    /// The next root does not sign yet, certificates of the old one may still be in use (unless `now`), or a file
+    /// cannot be written.
     pub fn retire(self, life: Duration, now: bool) -> Result<Authority, Error> {
         match self.stage()? {
-            Stage::Settled => return Err(Error::Step("there is one root only".to_owned())),
+            Stage::Settled => return Err(Error::Step("there is only one root".to_owned())),
             Stage::Prepared(_) => {
-                return Err(Error::Step("the next root does not sign yet: `tollgate ca rotate switch`".to_owned()));
+                return Err(Error::Step(
+                    "the next root does not sign yet: run `tollgate ca rotate switch` first".to_owned(),
+                ));
             }
             Stage::Switched(since) if !now => {
-                wait(since, life, "certificates that the old root has signed would not be trusted any more")?;
+                wait(since, life, "certificates signed by the old root would be rejected")?;
             }
             Stage::Switched(_) => {}
         }
@@ -138,13 +139,13 @@ impl Rotation {
         Authority::open(&self.dir)
     }
 
-    /// The roots that are trusted.
+    /// Returns the trusted roots.
     fn roots(&self) -> Result<Vec<CertificateInfo>, Error> {
         certificate::all_in(self.authority.roots()).map_err(|what| Error::content(&self.dir.join(ROOT), what))
     }
 }
 
-/// One of the certificates in a text (PEM), as it stands there.
+/// Returns the `place`-th certificate of a PEM text, verbatim.
 fn nth(pem: &str, place: usize) -> Option<&str> {
     let begin = pem.match_indices("-----BEGIN CERTIFICATE-----").nth(place)?.0;
     let end = pem[begin..].find("-----END CERTIFICATE-----")? + "-----END CERTIFICATE-----".len();
@@ -152,15 +153,14 @@ fn nth(pem: &str, place: usize) -> Option<&str> {
     CertificateDer::from_pem_slice(text.as_bytes()).ok().map(|_| text)
 }
 
-/// Refuses what comes sooner than so long after a time.
+/// Fails until `least` has passed since a time.
 fn wait(since: SystemTime, least: Duration, why: &str) -> Result<(), Error> {
     let left = (since + least).duration_since(SystemTime::now()).unwrap_or_default();
     match left.is_zero() {
         true => Ok(()),
-        false => Err(Error::Step(format!(
-            "it is too early, by {} s: {why} (`--now` does it all the same)",
-            left.as_secs() + 1
-        ))),
+        false => {
+            Err(Error::Step(format!("too early by {} s: {why} (use `--now` to proceed anyway)", left.as_secs() + 1)))
+        }
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn both_roots_are_trusted_before_the_new_one_signs_and_after() {
+    fn both_roots_are_trusted_before_and_after_the_switch() {
         let dir = TempDir::new().unwrap();
         let first = Authority::create(dir.path(), &"mesh.local".parse().unwrap(), 10 * DAY, false).unwrap();
         let open = || Rotation::open(dir.path()).unwrap();
@@ -188,7 +188,7 @@ mod tests {
 
         let prepared = open().prepare(10 * DAY).unwrap();
         assert!(prepared.roots().starts_with(&roots) && prepared.roots().len() > roots.len());
-        assert_eq!(prepared.signing(), first.signing(), "the old one signs on");
+        assert_eq!(prepared.signing(), first.signing(), "the old root still signs");
         assert!(matches!(open().stage().unwrap(), Stage::Prepared(_)));
 
         let switched = open().switch(true).unwrap();
@@ -209,28 +209,28 @@ mod tests {
     }
 
     #[test]
-    fn no_step_is_left_out_or_comes_too_early() {
+    fn steps_out_of_order_or_too_early_are_rejected() {
         let dir = TempDir::new().unwrap();
         Authority::create(dir.path(), &"mesh.local".parse().unwrap(), 10 * DAY, false).unwrap();
         let open = || Rotation::open(dir.path()).unwrap();
-        let error = |result: Result<Authority, Error>| result.err().expect("it is refused").to_string();
+        let error = |result: Result<Authority, Error>| result.err().expect("the step must be rejected").to_string();
         assert!(error(open().switch(true)).contains("rotate prepare"));
-        assert!(error(open().retire(DAY, true)).contains("one root only"));
+        assert!(error(open().retire(DAY, true)).contains("only one root"));
         open().prepare(10 * DAY).unwrap();
-        assert!(error(open().prepare(10 * DAY)).contains("under way"));
+        assert!(error(open().prepare(10 * DAY)).contains("in progress"));
         assert!(error(open().retire(DAY, true)).contains("rotate switch"));
-        assert!(error(open().switch(false)).contains("too early, by 300 s"));
+        assert!(error(open().switch(false)).contains("too early by 300 s"));
         open().switch(true).unwrap();
         assert!(error(open().switch(true)).contains("rotate prepare"));
-        assert!(error(open().retire(DAY, false)).contains("too early, by 86400 s"));
+        assert!(error(open().retire(DAY, false)).contains("too early by 86400 s"));
         assert!(open().retire(Duration::ZERO, false).is_ok());
     }
 
     #[test]
-    fn a_step_that_was_broken_off_can_be_taken_again() {
+    fn an_interrupted_step_can_be_repeated() {
         let dir = TempDir::new().unwrap();
         let first = Authority::create(dir.path(), &"mesh.local".parse().unwrap(), 10 * DAY, false).unwrap();
-        // The key is there, its certificate is not.
+        // The key exists, its certificate does not.
         fs::write(dir.path().join(NEXT), new_key().unwrap().serialize_pem()).unwrap();
         assert_eq!(Authority::open(dir.path()).unwrap().signing(), first.signing());
         let open = || Rotation::open(dir.path()).unwrap();

@@ -1,7 +1,7 @@
-//! The authority as a service of the admin listener: `POST /ca/sign` and `GET /ca/root`.
+//! The authority as a service on the admin listener: `POST /ca/sign` and `GET /ca/root`.
 //!
-//! The admin listener speaks plain HTTP and knows nobody, so all that speaks for a caller is the join token, for each
-//! certificate anew. What comes back is no secret: the key never leaves the workload.
+//! The admin listener speaks plain HTTP and does not authenticate callers, so each request needs a join token.
+//! Responses hold no secrets: the private key never leaves the workload.
 
 use std::{
     cell::RefCell,
@@ -27,48 +27,48 @@ use crate::{
     observe::{Counter, MetricError, Registry, access_log::timestamp, shard, target},
 };
 
-/// Bytes of a request for a certificate that are read.
+/// The limit on a signing request's body, in bytes.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// How long its sender may take.
+/// The timeout for reading the body.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Refusals are logged this far apart at least; those between are counted.
+/// The minimum interval between log lines about rejected requests; those in between are counted.
 const APART: Duration = Duration::from_secs(1);
 
-/// What signs for workloads. It reads the folder each time, so that another root signs as soon as it is to, and no key is in memory
-/// longer than it is needed.
+/// Signs for workloads. It reads the folder for each request, so that it follows a rotation immediately and holds the
+/// key in memory no longer than needed.
 pub struct Service {
     dir: PathBuf,
-    /// Keeps others from making another authority in this folder.
+    /// A lock that keeps others from creating another authority in this folder.
     _claim: File,
-    /// The root that was the one to sign when that was last looked at, by its fingerprint.
+    /// The fingerprint of the signing root at the last read.
     signing: RefCell<String>,
     max_ttl: Duration,
     issued: Counter,
-    refused: Vec<(&'static str, Counter)>,
+    rejected: Vec<(&'static str, Counter)>,
     logged: RefCell<Logged>,
 }
 
-/// What was logged of refusals.
+/// The state of the log's rate limit.
 #[derive(Default)]
 struct Logged {
     last: Option<Instant>,
-    unsaid: u64,
+    suppressed: u64,
 }
 
-/// Why no certificate is signed.
+/// Why no certificate was signed.
 #[derive(Debug, thiserror::Error)]
 enum SigningError {
-    #[error("a join token is needed: `Authorization: Bearer TOKEN`")]
+    #[error("a join token is required: `Authorization: Bearer TOKEN`")]
     NoToken,
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("the join token is for `{scope}`, not for `{asked}`")]
     Identity { scope: Scope, asked: SpiffeId },
-    #[error("the request cannot be used: {0}")]
+    #[error("the signing request is invalid: {0}")]
     Request(String),
-    #[error("the request is larger than {MAX_REQUEST} bytes, or came too slowly")]
+    #[error("the request is larger than {MAX_REQUEST} bytes, or was received too slowly")]
     Body,
     #[error("`ttl` must be a time of at least 1s, such as 24h")]
     Life,
@@ -77,7 +77,7 @@ enum SigningError {
 }
 
 impl SigningError {
-    /// All values of the metric's label.
+    /// All values of the metric's `reason` label.
     const REASONS: [&'static str; 8] =
         ["no_token", "bad_token", "expired_token", "identity", "request", "body", "ttl", "failed"];
 
@@ -107,21 +107,21 @@ impl SigningError {
     }
 }
 
-/// The authority that the configuration names, if it does.
+/// Opens the configured authority, if any.
 ///
 /// # Errors
-/// The folder holds none.
+/// The folder holds no authority.
 pub fn authority(loaded: &Loaded) -> Option<Result<Authority, Diagnostic>> {
     let dir = loaded.source.resolve(&loaded.config.admin.ca.as_ref()?.dir);
     Some(Authority::open(&dir).map_err(|e| {
-        let help = format!("`tollgate ca init --dir {}` makes an authority", dir.display());
-        let message = format!("there is no certificate authority here: {e}");
+        let help = format!("`tollgate ca init --dir {}` creates an authority", dir.display());
+        let message = format!("cannot open the certificate authority: {e}");
         loaded.source.diagnostic("/admin/ca/dir", message, Some(help))
     }))
 }
 
 impl Service {
-    /// The service that the configuration asks for, if it does.
+    /// Opens the configured service, if any.
     ///
     /// # Errors
     /// The folder holds no authority.
@@ -140,12 +140,12 @@ impl Service {
 
     fn new(dir: PathBuf, authority: &Authority, max_ttl: Duration, registry: &Registry) -> anyhow::Result<Service> {
         let claim = File::open(&dir)?;
-        // A file system that knows no locks protects from nothing, and hinders nobody.
+        // A file system without locks offers no protection, but that is no reason to fail.
         if let Err(error) = claim.try_lock_shared() {
-            tracing::debug!(target: target::CA, "the authority's folder is not locked: {error}");
+            tracing::debug!(target: target::CA, "cannot lock the authority's folder: {error}");
         }
-        let refused = |reason| {
-            let help = "Certificates that were refused to workloads, by reason.";
+        let rejected = |reason| {
+            let help = "Rejected certificate requests of workloads, by reason.";
             Ok((reason, registry.counter("tollgate_ca_refused_total", help, &[("reason", reason)])?))
         };
         Ok(Service {
@@ -153,25 +153,21 @@ impl Service {
             _claim: claim,
             signing: RefCell::new(authority.signing().fingerprint.clone()),
             max_ttl,
-            issued: registry.counter(
-                "tollgate_ca_issued_total",
-                "Certificates that were signed for workloads.",
-                &[],
-            )?,
-            refused: SigningError::REASONS.into_iter().map(refused).collect::<Result<_, MetricError>>()?,
+            issued: registry.counter("tollgate_ca_issued_total", "Certificates signed for workloads.", &[])?,
+            rejected: SigningError::REASONS.into_iter().map(rejected).collect::<Result<_, MetricError>>()?,
             logged: RefCell::default(),
         })
     }
 
-    /// The certificates of all roots that are trusted (PEM).
+    /// Reads the trusted root certificates (PEM).
     ///
     /// # Errors
-    /// The folder holds none any more.
+    /// The file cannot be read.
     pub fn roots(&self) -> Result<String, Error> {
         authority::roots_of(&self.dir)
     }
 
-    /// The authority as it is now.
+    /// Reads the authority's present state.
     fn authority(&self) -> Result<Authority, Error> {
         let authority = Authority::open(&self.dir)?;
         let signing = authority.signing();
@@ -180,17 +176,17 @@ impl Service {
                 target: target::CA,
                 subject = signing.subject,
                 not_after = timestamp::text(signing.not_after),
-                "another root signs"
+                "signing root changed"
             );
             self.signing.replace(signing.fingerprint.clone());
         }
         Ok(authority)
     }
 
-    /// Answers `POST /ca/sign`: a status and a JSON object.
+    /// Handles `POST /ca/sign`: returns a status and a JSON object.
     pub async fn sign(&self, peer: SocketAddr, head: &http::request::Parts, body: Incoming) -> (StatusCode, Value) {
         let signed = match self.scope(&head.headers) {
-            // Who has no token gets nothing read.
+            // Without a valid token, the body is not read.
             Err(refusal) => Err(refusal),
             Ok((scope, token)) => {
                 match tokio::time::timeout(LONGEST, Limited::new(body, MAX_REQUEST).collect()).await {
@@ -208,7 +204,7 @@ impl Service {
                 self.issued.inc(shard());
                 tracing::info!(
                     target: target::CA,
-                    spiffe = facts.uri(), serial = facts.serial, not_after, token, %peer, "a certificate was signed"
+                    spiffe = facts.uri(), serial = facts.serial, not_after, token, %peer, "certificate signed"
                 );
                 (StatusCode::OK, answer(&issued, &roots))
             }
@@ -219,7 +215,7 @@ impl Service {
         }
     }
 
-    /// What the caller's token allows, and the token's id.
+    /// Returns the scope and the id of the caller's token.
     fn scope(&self, headers: &HeaderMap) -> Result<(Scope, String), SigningError> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         // RFC 9110, section 11.1: the scheme's case does not matter.
@@ -231,7 +227,7 @@ impl Service {
         Ok((token.scope, token.id))
     }
 
-    /// A certificate, and the roots that are trusted with it.
+    /// Signs a certificate if the scope allows it; returns it with the trusted roots.
     fn decide(&self, scope: &Scope, query: Option<&str>, pem: &[u8]) -> Result<(Issued, String), SigningError> {
         let life = query.into_iter().flat_map(|query| query.split('&')).find_map(|part| part.strip_prefix("ttl="));
         let life = match life {
@@ -250,21 +246,21 @@ impl Service {
         Ok((authority.sign(&asked.key, &names, life)?, authority.roots().to_owned()))
     }
 
-    /// Counts a refusal, and logs it unless one was logged just now: nobody shall fill the log by asking.
+    /// Counts a rejected request and logs it, rate-limited so that callers cannot flood the log.
     fn note(&self, refusal: &SigningError, peer: SocketAddr) {
-        if let Some((_, counter)) = self.refused.iter().find(|(reason, _)| *reason == refusal.reason()) {
+        if let Some((_, counter)) = self.rejected.iter().find(|(reason, _)| *reason == refusal.reason()) {
             counter.inc(shard());
         }
         let mut logged = self.logged.borrow_mut();
         if logged.last.is_some_and(|last| last.elapsed() < APART) {
-            logged.unsaid += 1;
+            logged.suppressed += 1;
             return;
         }
         tracing::warn!(
             target: target::CA,
-            reason = refusal.reason(), %peer, not_logged_before = logged.unsaid, "a certificate was refused: {refusal}"
+            reason = refusal.reason(), %peer, not_logged_before = logged.suppressed, "certificate refused: {refusal}"
         );
-        *logged = Logged { last: Some(Instant::now()), unsaid: 0 };
+        *logged = Logged { last: Some(Instant::now()), suppressed: 0 };
     }
 }
 
@@ -306,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_token_of_this_authority_lets_one_in() {
+    fn only_a_token_of_this_authority_is_accepted() {
         let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let (service, other) = (service(&dir), service(&other));
         let token = |ttl| Token::new("spiffe://mesh.local/*".parse().unwrap(), ttl).unwrap();
@@ -333,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_is_what_the_token_allows() {
+    fn only_what_the_token_allows_is_signed() {
         let dir = TempDir::new().unwrap();
         let service = service(&dir);
         let decide = |scope: &str, query, id| {
@@ -350,7 +346,7 @@ mod tests {
             assert_eq!(decide(all, Some(query), web).err(), Some("ttl"), "{query}");
         }
         assert_eq!(decide(web, None, "spiffe://mesh.local/db").err(), Some("identity"));
-        // A token that the authority itself would not make.
+        // A token that the authority itself would not create.
         assert_eq!(decide("spiffe://other/*", None, "spiffe://other/web").err(), Some("identity"));
         let scope = web.parse().unwrap();
         assert_eq!(service.decide(&scope, None, b"nonsense").unwrap_err().reason(), "request");
@@ -363,9 +359,9 @@ mod tests {
         for refusal in [SigningError::NoToken, SigningError::Body, SigningError::Sign(Error::Ended), SigningError::Life]
         {
             service.note(&refusal, ([127, 0, 0, 1], 1).into());
-            let counter = service.refused.iter().find(|(reason, _)| *reason == refusal.reason());
+            let counter = service.rejected.iter().find(|(reason, _)| *reason == refusal.reason());
             assert_eq!(counter.unwrap().1.value(), 1, "{refusal}");
         }
-        assert_eq!(service.logged.borrow().unsaid, 3, "they came within a second");
+        assert_eq!(service.logged.borrow().suppressed, 3, "they arrived within a second");
     }
 }

@@ -1,8 +1,8 @@
-//! Join tokens: what a workload shows to get its first certificate, and each further one.
+//! Join tokens: a workload presents one to get its first certificate, and at each renewal.
 //!
-//! A token is a text that says which identities may be asked for and when it ends, sealed with HMAC-SHA256 by a secret of
-//! the authority's folder. So nothing has to be remembered of it: it can be used any number of times until it ends, and
-//! all tokens end at once if the secret is replaced.
+//! A token states the permitted identities and its expiry, sealed with HMAC-SHA256 by a secret in the authority's
+//! folder. So the authority keeps no record of tokens: a token can be used any number of times until it expires, and
+//! replacing the secret revokes all tokens.
 
 use std::{
     fmt,
@@ -20,50 +20,50 @@ use crate::{
     observe::access_log::timestamp,
 };
 
-/// What a token begins with: its kind and version. Tools that look for leaked secrets go by such marks.
+/// The prefix of a token: its type and version. Scanners for leaked secrets recognize such prefixes.
 const MARK: &str = "tollgate-join-1";
 
-/// Bytes of a secret.
+/// The length of a secret in bytes.
 const SECRET: usize = 32;
 
-/// Longer texts are not looked at; an ID has 2048 bytes at most.
+/// Longer texts are rejected unread; a SPIFFE ID has at most 2048 bytes.
 const MAX_TOKEN: usize = 4096;
 
-/// Which identities may be asked for: one, or all below a path (`spiffe://mesh.local/ns/default/*`).
+/// The identities that may be requested: one, or all below a path (`spiffe://mesh.local/ns/default/*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// This one.
+    /// This identity.
     One(SpiffeId),
-    /// Those whose path goes on after this one's.
+    /// Identities whose path continues this one's.
     Below(SpiffeId),
 }
 
-/// What a token says.
+/// The content of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
-    /// Whom it is for.
+    /// The permitted identities.
     pub scope: Scope,
-    /// When it ends, to the second.
+    /// The expiry, to the second.
     pub expires: SystemTime,
-    /// Tells it from others in logs; no secret.
+    /// Identifies the token in logs; not secret.
     pub id: String,
 }
 
-/// Why a token is not accepted.
+/// Why a token was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It was not made with this secret, or was changed since.
-    #[error("the join token is not one of this certificate authority")]
+    /// It was not sealed with this secret, or was altered.
+    #[error("the join token was not issued by this certificate authority")]
     Forged,
-    /// Its time is over.
-    #[error("the join token has ended at {}", timestamp::text(*.0))]
+    /// It has expired.
+    #[error("the join token expired at {}", timestamp::text(*.0))]
     Expired(SystemTime),
 }
 
-/// What tokens are sealed with.
+/// The key that seals tokens.
 pub struct Secret(hmac::Key);
 
-/// A token's inside.
+/// The serialized content of a token.
 #[derive(Serialize, Deserialize)]
 struct Claims {
     #[serde(rename = "for")]
@@ -74,7 +74,7 @@ struct Claims {
 }
 
 impl Scope {
-    /// Whether an identity may be asked for.
+    /// Returns whether the scope covers an identity.
     pub fn allows(&self, id: &SpiffeId) -> bool {
         match self {
             Scope::One(one) => one == id,
@@ -82,7 +82,7 @@ impl Scope {
         }
     }
 
-    /// The trust domain's name.
+    /// Returns the trust domain's name.
     pub fn trust_domain(&self) -> &str {
         let (Scope::One(id) | Scope::Below(id)) = self;
         id.trust_domain()
@@ -110,7 +110,7 @@ impl fmt::Display for Scope {
 }
 
 impl Token {
-    /// A token that ends after this time.
+    /// Creates a token that expires after `ttl`.
     pub fn new(scope: Scope, ttl: Duration) -> Result<Token, getrandom::Error> {
         let mut id = [0; 4];
         getrandom::fill(&mut id)?;
@@ -120,20 +120,20 @@ impl Token {
 }
 
 impl Secret {
-    /// A new one, as it stands in a file.
+    /// Generates a secret in its file format.
     pub fn generate() -> Result<String, getrandom::Error> {
         let mut secret = [0; SECRET];
         getrandom::fill(&mut secret)?;
         Ok(BASE64.encode(secret) + "\n")
     }
 
-    /// From a file's content.
+    /// Parses a secret file.
     pub fn read(text: &str) -> Option<Secret> {
         let secret = BASE64.decode(text.trim()).ok().filter(|secret| secret.len() == SECRET)?;
         Some(Secret(hmac::Key::new(hmac::HMAC_SHA256, &secret)))
     }
 
-    /// The token as a text.
+    /// Seals a token and returns its text.
     pub fn seal(&self, token: &Token) -> String {
         let exp = token.expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let claims = Claims { scope: token.scope.to_string(), exp, id: token.id.clone() };
@@ -142,8 +142,8 @@ impl Secret {
         format!("{sealed}.{}", BASE64.encode(tag))
     }
 
-    /// What a token says, if it is ours and has not ended. The seal is compared in constant time, before anything else in
-    /// the token is looked at.
+    /// Returns the content of a token that is genuine and has not expired. The seal is compared in constant time
+    /// before anything else in the token is read.
     pub fn open(&self, text: &str, now: SystemTime) -> Result<Token, TokenError> {
         let whole = Some(text).filter(|text| text.len() <= MAX_TOKEN);
         let (sealed, tag) = whole.and_then(|text| text.rsplit_once('.')).ok_or(TokenError::Forged)?;
@@ -157,7 +157,7 @@ impl Secret {
     }
 }
 
-/// When a token says that it ends. Its holder cannot check the seal, and need not.
+/// Returns a token's expiry. The seal is not verified: the holder of a token does not have the secret.
 pub fn end_of(text: &str) -> Option<SystemTime> {
     unsealed(text.rsplit_once('.')?.0).map(|token| token.expires)
 }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_what_was_sealed_until_it_ends() {
+    fn a_token_is_valid_until_it_expires() {
         let (secret, token) = (secret(), token("spiffe://mesh.local/ns/a/*"));
         let text = secret.seal(&token);
         assert_eq!(secret.open(&text, SystemTime::now()), Ok(token.clone()));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_another_secret_or_with_another_inside_is_forged() {
+    fn a_token_of_another_secret_or_with_altered_content_is_rejected() {
         let (ours, now) = (secret(), SystemTime::now());
         let text = ours.seal(&token("spiffe://mesh.local/web"));
         assert_eq!(secret().open(&text, now), Err(TokenError::Forged));
@@ -221,7 +221,7 @@ mod tests {
         ] {
             assert_eq!(ours.open(&forged, now), Err(TokenError::Forged), "{forged}");
         }
-        // Each character counts: changing any of them breaks the seal.
+        // Changing any character breaks the seal.
         for at in 0..text.len() {
             let other = if &text[at..=at] == "A" { "B" } else { "A" };
             let mut changed = text.clone();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_has_its_length() {
+    fn a_secret_of_the_wrong_length_is_rejected() {
         assert!(Secret::read("").is_none() && Secret::read("c2hvcnQ").is_none() && Secret::read("!").is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! TLS to a cluster's endpoints: whom to trust, by which name, and what to show.
+//! TLS to a cluster's endpoints: trusted authorities, server name, and the client certificate.
 
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
@@ -20,20 +20,21 @@ use super::{
 };
 use crate::config::model::ClusterTls;
 
-/// What a cluster needs for handshakes. Shared by all workers.
+/// A cluster's TLS client configuration. Shared by all workers.
 #[derive(Debug)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
     certificate: Option<OwnCertificate>,
     lists: Vec<Dated>,
-    /// Of all that it was made from.
-    made_of: [u8; 32],
+    /// A hash of everything it was built from.
+    digest: [u8; 32],
 }
 
 impl ClientTls {
-    /// From a section of the configuration and its files. `alpn` is what may be spoken, the best first; with none, nothing is
-    /// said about it. If it would be no other than `previous`, it is that one, with the sessions that can be resumed.
+    /// Builds it from a section of the configuration and its files. `alpn` lists the protocols in order of
+    /// preference; if empty, ALPN is not sent. Returns `previous` if the result would be equal, which keeps its
+    /// resumable sessions.
     pub fn load(
         section: &ClusterTls,
         cluster: &str,
@@ -55,8 +56,8 @@ impl ClientTls {
             Ok(_) => return Err(wrong),
             Err(problems) => return Err(wrong.into_iter().chain(problems).collect()),
         };
-        let made_of = made_of(section, cluster, alpn, loader, &roots);
-        if let Some(same) = previous.filter(|previous| previous.made_of == made_of) {
+        let digest = digest(section, cluster, alpn, loader, &roots);
+        if let Some(same) = previous.filter(|previous| previous.digest == digest) {
             return Ok(same.clone());
         }
         let whole = |error| vec![FieldError { place: String::new(), error }];
@@ -83,32 +84,32 @@ impl ClientTls {
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.enable_sni = server_name.is_some();
-        Ok(Arc::new(ClientTls { config: Arc::new(config), server_name, certificate, lists: dated, made_of }))
+        Ok(Arc::new(ClientTls { config: Arc::new(config), server_name, certificate, lists: dated, digest }))
     }
 
-    /// What does handshakes on streams.
+    /// Returns the connector for handshakes on streams.
     pub fn connector(&self) -> TlsConnector {
         TlsConnector::from(self.config.clone())
     }
 
-    /// The TLS library's view of it.
+    /// Returns the TLS library's configuration.
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config
     }
 
-    /// The name to go by, with an endpoint at this address (none: a unix socket). Without a name for the whole cluster no name
-    /// is asked for, and the certificate must be for the address (unless `sans` says for whom).
+    /// Returns the server name for an endpoint with this address (`None`: a Unix socket). If the cluster has no name,
+    /// SNI is not sent and the certificate must be for the address (unless `sans` lists its names).
     pub fn server_name(&self, endpoint: Option<IpAddr>) -> ServerName<'static> {
         let by_address = || endpoint.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical().into();
         self.server_name.clone().unwrap_or_else(by_address)
     }
 
-    /// Its files that are good until some time.
+    /// Returns the files that expire.
     pub fn dated(&self) -> impl Iterator<Item = Dated> {
         self.certificate.iter().map(OwnCertificate::dated).chain(self.lists.iter().cloned())
     }
 
-    /// What is probably not meant, each with its place (see [`Problem`]).
+    /// Returns warnings, each with its place (see [`FieldError`]).
     pub fn warnings(&self, now: SystemTime) -> Vec<(String, String)> {
         let mut all: Vec<_> = self.certificate.iter().filter_map(OwnCertificate::warning).collect();
         all.extend(self.dated().filter_map(|dated| Some((dated.place.clone(), dated.warning(now)?))));
@@ -116,13 +117,13 @@ impl ClientTls {
     }
 }
 
-/// The name that is asked for, and that certificates are for unless `sans` says otherwise.
+/// Returns the name that is sent as SNI, and that certificates must be for unless `sans` is set.
 fn server_name(section: &ClusterTls, cluster: &str) -> Option<ServerName<'static>> {
     let name = section.sni.as_deref().unwrap_or(cluster);
     ServerName::try_from(name).ok().map(|name| name.to_owned())
 }
 
-/// Whom to trust.
+/// Loads the trusted roots and the revocation lists.
 pub(super) fn verifying(
     section: &ClusterTls,
     loader: &mut Loader<'_>,
@@ -137,7 +138,7 @@ pub(super) fn verifying(
     }
 }
 
-/// What decides about the certificates of endpoints.
+/// Returns the verifier for endpoints' certificates.
 pub(super) fn verifier(
     section: &ClusterTls,
     roots: Arc<RootCertStore>,
@@ -159,14 +160,8 @@ pub(super) fn verifier(
     Ok(Arc::new(NameVerifier { roots, lists: lists.map_err(|e| refused(&e))?, sans, algorithms }))
 }
 
-/// A hash of everything that a handshake depends on.
-fn made_of(
-    section: &ClusterTls,
-    cluster: &str,
-    alpn: &[&[u8]],
-    loader: &Loader<'_>,
-    roots: &RootCertStore,
-) -> [u8; 32] {
+/// Returns a hash of everything that a handshake depends on.
+fn digest(section: &ClusterTls, cluster: &str, alpn: &[&[u8]], loader: &Loader<'_>, roots: &RootCertStore) -> [u8; 32] {
     let mut all = serde_json::to_vec(section).unwrap_or_default();
     for part in alpn.iter().copied().chain([cluster.as_bytes()]) {
         all.push(0);

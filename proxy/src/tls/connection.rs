@@ -1,4 +1,4 @@
-//! What one connection of a client knows when its TLS handshake is over.
+//! The facts about a client's connection after its TLS handshake.
 
 use std::{cell::OnceCell, sync::Arc, time::SystemTime};
 
@@ -12,46 +12,46 @@ use super::{
     xfcc,
 };
 
-/// Why a client is turned away although its handshake went well.
+/// Why a client is rejected after a successful handshake.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
-    /// The session was resumed, which verifies nothing again.
-    #[error("the client's certificate, shown when the resumed session began, expired on {}", date(*.0))]
+    /// The session was resumed, which does not verify the certificate again.
+    #[error("the client certificate of the resumed session expired on {}", date(*.0))]
     Expired(i64),
-    /// The same of another certificate of its chain.
-    #[error("a certificate of the client's chain, shown when the resumed session began, has expired or cannot be read")]
+    /// The same for another certificate of the client's chain.
+    #[error("a certificate in the client's chain of the resumed session has expired or cannot be read")]
     Chain,
-    /// The same of a revocation list by which it was verified.
-    #[error("the session was resumed, and a revocation list that it was verified by expired on {}", date(*.0))]
+    /// The same for a revocation list that the chain was verified with.
+    #[error("a revocation list used to verify the resumed session expired on {}", date(*.0))]
     List(i64),
-    /// It says that it is several workloads (X509-SVID section 2: it must not).
-    #[error("the client's certificate has a SPIFFE ID and another URI: it must have one")]
+    /// The certificate claims several identities, which X509-SVID section 2 forbids.
+    #[error("the client's certificate has a SPIFFE ID and another URI: it must have exactly one URI")]
     SeveralIds,
-    /// Nobody can say who it is.
+    /// The certificate cannot be parsed.
     #[error("the client's certificate cannot be read: {0}")]
     Unreadable(#[from] IdentityError),
 }
 
-/// What is known of a TLS connection.
+/// The facts about a TLS connection.
 #[derive(Debug)]
 pub struct ConnectionTls {
     /// `TLSv1.2`, `TLSv1.3`.
     pub version: &'static str,
-    /// The cipher suite, by its name in the registry of IANA.
+    /// The cipher suite, by its name in the IANA registry.
     pub cipher: &'static str,
-    /// The name that the client has asked for (SNI), in lower case.
+    /// The server name that the client requested (SNI), in lower case.
     pub server_name: Option<Box<str>>,
-    /// The protocol that was agreed on (ALPN).
+    /// The negotiated protocol (ALPN).
     pub alpn: Option<Box<[u8]>>,
-    /// Who the client is, if it has shown a certificate; if so, it was verified.
+    /// The client's identity, if it presented a certificate; always verified.
     pub peer: Option<Identity>,
-    /// Who we are to it.
+    /// The certificate that we presented.
     pub local: Option<Arc<Identity>>,
     forwarded: OnceCell<HeaderValue>,
 }
 
 impl ConnectionTls {
-    /// Of a connection whose handshake is over. `local` is the certificate that it was shown.
+    /// Reads the facts from a connection after its handshake. `local` is the certificate that we presented.
     pub fn of_server(connection: &ServerConnection, local: Option<Arc<Identity>>) -> Result<ConnectionTls, PeerError> {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -64,8 +64,8 @@ impl ConnectionTls {
         ConnectionTls::new((version, suite), connection.server_name(), alpn, chain, local)
     }
 
-    /// Of parts: version and cipher suite, SNI, ALPN, the client's chain (empty if it has shown none, else verified), our own
-    /// certificate. For TLS inside of QUIC, whose connections are of another type.
+    /// Creates it from parts: version and cipher suite, SNI, ALPN, the client's verified chain (empty if it presented
+    /// none), and our own certificate. For QUIC, whose connections have another type.
     pub fn new(
         (version, cipher): (&'static str, &'static str),
         server_name: Option<&str>,
@@ -84,19 +84,20 @@ impl ConnectionTls {
         Ok(ConnectionTls { version, cipher, server_name, alpn, peer, local, forwarded: OnceCell::new() })
     }
 
-    /// Whether both sides have shown certificates, and the client's was verified.
+    /// Returns whether both sides presented certificates; the client's was verified.
     pub fn is_mutual(&self) -> bool {
         self.peer.is_some()
     }
 
-    /// The element of `X-Forwarded-Client-Cert` for the client. The same for all requests, so it is made once.
+    /// Returns the client's element of `X-Forwarded-Client-Cert`. It is the same for all requests, so it is built
+    /// once.
     pub(super) fn forwarded(&self) -> Option<&HeaderValue> {
         let peer = self.peer.as_ref()?;
         Some(self.forwarded.get_or_init(|| xfcc::element(peer, self.local.as_deref())))
     }
 }
 
-/// The suite's name in the registry. rustls has names of its own for those of TLS 1.3.
+/// Returns the suite's name in the IANA registry. rustls uses its own names for the TLS 1.3 suites.
 fn suite_name(suite: CipherSuite) -> &'static str {
     match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",

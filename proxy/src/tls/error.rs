@@ -1,4 +1,4 @@
-//! What can be wrong with certificates, keys and revocation lists, in words that name the file.
+//! Errors in certificates, keys and revocation lists; the messages name the file.
 
 use std::{
     fmt,
@@ -8,90 +8,91 @@ use std::{
 
 use crate::observe::access_log::timestamp;
 
-/// Larger files are refused. The largest that are of use are revocation lists of public authorities, which have a few MiB.
+/// The limit on a file's size in bytes. The largest useful files are revocation lists of public authorities, with a
+/// few MiB.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// What is wrong with a file, or with two that belong together.
+/// An error in a file, or in two files that belong together.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialError {
-    /// It is not there.
+    /// The file does not exist.
     #[error("there is no file `{}`", .0.display())]
     Missing(PathBuf),
-    /// It is there, but cannot be read.
+    /// The file exists but cannot be read.
     #[error("cannot read `{}`: {}", .0.display(), .1)]
     Unreadable(PathBuf, std::io::Error),
-    /// It is larger than 64 MiB.
+    /// The file is larger than 64 MiB.
     #[error("`{}` is larger than {} MiB", .0.display(), MAX_BYTES >> 20)]
     TooLarge(PathBuf),
-    /// The PEM in it is broken.
+    /// The file is not well-formed PEM.
     #[error("`{}` is not well-formed PEM: {}", .0.display(), .1)]
     Pem(PathBuf, String),
-    /// It holds nothing of the kind that is wanted.
+    /// The file has no section of the required type.
     #[error("there is no {wanted} in `{}`: {found}", path.display())]
     Nothing {
         /// The file.
         path: PathBuf,
-        /// What should be in it.
+        /// The required type.
         wanted: &'static str,
-        /// What is.
+        /// What the file holds instead.
         found: Found,
     },
-    /// A certificate in it is none.
+    /// An invalid certificate.
     #[error("certificate {} in `{}` cannot be used: {}", .1, .0.display(), .2)]
     Certificate(PathBuf, usize, String),
-    /// A certificate of ours is over.
+    /// Our certificate has expired.
     #[error("the certificate in `{}` expired on {}", .0.display(), date(*.1))]
     Expired(PathBuf, i64),
-    /// A certificate of ours has not begun.
+    /// Our certificate is not valid yet.
     #[error("the certificate in `{}` is not valid before {}", .0.display(), date(*.1))]
     NotYetValid(PathBuf, i64),
-    /// A private key of a kind, or a size, that is not supported.
+    /// A private key of an unsupported type or size.
     #[error("the private key in `{}` cannot be used: {}", .0.display(), .1)]
     Key(PathBuf, String),
-    /// Not this certificate's key.
+    /// A key that does not match the certificate.
     #[error("the key in `{}` does not belong to the (first) certificate in `{}`", key.display(), certificate.display())]
     KeyMismatch {
         /// The key's file.
         key: PathBuf,
-        /// The certificate's.
+        /// The certificate's file.
         certificate: PathBuf,
     },
-    /// A revocation list in it is none, or of a kind that is not supported (RFC 5280: delta and indirect lists).
+    /// An invalid revocation list, or an unsupported one (RFC 5280: delta and indirect lists).
     #[error("revocation list {} in `{}` cannot be used: {}", .1, .0.display(), .2)]
     RevocationList(PathBuf, usize, String),
-    /// A revocation list is older than it may be.
+    /// An expired revocation list.
     #[error("a revocation list in `{}` expired on {}", .0.display(), date(*.1))]
     RevocationListExpired(PathBuf, i64),
-    /// No authorities in the configuration, and none in the system.
-    #[error("the system has no certificates that it trusts{0}")]
+    /// The configuration names no authorities, and the system has none.
+    #[error("the system has no trusted certificates{0}")]
     NoSystemRoots(String),
-    /// The TLS library refuses what is left.
-    #[error("this cannot be used: {0}")]
+    /// Any other error of the TLS library.
+    #[error("rejected by the TLS library: {0}")]
     Refused(String),
 }
 
 impl MaterialError {
-    /// What to do about it, if there is something to say.
+    /// Returns how to fix the error, if known.
     pub fn help(&self) -> Option<String> {
         let help = match self {
             MaterialError::Nothing { found: Found::EncryptedKey, .. } => {
-                "keys with a passphrase are not supported: `openssl pkey -in KEY -out NEW` writes it without one"
+                "keys with a passphrase are not supported: `openssl pkey -in KEY -out NEW` writes the key without one"
             }
             MaterialError::Nothing { found: Found::Der, wanted: "certificate", .. } => {
                 "`openssl x509 -inform DER -in FILE -out NEW` writes it as PEM"
             }
             MaterialError::KeyMismatch { .. } => {
-                "while both are being replaced this is so for a moment: it is tried again when the other file changes"
+                "this is normal while both files are being replaced: they are read again when the other one changes"
             }
             MaterialError::Expired(..) | MaterialError::NotYetValid(..) => "is the clock right?",
-            MaterialError::NoSystemRoots(_) => "name a file with them in `ca`",
+            MaterialError::NoSystemRoots(_) => "name a file with trusted certificates in `ca`",
             _ => return None,
         };
         Some(help.to_owned())
     }
 }
 
-/// What a file holds in place of what is wanted.
+/// What a file holds instead of the required type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// A certificate.
@@ -102,9 +103,9 @@ pub enum Found {
     EncryptedKey,
     /// A revocation list.
     RevocationList,
-    /// DER, or something else that begins like it.
+    /// DER, or something that begins like it.
     Der,
-    /// Nothing known.
+    /// Nothing recognizable.
     Nothing,
 }
 
@@ -131,22 +132,22 @@ impl fmt::Display for Found {
             Found::EncryptedKey => "it holds a private key with a passphrase",
             Found::RevocationList => "it holds a revocation list",
             Found::Der => "it seems to be DER, not PEM",
-            Found::Nothing => "no part of it is PEM of that kind",
+            Found::Nothing => "it has no PEM section of this type",
         })
     }
 }
 
-/// What is wrong, and with which field.
+/// An error and the field that it is in.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct FieldError {
     /// The field, as a JSON pointer into the `tls` section without the first slash, such as `certificates/0/key`.
     pub place: String,
-    /// What is wrong with it.
+    /// The error.
     pub error: MaterialError,
 }
 
-/// A time for people: `2026-11-21T07:20:37Z`, from seconds since 1970.
+/// Formats seconds since 1970 as `2026-11-21T07:20:37Z`.
 pub fn date(seconds: i64) -> String {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let time = match seconds < 0 {
@@ -154,15 +155,15 @@ pub fn date(seconds: i64) -> String {
         false => SystemTime::UNIX_EPOCH.checked_add(distance),
     };
     let text = timestamp::text(time.unwrap_or(SystemTime::UNIX_EPOCH));
-    // Certificates know no milliseconds.
+    // Certificates have no milliseconds.
     format!("{}Z", text.get(..19).unwrap_or(&text))
 }
 
-/// An error of the TLS library about what is our own; its words are about a peer's.
+/// Formats an error of the TLS library about our own files; its own message is worded for a peer's certificate.
 pub(super) fn plain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding) => {
-            "it is no X.509 certificate".to_owned()
+            "not a valid X.509 certificate".to_owned()
         }
         rustls::Error::InvalidCertificate(error) => error.to_string(),
         rustls::Error::General(error) => error.clone(),

@@ -1,9 +1,9 @@
-//! Why a handshake failed, in words that say what to change: the TLS library's errors name neither the issuer that nobody knows,
+//! Explains failed handshakes, with hints on what to change: the TLS library's errors name neither the unknown issuer
 //! nor the names that a certificate is for.
 //!
-//! What is known of a refused certificate is gone when the library reports its error, and the error has no room for it (of the
-//! kinds of error that have room, another alert would be sent). So the verifiers note what they refuse, for their thread; a
-//! handshake on a stream reports its error in the same call, and takes the note.
+//! When the library reports its error, the rejected certificate is gone, and the error has no room for the details
+//! (error kinds that have room would send a different alert). So the verifiers record what they reject, per thread; a
+//! handshake on a stream reports its error in the same call, which takes the record.
 
 use std::{cell::Cell, fmt, io, net::IpAddr, sync::Arc};
 
@@ -18,55 +18,55 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{date, name};
 
-/// Names of a certificate that are listed, at most, and bytes of each.
+/// The limits on the listed names of a certificate: their number, and the bytes of each.
 const MOST_NAMES: usize = 8;
 const LONGEST_NAME: usize = 200;
 
-/// Characters of a reason, at most.
+/// The limit on an explanation, in characters.
 const LONGEST: usize = 2000;
 
 thread_local! {
-    /// What a verifier of this thread has refused last.
+    /// What a verifier on this thread rejected last.
     static REFUSED: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// Why a handshake failed, by which failures are counted.
+/// Why a handshake failed; the label of the failure metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeError {
-    /// The client has shown no certificate, and must.
+    /// The client presented no certificate, but one is required.
     NoCertificate,
-    /// Nobody who is trusted has signed the certificate.
+    /// The certificate was not signed by a trusted authority.
     UnknownIssuer,
-    /// The certificate is over, or has not begun.
+    /// The certificate has expired or is not valid yet.
     Expired,
-    /// The certificate was revoked, or nobody can tell.
+    /// The certificate was revoked, or its revocation status is unknown.
     Revoked,
-    /// Something else is wrong with the certificate.
+    /// The certificate has another error.
     Certificate,
-    /// There is no version of TLS that both sides speak.
+    /// The sides have no TLS version in common.
     Version,
-    /// There is no cipher suite, group or signature that both sides know.
+    /// The sides have no cipher suite, group or signature scheme in common.
     Cipher,
-    /// There is no protocol that both sides speak (ALPN).
+    /// The sides have no protocol in common (ALPN).
     Alpn,
     /// The peer speaks HTTP without TLS.
     PlainHttp,
-    /// The peer speaks something else that is no TLS.
+    /// The peer speaks some other protocol than TLS.
     NotTls,
-    /// The peer has ended the handshake with an alert: it does not want us.
+    /// The peer ended the handshake with an alert.
     Alert,
-    /// The peer has closed the connection in the middle.
+    /// The peer closed the connection during the handshake.
     Closed,
-    /// It took too long.
+    /// The handshake timed out.
     Timeout,
-    /// Something else.
+    /// Any other reason.
     Other,
 }
 
 impl HandshakeError {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = 14;
-    /// All, with their names in metrics.
+    /// All variants, with their names in metrics.
     pub const ALL: [(HandshakeError, &'static str); HandshakeError::COUNT] = [
         (HandshakeError::NoCertificate, "no_certificate"),
         (HandshakeError::UnknownIssuer, "unknown_issuer"),
@@ -94,12 +94,12 @@ pub enum Peer {
     Server,
 }
 
-/// The TLS library's error in an error of a stream, if it is one.
+/// Returns the TLS library's error inside a stream's error, if it is one.
 pub fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// What a handshake on a stream, or a stream under TLS, has failed for.
+/// Explains why a handshake on a stream, or a TLS stream, failed.
 pub fn explain(error: &io::Error, peer: Peer) -> (HandshakeError, String) {
     match tls_error(error) {
         Some(error) => explain_tls(error, peer),
@@ -114,11 +114,11 @@ fn explain_tls(error: &Error, peer: Peer) -> (HandshakeError, String) {
     match error {
         Error::InvalidCertificate(why) => (cause_of(why), REFUSED.take().unwrap_or_else(|| why.to_string())),
         Error::NoCertificatesPresented => {
-            (HandshakeError::NoCertificate, format!("the {} showed no certificate, which is required", peer.name()))
+            (HandshakeError::NoCertificate, format!("the {} presented no certificate, which is required", peer.name()))
         }
         Error::AlertReceived(alert) => (HandshakeError::Alert, describe_alert(*alert, peer)),
         Error::NoApplicationProtocol => {
-            (HandshakeError::Alpn, format!("the {} offers no protocol that is spoken here (ALPN)", peer.name()))
+            (HandshakeError::Alpn, format!("the {} offers no supported protocol (ALPN)", peer.name()))
         }
         Error::PeerIncompatible(why) => match why {
             PeerIncompatible::Tls12NotOffered
@@ -128,7 +128,7 @@ fn explain_tls(error: &Error, peer: Peer) -> (HandshakeError, String) {
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => (
                 HandshakeError::Version,
-                format!("the {} speaks no version of TLS that `min_version` allows", peer.name()),
+                format!("the {} supports no TLS version that `min_version` allows", peer.name()),
             ),
             why => (HandshakeError::Cipher, format!("nothing in common with the {}: {why:?}", peer.name())),
         },
@@ -145,22 +145,24 @@ impl Peer {
     }
 }
 
-/// What a peer's alert means, by its number.
+/// Explains a peer's alert, given its number.
 pub fn explain_alert(alert: u8, peer: Peer) -> String {
     describe_alert(alert.into(), peer)
 }
 
-/// What an alert means, as far as that is known, and what can be done.
+/// Explains an alert and suggests a remedy, if known.
 fn describe_alert(alert: AlertDescription, peer: Peer) -> String {
     use AlertDescription as A;
     let meaning = match (alert, peer) {
-        (A::CertificateRequired, Peer::Server) => "it demands a client certificate: give the cluster `tls.certificate`",
+        (A::CertificateRequired, Peer::Server) => {
+            "it requires a client certificate: give the cluster `tls.certificate`"
+        }
         (A::HandshakeFailure, Peer::Server) => {
-            "no version or cipher suite in common, or it demands a client certificate (`tls.certificate`)"
+            "no version or cipher suite in common, or it requires a client certificate (`tls.certificate`)"
         }
         (A::NoApplicationProtocol, Peer::Server) => "it does not speak the cluster's `protocol` (ALPN)",
-        (A::UnrecognisedName, Peer::Server) => "it knows no server of this name: is `tls.sni` right?",
-        (A::ProtocolVersion, _) => "no version of TLS in common",
+        (A::UnrecognisedName, Peer::Server) => "it has no server of this name: is `tls.sni` right?",
+        (A::ProtocolVersion, _) => "no TLS version in common",
         (A::UnknownCA, Peer::Server) => "it does not trust the issuer of the cluster's `tls.certificate`",
         (A::UnknownCA, Peer::Client) => "it does not trust the issuer of the listener's certificate",
         (
@@ -173,8 +175,8 @@ fn describe_alert(alert: AlertDescription, peer: Peer) -> String {
             | A::DecryptError,
             _,
         ) => match peer {
-            Peer::Server => "it refuses the cluster's `tls.certificate`, or wants one",
-            Peer::Client => "it refuses the listener's certificate",
+            Peer::Server => "it rejects the cluster's `tls.certificate`, or requires one",
+            Peer::Client => "it rejects the listener's certificate",
         },
         _ => "",
     };
@@ -185,7 +187,7 @@ fn describe_alert(alert: AlertDescription, peer: Peer) -> String {
     }
 }
 
-/// `UnknownCA` as the RFCs spell it: `unknown_ca`.
+/// Converts `UnknownCA` to the spelling of the RFCs, `unknown_ca`.
 fn snake(name: &str) -> String {
     let mut out = String::with_capacity(name.len() + 4);
     let mut lower = false;
@@ -199,7 +201,7 @@ fn snake(name: &str) -> String {
     out
 }
 
-/// How the alert with which a handshake was ended is counted, where nothing else is known: in QUIC.
+/// Returns the reason to count for a handshake that ended with this alert. For QUIC, where nothing else is known.
 pub fn cause_of_alert(alert: u8) -> HandshakeError {
     match AlertDescription::from(alert) {
         AlertDescription::CertificateRequired => HandshakeError::NoCertificate,
@@ -232,10 +234,10 @@ fn cause_of(error: &CertificateError) -> HandshakeError {
     }
 }
 
-/// Notes why a certificate was refused.
+/// Records why a certificate was rejected.
 fn note(error: &Error, trusted: &str, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) {
     if let Error::InvalidCertificate(why) = error {
-        // Names are a peer's own words, which must not forge a line of the log.
+        // Names are under the peer's control and must not forge log lines.
         let text = describe(why, trusted, leaf, intermediates);
         REFUSED.set(Some(text.chars().map(|c| if c.is_control() { '?' } else { c }).take(LONGEST).collect()));
     }
@@ -281,7 +283,7 @@ fn describe(
         }
         CertificateError::Other(OtherError(other)) => match other.downcast_ref() {
             Some(webpki::Error::CaUsedAsEndEntity) => {
-                format!("the certificate {subject} is that of a certificate authority: use one that it has signed")
+                format!("the certificate {subject} is a CA certificate: use a certificate signed by it")
             }
             _ => format!("the certificate {subject} cannot be used: {other}"),
         },
@@ -289,11 +291,11 @@ fn describe(
     }
 }
 
-/// Who has signed the last certificate of a chain.
+/// Returns the issuer of the last certificate in a chain.
 fn last_issuer(leaf: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> String {
     let parsed: Vec<_> = intermediates.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
     let mut last = leaf;
-    // As often as there are certificates at most, whoever has signed whom.
+    // At most one step per certificate, so that a cycle ends.
     for _ in &parsed {
         match parsed.iter().find(|next| next.subject() == last.issuer()) {
             Some(next) => last = next,
@@ -306,7 +308,8 @@ fn last_issuer(leaf: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>])
     }
 }
 
-/// What to call a certificate: its subject, or else the first of its names, as workloads' certificates often have no subject.
+/// Returns a name for a certificate: its subject, or else its first alternative name, since workloads' certificates
+/// often have no subject.
 fn called(certificate: &X509Certificate<'_>) -> String {
     let subject = Some(name::rfc2253(certificate.subject())).filter(|subject| !subject.is_empty());
     match subject.or_else(|| known_names(certificate).into_iter().next()) {
@@ -315,7 +318,7 @@ fn called(certificate: &X509Certificate<'_>) -> String {
     }
 }
 
-/// Its names other than its subject.
+/// Returns the subject alternative names.
 fn known_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.map_or(&[][..], |names| &names.value.general_names);
@@ -330,11 +333,11 @@ fn known_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     known.map(clip).collect()
 }
 
-/// What a certificate is for.
+/// Describes the names that a certificate is for.
 fn names(certificate: &X509Certificate<'_>) -> String {
     let known = known_names(certificate);
     match known.len() {
-        0 => "it has no names but its subject, which does not count".to_owned(),
+        0 => "it has only a subject, which is ignored".to_owned(),
         count if count > MOST_NAMES => {
             format!("it is for {} and {} more", known[..MOST_NAMES].join(", "), count - MOST_NAMES)
         }
@@ -342,7 +345,7 @@ fn names(certificate: &X509Certificate<'_>) -> String {
     }
 }
 
-/// A peer's own words, no longer than is of use.
+/// Truncates text from a peer.
 fn clip(mut text: String) -> String {
     if text.len() > LONGEST_NAME {
         text.truncate(text.floor_char_boundary(LONGEST_NAME));
@@ -351,7 +354,7 @@ fn clip(mut text: String) -> String {
     text
 }
 
-/// A name between quotation marks.
+/// A name in quotation marks.
 struct Quoted(String);
 
 impl fmt::Display for Quoted {
@@ -360,11 +363,11 @@ impl fmt::Display for Quoted {
     }
 }
 
-/// A verifier that notes what it refuses.
+/// A verifier that records what it rejects.
 #[derive(Debug)]
 pub(super) struct RecordingVerifier<V: ?Sized> {
     pub(super) verifier: Arc<V>,
-    /// Which authorities it trusts: what an unknown issuer is not among.
+    /// Describes the trusted authorities, for errors about an unknown issuer.
     pub(super) trusted: &'static str,
 }
 
@@ -463,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alerts_are_spelt_as_the_rfcs_do() {
+    fn alerts_are_spelled_as_in_the_rfcs() {
         for (alert, expected) in [
             (AlertDescription::UnknownCA, "unknown_ca"),
             (AlertDescription::CertificateRequired, "certificate_required"),

@@ -1,4 +1,4 @@
-//! Who a certificate is for: what is read from one, a client's or our own.
+//! The identity in a certificate, a client's or our own.
 
 use std::{fmt::Write, sync::OnceLock};
 
@@ -8,51 +8,51 @@ use x509_parser::{certificate::X509CertificateParser, nom::Parser};
 
 use super::{material::sha256, name};
 
-/// A certificate that says nothing that can be relied on.
+/// Why a certificate cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The parser that verifies chains does not take it.
+    /// The parser that verifies chains rejects it.
     #[error("{0}")]
     Unusable(webpki::Error),
-    /// It is no X.509 certificate.
-    #[error("it is no X.509 certificate")]
+    /// It is not a valid X.509 certificate.
+    #[error("not a valid X.509 certificate")]
     Malformed,
 }
 
-/// What a certificate says about whom it is for. Whether that can be believed is another matter.
+/// The identity that a certificate states. Verifying the certificate is a separate step.
 #[derive(Debug)]
 pub struct Identity {
-    /// The subject, as RFC 2253 writes it: `CN=a,O=b`. May be empty.
+    /// The subject in the format of RFC 2253: `CN=a,O=b`. May be empty.
     pub subject: Box<str>,
-    /// The issuer, in the same way.
+    /// The issuer in the same format.
     pub issuer: Box<str>,
     /// The serial number, in lower-case hex.
     pub serial: Box<str>,
     /// The SHA-256 of the certificate, in lower-case hex.
     pub sha256: Box<str>,
-    /// Its URIs (RFC 5280 section 4.2.1.6).
+    /// The URIs (RFC 5280 section 4.2.1.6).
     pub uri_sans: Box<[Box<str>]>,
-    /// Its DNS names, wildcards included.
+    /// The DNS names, including wildcards.
     pub dns_sans: Box<[Box<str>]>,
-    /// From when on it is valid, in seconds since 1970.
+    /// The start of the validity period, in seconds since 1970.
     pub not_before: i64,
-    /// Until when, in seconds since 1970.
+    /// The end of the validity period, in seconds since 1970.
     pub not_after: i64,
     der: CertificateDer<'static>,
     url_encoded_pem: OnceLock<String>,
 }
 
 impl Identity {
-    /// Reads a certificate.
+    /// Parses a certificate.
     pub fn parse(der: &CertificateDer<'_>) -> Result<Identity, IdentityError> {
-        // Names come from the parser that verified the chain: two might not agree about what a certificate says.
+        // The names come from the parser that verified the chain: two parsers might disagree about a certificate.
         let verified = webpki::EndEntityCert::try_from(der).map_err(IdentityError::Unusable)?;
         let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
         let (rest, parsed) = parser.parse(der).map_err(|_| IdentityError::Malformed)?;
         if !rest.is_empty() {
             return Err(IdentityError::Malformed);
         }
-        // No URI has other characters (RFC 3986 section 2), and these end up in header fields and in quotes.
+        // A URI has no other characters (RFC 3986 section 2), and URIs end up quoted in header fields.
         let is_uri = |uri: &&str| uri.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\<>^`{|}".contains(&b));
         Ok(Identity {
             subject: name::rfc2253(parsed.subject()).into(),
@@ -68,26 +68,26 @@ impl Identity {
         })
     }
 
-    /// The SPIFFE ID: the first URI with the scheme `spiffe`.
+    /// Returns the SPIFFE ID: the first URI with the scheme `spiffe`.
     pub fn spiffe_id(&self) -> Option<&str> {
         let has_scheme = |uri: &&str| uri.get(..9).is_some_and(|s| s.eq_ignore_ascii_case("spiffe://"));
         self.uri_sans.iter().map(|uri| &**uri).find(has_scheme)
     }
 
-    /// The one name to go by: the SPIFFE ID, else the first URI, else the first DNS name, else the subject.
+    /// Returns the preferred name: the SPIFFE ID, else the first URI, else the first DNS name, else the subject.
     pub fn principal(&self) -> &str {
         let uri = || self.uri_sans.first().map(|uri| &**uri);
         let dns = || self.dns_sans.first().map(|name| &**name);
         self.spiffe_id().or_else(uri).or_else(dns).unwrap_or(&self.subject)
     }
 
-    /// The certificate.
+    /// Returns the certificate (DER).
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.der
     }
 
-    /// The certificate as PEM, percent-encoded as Envoy does it: line ends, spaces, `+`, `/` and `=`. Made when it is first
-    /// asked for.
+    /// Returns the certificate as PEM, percent-encoded as in Envoy: line ends, spaces, `+`, `/` and `=`. Encoded on
+    /// first use.
     pub fn url_encoded_pem(&self) -> &str {
         self.url_encoded_pem.get_or_init(|| {
             let text = STANDARD.encode(&self.der);
@@ -110,13 +110,13 @@ impl Identity {
     }
 }
 
-/// Serial numbers have a leading zero when their first bit would be taken for a sign.
+/// Removes leading zeros from a serial number. DER has one when the first bit would be taken for a sign.
 fn skip_zeros(bytes: &[u8]) -> &[u8] {
     let zeros = bytes.iter().take_while(|b| **b == 0).count();
     &bytes[zeros.min(bytes.len().saturating_sub(1))..]
 }
 
-/// Until when a certificate is valid, in seconds since 1970.
+/// Returns the end of a certificate's validity period, in seconds since 1970.
 pub(super) fn not_after(der: &CertificateDer<'_>) -> Option<i64> {
     let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
     let (_, parsed) = parser.parse(der).ok()?;

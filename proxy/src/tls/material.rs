@@ -1,5 +1,5 @@
-//! Certificates, keys, authorities and revocation lists, read from PEM files (RFC 7468), and everything that can be wrong
-//! with them. What cannot be used is refused when it is read, not when the first client comes.
+//! Reads certificates, keys, authorities and revocation lists from PEM files (RFC 7468). Unusable files are rejected
+//! when they are read, not when the first client connects.
 
 use std::{
     collections::BTreeMap,
@@ -28,39 +28,40 @@ use super::{
 };
 use crate::config::model::CertificateFiles;
 
-/// Seconds since 1970.
+/// Converts a time to seconds since 1970.
 pub(super) fn unix(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// What files held, by SHA-256.
+/// SHA-256 digests of the files that were read.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Digests {
     files: BTreeMap<PathBuf, [u8; 32]>,
-    /// The authorities that the system trusts, if they were asked for.
+    /// The system's trusted authorities, if they were read.
     system: Option<[u8; 32]>,
 }
 
 impl Digests {
-    /// Whether the files hold the same now, and the system trusts the same. A file that cannot be read does not.
+    /// Returns whether the files and the system's trusted authorities are unchanged. An unreadable file counts as
+    /// changed.
     pub fn are_current(&self) -> bool {
         self.files.iter().all(|(path, digest)| read(path).is_ok_and(|bytes| sha256(&bytes) == *digest))
             && self.system.is_none_or(|digest| system_digest(&rustls_native_certs::load_native_certs().certs) == digest)
     }
 
-    /// The files that have held something else before.
+    /// Returns the files whose content differs from `before`.
     pub fn changed_since<'d>(&'d self, before: &'d Digests) -> impl Iterator<Item = &'d Path> {
         let other = |(path, digest): &(&PathBuf, &[u8; 32])| before.files.get(*path).is_some_and(|old| old != *digest);
         self.files.iter().filter(other).map(|(path, _)| path.as_path())
     }
 
-    /// All of them, in hex, to be a part of a larger hash.
+    /// Returns all digests in hex, as an input for a larger hash.
     pub fn text(&self) -> String {
         self.files.values().chain(&self.system).flatten().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// A digest of the authorities that the system trusts, in whatever order it names them.
+/// Returns a digest of the system's trusted authorities, independent of their order.
 fn system_digest(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
     let mut all: Vec<[u8; 32]> = certificates.iter().map(|certificate| sha256(certificate)).collect();
     all.sort_unstable();
@@ -71,7 +72,7 @@ fn system_digest(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
 /// The SHA-256 of some bytes.
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    // The digest has as many bytes, by its definition.
+    // The lengths are equal by the definition of SHA-256.
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out
 }
@@ -89,7 +90,7 @@ fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {
     }
 }
 
-/// Reads what one snapshot needs, each file once, so that all who use a file see the same of it.
+/// Reads the files of one snapshot, each once, so that all users of a file see the same content.
 pub struct Loader<'r> {
     resolve: &'r dyn Fn(&Path) -> PathBuf,
     files: BTreeMap<PathBuf, Arc<[u8]>>,
@@ -98,22 +99,22 @@ pub struct Loader<'r> {
 }
 
 impl<'r> Loader<'r> {
-    /// With the way from a path in the configuration to a file.
+    /// Creates a loader; `resolve` maps a path in the configuration to a file.
     pub fn new(resolve: &'r dyn Fn(&Path) -> PathBuf) -> Loader<'r> {
         Loader { resolve, files: BTreeMap::new(), digests: Digests::default(), system_roots: None }
     }
 
-    /// What the files that were read have held.
+    /// Returns the digests of the files read so far.
     pub fn digests(&self) -> &Digests {
         &self.digests
     }
 
-    /// The digest of a file that was read.
+    /// Returns the digest of a file that was read.
     pub(super) fn digest(&self, path: &Path) -> Option<[u8; 32]> {
         self.digests.files.get(&(self.resolve)(path)).copied()
     }
 
-    /// The bytes of a file, and where it is.
+    /// Returns a file's content and its resolved path.
     pub(super) fn bytes(&mut self, path: &Path) -> Result<(PathBuf, Arc<[u8]>), MaterialError> {
         let path = (self.resolve)(path);
         if let Some(bytes) = self.files.get(&path) {
@@ -125,7 +126,7 @@ impl<'r> Loader<'r> {
         Ok((path, bytes))
     }
 
-    /// All parts of a file that are of one kind; one at least.
+    /// Returns all PEM sections of one type in a file, at least one.
     fn all<T: PemObject>(&mut self, path: &Path, wanted: &'static str) -> Result<(PathBuf, Vec<T>), MaterialError> {
         let (path, bytes) = self.bytes(path)?;
         match T::pem_slice_iter(&bytes).collect::<Result<Vec<T>, _>>() {
@@ -135,7 +136,7 @@ impl<'r> Loader<'r> {
         }
     }
 
-    /// A certificate of ours with its key, which must belong together and be valid now. `place` is that of the pair.
+    /// Loads our certificate and its key, which must match and be valid now. `place` is the place of the pair.
     pub(super) fn pair(&mut self, files: &CertificateFiles, place: &str) -> Result<OwnCertificate, FieldError> {
         let of_certificate = |error| FieldError { place: format!("{place}/certificate"), error };
         let of_key = |error| FieldError { place: format!("{place}/key"), error };
@@ -156,14 +157,14 @@ impl<'r> Loader<'r> {
         let key = key.map_err(|e| of_key(MaterialError::Key(key_path.clone(), plain(&e))))?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
-            // A key that does not tell its public half is seen to be wrong by the first handshake only.
+            // Some keys do not reveal their public half; a mismatch then shows only in the first handshake.
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
                 return Err(of_key(MaterialError::KeyMismatch { key: key_path, certificate: path }));
             }
             Err(e) => return Err(of_certificate(MaterialError::Certificate(path, 1, plain(&e)))),
         }
-        // After the key: a pair that is half written is to be called that.
+        // Checked after the key, so that a half-written pair is reported as a mismatch.
         let now = unix(SystemTime::now());
         if identity.not_after < now {
             return Err(of_certificate(MaterialError::Expired(path, identity.not_after)));
@@ -181,7 +182,7 @@ impl<'r> Loader<'r> {
         })
     }
 
-    /// Authorities: all certificates of some files. Errors are at `PLACE/INDEX`.
+    /// Loads authorities: all certificates in some files. Errors are at `PLACE/INDEX`.
     pub(super) fn roots(&mut self, paths: &[PathBuf], place: &str) -> Result<Arc<RootCertStore>, Vec<FieldError>> {
         let mut roots = RootCertStore::empty();
         let mut wrong = Vec::new();
@@ -199,7 +200,7 @@ impl<'r> Loader<'r> {
         if wrong.is_empty() { Ok(Arc::new(roots)) } else { Err(wrong) }
     }
 
-    /// The authorities that the system trusts.
+    /// Returns the system's trusted authorities.
     pub(super) fn system_roots(&mut self) -> Result<Arc<RootCertStore>, MaterialError> {
         if let Some(roots) = &self.system_roots {
             return Ok(roots.clone());
@@ -215,7 +216,7 @@ impl<'r> Loader<'r> {
         Ok(self.system_roots.insert(Arc::new(roots)).clone())
     }
 
-    /// Revocation lists: all of some files. Errors are at `crl/INDEX`.
+    /// Loads all revocation lists in some files. Errors are at `crl/INDEX`.
     pub(super) fn revocation_lists(&mut self, paths: &[PathBuf]) -> Result<Vec<RevocationList>, Vec<FieldError>> {
         let (mut lists, mut wrong) = (Vec::new(), Vec::new());
         for (index, path) in paths.iter().enumerate() {
@@ -236,7 +237,7 @@ impl<'r> Loader<'r> {
 
 impl fmt::Debug for Loader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Among the files are private keys.
+        // The files include private keys.
         f.debug_struct("Loader").field("files", &self.files.keys()).finish_non_exhaustive()
     }
 }
@@ -245,25 +246,25 @@ fn broken(path: PathBuf, error: &pem::Error) -> MaterialError {
     MaterialError::Pem(path, error.to_string())
 }
 
-/// A certificate that we show, with its key.
+/// A certificate that we present, with its key.
 #[derive(Debug)]
 pub(super) struct OwnCertificate {
-    /// Where in the `tls` section it is.
+    /// Its place in the `tls` section.
     pub(super) place: String,
-    /// Its file.
+    /// The certificate's file.
     pub(super) path: PathBuf,
     /// The key's file.
     pub(super) key_path: PathBuf,
-    /// The key's file can be read by everybody.
+    /// Whether every user can read the key's file.
     pub(super) exposed: bool,
-    /// The chain and the key.
+    /// The chain and the private key.
     pub(super) key: Arc<CertifiedKey>,
-    /// What the certificate says.
+    /// The certificate's identity.
     pub(super) identity: Arc<Identity>,
 }
 
 impl OwnCertificate {
-    /// How long it is good for.
+    /// Returns the certificate's expiry.
     pub(super) fn dated(&self) -> Dated {
         Dated {
             place: format!("{}/certificate", self.place),
@@ -274,19 +275,20 @@ impl OwnCertificate {
         }
     }
 
-    /// What is probably not meant, with its place.
+    /// Returns a warning with its place, if any.
     pub(super) fn warning(&self) -> Option<(String, String)> {
-        let text = || format!("everybody on this machine can read the private key in `{}`", self.key_path.display());
+        let text =
+            || format!("the private key in `{}` is readable by every user of this machine", self.key_path.display());
         self.exposed.then(|| (format!("{}/key", self.place), text()))
     }
 }
 
-/// A list of certificates that were revoked.
+/// A certificate revocation list.
 #[derive(Debug)]
 pub(super) struct RevocationList {
-    /// As it was read.
+    /// The list, as it was read.
     pub(super) der: CertificateRevocationListDer<'static>,
-    /// How long it is good for; none says for ever, which RFC 5280 does not allow.
+    /// The list's expiry. `None` if it states none, which RFC 5280 does not allow.
     pub(super) dated: Option<Dated>,
 }
 
@@ -315,36 +317,36 @@ impl RevocationList {
     }
 }
 
-/// What a file is that is good until some time.
+/// The type of a file that expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatedKind {
-    /// A certificate that we show.
+    /// A certificate that we present.
     Certificate,
     /// A revocation list.
     RevocationList,
 }
 
-/// A file that is good until some time.
+/// A file that expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dated {
-    /// Where in the `tls` section it is.
+    /// Its place in the `tls` section.
     pub place: String,
     /// The file.
     pub path: PathBuf,
-    /// Until when, in seconds since 1970.
+    /// The expiry, in seconds since 1970.
     pub until: i64,
-    /// So many seconds before that are soon.
+    /// How long before the expiry to warn, in seconds.
     soon: i64,
-    /// What it is.
+    /// The file's type.
     pub kind: DatedKind,
 }
 
-/// In seconds.
+/// One day, in seconds.
 const DAY: i64 = 24 * 60 * 60;
 
 impl Dated {
-    /// A warning, if that is soon or past. Soon is 14 days for certificates, and a third of their life for those that live for
-    /// less than six weeks; for lists, which live for days, one day.
+    /// Returns a warning if the expiry is near or past. Near is 14 days for certificates, or a third of the lifetime
+    /// of those that live less than six weeks; for lists, which live for days, one day.
     pub fn warning(&self, now: SystemTime) -> Option<String> {
         let what = match self.kind {
             DatedKind::Certificate => "the certificate",
@@ -364,9 +366,9 @@ impl Dated {
 mod tests {
     use super::*;
 
-    /// An authority that the system has stopped to trust must not be trusted on.
+    /// An authority that the system no longer trusts must not stay trusted.
     #[test]
-    fn what_the_system_trusts_is_a_part_of_the_digests() {
+    fn digests_include_the_systems_trusted_authorities() {
         let certificates: Vec<_> = [b"one", b"two"].map(|der| CertificateDer::from(der.to_vec())).into();
         let [one, two] = &certificates[..] else { unreachable!() };
         assert_eq!(system_digest(&certificates), system_digest(&[two.clone(), one.clone(), two.clone()]));

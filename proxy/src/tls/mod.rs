@@ -1,8 +1,8 @@
-//! TLS on both sides of the proxy: what it is set up from, who the other side is, and what is told to upstreams about it.
+//! TLS on both sides of the proxy: configuration, the peer's identity, and how it is forwarded to upstreams.
 //!
-//! Nothing here knows listeners, clusters or snapshots. [`ServerTls`] and [`ClientTls`] are made from a section of the
-//! configuration and the files that it names, on the control thread, and are read by all workers. [`ConnectionTls`] is what
-//! one connection knows when its handshake is over.
+//! This module does not depend on listeners, clusters or snapshots. The control thread builds [`ServerTls`] and
+//! [`ClientTls`] from a section of the configuration and its files; all workers read them. [`ConnectionTls`] holds
+//! the facts about a connection after its handshake.
 
 pub mod xfcc;
 
@@ -38,7 +38,7 @@ pub use self::{
     server::ServerTls,
 };
 
-/// The one implementation of cryptography that is used, whatever others are linked.
+/// The cryptography provider, used even if others are linked in.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
 
@@ -46,7 +46,7 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// The versions from the least one on.
+/// Returns the TLS versions from `min` up.
 fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     static ALL: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
     match min {

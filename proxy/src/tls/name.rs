@@ -1,5 +1,5 @@
-//! Distinguished names as text, by RFC 2253, in the spelling of OpenSSL (`XN_FLAG_RFC2253`), which is also Envoy's: the last
-//! part first, known attributes by their short names, everything beyond printable ASCII as `\XX`.
+//! Formats distinguished names by RFC 2253, spelled as in OpenSSL (`XN_FLAG_RFC2253`) and Envoy: the last part first,
+//! known attributes by their short names, and everything beyond printable ASCII as `\XX`.
 
 use std::fmt::Write;
 
@@ -36,7 +36,7 @@ static ATTRIBUTES: [(Oid<'static>, &str); 24] = [
     (oid!(1.2.840.113549.1.9.2), "unstructuredName"),
 ];
 
-/// The text of a name. Printable ASCII, whatever is in it.
+/// Formats a name. The result is always printable ASCII.
 pub(super) fn rfc2253(name: &X509Name<'_>) -> String {
     let mut out = String::new();
     let parts: Vec<_> = name.iter_rdn().collect();
@@ -64,7 +64,7 @@ pub(super) fn rfc2253(name: &X509Name<'_>) -> String {
     out
 }
 
-/// The text of a value, as UTF-8; none if it is of no type that is text.
+/// Returns a value as UTF-8; `None` if its type is not text.
 fn text(value: &Any<'_>) -> Option<Vec<u8>> {
     let utf8 = |chars: &mut dyn Iterator<Item = u32>| {
         chars.map(|c| char::from_u32(c).unwrap_or(char::REPLACEMENT_CHARACTER)).collect::<String>().into_bytes()
@@ -85,7 +85,7 @@ fn big_endian(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |n, byte| n << 8 | u32::from(*byte))
 }
 
-/// RFC 2253 section 2.4.
+/// Escapes special characters (RFC 2253 section 2.4).
 fn escape(text: &[u8], out: &mut String) {
     for (nth, byte) in text.iter().enumerate() {
         let outermost = nth == 0 || nth + 1 == text.len();

@@ -1,4 +1,4 @@
-//! Which of its certificates a listener shows: by the name that the client asks for (SNI, RFC 6066 section 3).
+//! Selects a listener's certificate by the requested server name (SNI, RFC 6066 section 3).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,21 +10,21 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{identity::Identity, material::OwnCertificate};
 
-/// Places in the list of certificates, in its order. There are several for a name with keys of several kinds.
+/// Indices into the list of certificates, in its order. A name has several if it has keys of several types.
 type Places = SmallVec<[usize; 2]>;
 
-/// A listener's certificates, by their names.
+/// A listener's certificates, by name.
 #[derive(Debug)]
 pub(super) struct Resolver {
     certificates: Vec<OwnCertificate>,
     exact: HashMap<Box<str>, Places>,
-    /// Of `*.a.example`, what comes after the `*.`: it stands for exactly one label (RFC 9525 section 6.3).
+    /// For `*.a.example`, the part after `*.`; the wildcard matches exactly one label (RFC 9525 section 6.3).
     wildcards: HashMap<Box<str>, Places>,
     first: Places,
 }
 
 impl Resolver {
-    /// With one certificate at least.
+    /// Creates a resolver for at least one certificate.
     pub(super) fn new(certificates: Vec<OwnCertificate>) -> Resolver {
         let (mut exact, mut wildcards) = (HashMap::<_, Places>::new(), HashMap::<_, Places>::new());
         for (place, certificate) in certificates.iter().enumerate() {
@@ -42,7 +42,7 @@ impl Resolver {
         Resolver { certificates, exact, wildcards, first: smallvec![0] }
     }
 
-    /// All of them.
+    /// Returns all certificates.
     pub(super) fn certificates(&self) -> &[OwnCertificate] {
         &self.certificates
     }
@@ -56,7 +56,7 @@ impl Resolver {
         name.and_then(by_name).unwrap_or(&self.first)
     }
 
-    /// What the certificate for this name says. With keys of several kinds for it, of the first.
+    /// Returns the identity of the certificate for a name; of the first, if there are keys of several types.
     pub(super) fn identity(&self, name: Option<&str>) -> Option<&Arc<Identity>> {
         Some(&self.certificates.get(*self.places(name).first()?)?.identity)
     }

@@ -1,4 +1,4 @@
-//! TLS towards clients: a listener's certificates, what it asks of clients, and the sessions that they resume.
+//! TLS for clients of a listener: its certificates, the verification of client certificates, and resumable sessions.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::config::model::{ClientCertificates, ListenerTls};
 
-/// What a listener needs for handshakes. Shared by all workers.
+/// A listener's TLS configuration. Shared by all workers.
 #[derive(Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
@@ -33,8 +33,8 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// From a section of the configuration and its files. `alpn` is what may be spoken, the best first. Clients go on resuming
-    /// the sessions that they have from `previous`, if what is asked of them is still the same.
+    /// Builds it from a section of the configuration and its files. `alpn` lists the protocols in order of
+    /// preference. Sessions from `previous` stay resumable if the requirements for clients are unchanged.
     pub fn load(
         section: &ListenerTls,
         alpn: &[&[u8]],
@@ -69,9 +69,9 @@ impl ServerTls {
             Some(verifier) => {
                 let trusted = match (section.client_ca.is_empty(), section.trust_domains.is_empty()) {
                     (_, true) => "`tls.client_ca`",
-                    (true, false) => "those of its trust domain in `tls.trust_domains`",
+                    (true, false) => "the authorities of its trust domain in `tls.trust_domains`",
                     (false, false) => {
-                        "those of its trust domain in `tls.trust_domains`, or `tls.client_ca` without one"
+                        "the authorities of its trust domain in `tls.trust_domains` (`tls.client_ca` if it has none)"
                     }
                 };
                 builder.with_client_cert_verifier(Arc::new(RecordingVerifier { verifier, trusted }))
@@ -84,17 +84,17 @@ impl ServerTls {
         Ok(ServerTls { config: Arc::new(config), resolver, sessions, lists })
     }
 
-    /// What takes handshakes on streams.
+    /// Returns the acceptor for handshakes on streams.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.clone())
     }
 
-    /// The TLS library's view of it.
+    /// Returns the TLS library's configuration.
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
 
-    /// The same for TLS inside of QUIC (RFC 9001), with sessions of its own.
+    /// Returns the configuration for TLS in QUIC (RFC 9001), with separate sessions.
     pub fn quic_config(&self, alpn: &[&[u8]]) -> ServerConfig {
         let mut config = ServerConfig::clone(&self.config);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -102,17 +102,17 @@ impl ServerTls {
         config
     }
 
-    /// The certificate that clients are shown which ask for this name.
+    /// Returns the certificate that is presented to clients requesting this name.
     pub fn local(&self, server_name: Option<&str>) -> Option<Arc<Identity>> {
         self.resolver.identity(server_name).cloned()
     }
 
-    /// What is known of a connection whose handshake, by this acceptor, is over. With an error, it must be closed.
+    /// Returns the facts about a connection after its handshake. On an error the connection must be closed.
     pub fn connection(&self, connection: &ServerConnection) -> Result<ConnectionTls, PeerError> {
         self.connection_at(connection, unix(SystemTime::now()))
     }
 
-    /// The same at another time.
+    /// Like [`Self::connection`], at a given time.
     pub(super) fn connection_at(&self, connection: &ServerConnection, now: i64) -> Result<ConnectionTls, PeerError> {
         if connection.handshake_kind() == Some(HandshakeKind::Resumed) {
             self.is_still_good(connection.peer_certificates().unwrap_or_default(), now)?;
@@ -120,8 +120,9 @@ impl ServerTls {
         ConnectionTls::of_server(connection, self.local(connection.server_name()))
     }
 
-    /// Whether a session of a client with this chain could begin now as well. Resumed, it is not verified again, so what it was
-    /// verified by must not be over. The chain's first certificate is looked at for every session.
+    /// Checks that a session with this client chain could still begin. Resumption does not verify the chain again, so
+    /// the certificates and lists that verified it must not have expired. The chain's first certificate is checked
+    /// for every session elsewhere.
     pub(super) fn is_still_good(&self, chain: &[CertificateDer<'_>], now: i64) -> Result<(), PeerError> {
         let [_, others @ ..] = chain else { return Ok(()) };
         if !others.iter().all(|certificate| not_after(certificate).is_some_and(|end| end >= now)) {
@@ -133,29 +134,29 @@ impl ServerTls {
         }
     }
 
-    /// Its files that are good until some time.
+    /// Returns the files that expire.
     pub fn dated(&self) -> impl Iterator<Item = Dated> {
         self.resolver.certificates().iter().map(|c| c.dated()).chain(self.lists.iter().cloned())
     }
 
-    /// What is probably not meant, each with its place (see [`Problem`]).
+    /// Returns warnings, each with its place (see [`FieldError`]).
     pub fn warnings(&self, now: SystemTime) -> Vec<(String, String)> {
         let certificates = self.resolver.certificates();
         let mut all: Vec<_> = certificates.iter().filter_map(|c| c.warning()).collect();
         all.extend(self.dated().filter_map(|dated| Some((dated.place.clone(), dated.warning(now)?))));
         for nameless in certificates.iter().skip(1).filter(|c| c.identity.dns_sans.is_empty()) {
             let path = nameless.path.display();
-            let text = format!("no client is ever shown the certificate in `{path}`: there are no DNS names in it");
+            let text = format!("the certificate in `{path}` is never used: it has no DNS names");
             all.push((nameless.place.clone(), text));
         }
         all
     }
 }
 
-/// What is asked of clients.
+/// The requirements for client certificates.
 pub(super) struct ClientAuth {
     pub(super) verifier: Option<Arc<dyn ClientCertVerifier>>,
-    /// The same, as a number to compare.
+    /// A digest of the requirements, for comparison.
     rules: [u8; 32],
     lists: Vec<Dated>,
 }
@@ -166,7 +167,7 @@ impl ClientAuth {
         if *asked == ClientCertificates::None {
             return Ok(ClientAuth { verifier: None, rules: [0; 32], lists: Vec::new() });
         }
-        // Each set of authorities, with the trust domain that it is for.
+        // Each set of authorities, with its trust domain.
         let mut sets: Vec<(Option<&str>, &[PathBuf], String)> = Vec::new();
         if !client_ca.is_empty() {
             sets.push((None, client_ca, "client_ca".to_owned()));

@@ -1,9 +1,10 @@
-//! Sessions that clients resume, so that a second handshake costs no signature. They outlive reloads, as long as what is
-//! asked of clients is the same: a resumed session is not verified again.
+//! Session resumption, so that a second handshake costs no signature. Sessions outlive reloads as long as the
+//! requirements for clients are unchanged: a resumed session is not verified again.
 //!
-//! Without client certificates a session is a ticket (RFC 8446 section 4.6.1, RFC 5077), encrypted with keys that change
-//! every six hours, and nothing is kept here. With them, sessions are kept here, TLS 1.3 only, and each can be resumed once:
-//! so one that is refused after all, because the client's certificate has expired meanwhile, cannot be tried for ever.
+//! Without client certificates a session is a ticket (RFC 8446 section 4.6.1, RFC 5077), encrypted with keys that
+//! rotate every six hours, and the server stores nothing. With client certificates, sessions are stored here, for TLS
+//! 1.3 only, and each can be resumed once: a session rejected because the client's certificate has since expired
+//! cannot be retried forever.
 
 use std::sync::Arc;
 
@@ -14,20 +15,20 @@ use rustls::{
 
 use super::error::{MaterialError, plain};
 
-/// Sessions that are kept with the certificates of their clients, some 2 KiB each. Older ones give way.
+/// The limit on stored sessions, some 2 KiB each with their client certificates. The oldest are evicted.
 const KEPT: usize = 4096;
 
 /// A listener's sessions.
 #[derive(Debug, Clone)]
 pub(super) struct Sessions {
-    /// What was asked of clients when they were made.
+    /// The requirements for clients when the sessions began.
     rules: [u8; 32],
     storage: Arc<dyn StoresServerSessions>,
-    /// For TCP, and for QUIC: a session of one is none of the other's.
+    /// For TCP and for QUIC: a session of one cannot be resumed on the other.
     ticketers: Option<[Arc<dyn ProducesTickets>; 2]>,
 }
 
-/// What a connection is carried by.
+/// The transport of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TransportKind {
     Tcp,
@@ -35,7 +36,7 @@ pub(super) enum TransportKind {
 }
 
 impl Sessions {
-    /// The `previous` ones if they were made by the same rules, else new ones.
+    /// Returns the `previous` sessions if their rules are the same, else new ones.
     pub(super) fn new(
         rules: [u8; 32],
         with_clients: bool,
@@ -53,20 +54,20 @@ impl Sessions {
         Ok(Sessions { rules, storage: Arc::new(NoServerSessionStorage {}), ticketers })
     }
 
-    /// Lets connections resume them.
-    pub(super) fn put_into(&self, config: &mut ServerConfig, carrier: TransportKind) {
-        config.session_storage = match carrier {
+    /// Enables resumption in a configuration.
+    pub(super) fn put_into(&self, config: &mut ServerConfig, transport: TransportKind) {
+        config.session_storage = match transport {
             TransportKind::Tcp => self.storage.clone(),
-            // Nobody looks at the client's certificate once more when the handshake is over.
+            // For QUIC, the client's certificate is not checked again after the handshake.
             TransportKind::Quic => Arc::new(NoServerSessionStorage {}),
         };
         if let Some(ticketers) = &self.ticketers {
-            config.ticketer = ticketers[carrier as usize].clone();
+            config.ticketer = ticketers[transport as usize].clone();
         }
     }
 }
 
-/// Gives each session out once. TLS 1.3 takes sessions out; TLS 1.2 would look at them, and finds none.
+/// Returns each session once. TLS 1.3 takes sessions out; TLS 1.2 would read them in place, and finds none.
 #[derive(Debug)]
 struct UsedOnce(Arc<ServerSessionMemoryCache>);
 
@@ -83,7 +84,7 @@ impl StoresServerSessions for UsedOnce {
         self.0.take(key)
     }
 
-    // Asked for TLS 1.2 only: whether the client is given a session's name.
+    // Called for TLS 1.2 only: whether the client gets a session ID.
     fn can_cache(&self) -> bool {
         false
     }

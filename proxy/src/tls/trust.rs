@@ -1,5 +1,5 @@
-//! Which authorities may speak for which SPIFFE trust domain: an authority of a partner must not make certificates for workloads
-//! of ours (SPIFFE Trust Domain and Bundle, section 4).
+//! Restricts authorities to their SPIFFE trust domains: a partner's authority must not issue certificates for our
+//! workloads (SPIFFE Trust Domain and Bundle, section 4).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,7 +12,7 @@ use rustls::{
 };
 use webpki::EndEntityCert;
 
-/// Verifies clients by the authorities of the trust domain that their SPIFFE ID is of.
+/// Verifies clients with the authorities of the trust domain in their SPIFFE ID.
 #[derive(Debug)]
 pub(super) struct TrustDomainVerifier {
     domains: BTreeMap<String, Arc<dyn ClientCertVerifier>>,
@@ -35,19 +35,19 @@ impl TrustDomainVerifier {
         TrustDomainVerifier { domains, others, hints, mandatory, algorithms }
     }
 
-    /// Who verifies a certificate; none: nobody may sign it.
+    /// Returns the verifier for a certificate; `None` if no authority may sign it.
     fn verifier(&self, certificate: &EndEntityCert<'_>) -> Option<&Arc<dyn ClientCertVerifier>> {
         let mut ids = certificate.valid_uri_names().filter_map(trust_domain);
         match (ids.next(), ids.next()) {
             (None, _) => self.others.as_ref(),
             (Some(domain), None) => self.domains.get(domain),
-            // It would be up to its owner to choose.
+            // Otherwise the certificate's owner could choose.
             (Some(_), Some(_)) => None,
         }
     }
 }
 
-/// The trust domain of a SPIFFE ID.
+/// Returns the trust domain of a SPIFFE ID.
 fn trust_domain(uri: &str) -> Option<&str> {
     let (scheme, rest) = uri.split_once("://")?;
     scheme.eq_ignore_ascii_case("spiffe").then(|| rest.split('/').next().unwrap_or_default())

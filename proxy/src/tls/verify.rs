@@ -1,5 +1,5 @@
-//! How an endpoint's certificate is verified when the standard rule (a chain to a root, and the name that was asked for) is not
-//! what is wanted: by names that it must have, or not at all.
+//! Alternatives to the standard verification of endpoints (a chain to a root, and the requested name): by a list of
+//! accepted names, or none at all.
 
 use std::{fmt, sync::Arc};
 
@@ -14,14 +14,14 @@ use webpki::{CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, Revo
 /// A name that a certificate can have.
 #[derive(Debug)]
 pub(super) enum San {
-    /// A DNS name or an IP address. A certificate's wildcards stand for it as they do for the names of hosts.
+    /// A DNS name or an IP address. Wildcards in certificates match it by the rules for host names.
     Host(ServerName<'static>),
     /// A URI, compared byte by byte.
     Uri(Box<str>),
 }
 
 impl San {
-    /// What is no host is a URI.
+    /// Parses a name; everything but a host is a URI.
     pub(super) fn new(text: &str) -> San {
         ServerName::try_from(text).map_or_else(|_| San::Uri(text.into()), |name| San::Host(name.to_owned()))
     }
@@ -34,7 +34,7 @@ impl San {
     }
 }
 
-/// Takes certificates that lead to one of the roots, and have one of some names.
+/// Accepts certificates that chain to one of the roots and have one of the accepted names.
 #[derive(Debug)]
 pub(super) struct NameVerifier {
     pub(super) roots: Arc<RootCertStore>,
@@ -54,7 +54,7 @@ impl ServerCertVerifier for NameVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let certificate = EndEntityCert::try_from(end_entity).map_err(refused)?;
         let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
-        // No lists, no options: then nothing is looked up.
+        // Without lists there are no options, and revocation is not checked.
         let revocation = RevocationOptionsBuilder::new(&lists).ok();
         let revocation = revocation.map(|r| r.with_expiration_policy(ExpirationPolicy::Enforce).build());
         let (algorithms, roots) = (self.algorithms.all, &self.roots.roots);
@@ -92,7 +92,7 @@ impl ServerCertVerifier for NameVerifier {
     }
 }
 
-/// Takes every certificate. That the other side has its key is verified all the same, which means nothing.
+/// Accepts every certificate. The handshake's signature is still verified, but proves nothing.
 #[derive(Debug)]
 pub(super) struct AcceptAny(pub(super) WebPkiSupportedAlgorithms);
 
@@ -131,19 +131,19 @@ impl ServerCertVerifier for AcceptAny {
     }
 }
 
-/// A certificate is for others than the ones that were wanted.
+/// The certificate has none of the accepted names.
 #[derive(thiserror::Error)]
 #[error("the certificate has none of `sans`; its names are: {}", .0.join(", "))]
 struct OtherNames(Vec<String>);
 
-// rustls shows errors of others by this.
+// rustls formats foreign errors with `Debug`.
 impl fmt::Debug for OtherNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// The TLS library's name for an error of the chain, which decides about the alert that is sent.
+/// Converts an error of the chain to the TLS library's error, which determines the alert.
 fn refused(error: webpki::Error) -> Error {
     let error = match error {
         webpki::Error::BadDer | webpki::Error::BadDerTime => CertificateError::BadEncoding,

@@ -1,9 +1,10 @@
-//! `X-Forwarded-Client-Cert`: tells an upstream who the client is, as Envoy does.
+//! `X-Forwarded-Client-Cert`: forwards the client's identity to upstreams, as Envoy does.
 //!
-//! The field is a list of elements, one for each proxy on the way, the nearest to the upstream last: `KEY=VALUE;KEY=VALUE`.
-//! Keys are, in this order, `By` (URIs of the proxy's certificate), `Hash` (the SHA-256 of the client's), `Cert` (the
-//! client's as percent-encoded PEM), `Subject`, `URI` and `DNS`. A value with one of `,;=` is in double quotes; `Cert` and
-//! `Subject` always are, and `"` in a subject is `\"`.
+//! The field is a list of elements, `KEY=VALUE;KEY=VALUE`, one per proxy on the path, the proxy nearest to the
+//! upstream last. The keys are, in this order, `By` (URIs of the proxy's certificate), `Hash` (SHA-256 of the
+//! client's certificate), `Cert` (the client's certificate as percent-encoded PEM), `Subject`, `URI` and `DNS`. A
+//! value that contains `,`, `;` or `=` is in double quotes; `Cert` and `Subject` always are, and `"` in a subject is
+//! `\"`.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -12,7 +13,7 @@ use crate::config::model::ForwardedClientCert;
 
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// Does with a request's field what the listener's policy says. `tls` is the connection that the request came on.
+/// Applies the listener's policy to a request's field. `tls` is the connection of the request.
 pub fn apply(fields: &mut HeaderMap, policy: ForwardedClientCert, tls: Option<&ConnectionTls>) {
     if policy == ForwardedClientCert::Forward {
         return;
@@ -30,14 +31,14 @@ pub fn apply(fields: &mut HeaderMap, policy: ForwardedClientCert, tls: Option<&C
         true => element.clone(),
         false => {
             let all: Vec<&[u8]> = before.into_iter().chain([element]).map(HeaderValue::as_bytes).collect();
-            // Of values, a value. Were it none, what others have said would be left out.
+            // Joining valid values gives a valid value. If not, the earlier elements would be dropped.
             HeaderValue::from_bytes(&all.join(&b","[..])).unwrap_or_else(|_| element.clone())
         }
     };
     fields.insert(X_FORWARDED_CLIENT_CERT, value);
 }
 
-/// The element for a client.
+/// Builds the element for a client.
 pub(crate) fn element(peer: &Identity, local: Option<&Identity>) -> HeaderValue {
     let mut out = String::with_capacity(256 + peer.url_encoded_pem().len());
     for uri in local.iter().flat_map(|local| &local.uri_sans) {
@@ -47,14 +48,14 @@ pub(crate) fn element(peer: &Identity, local: Option<&Identity>) -> HeaderValue 
     separate(&mut out);
     out.extend(["Cert=\"", peer.url_encoded_pem(), "\""]);
     separate(&mut out);
-    // What is special in a quoted value is so in RFC 2253, and escaped already.
+    // RFC 2253 has already escaped all characters that are special in a quoted value.
     out.extend(["Subject=\"", &peer.subject, "\""]);
     peer.uri_sans.iter().for_each(|uri| put(&mut out, "URI", uri));
     if peer.uri_sans.is_empty() {
         put(&mut out, "URI", "");
     }
     peer.dns_sans.iter().for_each(|name| put(&mut out, "DNS", name));
-    // All parts are printable ASCII.
+    // Every part is printable ASCII.
     HeaderValue::from_str(&out).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -68,7 +69,7 @@ fn put(out: &mut String, key: &str, value: &str) {
     separate(out);
     out.push_str(key);
     out.push('=');
-    // Envoy writes these as they are. What is in quotes here would be read as several elements there.
+    // Envoy writes these unquoted. It would parse the values that are quoted here as several elements.
     match value.contains([',', ';', '=']) {
         true => out.extend(["\"", value, "\""]),
         false => out.push_str(value),

@@ -100,7 +100,7 @@ fn rotating_the_root_fails_no_handshake() {
     });
     assert_eq!(inner.metrics().sum("tollgate_tls_handshake_failures_total", &[]), 0.0);
     assert_eq!(outer.metrics().sum("tollgate_cluster_connect_failures_total", &[]), 0.0);
-    ca.wait_for_output("another root signs");
+    ca.wait_for_output("signing root changed");
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn the_root_of_a_signing_proxy_is_not_replaced() {
     let mut ca = folder.serve("");
     let root = folder.read("ca/ca.pem");
     let refused = folder.refusal(&["init", "--force"]);
-    assert!(refused.contains("a proxy signs with `ca`; `tollgate ca rotate` replaces its root"), "{refused}");
+    assert!(refused.contains("a proxy signs with `ca`; use `tollgate ca rotate` to replace its root"), "{refused}");
     assert_eq!(folder.read("ca/ca.pem"), root);
     // Whatever happens to the directory, the signing root is always among the trusted roots.
     let token = folder.token(WEB, "1h");
@@ -135,15 +135,15 @@ fn the_root_of_a_signing_proxy_is_not_replaced() {
 #[test]
 fn rotation_steps_out_of_order_are_rejected() {
     let folder = Folder::new();
-    assert!(folder.run(&["rotate"]).contains("one root, which signs; `tollgate ca rotate prepare` makes the next one"));
+    assert!(folder.run(&["rotate"]).contains("no rotation in progress; start one with `tollgate ca rotate prepare`"));
     assert!(folder.refusal(&["rotate", "switch"]).contains("there is no next root"));
-    assert!(folder.refusal(&["rotate", "retire"]).contains("there is one root only"));
-    assert!(folder.run(&["rotate", "prepare"]).contains("next, in 5 minutes"));
-    assert!(folder.run(&["rotate"]).contains("`tollgate ca rotate switch` lets it sign"));
-    assert!(folder.refusal(&["rotate", "switch"]).contains("it is too early"));
-    assert!(folder.refusal(&["issue", "--spiffe", WEB, "--out", "ca/next"]).contains("is the authority's own"));
+    assert!(folder.refusal(&["rotate", "retire"]).contains("there is only one root"));
+    assert!(folder.run(&["rotate", "prepare"]).contains("in 5 minutes, when all workloads know it"));
+    assert!(folder.run(&["rotate"]).contains("`tollgate ca rotate switch` makes it the signing root"));
+    assert!(folder.refusal(&["rotate", "switch"]).contains("too early by "));
+    assert!(folder.refusal(&["issue", "--spiffe", WEB, "--out", "ca/next"]).contains("belongs to the authority"));
     folder.run(&["rotate", "switch", "--now"]);
-    assert!(folder.refusal(&["rotate", "retire", "--ttl", "1h"]).contains("it is too early"));
+    assert!(folder.refusal(&["rotate", "retire", "--ttl", "1h"]).contains("too early by "));
     folder.run(&["rotate", "retire", "--now", "--dir", "ca"]);
     assert!(folder.run(&["show"]).contains("certificate 1 of 1"));
 }

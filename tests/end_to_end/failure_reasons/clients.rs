@@ -96,7 +96,7 @@ fn missing_and_invalid_certificates_are_reported() {
     let (ours, theirs) = (pair::issuer("ours"), pair::issuer("theirs"));
     let (stranger, old) = (pair::signed(&theirs, "c"), pair::expired(&ours, "c"));
     for (name, shows, reason, parts) in [
-        ("none", None, "no_certificate", &["the client showed no certificate, which is required"][..]),
+        ("none", None, "no_certificate", &["the client presented no certificate, which is required"][..]),
         ("a stranger's", Some(&stranger), "unknown_issuer", &["unknown issuer \"CN=theirs\"", "`tls.client_ca`"]),
         ("expired", Some(&old), "expired", &["the certificate \"CN=c\" expired on 2020-01-01T00:00:00Z"]),
     ] {
@@ -131,7 +131,7 @@ fn an_unknown_issuer_in_a_trust_domain_is_reported() {
     let stranger = pair::signed(&theirs, "c");
     let proxy = proxy(&ours, "client_certificates: require, trust_domains: {t: [ca.pem]}");
     Client { shows: Some(&stranger), ..Client::new(&ours) }.ask(&proxy);
-    let parts = ["it is not among those of its trust domain in `tls.trust_domains`"];
+    let parts = ["it is not among the authorities of its trust domain in `tls.trust_domains`"];
     assert_failed("a stranger's", &proxy, "unknown_issuer", &parts);
 }
 

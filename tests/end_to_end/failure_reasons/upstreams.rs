@@ -88,7 +88,7 @@ fn a_ca_certificate_presented_by_a_server_is_reported() {
     let certificate = rcgen::CertifiedKey { cert: as_certificate(&ours), signing_key: key };
     let upstream = Server::new(&certificate).start();
     let proxy = proxy(&upstream, "tls: {ca: [ca.pem], sni: localhost}", &[("ca.pem", ours.pem())]);
-    let parts = ["the certificate \"CN=ours\" is that of a certificate authority: use one that it has signed"];
+    let parts = ["the certificate \"CN=ours\" is a CA certificate: use a certificate signed by it"];
     assert_reason("a CA's certificate", &proxy, "connect_failure", "tls", &parts);
 }
 
@@ -106,7 +106,7 @@ fn an_upstream_that_requires_a_client_certificate_is_reported() {
     let other = "tls: {ca: [ca.pem], sni: localhost, certificate: {certificate: c.pem, key: c.key}}";
     // With TLS 1.3 the client's handshake completes before the server has seen the client's certificate.
     let upstream = Server { clients: Some(&ours), ..Server::new(&server) }.start();
-    let parts = ["certificate_required: it demands a client certificate: give the cluster `tls.certificate`"];
+    let parts = ["certificate_required: it requires a client certificate: give the cluster `tls.certificate`"];
     assert_reason("none, 1.3", &proxy(&upstream, none, &files), "upstream_reset", "tls", &parts);
     let parts = ["unknown_ca: it does not trust the issuer of the cluster's `tls.certificate`"];
     assert_reason("another one, 1.3", &proxy(&upstream, other, &files), "upstream_reset", "tls", &parts);
@@ -121,7 +121,7 @@ fn version_and_alpn_mismatches_are_reported() {
     let (server, ca) = (pair::signed(&ours, "w"), [("ca.pem", ours.pem())]);
     let upstream = Server { versions: &[&TLS12], ..Server::new(&server) }.start();
     let options = "tls: {ca: [ca.pem], sni: localhost, min_version: '1.3'}";
-    let parts = ["alert protocol_version: no version of TLS in common"];
+    let parts = ["alert protocol_version: no TLS version in common"];
     assert_reason("versions", &proxy(&upstream, options, &ca), "connect_failure", "tls", &parts);
     let upstream = Server { alpn: &["http/1.1"], ..Server::new(&server) }.start();
     let options = "protocol: h2\ntls: {ca: [ca.pem], sni: localhost}";

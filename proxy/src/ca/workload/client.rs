@@ -1,5 +1,5 @@
-//! One request to the certificate authority, by HTTP/1.1 on a connection of its own, and what must be right about the
-//! answer before anybody uses it.
+//! Requests to the certificate authority, each HTTP/1.1 on its own connection, and the checks on its response before
+//! the certificate is used.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,37 +18,37 @@ use crate::{
     net::TokioIo,
 };
 
-/// How long connecting, and then the whole exchange, may take.
+/// The timeout for connecting, and again for the whole exchange.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Bytes of an answer that are read.
+/// The limit on a response's body, in bytes.
 const MAX_ANSWER: usize = 256 << 10;
 
-/// Why there is no certificate.
+/// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The token cannot be read.
-    #[error("the join token: {0}")]
+    /// The join token cannot be read.
+    #[error("the join token is not available: {0}")]
     Token(super::super::Error),
-    /// The authority is not there, or not well.
-    #[error("the certificate authority does not answer: {0}")]
+    /// The authority is unreachable or failing.
+    #[error("the certificate authority is unavailable: {0}")]
     Unreachable(String),
-    /// It has said no.
-    #[error("the certificate authority refuses: {0}")]
+    /// The authority rejected the request.
+    #[error("the certificate authority rejected the request: {0}")]
     Refused(String),
-    /// Its answer cannot be used.
-    #[error("the certificate authority's answer cannot be used: {0}")]
+    /// The authority's response is invalid.
+    #[error("the certificate authority's response is invalid: {0}")]
     Answer(String),
-    /// No key or request could be made.
+    /// Creating a key or a signing request failed.
     #[error(transparent)]
     Make(#[from] super::super::Error),
-    /// The certificate is there but could not be kept.
-    #[error("the certificate cannot be kept: {0}")]
+    /// The certificate was obtained but cannot be stored.
+    #[error("cannot store the certificate: {0}")]
     Store(super::super::Error),
 }
 
 impl RequestError {
-    /// Whether asking again gives the same, as far as one can know.
+    /// Returns whether a retry would presumably fail the same way.
     pub fn is_final(&self) -> bool {
         !matches!(self, RequestError::Unreachable(_))
     }
@@ -65,7 +65,7 @@ struct ErrorResponse {
     error: String,
 }
 
-/// Makes a key and asks for a certificate for it.
+/// Generates a key and requests a certificate for it.
 pub async fn ask(config: &model::Workload, token: &str) -> Result<StoredCertificate, RequestError> {
     let key = authority::new_key()?;
     let request = request(config, token, &key)?;
@@ -90,7 +90,7 @@ pub async fn ask(config: &model::Workload, token: &str) -> Result<StoredCertific
     }
 }
 
-/// Asks for the roots that are trusted (PEM).
+/// Requests the trusted roots (PEM).
 pub async fn roots(config: &model::Workload) -> Result<String, RequestError> {
     let request = Request::get("/ca/root").header(header::HOST, config.ca.authority()).body(Full::default());
     let (status, body) = exchange(config, request.map_err(|e| RequestError::Unreachable(e.to_string()))?).await?;
@@ -100,7 +100,7 @@ pub async fn roots(config: &model::Workload) -> Result<String, RequestError> {
     }
 }
 
-/// A request for a certificate in a request of HTTP.
+/// Builds the HTTP request with the signing request in its body.
 fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, RequestError> {
     let csr = || -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
@@ -110,7 +110,7 @@ fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Reque
     };
     let body = csr().map_err(super::super::Error::from)?;
     let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))
-        .map_err(|_| RequestError::Refused("the file of the join token holds something else".to_owned()))?;
+        .map_err(|_| RequestError::Refused("the join token's file holds no token".to_owned()))?;
     bearer.set_sensitive(true);
     Request::post(format!("/ca/sign?ttl={}", config.ttl))
         .header(header::HOST, config.ca.authority())
@@ -124,7 +124,7 @@ async fn exchange(
     config: &model::Workload,
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, Bytes), RequestError> {
-    let (ca, late) = (&config.ca, |_| RequestError::Unreachable(format!("{} is silent", config.ca)));
+    let (ca, late) = (&config.ca, |_| RequestError::Unreachable(format!("{} timed out", config.ca)));
     let lost = |e: &dyn std::fmt::Display| RequestError::Unreachable(format!("{ca}: {e}"));
     let connecting = TcpStream::connect((ca.host.as_str(), ca.port));
     let stream = timeout(LONGEST, connecting).await.map_err(late)?.map_err(|e| lost(&e))?;
@@ -144,7 +144,7 @@ async fn exchange(
     Ok((status, body.map_err(|e| lost(&e))?.to_bytes()))
 }
 
-/// What is not for us, or not for now, is not put where listeners find it.
+/// Rejects a certificate that is not for this workload or not valid now, before listeners can use it.
 fn check(held: &StoredCertificate, config: &model::Workload, key: &KeyPair) -> Result<(), String> {
     let facts = &held.facts;
     if facts.uri() != Some(config.spiffe.as_str()) {
@@ -154,11 +154,11 @@ fn check(held: &StoredCertificate, config: &model::Workload, key: &KeyPair) -> R
         return Err("the certificate is for another key".to_owned());
     }
     if !certificate::is_signed_by(&held.chain, &held.root) {
-        return Err("the certificate was not signed by a root that came with it".to_owned());
+        return Err("the certificate was not signed by a root received with it".to_owned());
     }
     match facts.is_valid_at(SystemTime::now()) {
         true => Ok(()),
-        false => Err("the certificate does not hold now: the clocks differ".to_owned()),
+        false => Err("the certificate is not valid now: the clocks differ".to_owned()),
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
     use crate::ca::authority::{Authority, Names};
 
     #[test]
-    fn only_a_certificate_for_us_is_taken() {
+    fn only_a_certificate_for_this_workload_is_accepted() {
         let dir = TempDir::new().unwrap();
         let hour = Duration::from_secs(3600);
         let domain = "mesh.local".parse().unwrap();

@@ -1,8 +1,8 @@
-//! The proxy's own certificate: got from a certificate authority before the configuration is put in force, which may name
-//! its files, and renewed when two thirds of its life are over.
+//! The proxy's own certificate: requested from a certificate authority before the configuration is applied, which may
+//! name its files, and renewed after two thirds of its lifetime.
 //!
-//! [`ask`] is the conversation with the authority, [`store`] the folder that everybody else reads. Nothing else in the
-//! proxy knows of this: listeners and clusters name the files, and the file watch sees that they change.
+//! [`client`] talks to the authority, [`store`] is the folder that others read. The rest of the proxy does not depend
+//! on this: listeners and clusters name the files, and the file watch notices that they change.
 
 mod client;
 mod store;
@@ -27,22 +27,22 @@ use crate::{
     observe::{Counter, PlainGauge, Registry, access_log::timestamp, shard, target},
 };
 
-/// How long the first certificate may take.
+/// The timeout for the first certificate.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits between tries: the first one, and the longest.
+/// The waits between attempts: the first and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How far apart renewals are at most if the clocks say that the next one is due at once, which they do where the authority's is
-/// behind ours by more than a certificate's life.
+/// The longest minimum interval between renewals. It applies if the clocks say that the next renewal is due
+/// immediately, as they do when the authority's clock is behind ours by more than a certificate's lifetime.
 const APART: Duration = Duration::from_secs(600);
 
-/// The clock on the wall is looked at this often, since it may be set and a machine may sleep; and the authority is asked which roots are
-/// trusted: another one must be known before it signs.
+/// The interval at which the wall clock is read, because it may be set and the machine may sleep, and at which the
+/// authority is asked for the trusted roots: a new root must be known before it signs.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Gets and renews the certificate.
+/// Requests and renews the certificate.
 pub struct Agent {
     config: model::Workload,
     token: PathBuf,
@@ -53,17 +53,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// What the configuration asks for, if it does. `cache` is where the folder is by default.
+    /// Creates the configured agent, if any. `cache` is the folder's default parent.
     ///
     /// # Errors
-    /// There is no place for the folder.
+    /// No folder can be determined.
     pub fn new(loaded: &Loaded, cache: Option<PathBuf>, registry: &Registry) -> anyhow::Result<Option<Agent>> {
         let Some(config) = loaded.config.workload.clone() else { return Ok(None) };
         let Some(dir) = folder(loaded, &config, cache) else {
             return Err(Diagnostics::new(loaded.source.clone(), vec![homeless(loaded)]).into());
         };
         let renewals = |result| {
-            let help = "Certificates that this proxy has asked for, by result.";
+            let help = "Certificates requested by this proxy, by result.";
             registry.counter("tollgate_workload_renewals_total", help, &[("result", result)])
         };
         let name = "tollgate_workload_certificate_not_after_timestamp_seconds";
@@ -71,31 +71,31 @@ impl Agent {
             token: loaded.source.resolve(&config.token),
             config,
             store: Store::new(dir),
-            not_after: registry.plain_gauge(name, "When this proxy's own certificate ends.", &[])?,
+            not_after: registry.plain_gauge(name, "Expiry of this proxy's own certificate.", &[])?,
             renewed: renewals("success")?,
             failed: renewals("failure")?,
         }))
     }
 
-    /// Sees to it that there is a certificate that holds, and renews it as long as the process runs.
+    /// Ensures that a valid certificate exists, and renews it as long as the process runs.
     ///
     /// # Errors
-    /// There is none, and the authority refuses to give one or does not answer for 30 s.
+    /// There is none, and the authority rejects the request or is unavailable for 30 s.
     pub async fn start(self) -> anyhow::Result<()> {
         let held = match self.store.read(&self.config.spiffe) {
             Ok(held) => {
                 tracing::info!(
                     target: target::CA,
-                    dir = %self.store.dir().display(), "the workload's certificate still holds"
+                    dir = %self.store.dir().display(), "workload certificate is still valid"
                 );
                 held
             }
             Err(why) => {
                 tracing::info!(
                     target: target::CA,
-                    ca = %self.config.ca, "a certificate for this workload is asked for: {why}"
+                    ca = %self.config.ca, "requesting a workload certificate: {why}"
                 );
-                let failed = || format!("there is no certificate for the workload `{}`", self.config.spiffe);
+                let failed = || format!("cannot get a certificate for the workload `{}`", self.config.spiffe);
                 self.first().await.with_context(failed)?
             }
         };
@@ -111,15 +111,14 @@ impl Agent {
                 Ok(held) => return Ok(held),
                 Err(failure) => failure,
             };
-            // To be refused again takes no time, but asking again is no use.
+            // A rejection is final: retrying is useless.
             if failure.is_final() {
                 return Err(failure.into());
             }
-            tracing::warn!(target: target::CA, ca = %self.config.ca, "{failure}; trying again");
+            tracing::warn!(target: target::CA, ca = %self.config.ca, "{failure}; retrying");
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(anyhow::Error::new(failure)
-                    .context(format!("it was asked again and again for {} s", PATIENCE.as_secs())));
+                return Err(anyhow::Error::new(failure).context(format!("gave up after {} s", PATIENCE.as_secs())));
             }
             tokio::time::sleep(wait.min(left)).await;
             wait = (wait * 2).min(LONGEST_WAIT / 10);
@@ -136,7 +135,7 @@ impl Agent {
                 tracing::warn!(
                     target: target::CA,
                     token = %self.token.display(), ended = timestamp::text(end), renewal = timestamp::text(due),
-                    "the join token ends before the workload's certificate is renewed: put a new one in its place"
+                    "join token expires before the workload certificate is renewed: replace it"
                 );
             }
             let look = LOOK.min(part(&held.facts));
@@ -151,15 +150,15 @@ impl Agent {
                     Err(failure) if held.facts.is_valid_at(SystemTime::now()) => tracing::warn!(
                         target: target::CA,
                         not_after = timestamp::text(held.facts.not_after),
-                        "the workload's certificate is not renewed yet: {failure}"
+                        "workload certificate not renewed yet: {failure}"
                     ),
                     Err(failure) => tracing::error!(
                         target: target::CA,
                         not_after = timestamp::text(held.facts.not_after),
-                        "the workload's certificate has ended, and there is no new one: {failure}"
+                        "workload certificate has expired and cannot be renewed: {failure}"
                     ),
                 }
-                // All proxies lose the same authority at the same time.
+                // Jitter: all proxies lose the same authority at the same time.
                 tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             };
@@ -168,11 +167,11 @@ impl Agent {
         }
     }
 
-    /// Asks which roots are trusted, and puts them into the folder if they are others than before.
+    /// Requests the trusted roots and stores them if they changed.
     async fn learn_roots(&self, held: &mut StoredCertificate) {
         let learnt = async {
             let roots = self::client::roots(&self.config).await?;
-            // Our own must be among them: whoever has them goes by this certificate until it is renewed.
+            // Our root must be among them: their readers use our certificate until it is renewed.
             if roots == held.root || !certificate::is_signed_by(&held.chain, &roots) {
                 return Ok(());
             }
@@ -181,23 +180,23 @@ impl Agent {
             self.store.put(&new).map_err(RequestError::Store)?;
             tracing::info!(
                 target: target::CA,
-                ca = %self.config.ca, "the certificate authority trusts other roots than before"
+                ca = %self.config.ca, "trusted roots changed"
             );
             *held = new;
             Ok::<_, RequestError>(())
         };
         if let Err(failure) = learnt.await {
-            tracing::debug!(target: target::CA, "which roots are trusted is not known: {failure}");
+            tracing::debug!(target: target::CA, "cannot get the trusted roots: {failure}");
         }
     }
 
-    /// Asks for a certificate and puts it into the folder.
+    /// Requests a certificate and stores it.
     async fn get(&self) -> Result<StoredCertificate, RequestError> {
         let got = async {
             let held = self::client::ask(&self.config, &self.token()?).await?;
             let before = self.store.put(&held).map_err(RequestError::Store)?;
             if before.is_some_and(|before| !certificate::have_one_in_common(&before, &held.root)) {
-                tracing::warn!(target: target::CA, "the certificate authority has another root than before");
+                tracing::warn!(target: target::CA, "the certificate authority's root changed");
             }
             Ok(held)
         };
@@ -218,12 +217,12 @@ impl Agent {
         tracing::info!(
             target: target::CA,
             spiffe = %self.config.spiffe, serial = held.facts.serial, not_after = timestamp::text(held.facts.not_after),
-            "the workload's certificate"
+            "workload certificate"
         );
     }
 }
 
-/// Where the certificate is kept, if there is a place for it.
+/// Returns the folder for the certificate, if one can be determined.
 fn folder(loaded: &Loaded, config: &model::Workload, cache: Option<PathBuf>) -> Option<PathBuf> {
     if let Some(dir) = &config.dir {
         return Some(loaded.source.resolve(dir));
@@ -236,7 +235,7 @@ fn homeless(loaded: &Loaded) -> Diagnostic {
     loaded.source.diagnostic("/workload", "`workload` needs a `dir`: there is no cache folder", None)
 }
 
-/// What starting would find wrong before anybody is asked.
+/// Returns what startup would reject, without contacting the authority.
 pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
     let config = loaded.config.workload.as_ref()?;
     let Some(dir) = folder(loaded, config, cache) else { return Some(homeless(loaded)) };
@@ -244,23 +243,24 @@ pub fn look(loaded: &Loaded, cache: Option<PathBuf>) -> Option<Diagnostic> {
         return None;
     }
     let unread = super::files::read(&loaded.source.resolve(&config.token)).err()?;
-    let help = "without a certificate from before, it is needed at once".to_owned();
+    let help = "it is required because there is no valid certificate from an earlier run".to_owned();
     Some(loaded.source.diagnostic("/workload/token", format!("there is no join token: {unread}"), Some(help)))
 }
 
-/// How long a certificate is kept whatever the clocks say: a twelfth of its life.
+/// Returns the minimum interval between renewals, whatever the clocks say: a twelfth of the lifetime, at most
+/// [`APART`].
 fn apart(facts: &CertificateInfo) -> Duration {
     part(facts).min(APART)
 }
 
-/// A twelfth of a certificate's life, or a second.
+/// Returns a twelfth of a certificate's lifetime, at least one second.
 fn part(facts: &CertificateInfo) -> Duration {
     let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
     (life / 12).max(Duration::from_secs(1))
 }
 
-/// When to renew: when two thirds of its life are over, or up to a twelfth of it sooner, so that proxies that began together
-/// do not come together. `dice` is from 0 to 1.
+/// Returns when to renew: after two thirds of the lifetime, or up to a twelfth of it earlier, so that proxies that
+/// started together do not renew together. `dice` is from 0 to 1.
 fn due(held: &StoredCertificate, dice: f64) -> SystemTime {
     let facts = &held.facts;
     let life = facts.not_after.duration_since(facts.not_before).unwrap_or_default();
@@ -289,9 +289,9 @@ mod tests {
         }
     }
 
-    /// With an authority whose clock is far behind, each new certificate is due for renewal at once.
+    /// With an authority whose clock is far behind, each new certificate is due for renewal immediately.
     #[test]
-    fn renewals_are_apart_whatever_the_clocks_say() {
+    fn renewals_have_a_minimum_interval_whatever_the_clocks_say() {
         for (life, seconds) in [(0, 1), (6, 1), (1200, 100), (86_400, 600)] {
             assert_eq!(apart(&facts(1000, 1000 + life)), Duration::from_secs(seconds), "{life}");
         }
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_renewed_when_two_thirds_of_its_life_are_over() {
+    fn a_certificate_is_renewed_after_two_thirds_of_its_lifetime() {
         let facts = facts(1000, 2200);
         let held = StoredCertificate { chain: String::new(), key: String::new(), root: String::new(), facts };
         assert_eq!(due(&held, 0.0), at(1800));

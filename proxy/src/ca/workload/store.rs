@@ -8,8 +8,9 @@
 //! ..SERIALROOTS/  the files
 //! ```
 //!
-//! (The second half of the name is a digest of the roots.) A new certificate, or another root that is trusted, is written into a folder of its own, and `..data` is switched in one step: the three files change
-//! together. The folder before is kept, for those who have just found it.
+//! The second half of the folder's name is a digest of the roots. A new certificate or changed roots are written to a
+//! new folder, and `..data` is switched atomically, so the three files change together. The previous folder is kept
+//! for processes that have just resolved it.
 
 use std::{
     ffi::OsStr,
@@ -33,34 +34,34 @@ use crate::{
     config::spiffe::SpiffeId,
 };
 
-/// The certificate and those that lead from it to the root.
+/// The certificate and its intermediates.
 const CHAIN: &str = "workload.pem";
-/// Its private key.
+/// The certificate's private key.
 const KEY: &str = "workload.key";
-/// The folder in force.
+/// The link to the active folder.
 const DATA: &str = "..data";
 
-/// A folder that is neither in force nor the one before is somebody else's who is about to switch, or left over. After this
-/// long it is left over.
+/// The age after which a folder that is neither active nor the previous one is considered left over; a younger one
+/// may belong to a process that is about to switch.
 const LEFT_OVER: Duration = Duration::from_secs(60);
 
-/// The folder.
+/// The folder with the workload's certificate.
 pub struct Store {
     dir: PathBuf,
 }
 
-/// A certificate with its key (PEM), and what it says.
+/// A certificate with its key (PEM) and its fields.
 #[derive(Debug)]
 pub struct StoredCertificate {
     pub chain: String,
     pub key: String,
-    /// The roots that are trusted.
+    /// The trusted roots.
     pub root: String,
     pub facts: CertificateInfo,
 }
 
 impl StoredCertificate {
-    /// Reads the certificate. An error says what is wrong with it.
+    /// Parses the certificate. The error describes what is invalid.
     pub fn new(chain: String, key: String, root: String) -> Result<StoredCertificate, String> {
         let facts = certificate::all_in(&chain).map_err(|what| format!("the certificate {what}"))?.swap_remove(0);
         Ok(StoredCertificate { chain, key, root, facts })
@@ -68,37 +69,37 @@ impl StoredCertificate {
 }
 
 impl Store {
-    /// A folder that may not be there yet.
+    /// Creates a store; the folder need not exist yet.
     pub fn new(dir: PathBuf) -> Store {
         Store { dir }
     }
 
-    /// Where it is.
+    /// Returns the folder's path.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What is there, if it can be used now. An error says why not.
+    /// Reads the stored certificate. The error says why it cannot be used.
     pub fn read(&self, id: &SpiffeId) -> Result<StoredCertificate, String> {
         let read = |name| files::read(&self.dir.join(name)).map_err(|e| e.to_string());
         let held = StoredCertificate::new(read(CHAIN)?, read(KEY)?, read(ROOT)?)?;
-        let key = KeyPair::from_pem(&held.key).map_err(|e| format!("the key that is there cannot be read: {e}"))?;
+        let key = KeyPair::from_pem(&held.key).map_err(|e| format!("cannot parse the stored key: {e}"))?;
         if held.facts.uri() != Some(id.as_str()) {
-            return Err("the certificate that is there is for another identity".to_owned());
+            return Err("the stored certificate is for another identity".to_owned());
         }
         if key.subject_public_key_info() != held.facts.public_key {
-            return Err("the key that is there is not that of the certificate".to_owned());
+            return Err("the stored key does not match the certificate".to_owned());
         }
         if !certificate::is_signed_by(&held.chain, &held.root) {
-            return Err("the certificate that is there was signed by another root".to_owned());
+            return Err("the stored certificate was signed by another root".to_owned());
         }
         match held.facts.is_valid_at(SystemTime::now()) {
             true => Ok(held),
-            false => Err("the certificate that is there has ended".to_owned()),
+            false => Err("the stored certificate has expired".to_owned()),
         }
     }
 
-    /// Puts a certificate in the place of the one that is there, and tells the root that was there.
+    /// Replaces the stored certificate and returns the previous roots.
     pub fn put(&self, held: &StoredCertificate) -> Result<Option<String>, Error> {
         let root_before = fs::read_to_string(self.dir.join(ROOT)).ok();
         let roots = digest::digest(&digest::SHA256, held.root.as_bytes());
@@ -120,12 +121,12 @@ impl Store {
         Ok(root_before)
     }
 
-    /// Makes a link, or lets it lead elsewhere, in one step. What is no link is not ours, and stays.
+    /// Creates or redirects a symbolic link atomically. Fails if the path exists and is not a symbolic link.
     fn link(&self, name: &str, target: &Path) -> Result<(), Error> {
         let place = self.dir.join(name);
         let make = || {
-            if fs::symlink_metadata(&place).is_ok_and(|there| !there.is_symlink()) {
-                return Err(io::Error::other("something is there already that is no link"));
+            if fs::symlink_metadata(&place).is_ok_and(|existing| !existing.is_symlink()) {
+                return Err(io::Error::other("it already exists and is not a symbolic link"));
             }
             let beside = self.dir.join(format!(".{name}.{}", std::process::id()));
             files::remove(&beside)?;
@@ -135,7 +136,7 @@ impl Store {
         make().map_err(|error| Error::write(&place, error))
     }
 
-    /// Removes folders of certificates that nobody can be reading any more.
+    /// Removes the folders of old certificates that no process can still be reading.
     fn clean(&self, keep: &[Option<&OsStr>]) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_read_and_its_key_is_private() {
+    fn a_stored_certificate_is_read_back_and_its_key_is_private() {
         let dir = TempDir::new().unwrap();
         let (authority, store) = (authority(dir.path()), Store::new(dir.path().join("a/b/run")));
         assert!(store.read(&id()).unwrap_err().contains("cannot read"));
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_apart() {
+    fn unusable_certificates_are_distinguished() {
         let dir = TempDir::new().unwrap();
         let (authority, store) = (authority(dir.path()), Store::new(dir.path().join("run")));
         let first = held(&authority, HOUR);
@@ -204,17 +205,17 @@ mod tests {
         let other = store.read(&"spiffe://mesh.local/db".parse().unwrap());
         assert!(other.unwrap_err().contains("another identity"));
         fs::write(store.dir().join(KEY), held(&authority, HOUR).key).unwrap();
-        assert!(store.read(&id()).unwrap_err().contains("not that of the certificate"));
+        assert!(store.read(&id()).unwrap_err().contains("does not match the certificate"));
         fs::write(store.dir().join(KEY), "nonsense").unwrap();
-        assert!(store.read(&id()).unwrap_err().contains("cannot be read"));
+        assert!(store.read(&id()).unwrap_err().contains("cannot parse the stored key"));
         fs::write(store.dir().join(CHAIN), "nonsense").unwrap();
         assert!(store.read(&id()).unwrap_err().contains("holds no certificate"));
         store.put(&held(&authority, Duration::from_millis(1))).unwrap();
-        assert!(store.read(&id()).unwrap_err().contains("has ended"));
+        assert!(store.read(&id()).unwrap_err().contains("has expired"));
     }
 
     #[test]
-    fn whoever_finds_the_folder_finds_a_pair() {
+    fn readers_always_find_a_matching_pair() {
         let dir = TempDir::new().unwrap();
         let (authority, store) = (authority(dir.path()), Store::new(dir.path().join("run")));
         store.put(&held(&authority, HOUR)).unwrap();
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_others_stay_and_left_over_folders_go() {
+    fn foreign_files_stay_and_left_over_folders_are_removed() {
         let dir = TempDir::new().unwrap();
         let (authority, store) = (authority(dir.path()), Store::new(dir.path().join("run")));
         for _ in 0..3 {
@@ -247,17 +248,17 @@ mod tests {
             let entries = fs::read_dir(store.dir()).unwrap().map(|entry| entry.unwrap());
             entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|e| e.path()).collect::<Vec<_>>()
         };
-        assert_eq!(folders().len(), 3, "the others are young");
+        assert_eq!(folders().len(), 3, "the other folders are recent");
         let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * LEFT_OVER);
         for folder in folders() {
             fs::File::open(folder).unwrap().set_times(long_ago).unwrap();
         }
         store.put(&held(&authority, HOUR)).unwrap();
-        assert_eq!(folders().len(), 2, "this one and the one before");
+        assert_eq!(folders().len(), 2, "the active and the previous folder");
         fs::remove_file(store.dir().join(ROOT)).unwrap();
         fs::write(store.dir().join(ROOT), "mine").unwrap();
         let error = store.put(&held(&authority, HOUR)).unwrap_err().to_string();
-        assert!(error.contains("no link"), "{error}");
+        assert!(error.contains("not a symbolic link"), "{error}");
         assert_eq!(fs::read_to_string(store.dir().join(ROOT)).unwrap(), "mine");
     }
 }

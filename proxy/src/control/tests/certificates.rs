@@ -94,7 +94,7 @@ fn a_half_written_pair_is_rejected() {
     assert_eq!(
         world.shown(&refused),
         "config.yaml:7:16: error: the key in `server.key` does not belong to the (first) certificate in `server.pem` \
-         (while both are being replaced this is so for a moment: it is tried again when the other file changes)"
+         (this is normal while both files are being replaced: they are read again when the other one changes)"
     );
     world.dir.write("server.key", &next.key.serialize_pem());
     world.make(Some(&first)).unwrap();
@@ -109,7 +109,7 @@ fn errors_are_at_their_places() {
     assert_eq!(
         world.shown(&refused),
         "config.yaml:6:24: error: there is no file `server.pem`\n\
-         config.yaml:11:12: error: there is no certificate in `ca.pem`: no part of it is PEM of that kind"
+         config.yaml:11:12: error: there is no certificate in `ca.pem`: it has no PEM section of this type"
     );
 }
 

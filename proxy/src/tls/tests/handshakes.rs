@@ -1,4 +1,4 @@
-//! Who is taken, and who is not.
+//! Which certificates are accepted and which are rejected.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,7 +30,7 @@ fn world() -> World {
 }
 
 impl World {
-    /// With clients whose certificates are signed by another authority, which is returned.
+    /// Requires client certificates from another authority, which is returned.
     fn asking(&mut self, clients: ClientCertificates) -> Ca {
         let ca = Ca::new("clients");
         self.listener.client_certificates = clients;
@@ -38,7 +38,7 @@ impl World {
         ca
     }
 
-    /// The client, showing this.
+    /// Returns the client, with this certificate.
     fn showing(&self, leaf: &Leaf) -> Arc<ClientTls> {
         client(&ClusterTls { certificate: Some(self.dir.pair("client", leaf)), ..self.cluster.clone() })
     }
@@ -47,7 +47,7 @@ impl World {
         meet(&server(&self.listener), &client(&self.cluster)).await
     }
 
-    /// The server's own rules, with a certificate that it would not load.
+    /// Connects to a server with the same rules and a certificate that it would not load.
     async fn meet_with(&self, leaf: &Leaf) -> Failed {
         let config = ServerConfig::builder_with_provider(super::super::provider())
             .with_safe_default_protocol_versions()
@@ -77,7 +77,7 @@ async fn a_connection_knows_its_tls() {
 }
 
 #[tokio::test]
-async fn the_least_version_counts_on_both_sides() {
+async fn the_minimum_version_applies_to_both_sides() {
     let mut world = world();
     world.listener.min_version = TlsVersion::V1_3;
     let old = ClientConfig::builder_with_provider(super::super::provider())
@@ -99,21 +99,21 @@ async fn servers_are_verified() {
     let other = ClusterTls { sni: Some("other.test".to_owned()), ..world.cluster.clone() };
     let failed = meet(&server(&world.listener), &client(&other)).await.err().unwrap();
     assert!(failed.client.contains("not valid for name"), "{failed:?}");
-    // Out of date.
+    // Expired.
     let failed = world.meet_with(&world.ca.expired(&["web.test"])).await;
     assert!(failed.client.contains("expired"), "{failed:?}");
-    // Another authority, of the same name.
+    // Another authority with the same name.
     let stranger = Ca::new("servers").leaf(&["web.test"]);
     let failed = world.meet_with(&stranger).await;
     assert!(failed.client.contains("BadSignature"), "{failed:?}");
-    // Whatever comes, if one wants it so.
+    // Every certificate is accepted if `insecure` is set.
     world.cluster.insecure = true;
     world.listener.certificates = vec![world.dir.pair("stranger", &stranger)];
     world.meet().await.unwrap();
 }
 
 #[tokio::test]
-async fn sans_take_the_place_of_the_name() {
+async fn sans_replace_the_server_name() {
     let mut world = world();
     let sans = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     world.cluster.sni = Some("some.where".to_owned());
@@ -128,7 +128,7 @@ async fn sans_take_the_place_of_the_name() {
         let failed = world.meet().await.err().unwrap_or_else(|| panic!("{wanted:?}"));
         assert!(failed.client.contains("its names are: web.test, spiffe://mesh/ns/a/sa/web"), "{failed:?}");
     }
-    // The right name alone is not enough.
+    // A matching name alone is not enough.
     world.cluster.sans = sans(&["web.test"]);
     let stranger = Ca::new("others").leaf(&["web.test"]);
     assert!(world.meet_with(&stranger).await.client.contains("UnknownIssuer"));
@@ -140,7 +140,7 @@ async fn sans_take_the_place_of_the_name() {
 }
 
 #[tokio::test]
-async fn revoked_servers_are_refused() {
+async fn revoked_servers_are_rejected() {
     let mut world = world();
     let revoked = world.ca.leaf(&["web.test"]);
     world.cluster.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[&revoked], 2099))];
@@ -148,9 +148,9 @@ async fn revoked_servers_are_refused() {
     assert!(world.meet_with(&revoked).await.client.contains("Revoked"));
 }
 
-/// A list is not believed when its time is over, and as soon as there is one, each issuer must have one.
+/// An expired list is rejected, and once there is a list, every issuer must have one.
 #[test]
-fn lists_are_of_today_and_complete() {
+fn revocation_lists_must_be_current_and_complete() {
     let mut world = world();
     let clients = world.asking(ClientCertificates::Require);
     let leaf = |ca: &Ca| ca.leaf(&["web.test", "spiffe://mesh/web"]).der;
@@ -188,7 +188,7 @@ fn lists_are_of_today_and_complete() {
 }
 
 #[tokio::test]
-async fn without_a_name_the_address_counts() {
+async fn without_a_name_the_address_is_verified() {
     let world = world();
     let nameless = load(|loader| ClientTls::load(&world.cluster, "no host's name", &[], loader, None)).unwrap();
     let name = nameless.server_name(Some([10, 1, 2, 3].into()));
@@ -200,7 +200,7 @@ async fn without_a_name_the_address_counts() {
 }
 
 #[tokio::test]
-async fn clients_must_show_a_certificate() {
+async fn client_certificates_can_be_required() {
     let mut world = world();
     let ca = world.asking(ClientCertificates::Require);
     let failed = world.meet().await.err().unwrap();
@@ -214,7 +214,7 @@ async fn clients_must_show_a_certificate() {
 }
 
 #[tokio::test]
-async fn clients_may_be_asked_only() {
+async fn client_certificates_can_be_optional() {
     let mut world = world();
     let ca = world.asking(ClientCertificates::Request);
     assert!(!world.meet().await.unwrap().tls.is_mutual());
@@ -225,7 +225,7 @@ async fn clients_may_be_asked_only() {
 }
 
 #[tokio::test]
-async fn bad_certificates_of_clients_are_refused() {
+async fn invalid_client_certificates_are_rejected() {
     let mut world = world();
     let ca = world.asking(ClientCertificates::Require);
     let (good, revoked) = (ca.leaf(&["a.test"]), ca.leaf(&["b.test"]));
@@ -234,7 +234,7 @@ async fn bad_certificates_of_clients_are_refused() {
     meet(&server, &world.showing(&good)).await.unwrap();
     let failed = meet(&server, &world.showing(&revoked)).await.err().unwrap();
     assert!(failed.server.contains("Revoked") && failed.client.contains("CertificateRevoked"), "{failed:?}");
-    // One that our own client would not load.
+    // A certificate that our own client would not load.
     let expired = ca.expired(&["c.test"]);
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem(&world.ca.pem())).unwrap();
@@ -251,7 +251,7 @@ async fn bad_certificates_of_clients_are_refused() {
 }
 
 #[tokio::test]
-async fn the_name_asked_for_decides_about_the_certificate() {
+async fn the_requested_name_selects_the_certificate() {
     let (dir, ca) = (Dir::new(), Ca::new("servers"));
     let names = [&["first.test"][..], &["*.web.test"], &["a.web.test", "B.WEB.test"], &[]];
     let pairs = names.iter().enumerate().map(|(i, names)| dir.pair(&i.to_string(), &ca.leaf(names)));
@@ -285,7 +285,7 @@ async fn the_name_asked_for_decides_about_the_certificate() {
     assert!(unseen.is_some_and(|(_, text)| text.contains("no DNS names")), "{warnings:?}");
 }
 
-/// The certificate in a PEM text.
+/// Parses a PEM text with one certificate.
 struct CertificateDer;
 
 impl CertificateDer {
@@ -295,9 +295,9 @@ impl CertificateDer {
     }
 }
 
-/// An authority speaks for its own trust domain only.
+/// An authority is limited to its own trust domain.
 #[tokio::test]
-async fn a_partners_authority_does_not_speak_for_us() {
+async fn a_partners_authority_cannot_sign_for_our_trust_domain() {
     use crate::config::model::ClientCertificates;
     let dir = super::pki::Dir::new();
     let [ours, partner, plain] = ["ours", "partner", "plain"].map(super::pki::Ca::new);
@@ -342,13 +342,13 @@ async fn a_partners_authority_does_not_speak_for_us() {
         let server = super::server(&ListenerTls { client_certificates, ..section.clone() });
         assert_eq!(meet(&server, &nobody).await.is_ok(), expected, "{client_certificates:?}");
     }
-    // No set is left out because its file is broken.
+    // A set with a broken file is an error.
     let domains = [("ours".to_owned(), vec![dir.write("broken.pem", "x")])].into();
     assert!(try_server(&ListenerTls { trust_domains: domains, ..section }, None).is_err());
 }
 
 #[test]
-fn a_client_certificate_that_is_broken_is_not_left_out() {
+fn a_broken_client_certificate_is_an_error() {
     let world = world();
     let broken = world.dir.write("broken.pem", "x");
     let files = CertificateFiles { certificate: broken.clone(), key: broken };

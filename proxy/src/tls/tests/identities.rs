@@ -1,4 +1,4 @@
-//! What certificates say, and what upstreams are told of it.
+//! How identities are parsed from certificates and forwarded to upstreams.
 
 use http::{HeaderMap, HeaderValue};
 use rcgen::{DnType, DnValue};
@@ -18,7 +18,7 @@ fn identity(names: &[&str]) -> Identity {
 }
 
 #[test]
-fn the_principal_is_the_best_name_there_is() {
+fn the_principal_is_the_preferred_name() {
     let principal = |names: &[&str]| identity(names).principal().to_owned();
     assert_eq!(principal(&["a.test", "https://a.test/", "spiffe://mesh/a", "spiffe://mesh/b"]), "spiffe://mesh/a");
     assert_eq!(principal(&["a.test", "https://a.test/"]), "https://a.test/");
@@ -29,7 +29,7 @@ fn the_principal_is_the_best_name_there_is() {
 }
 
 #[test]
-fn names_are_written_as_openssl_does() {
+fn names_are_formatted_as_in_openssl() {
     let mut params = params(&[]);
     let mut name = rcgen::DistinguishedName::new();
     name.push(DnType::CountryName, "DE");
@@ -42,7 +42,7 @@ fn names_are_written_as_openssl_does() {
     params.distinguished_name = name;
     params.serial_number = Some(vec![0x80, 0x00, 0x01].into());
     let identity = Identity::parse(&Ca::new("ca").sign(params).der).unwrap();
-    // Its leading zero is none of the number.
+    // The leading zero of the DER encoding is not part of the number.
     assert_eq!(&*identity.serial, "800001");
     assert_eq!(
         &*identity.subject,
@@ -66,7 +66,7 @@ fn the_certificate_can_be_read_back_from_its_encoding() {
 }
 
 #[test]
-fn no_bytes_are_too_bad_to_be_looked_at() {
+fn mutated_certificates_never_panic() {
     let mut random = fastrand::Rng::with_seed(7);
     let whole = Ca::new("ca").leaf(&["a.test", "*.b.test", "10.0.0.1", "spiffe://mesh/a"]).der.to_vec();
     let mut readable = 0;
@@ -85,7 +85,7 @@ fn no_bytes_are_too_bad_to_be_looked_at() {
         }
         if let Ok(identity) = Identity::parse(&bytes.into()) {
             readable += 1;
-            // Whatever it says can be told to an upstream.
+            // Every parsed identity can be forwarded to an upstream.
             assert!(!xfcc::element(&identity, Some(&identity)).is_empty());
             assert!(identity.principal().len() < 4096);
         }
@@ -100,7 +100,7 @@ fn connection(peer: Option<&[&str]>) -> ConnectionTls {
     ConnectionTls::new(("TLSv1.3", ""), None, None, &chain, Some(Arc::new(local))).unwrap()
 }
 
-/// What comes of these values of the field.
+/// Applies a policy to these values of the field.
 fn applied(policy: ForwardedClientCert, tls: Option<&ConnectionTls>, before: &[&str]) -> Vec<String> {
     let mut fields = HeaderMap::new();
     for value in before {
@@ -113,7 +113,7 @@ fn applied(policy: ForwardedClientCert, tls: Option<&ConnectionTls>, before: &[&
 }
 
 #[test]
-fn the_element_is_envoys() {
+fn the_element_has_envoys_format() {
     let tls = connection(Some(&["a.test", "b.test", "https://mesh/a", "http://a.test/?b=c,d;e"]));
     let peer = tls.peer.as_ref().unwrap();
     let expected = format!(
@@ -129,7 +129,7 @@ fn the_element_is_envoys() {
 }
 
 #[test]
-fn a_field_is_taken_from_nobody_unless_the_policy_says_so() {
+fn a_clients_own_field_is_dropped_unless_the_policy_keeps_it() {
     use ForwardedClientCert::{Append, Forward, Set, Strip};
     let (mutual, anonymous) = (connection(Some(&["spiffe://mesh/a"])), connection(None));
     let element = &applied(Set, Some(&mutual), &[])[0];
@@ -147,9 +147,9 @@ fn a_field_is_taken_from_nobody_unless_the_policy_says_so() {
     assert_eq!(&applied(Append, Some(&mutual), &[])[..], [element.as_str()]);
 }
 
-/// X509-SVID section 2: who could choose among several names would be whoever a rule asks for.
+/// X509-SVID section 2: with several identities, a client could pick whichever one a rule accepts.
 #[test]
-fn a_workload_has_one_name() {
+fn a_workload_has_exactly_one_identity() {
     let ca = Ca::new("all");
     let known = |names: &[&str]| {
         let chain = [ca.leaf(names).der.clone()];
@@ -159,7 +159,7 @@ fn a_workload_has_one_name() {
         assert!(known(names).is_ok(), "{names:?}");
     }
     for names in [["spiffe://a/x", "spiffe://b/y"], ["https://a", "spiffe://a/x"]] {
-        let error = known(&names).expect_err("refused");
-        assert_eq!(error, "the client's certificate has a SPIFFE ID and another URI: it must have one");
+        let error = known(&names).expect_err("rejected");
+        assert_eq!(error, "the client's certificate has a SPIFFE ID and another URI: it must have exactly one URI");
     }
 }

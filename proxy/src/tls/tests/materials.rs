@@ -1,4 +1,4 @@
-//! What is said about files that cannot be used.
+//! The messages about unusable files.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::config::model::ClientCertificates;
 
-/// Everything that is wrong, with its place, and with the directory left out.
+/// Returns all errors with their places, without the directory.
 fn complaints(dir: &Dir, section: &ListenerTls) -> String {
     let wrong = try_server(section, None).err().unwrap_or_default();
     let all: Vec<String> = wrong.iter().map(|p| format!("{}: {}", p.place, p.error)).collect();
@@ -16,7 +16,7 @@ fn complaints(dir: &Dir, section: &ListenerTls) -> String {
 }
 
 #[test]
-fn bad_files_are_named_with_the_reason() {
+fn errors_name_the_file_and_the_reason() {
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     let good = ca.leaf(&["a.test"]);
     let key = good.key.serialize_pem();
@@ -27,7 +27,7 @@ fn bad_files_are_named_with_the_reason() {
     assert_eq!(says(&good.pem, &key), "");
     assert_eq!(
         says("", &key),
-        "certificates/0/certificate: there is no certificate in `c.pem`: no part of it is PEM of that kind"
+        "certificates/0/certificate: there is no certificate in `c.pem`: it has no PEM section of this type"
     );
     assert_eq!(
         says(&key, &key),
@@ -71,7 +71,7 @@ fn bad_files_are_named_with_the_reason() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
+fn all_errors_are_reported_together() {
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     let gone = |name: &str| dir.path().join(name);
     let section = ListenerTls {
@@ -83,7 +83,7 @@ fn everything_that_is_wrong_is_said_at_once() {
     assert_eq!(
         complaints(&dir, &section),
         "certificates/0/certificate: there is no file `gone.pem`\n\
-         client_ca/1: there is no certificate in `bad-ca.pem`: no part of it is PEM of that kind\n\
+         client_ca/1: there is no certificate in `bad-ca.pem`: it has no PEM section of this type\n\
          crl/0: a revocation list in `old.crl` expired on 2021-01-01T00:00:00Z\n\
          crl/1: there is no revocation list in `no.crl`: it holds a certificate\n\
          crl/2: there is no file `gone.crl`"
@@ -91,7 +91,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn keys_of_the_usual_kinds_are_taken() {
+fn common_key_types_are_accepted() {
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
         let leaf = ca.sign_with(params(&["a.test"]), rcgen::KeyPair::generate_for(algorithm).unwrap());
@@ -100,7 +100,7 @@ fn keys_of_the_usual_kinds_are_taken() {
 }
 
 #[test]
-fn what_expires_soon_is_said() {
+fn near_expiry_is_a_warning() {
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     let mut params = params(&["a.test"]);
     params.not_after = rcgen::date_time_ymd(2090, 1, 15);
@@ -112,7 +112,7 @@ fn what_expires_soon_is_said() {
     };
     let server = server(&section);
     let day = Duration::from_secs(24 * 60 * 60);
-    // The list is good until the first of January 2090, the certificate for two weeks more.
+    // The list expires on 1 January 2090, the certificate two weeks later.
     let new_year = SystemTime::UNIX_EPOCH + Duration::from_secs(3_786_912_000);
     let said = |at: SystemTime| {
         let all = server.warnings(at).into_iter().filter(|(place, _)| !place.ends_with("key"));
@@ -129,7 +129,7 @@ fn what_expires_soon_is_said() {
 }
 
 #[test]
-fn keys_that_everybody_can_read_are_said() {
+fn readable_keys_are_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let (dir, ca) = (Dir::new(), Ca::new("ca"));
     let pair = dir.pair("x", &ca.leaf(&["a.test"]));
@@ -141,5 +141,5 @@ fn keys_that_everybody_can_read_are_said() {
     let said = said(0o644);
     assert_eq!(said.len(), 1);
     assert_eq!(said[0].0, "certificates/0/key");
-    assert!(said[0].1.starts_with("everybody on this machine can read the private key in `"), "{said:?}");
+    assert!(said[0].1.ends_with("` is readable by every user of this machine"), "{said:?}");
 }

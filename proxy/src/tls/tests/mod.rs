@@ -1,4 +1,4 @@
-//! Handshakes between the two sides over pipes, with certificates made for the occasion.
+//! Handshakes between both sides over in-memory pipes, with generated certificates.
 
 mod handshakes;
 mod identities;
@@ -33,26 +33,26 @@ fn client(section: &ClusterTls) -> Arc<ClientTls> {
         .unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-/// A section with these certificates.
+/// Returns a section with these certificates.
 fn listener(certificates: Vec<CertificateFiles>) -> ListenerTls {
     ListenerTls { certificates, ..serde_json::from_str("{}").unwrap() }
 }
 
-/// What a handshake has come to.
+/// The result of a handshake.
 struct Met {
     tls: ConnectionTls,
-    /// As the client sees it.
+    /// As seen by the client.
     kind: HandshakeKind,
 }
 
-/// What each side says if there is no connection.
+/// The errors of both sides.
 #[derive(Debug)]
 struct Failed {
     server: String,
     client: String,
 }
 
-/// Connects one with the other, and lets a byte through each way.
+/// Connects a client to a server and sends a byte each way.
 async fn meet(server: &ServerTls, client: &ClientTls) -> Result<Met, Failed> {
     meet_as(server, client, client.server_name(None)).await
 }
@@ -80,7 +80,7 @@ async fn raw(
     };
     let asking = async {
         let mut stream = TlsConnector::from(client).connect(name, ours).await.map_err(|e| e.to_string())?;
-        // A client of TLS 1.3 learns only from this whether it is welcome; session tickets come with it.
+        // Only the response tells a TLS 1.3 client whether it was accepted; session tickets come with it.
         stream.write_all(b"x").await.map_err(|e| e.to_string())?;
         stream.read_exact(&mut [0]).await.map_err(|e| e.to_string())?;
         Ok::<_, String>(stream.get_ref().1.handshake_kind().unwrap())

@@ -1,4 +1,4 @@
-//! Authorities and certificates for tests, in a directory that goes away with them.
+//! Authorities and certificates for tests, in a temporary directory.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::model::CertificateFiles;
 
-/// A directory.
+/// A temporary directory.
 pub(crate) struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -37,10 +37,10 @@ impl Dir {
     }
 }
 
-/// An authority.
+/// A certificate authority.
 pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate that it has signed.
+/// A certificate signed by an authority.
 pub(crate) struct Leaf {
     pub(crate) pem: String,
     pub(crate) der: CertificateDer<'static>,
@@ -54,7 +54,7 @@ impl Leaf {
     }
 }
 
-/// What is asked for: names with `://` are URIs.
+/// Returns the parameters of a certificate: names with `://` are URIs.
 pub(crate) fn params(names: &[&str]) -> CertificateParams {
     let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
     let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
@@ -93,14 +93,14 @@ impl Ca {
         self.sign(params(names))
     }
 
-    /// One that was valid in the year 2001.
+    /// Returns a certificate that was valid in 2001.
     pub(crate) fn expired(&self, names: &[&str]) -> Leaf {
         let mut params = params(names);
         (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
         self.sign(params)
     }
 
-    /// A list with these, until the beginning of a year.
+    /// Returns a list of these revoked certificates that expires at the beginning of a year.
     pub(crate) fn crl(&self, revoked: &[&Leaf], until: i32) -> String {
         let revoked = revoked.iter().map(|leaf| RevokedCertParams {
             serial_number: leaf.serial.clone(),

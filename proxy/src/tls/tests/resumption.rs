@@ -1,4 +1,4 @@
-//! Which sessions are resumed, over reloads too, and which are not.
+//! Which sessions are resumed, also after reloads, and which are not.
 
 use super::{
     pki::{Ca, Dir},
@@ -31,7 +31,7 @@ impl World {
         try_server(&self.listener, Some(before)).unwrap()
     }
 
-    /// Another certificate in the place of the one that there was.
+    /// Replaces the server's certificate.
     fn rotate(&self) {
         self.dir.pair("server", &self.ca.leaf(&["web.test"]));
     }
@@ -42,7 +42,7 @@ const RESUMED: HandshakeKind = HandshakeKind::Resumed;
 
 async fn kind(server: &ServerTls, client: &ClientTls) -> HandshakeKind {
     match meet(server, client).await.unwrap().kind {
-        // One more round trip, for a key exchange that the client had not expected.
+        // One more round trip, because the client did not offer this key exchange.
         HandshakeKind::FullWithHelloRetryRequest => FULL,
         kind => kind,
     }
@@ -58,12 +58,12 @@ async fn sessions_outlive_a_reload_with_other_certificates() {
     let second = world.reload(&first);
     assert_ne!(first.local(None).unwrap().sha256, second.local(None).unwrap().sha256);
     assert_eq!(kind(&second, &client).await, RESUMED);
-    // Without the one before, as after a restart.
+    // Without the previous configuration, as after a restart.
     assert_eq!(kind(&server(&world.listener), &client).await, FULL);
 }
 
 #[tokio::test]
-async fn sessions_end_when_other_things_are_asked_of_clients() {
+async fn sessions_end_when_the_requirements_for_clients_change() {
     let mut world = world();
     let (first, client) = (server(&world.listener), client(&world.cluster));
     assert_eq!(kind(&first, &client).await, FULL);
@@ -74,13 +74,13 @@ async fn sessions_end_when_other_things_are_asked_of_clients() {
     world.listener.client_certificates = ClientCertificates::Require;
     let requiring = world.reload(&asking);
     assert_eq!(kind(&requiring, &client).await, FULL);
-    // The same file, with one authority more.
+    // The same file with an additional authority.
     world.dir.write("ca.pem", &[world.ca.pem(), Ca::new("more").pem()].concat());
     assert_eq!(kind(&world.reload(&requiring), &client).await, FULL);
 }
 
 #[tokio::test]
-async fn a_resumed_session_is_its_clients_and_ends_when_that_is_revoked() {
+async fn a_resumed_session_keeps_its_client_and_ends_on_revocation() {
     let mut world = world();
     let leaf = world.ca.leaf(&["spiffe://mesh/a"]);
     world.cluster.certificate = Some(world.dir.pair("client", &leaf));
@@ -98,7 +98,7 @@ async fn a_resumed_session_is_its_clients_and_ends_when_that_is_revoked() {
     assert!(failed.server.contains("Revoked"), "{failed:?}");
 }
 
-/// A client of TLS 1.2, with a certificate.
+/// A TLS 1.2 client with a certificate.
 fn old_client(world: &World) -> ClientConfig {
     let mut config = ClientConfig::clone(client(&world.cluster).config());
     let leaf = world.ca.leaf(&["client.test"]);
@@ -135,7 +135,7 @@ async fn old_clients_resume_unless_they_have_certificates() {
 }
 
 #[test]
-fn a_client_whose_certificate_has_expired_meanwhile_is_turned_away() {
+fn a_client_whose_certificate_has_since_expired_is_rejected() {
     let expired = Ca::new("all").expired(&["client.test"]);
     let error = ConnectionTls::new(("TLSv1.3", ""), None, None, &[expired.der], None).unwrap_err();
     assert!(error.to_string().ends_with("expired on 2002-01-01T00:00:00Z"), "{error}");
@@ -157,7 +157,7 @@ fn a_cluster_keeps_its_tls_while_nothing_changes() {
 }
 
 #[tokio::test]
-async fn quic_has_sessions_of_its_own() {
+async fn quic_has_separate_sessions() {
     let world = world();
     let server = server(&world.listener);
     let quic = server.quic_config(&[b"h3"]);
@@ -165,15 +165,15 @@ async fn quic_has_sessions_of_its_own() {
     let ticket = server.config().ticketer.encrypt(b"a session").unwrap();
     assert!(server.config().ticketer.decrypt(&ticket).is_some());
     assert!(quic.ticketer.decrypt(&ticket).is_none());
-    // And none where clients show certificates: nobody looks at theirs once more.
+    // With client certificates there are none: for QUIC they would not be checked again.
     let listener = ListenerTls { client_certificates: ClientCertificates::Require, ..world.listener };
     let quic = try_server(&listener, None).unwrap().quic_config(&[b"h3"]);
     assert!(!quic.ticketer.enabled() && !quic.session_storage.put(b"name".to_vec(), b"session".to_vec()));
 }
 
-/// After its chain or the lists have ended, a session could not begin, so it is not resumed either.
+/// A session whose chain or lists have expired could not begin, so it is not resumed either.
 #[tokio::test]
-async fn what_a_session_was_verified_by_must_not_be_over() {
+async fn sessions_with_an_expired_chain_or_list_are_not_resumed() {
     let mut world = world();
     world.listener.client_certificates = ClientCertificates::Require;
     world.listener.crl = vec![world.dir.write("crl.pem", &world.ca.crl(&[], 2090))];
@@ -184,10 +184,10 @@ async fn what_a_session_was_verified_by_must_not_be_over() {
     let year = |year| rcgen::date_time_ymd(year, 1, 2).unix_timestamp();
     for (chain, now, expected) in [
         (&chain[..], year(2079), ""),
-        (&chain[..], year(2081), "a certificate of the client's chain"),
+        (&chain[..], year(2081), "a certificate in the client's chain"),
         (&chain[..1], year(2081), ""),
         (&chain[..1], year(2091), "a revocation list"),
-        // Without a certificate there is nothing that could end.
+        // Without a client certificate nothing can expire.
         (&[], year(2091), ""),
     ] {
         let said = server.is_still_good(chain, now).err().map(|e| e.to_string()).unwrap_or_default();
