@@ -1,4 +1,4 @@
-//! A connection, with the bytes that have come and are not understood yet, and those that are to be sent.
+//! A connection with its read buffer and its write buffer.
 
 use std::{
     cell::RefCell,
@@ -12,55 +12,55 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::WriteBuf;
 
-/// Bytes that are read at a time where nobody knows how many there will be: through memory that all connections of a thread
-/// share, so that an idle one keeps none.
+/// The size of a read, in bytes, when the amount to come is unknown. These reads go through memory that all
+/// connections of a thread share, so that an idle connection holds none.
 const LOOK: usize = 16 << 10;
 
-/// Bytes that are read at a time into a body's own memory, at most.
+/// The limit on a read directly into a body's own memory, in bytes.
 const LARGE: usize = 64 << 10;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; LOOK].into_boxed_slice());
 }
 
-/// A connection on which HTTP/1.1 is spoken.
+/// An HTTP/1.1 connection with its buffers.
 #[derive(Debug)]
 pub struct BufferedIo<T> {
     io: T,
-    /// What has come.
+    /// Received bytes that were not parsed yet.
     pub inbox: BytesMut,
-    /// What is to be sent.
+    /// Bytes to send.
     pub outbox: WriteBuf,
     received: u64,
     sent: u64,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
-    /// A connection on which nothing has been said.
+    /// Wraps a new connection.
     pub fn new(io: T) -> BufferedIo<T> {
         BufferedIo { io, inbox: BytesMut::new(), outbox: WriteBuf::default(), received: 0, sent: 0 }
     }
 
-    /// The stream.
+    /// Returns the stream.
     pub fn get_ref(&self) -> &T {
         &self.io
     }
 
-    /// Bytes read from it so far.
+    /// Returns the number of bytes read so far.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Bytes that the stream has taken so far; the peer need not have seen them.
+    /// Returns the number of bytes that the stream accepted so far; the peer need not have received them.
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Reads what there is into the inbox, and returns how many bytes that were; 0: the peer sends no more. `expected`: how
-    /// many will follow at least, as far as that is known.
+    /// Reads available bytes into the inbox and returns their number; 0 at the end of the stream. `expected` is the
+    /// least number of bytes to come, as far as known.
     ///
     /// # Errors
-    /// The stream's.
+    /// The stream's errors.
     pub fn poll_read(&mut self, expected: u64, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let read = if expected >= LOOK as u64 {
             self.inbox.reserve(LARGE.min(expected as usize));
@@ -78,10 +78,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         Poll::Ready(Ok(read))
     }
 
-    /// Sends all that there is.
+    /// Sends the whole outbox.
     ///
     /// # Errors
-    /// The stream's.
+    /// The stream's errors.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outbox.is_empty() {
             self.sent += ready!(self.outbox.poll_write(Pin::new(&mut self.io), cx))? as u64;
@@ -89,7 +89,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Gives memory back while nothing is on its way.
+    /// Frees memory while the connection is idle.
     pub fn rest(&mut self) {
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
@@ -97,7 +97,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         self.outbox.release();
     }
 
-    /// What has come and was not understood, and the connection.
+    /// Returns the unparsed bytes and the stream.
     pub fn into_parts(self) -> (Bytes, T) {
         (self.inbox.freeze(), self.io)
     }

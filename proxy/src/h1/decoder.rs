@@ -1,4 +1,4 @@
-//! Reads bodies out of what has come (RFC 9112 sections 6 and 7).
+//! Decodes message bodies (RFC 9112 sections 6 and 7).
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
@@ -10,73 +10,73 @@ use super::{
     violation::{of_field, of_line},
 };
 
-/// Longest line of a chunk's size or a trailer.
+/// The limit on the line of a chunk size or a trailer, in bytes.
 const MAX_LINE: usize = 4096;
 
-/// Bytes of trailers.
+/// The limit on a trailer section, in bytes.
 const MAX_TRAILERS: usize = 16 << 10;
 
-/// Memory that is worth to be kept for the next part, in bytes.
+/// The least memory worth reusing for the next part, in bytes.
 const REUSED: usize = 16 << 10;
 
 /// A part of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum BodyPart {
-    /// Data; never empty.
+    /// Data, never empty.
     Data(Bytes),
-    /// What follows the last of it; never empty.
+    /// The trailers after the data, never empty.
     Trailers(HeaderMap),
 }
 
-/// What of a body is still to be read.
+/// The state of reading a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoder(State);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Nothing.
+    /// The body is complete.
     Done,
-    /// So many bytes.
+    /// This many bytes follow.
     Length(u64),
-    /// All until the end of the connection.
+    /// The body ends with the connection.
     UntilClose,
-    /// The line of a chunk's size; so much of it has been looked at.
+    /// A chunk-size line follows, of which this many bytes were searched.
     Size(usize),
-    /// So many bytes of a chunk.
+    /// This many bytes of a chunk follow.
     Chunk(u64),
-    /// The end of a chunk's data.
+    /// The line end after a chunk's data follows.
     ChunkEnd,
-    /// Trailers, of which so much is whole lines, and so much has been looked at.
+    /// Trailers follow: the length of the complete lines, and the number of bytes searched.
     Trailers(usize, usize),
 }
 
 impl Decoder {
-    /// A body of so many bytes.
+    /// Decodes a body of this many bytes.
     pub fn length(length: u64) -> Decoder {
         Decoder(if length == 0 { State::Done } else { State::Length(length) })
     }
 
-    /// A body in chunks.
+    /// Decodes a chunked body.
     pub fn chunked() -> Decoder {
         Decoder(State::Size(0))
     }
 
-    /// A body that ends with its connection.
+    /// Decodes a body that ends with its connection.
     pub fn until_close() -> Decoder {
         Decoder(State::UntilClose)
     }
 
-    /// Whether all of it has been read.
+    /// Returns whether the body is complete.
     pub fn is_done(&self) -> bool {
         self.0 == State::Done
     }
 
-    /// Whether it is over when the connection ends.
+    /// Returns whether the body ends with the connection.
     pub fn ends_with_connection(&self) -> bool {
         self.0 == State::UntilClose
     }
 
-    /// How many bytes follow at least.
+    /// Returns the least number of bytes to come.
     pub fn expects(&self) -> u64 {
         match self.0 {
             State::Length(left) | State::Chunk(left) => left,
@@ -84,7 +84,7 @@ impl Decoder {
         }
     }
 
-    /// How much data follows, for whoever passes it on.
+    /// Returns the length of the data to come, for forwarding.
     pub fn size_hint(&self) -> SizeHint {
         match self.0 {
             State::Done => SizeHint::with_exact(0),
@@ -93,10 +93,10 @@ impl Decoder {
         }
     }
 
-    /// The next part. `None`: it is not there yet, or there is none.
+    /// Returns the next part. `None` if more bytes are needed or the body is complete.
     ///
     /// # Errors
-    /// What has come breaks the framing: the connection cannot be used any more.
+    /// The framing is invalid: the connection is no longer usable.
     pub fn decode(&mut self, inbox: &mut BytesMut) -> Result<Option<BodyPart>, Violation> {
         loop {
             match &mut self.0 {
@@ -116,8 +116,8 @@ impl Decoder {
                     *left -= data.len() as u64;
                     if *left == 0 {
                         self.0 = State::ChunkEnd;
-                        // If this was the last one, better say so with it than to be asked once more. What is wrong there
-                        // is found again, after the data.
+                        // If this was the last chunk, report that together with its data. An error here is found
+                        // again after the data.
                         let _ = self.pass_framing(inbox);
                     }
                     return Ok(Some(BodyPart::Data(data)));
@@ -132,16 +132,16 @@ impl Decoder {
         }
     }
 
-    /// Goes over what is between the data of chunks. Whether that was all there.
+    /// Skips the framing between the data of chunks. Returns whether it was complete.
     fn pass_framing(&mut self, inbox: &mut BytesMut) -> Result<bool, Violation> {
         loop {
             match &mut self.0 {
                 State::ChunkEnd => {
-                    let there = inbox.len().min(2);
-                    if inbox[..there] != b"\r\n"[..there] {
+                    let len = inbox.len().min(2);
+                    if inbox[..len] != b"\r\n"[..len] {
                         return Err(Violation::ChunkEnd);
                     }
-                    if there < 2 {
+                    if len < 2 {
                         return Ok(false);
                     }
                     inbox.advance(2);
@@ -150,7 +150,7 @@ impl Decoder {
                 State::Size(seen) => {
                     let Some(end) = memchr::memchr(b'\n', &inbox[*seen..]).map(|at| *seen + at + 1) else {
                         *seen = inbox.len();
-                        // Its CR may have come, and is not counted.
+                        // The CR may be among the bytes; it does not count towards the limit.
                         return if *seen > MAX_LINE + 1 { Err(Violation::ChunkSize) } else { Ok(false) };
                     };
                     let size = chunk_size(&inbox[..end])?;
@@ -160,7 +160,7 @@ impl Decoder {
                         return Ok(true);
                     }
                 }
-                // Without any, the body ends here.
+                // Without trailers the body ends here.
                 State::Trailers(0, _) if inbox.starts_with(b"\r\n") => {
                     inbox.advance(2);
                     self.0 = State::Done;
@@ -204,13 +204,13 @@ impl Decoder {
 fn up_to(inbox: &mut BytesMut, most: u64) -> Bytes {
     match usize::try_from(most) {
         Ok(most) if most < inbox.len() => inbox.split_to(most).freeze(),
-        // A large part's memory is read into again as soon as the part is sent; a small one's is given away with it.
+        // A large part's memory is reused as soon as the part is sent; a small one's is given away with it.
         _ if inbox.capacity() >= REUSED => inbox.split().freeze(),
         _ => std::mem::take(inbox).freeze(),
     }
 }
 
-/// The size in a line, its LF included.
+/// Parses the chunk size in a line, including its LF.
 fn chunk_size(line: &[u8]) -> Result<u64, Violation> {
     if let Some(violation) = of_line(line) {
         return Err(violation);
@@ -228,7 +228,7 @@ fn chunk_size(line: &[u8]) -> Result<u64, Violation> {
 mod tests {
     use super::*;
 
-    /// All of a body, in pieces of this size, and what is left.
+    /// Decodes a whole body in pieces of this size. Returns its data, its trailers and the number of bytes left.
     fn decode(
         mut decoder: Decoder,
         input: &[u8],
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_ends_where_its_framing_says() {
+    fn a_body_ends_where_its_framing_ends() {
         for step in [1, 2, 3, 7, 100] {
             let (data, trailers, left) = decode(Decoder::length(5), b"hello, world", step).unwrap();
             assert_eq!((&*data, trailers, left), (&b"hello"[..], None, 7));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_chunk_is_known_to_be_the_last_if_its_end_is_there() {
+    fn the_last_chunk_completes_the_body_if_its_end_was_received() {
         let mut decoder = Decoder::chunked();
         let mut inbox = BytesMut::from("5\r\nhello\r\n0\r\n\r\n");
         assert_eq!(decoder.decode(&mut inbox), Ok(Some(BodyPart::Data(Bytes::from_static(b"hello")))));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_understood_differently_is_refused_however_it_is_cut() {
+    fn ambiguous_framing_is_rejected_in_pieces_of_any_size() {
         let cases: &[(&str, Violation)] = &[
             ("0x1\r\n", Violation::ChunkSize),
             ("-1\r\n", Violation::ChunkSize),
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_what_is_just_let_through() {
+    fn limits_are_inclusive() {
         let chunk = |more: usize| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(MAX_LINE - 2 + more));
         let line = |more: usize| format!("0\r\na:{}\r\n\r\n", "b".repeat(MAX_LINE - 2 + more));
         let last = |more: usize| format!("a:{}\r\n", "b".repeat(1020 + more));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_tells_what_is_still_to_come() {
+    fn a_decoder_reports_what_is_to_come() {
         let within = |decoder: Decoder, input: &str| {
             let mut decoder = decoder;
             decoder.decode(&mut BytesMut::from(input)).unwrap();
@@ -338,13 +338,13 @@ mod tests {
             (Decoder::chunked(), false, 0, None),
             (Decoder::until_close(), true, 0, None),
         ] {
-            let told = (decoder.ends_with_connection(), decoder.expects(), decoder.size_hint().exact());
-            assert_eq!(told, (ends_with_connection, expects, exact));
+            let reported = (decoder.ends_with_connection(), decoder.expects(), decoder.size_hint().exact());
+            assert_eq!(reported, (ends_with_connection, expects, exact));
         }
     }
 
     #[test]
-    fn nothing_grows_without_bound() {
+    fn lines_and_trailers_are_limited() {
         for (input, expected) in [
             ("1".repeat(5000), Violation::ChunkSize),
             (format!("0\r\na: {}", "b".repeat(5000)), Violation::Trailers),

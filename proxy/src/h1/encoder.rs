@@ -1,4 +1,4 @@
-//! Writes heads and bodies (RFC 9112).
+//! Encodes message heads and bodies (RFC 9112).
 
 use std::{
     cell::RefCell,
@@ -16,39 +16,39 @@ use http_body::SizeHint;
 
 use super::{WriteBuf, violation::length};
 
-/// How a body is written.
+/// The framing of a body to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoder {
-    /// So many bytes are still to come.
+    /// This many bytes are still to come.
     Length(u64),
-    /// In chunks, with these names allowed in trailers.
+    /// Chunked, with this policy for trailers.
     Chunked(TrailerPolicy),
-    /// As it is; its end is the connection's.
+    /// Unframed; the body ends with the connection.
     UntilClose,
 }
 
 /// Which trailers are sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrailerPolicy {
-    /// All that may be trailers: the recipient has asked for them.
+    /// All that are allowed as trailers: the recipient accepts them.
     All,
-    /// Those that `Trailer` lists.
+    /// Those listed in `Trailer`.
     Listed(Vec<HeaderValue>),
 }
 
-/// A body is longer or shorter than its head has said.
+/// A body is longer or shorter than its `Content-Length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the body does not have the length that its head has promised")]
+#[error("the body's length differs from its Content-Length")]
 pub struct LengthMismatch;
 
 impl Encoder {
-    /// Writes a part.
+    /// Encodes a part of the body.
     ///
     /// # Errors
-    /// It is more than was promised.
+    /// The part exceeds the length.
     pub fn data(&mut self, data: Bytes, out: &mut WriteBuf) -> Result<(), LengthMismatch> {
         if data.is_empty() {
-            // A chunk without data would be the last one.
+            // A chunk without data would end the body.
             return Ok(());
         }
         match self {
@@ -67,17 +67,17 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes the end.
+    /// Encodes the end of the body.
     ///
     /// # Errors
-    /// There is less than was promised.
+    /// The body is shorter than its length.
     pub fn end(&mut self, trailers: Option<&HeaderMap>, out: &mut WriteBuf) -> Result<(), LengthMismatch> {
         match self {
             Encoder::Length(0) | Encoder::UntilClose => return Ok(()),
             Encoder::Length(_) => return Err(LengthMismatch),
-            Encoder::Chunked(announced) => {
+            Encoder::Chunked(policy) => {
                 out.tail().extend_from_slice(b"0\r\n");
-                for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| announced.allows(name)) {
+                for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| policy.allows(name)) {
                     field(out.tail(), name, value);
                 }
                 out.tail().extend_from_slice(b"\r\n");
@@ -87,7 +87,7 @@ impl Encoder {
     }
 }
 
-/// `size` as hexadecimal digits and a line's end.
+/// Formats `size` as hexadecimal digits and a line end.
 fn hex_line(mut size: usize, space: &mut [u8; 18]) -> &[u8] {
     space[16..].copy_from_slice(b"\r\n");
     let mut at = 16;
@@ -106,8 +106,8 @@ impl TrailerPolicy {
         TrailerPolicy::Listed(fields.get_all(TRAILER).iter().cloned().collect())
     }
 
-    /// Whether a trailer of this name is sent. What frames or routes a message must not come after it (RFC 9110 section
-    /// 6.5.1).
+    /// Returns whether a trailer of this name is sent. Fields that frame or route a message are not allowed as
+    /// trailers (RFC 9110 section 6.5.1).
     fn allows(&self, name: &HeaderName) -> bool {
         if matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | HOST | TRAILER | TE | CONNECTION) {
             return false;
@@ -122,12 +122,12 @@ impl TrailerPolicy {
     }
 }
 
-/// Whether a list has this word, in any case.
+/// Returns whether a list contains a token, ignoring case.
 fn has_token(list: &HeaderValue, word: &[u8]) -> bool {
     list.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(word))
 }
 
-/// Whether a field is about the connection, beside those that HTTP/1.1 itself knows.
+/// Returns whether a field is hop-by-hop, apart from those that HTTP/1.1 defines.
 fn is_of_hop(name: &HeaderName) -> bool {
     matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
@@ -146,30 +146,30 @@ fn content_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Bytes that a head has beside its fields, and those that a field has beside its name and value.
+/// The size of a head apart from its fields, in bytes.
 const LINE: usize = 160;
 
 fn fields_len(fields: &HeaderMap) -> usize {
     LINE + fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
 }
 
-/// A request's head, on its way out.
+/// A request's head to be sent.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestHead<'a> {
     /// The method.
     pub method: &'a Method,
     /// The target, in origin form.
     pub target: &'a [u8],
-    /// The host; none: it is among the fields.
+    /// The host. `None` if it is among the fields.
     pub host: Option<&'a [u8]>,
     /// The fields.
     pub fields: &'a HeaderMap,
-    /// What is sent in place of the fields of these names; none: nothing is.
+    /// Replacements for the fields of these names; `None` removes the field.
     pub replaced: &'a [(HeaderName, Option<HeaderValue>)],
 }
 
 impl<'a> RequestHead<'a> {
-    /// That of a request with its fields as they are.
+    /// Returns the head of a request with its fields unchanged.
     pub fn of(parts: &'a request::Parts) -> RequestHead<'a> {
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let (method, fields) = (&parts.method, &parts.headers);
@@ -180,7 +180,7 @@ impl<'a> RequestHead<'a> {
         self.replaced.iter().any(|(replaced, _)| replaced == name)
     }
 
-    /// The (first) value that is sent for a field.
+    /// Returns the (first) value that is sent for a field.
     pub fn get(&self, name: &HeaderName) -> Option<&'a HeaderValue> {
         match self.replaced.iter().find(|(replaced, _)| replaced == name) {
             Some((_, value)) => value.as_ref(),
@@ -188,27 +188,28 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// How much it counts for in HTTP/2 (RFC 9113 section 6.5.2): each field, pseudo-fields included, its bytes and 32 more.
+    /// Returns the size of the header list in HTTP/2 (RFC 9113 section 6.5.2): for each field, including
+    /// pseudo-header fields, its bytes plus 32.
     pub fn list_size(&self) -> usize {
         self.size(<[u8]>::len)
     }
 
-    /// The same with texts that are so long.
+    /// Like [`Self::list_size`], with another measure for the length of a text.
     pub fn size(&self, length: impl Fn(&[u8]) -> usize) -> usize {
         const FIELD: usize = 32;
         let field = |name: &HeaderName, value: &HeaderValue| {
             length(name.as_str().as_bytes()) + length(value.as_bytes()) + FIELD
         };
-        // The host is a pseudo-field there.
+        // The host is a pseudo-header field in HTTP/2.
         let own = self.fields.iter().filter(|(name, _)| **name != HOST && !self.is_replaced(name));
         let replaced = self.replaced.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
         let pseudo = ":method:scheme:authority:path".len() + "https".len() + 4 * FIELD;
         let host = self.host.or_else(|| self.fields.get(HOST).map(HeaderValue::as_bytes));
-        let said = self.method.as_str().len() + length(self.target) + host.map_or(0, &length);
-        own.chain(replaced).map(|(name, value)| field(name, value)).sum::<usize>() + pseudo + said
+        let values = self.method.as_str().len() + length(self.target) + host.map_or(0, &length);
+        own.chain(replaced).map(|(name, value)| field(name, value)).sum::<usize>() + pseudo + values
     }
 
-    /// The fields that are sent, those that say the host and the framing among them.
+    /// Returns the fields that are sent, including the host and the framing.
     pub fn to_fields(&self) -> HeaderMap {
         let mut fields = self.fields.clone();
         for (name, value) in self.replaced {
@@ -224,8 +225,8 @@ impl<'a> RequestHead<'a> {
     }
 }
 
-/// Writes a request's head, and says how its body must be written. `Content-Length` is that of the fields or of the body; a
-/// body without either is sent in chunks.
+/// Encodes a request's head and returns the encoder for its body. The length comes from `Content-Length` or the
+/// body's exact size; without either the body is chunked.
 pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut WriteBuf) -> Encoder {
     let out = out.tail();
     out.reserve(fields_len(head.fields) + head.target.len() + head.host.map_or(0, <[u8]>::len));
@@ -233,16 +234,16 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut W
     out.extend_from_slice(b" ");
     out.extend_from_slice(head.target);
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    // The first of all, as RFC 9110 section 7.2 would have it.
+    // The first field, as recommended by RFC 9110 section 7.2.
     let host = head.host.or_else(|| head.fields.get(HOST).map(HeaderValue::as_bytes));
     out.extend_from_slice(host.unwrap_or_default());
     out.extend_from_slice(b"\r\n");
-    let mut said = None;
+    let mut declared = None;
     let mut te = false;
     for (name, value) in head.fields {
         match *name {
             HOST | TRANSFER_ENCODING => {}
-            CONTENT_LENGTH => said = said.or(Some(value)),
+            CONTENT_LENGTH => declared = declared.or(Some(value)),
             _ if head.is_replaced(name) => {}
             _ => {
                 te |= *name == TE;
@@ -252,19 +253,19 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut W
     }
     for (name, value) in head.replaced {
         match (name, value) {
-            (&CONTENT_LENGTH, value) => said = value.as_ref(),
+            (&CONTENT_LENGTH, value) => declared = value.as_ref(),
             (name, Some(value)) => field(out, name, value),
             (_, None) => {}
         }
     }
     if te {
-        // It is meant for the next hop only, and must say so (RFC 9110 section 10.1.4).
+        // `TE` is for the next hop only and must be listed in `Connection` (RFC 9110 section 10.1.4).
         out.extend_from_slice(b"connection: te\r\n");
     }
-    let said = said.and_then(|value| length(value.as_bytes()).ok());
-    let encoder = match (empty, said.or(body.exact())) {
+    let declared = declared.and_then(|value| length(value.as_bytes()).ok());
+    let encoder = match (empty, declared.or(body.exact())) {
         (true, _) => {
-            if said.is_some() || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) {
+            if declared.is_some() || matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) {
                 content_length(out, 0);
             }
             Encoder::Length(0)
@@ -282,7 +283,7 @@ pub fn request(head: &RequestHead<'_>, body: &SizeHint, empty: bool, out: &mut W
     encoder
 }
 
-/// Writes an interim response (RFC 9110 section 15.2), which has no body.
+/// Encodes an interim response (RFC 9110 section 15.2), which has no body.
 pub fn interim(head: &http::Response<()>, out: &mut WriteBuf) {
     let out = out.tail();
     out.reserve(fields_len(head.headers()));
@@ -297,22 +298,22 @@ pub fn interim(head: &http::Response<()>, out: &mut WriteBuf) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// What a client can take, and what becomes of its connection.
+/// The client's capabilities, and how its connection continues.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientTraits {
-    /// The version that it speaks.
+    /// The client's HTTP version.
     pub version: Version,
-    /// It has asked with `HEAD`.
+    /// The request's method was `HEAD`.
     pub head_only: bool,
-    /// It wants trailers, announced or not.
+    /// The client accepts trailers, listed in `Trailer` or not.
     pub trailers: bool,
-    /// The connection goes on after the response.
+    /// The connection persists after the response.
     pub persists: bool,
-    /// Another protocol is spoken after the response.
+    /// The protocol switches after the response.
     pub switches: bool,
 }
 
-/// Writes a response's head, and says how its body must be written, and whether the connection can go on after it.
+/// Encodes a response's head. Returns the encoder for its body, and whether the connection persists.
 pub fn response(
     parts: &response::Parts,
     body: &SizeHint,
@@ -335,12 +336,12 @@ pub fn response(
         out.extend_from_slice(b"\r\n");
     }
     let mut closes = !client.persists;
-    let (mut said, mut dated) = (None, false);
+    let (mut declared, mut dated) = (None, false);
     for (name, value) in fields {
         match *name {
-            CONTENT_LENGTH => said = said.or(Some(value)),
+            CONTENT_LENGTH => declared = declared.or(Some(value)),
             TRANSFER_ENCODING => {}
-            // What becomes of the connection is said below, and what a filter says of it is heard.
+            // The proxy writes `Connection` itself, below, but honours a filter's `close`.
             CONNECTION if !client.switches => closes |= has_token(value, b"close"),
             _ if is_of_hop(name) && !client.switches => {}
             _ => {
@@ -349,18 +350,18 @@ pub fn response(
             }
         }
     }
-    // RFC 9110 section 8.6: none of them has a body, nor says how long it would be.
+    // RFC 9110 section 8.6: these responses have neither a body nor a length.
     let none = client.switches || status.is_informational() || status == StatusCode::NO_CONTENT;
     let encoder = if none {
         Encoder::Length(0)
     } else if client.head_only || status == StatusCode::NOT_MODIFIED {
-        // What a `GET` would get.
-        said.into_iter().for_each(|value| field(out, &CONTENT_LENGTH, value));
+        // The length of the response to a `GET`.
+        declared.into_iter().for_each(|value| field(out, &CONTENT_LENGTH, value));
         Encoder::Length(0)
     } else if empty {
         content_length(out, 0);
         Encoder::Length(0)
-    } else if let Some(length) = said.and_then(|value| length(value.as_bytes()).ok()).or(body.exact()) {
+    } else if let Some(length) = declared.and_then(|value| length(value.as_bytes()).ok()).or(body.exact()) {
         content_length(out, length);
         Encoder::Length(length)
     } else if client.version == Version::HTTP_10 {
@@ -382,7 +383,7 @@ pub fn response(
     (encoder, !closes)
 }
 
-/// A second's `date` line.
+/// The `date` line of one second.
 struct Second {
     at: Duration,
     line: Vec<u8>,
@@ -398,7 +399,7 @@ fn date(out: &mut Vec<u8>) {
         if last.at != second {
             last.at = second;
             last.line.clear();
-            // Writing into a `Vec` does not fail.
+            // Writing into a `Vec` cannot fail.
             let _ = write!(last.line, "date: {}\r\n", httpdate::HttpDate::from(now));
         }
         out.extend_from_slice(&last.line);
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_counts_as_http_2_has_it() {
+    fn the_list_size_follows_http_2() {
         let request =
             Request::get("/abc").header(HOST, "host").header("x-one", "1").header("x-two", "22").body(()).unwrap();
         let (parts, ()) = request.into_parts();
@@ -444,7 +445,7 @@ mod tests {
         assert_eq!(head.list_size(), pseudo + 3 * 32 + host + fields);
         let replaced = [(HeaderName::from_static("x-two"), Some(HeaderValue::from_static("four")))];
         assert_eq!(RequestHead { replaced: &replaced, ..head }.list_size(), pseudo + 3 * 32 + host + fields + 2);
-        // The Huffman code has 26 bits for this byte.
+        // The Huffman code of this byte has 26 bits.
         let replaced = [(HeaderName::from_static("x-two"), HeaderValue::from_bytes(&[0xff; 8]).ok())];
         let head = RequestHead { replaced: &replaced, ..head };
         assert_eq!(
@@ -454,14 +455,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_says_how_long_its_body_is() {
+    fn a_request_declares_its_bodys_length() {
         let exact = SizeHint::with_exact(3);
         let chunked = Encoder::Chunked(TrailerPolicy::Listed(Vec::new()));
         for (method, said, body, empty, lines, encoder) in [
             ("GET", None, &SizeHint::with_exact(0), true, "", Encoder::Length(0)),
             ("POST", None, &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
             ("GET", Some("0"), &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
-            // There is none, whatever somebody says.
+            // There is no body, whatever the field declares.
             ("GET", Some("5"), &SizeHint::with_exact(0), true, "content-length: 0\r\n", Encoder::Length(0)),
             ("POST", None, &exact, false, "content-length: 3\r\n", Encoder::Length(3)),
             ("POST", Some("4"), &SizeHint::default(), false, "content-length: 4\r\n", Encoder::Length(4)),
@@ -480,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_trailers_is_for_the_next_hop() {
+    fn te_is_listed_in_connection() {
         let request = Request::get("/").header("host", "x").header("te", "trailers").body(()).unwrap();
         let (parts, ()) = request.into_parts();
         let mut out = WriteBuf::default();
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_replaced_is_not_sent_and_the_host_comes_first() {
+    fn replaced_fields_are_not_sent_and_the_host_comes_first() {
         let fields = [("a", "1"), ("content-length", "9"), ("b", "2"), ("c", "3")];
         let fields: HeaderMap =
             fields.into_iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
@@ -523,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_says_how_long_its_body_is_and_whether_the_connection_goes_on() {
+    fn a_response_declares_its_bodys_length_and_whether_the_connection_persists() {
         let response = |status: u16, fields: &[(&'static str, &'static str)]| {
             let mut response = Response::builder().status(status);
             for (name, value) in fields {
@@ -565,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn what_filters_say_of_the_connection_is_not_sent() {
+    fn filters_hop_by_hop_fields_are_not_sent() {
         let response = |connection: &str| {
             let fields = [
                 ("connection", connection),
@@ -577,7 +578,7 @@ mod tests {
             fields.iter().fold(Response::builder(), |r, (name, value)| r.header(*name, *value)).body(()).unwrap()
         };
         let none = SizeHint::with_exact(0);
-        for (said, sent, goes_on) in [
+        for (said, sent, expected_persists) in [
             ("upgrade", "", true),
             ("keep-alive, x", "", true),
             ("Close", "connection: close\r\n", false),
@@ -585,12 +586,12 @@ mod tests {
         ] {
             let (text, _, persists) = of_response(response(said), &none, true, CLIENT);
             let expected = format!("HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 0\r\n{sent}\r\n");
-            assert_eq!((text, persists), (expected, goes_on), "{said}");
+            assert_eq!((text, persists), (expected, expected_persists), "{said}");
         }
     }
 
     #[test]
-    fn a_response_has_one_date_and_what_agrees_to_switch_says_so() {
+    fn a_response_has_one_date_and_an_upgrade_keeps_its_fields() {
         let given = "Tue, 01 Jan 2030 00:00:00 GMT";
         let switches = ClientTraits { switches: true, ..CLIENT };
         for (status, client, fields, dates) in [
@@ -613,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_the_length_that_was_promised() {
+    fn a_body_must_have_its_declared_length() {
         let mut out = WriteBuf::default();
         let mut encoder = Encoder::Length(3);
         assert_eq!(encoder.data(Bytes::from_static(b"ab"), &mut out), Ok(()));
@@ -625,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_say_their_size_and_trailers_are_those_that_were_announced() {
+    fn chunks_have_sizes_and_only_listed_trailers_are_sent() {
         let mut trailers = HeaderMap::new();
         for name in ["a", "b", "content-length"] {
             trailers.insert(name, HeaderValue::from_static("1"));

@@ -1,5 +1,5 @@
-//! The fields of a head: from what the parser has found to a map, and what they say of their message's framing.
-#![expect(unsafe_code, reason = "the parser has checked the values; to check them again costs as much as the parser")]
+//! Header fields: converts the parser's output to a map, and reads the message framing from it.
+#![expect(unsafe_code, reason = "the parser has validated the values; validating again would cost as much as parsing")]
 
 use std::cell::RefCell;
 
@@ -11,21 +11,21 @@ use http::{
 
 use super::{HeadError, Violation, violation::length};
 
-/// What a head says of its message's body and of its connection.
+/// What the fields state about the message's body and connection.
 #[derive(Default)]
 pub(super) struct Framing {
     pub(super) length: Option<u64>,
-    /// How many transfer codings there are, and whether all of them are `chunked`.
+    /// The number of transfer codings, and whether the last one is `chunked`.
     pub(super) codings: usize,
     pub(super) chunked: bool,
     pub(super) close: bool,
     pub(super) keep_alive: bool,
-    /// `Expect: 100-continue` is among them.
+    /// Whether `Expect: 100-continue` is present.
     pub(super) expects_continue: bool,
 }
 
 impl Framing {
-    /// Takes note of a field. Whether it says something to those beyond this connection, too.
+    /// Records a field. Returns whether it is relevant beyond this connection.
     fn note(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, Violation> {
         match *name {
             CONTENT_LENGTH => {
@@ -56,7 +56,7 @@ impl Framing {
     }
 }
 
-/// All fields but a `Connection` of which nothing is left to be done, with room for `more`.
+/// Converts all fields except a `Connection` that only concerns this connection. Reserves room for `more` fields.
 pub(super) fn read(
     head: &Bytes,
     parsed: &[httparse::Header<'_>],
@@ -74,7 +74,7 @@ pub(super) fn read(
     })
 }
 
-/// The fields of a section of trailers.
+/// Converts the fields of a trailer section.
 pub(super) fn trailers(section: &Bytes, parsed: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadError> {
     let mut fields = HeaderMap::with_capacity(parsed.len());
     NAMES.with_borrow_mut(|names| {
@@ -85,28 +85,28 @@ pub(super) fn trailers(section: &Bytes, parsed: &[httparse::Header<'_>]) -> Resu
     })
 }
 
-/// A slice of the memory that was read into: nothing is copied.
+/// Returns the value as a slice of the read buffer, without a copy.
 fn value(head: &Bytes, field: &httparse::Header<'_>) -> HeaderValue {
     if field.value.is_empty() {
         return HeaderValue::from_static("");
     }
-    // SAFETY: The bytes that the parser lets into a value are those that `HeaderValue` may have (RFC 9110 section 5.5); a test
-    // below goes through all of them.
+    // SAFETY: The bytes that the parser accepts in a value are those that `HeaderValue` allows (RFC 9110 section
+    // 5.5); a test below tries them all.
     unsafe { HeaderValue::from_maybe_shared_unchecked(head.slice_ref(field.value)) }
 }
 
-/// The longest name that is remembered, in bytes.
+/// The limit on a cached name, in bytes.
 const LONGEST: usize = 32;
 
-/// How many are, at most. A power of two.
+/// The number of cached names. A power of two.
 const SLOTS: usize = 128;
 
 thread_local! {
     static NAMES: RefCell<OriginalNames> = RefCell::new(OriginalNames(vec![None; SLOTS].into_boxed_slice()));
 }
 
-/// Names in the spelling of those who have sent them, and as they were read. All peers send the same few all the time; what
-/// somebody invents costs no more than without this.
+/// A cache from the spelling of a name to the parsed name. Peers keep sending the same few names; for other names it
+/// costs no more than parsing.
 struct OriginalNames(Box<[Option<Known>]>);
 
 #[derive(Clone)]
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_the_same_however_often_and_in_whatever_spelling() {
+    fn cached_names_equal_parsed_names_in_any_spelling() {
         let names: Vec<String> = (0..300).map(|n| format!("X-{n}-{}", "y".repeat(n % 40))).collect();
         let mut memory = OriginalNames(vec![None; SLOTS].into_boxed_slice());
         for _ in 0..3 {
@@ -157,9 +157,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_parser_takes_for_a_value_is_one() {
+    fn values_that_the_parser_accepts_are_valid() {
         for byte in 0..=u8::MAX {
-            // Of several lengths, since it looks at many bytes at a time where there are as many.
+            // Several lengths, because the parser processes many bytes at a time if it can.
             for length in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100] {
                 for at in 0..length {
                     let mut text = b"a: ".to_vec();

@@ -1,7 +1,7 @@
-//! Heads of messages: where one ends, what is in it, and how the body after it is framed.
+//! Message heads: finds the end of a head, parses it, and determines the framing of the body.
 //!
-//! The end of a head is looked for first, line by line and each line once, however slowly the bytes come; only then is it
-//! parsed. Field values are slices of the memory that was read into: nothing is copied.
+//! The end is found first, line by line, and each byte is searched once, however slowly the bytes arrive; only then
+//! is the head parsed. Field values are slices of the read buffer, without a copy.
 
 use std::mem::MaybeUninit;
 
@@ -10,56 +10,56 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
 use super::{Limits, Violation, decoder::Decoder, fields, violation};
 
-/// Why a head cannot be used.
+/// Why a head is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// It is written in a way that two recipients may understand differently.
+    /// Recipients may interpret it differently.
     #[error(transparent)]
     Violation(#[from] Violation),
-    /// It is TLS.
+    /// The bytes are TLS.
     #[error("it is TLS")]
     Tls,
-    /// It is not HTTP/1.
-    #[error("it is not a head of HTTP/1.1")]
+    /// The bytes are not HTTP/1.
+    #[error("1.1/1.1")]
     Malformed,
-    /// It is longer than allowed.
+    /// It exceeds the limit on its length.
     #[error("the head is too long")]
     TooLong,
-    /// It has more fields than allowed.
+    /// It has more fields than the limit.
     #[error("the head has too many fields")]
     TooManyFields,
-    /// Its target is longer than any can be.
+    /// Its target exceeds the longest supported one.
     #[error("the target is too long")]
     TargetTooLong,
 }
 
-/// Fields that are parsed on the stack.
+/// The number of fields that are parsed on the stack.
 const ON_STACK: usize = 200;
 
-/// Fields that the proxy and filters add to a request, for which there is room from the beginning.
+/// The number of fields that the proxy and filters add to a request, reserved in advance.
 const ADDED: usize = 6;
 
 /// The same for a response.
 pub const ADDED_BACK: usize = 2;
 
-/// The longest target that [`Uri`] takes.
+/// The longest target that [`Uri`] supports.
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
-/// Where the end of a head is.
+/// Searches for the end of a head.
 #[derive(Debug, Default)]
 pub struct HeadScanner {
-    /// All before this has been looked at: the beginning of a line.
+    /// The start of the current line; everything before it was searched.
     line: usize,
-    /// And of that line, all before this.
+    /// The end of the searched part of that line.
     seen: usize,
 }
 
 impl HeadScanner {
-    /// The length of the head at the beginning of `inbox`, once it is there as a whole. Empty lines before it are skipped
-    /// (RFC 9112 section 2.2).
+    /// Returns the length of the head at the beginning of `inbox` once it is complete. Empty lines before it are
+    /// skipped (RFC 9112 section 2.2).
     ///
     /// # Errors
-    /// The head is too long, or has a line that does not end with CR LF.
+    /// The head is too long, or a line does not end with CR LF.
     pub fn find(&mut self, inbox: &mut BytesMut, limit: usize) -> Result<Option<usize>, HeadError> {
         while let Some(found) = memchr::memchr(b'\n', &inbox[self.seen..]) {
             let end = self.seen + found;
@@ -83,7 +83,7 @@ impl HeadScanner {
     }
 }
 
-/// Whether the connection may carry another message after this one, by the word of this one.
+/// Returns whether the connection may carry another message after this one.
 fn persists(version: Version, close: bool, keep_alive: bool) -> bool {
     !close && (version == Version::HTTP_11 || keep_alive)
 }
@@ -91,20 +91,20 @@ fn persists(version: Version, close: bool, keep_alive: bool) -> bool {
 /// A request's head.
 #[derive(Debug)]
 pub struct Request {
-    /// What it says.
+    /// The method, target, version and fields.
     pub parts: http::request::Parts,
-    /// What reads its body.
+    /// The decoder for its body.
     pub body: Decoder,
-    /// Whether the client wants to send another request on this connection.
+    /// Whether the client keeps the connection open for another request.
     pub persists: bool,
-    /// Whether the client waits for a word before it sends the body (RFC 9110 section 10.1.1).
+    /// Whether the client waits for a 100 (Continue) before it sends the body (RFC 9110 section 10.1.1).
     pub expects_continue: bool,
 }
 
-/// Understands the first `length` bytes of `inbox`, which are a request's head, and takes them out.
+/// Parses the first `length` bytes of `inbox`, a request's head, and removes them.
 ///
 /// # Errors
-/// It is none, or one that others may understand differently.
+/// The head is invalid or ambiguous.
 pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<Request, HeadError> {
     let head = take(inbox, length);
     let mut on_stack = [const { MaybeUninit::uninit() }; ON_STACK];
@@ -123,7 +123,7 @@ pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<R
     parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
     parts.uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Malformed)?;
     if parts.method == Method::OPTIONS && is_whole_server(&parts.uri, target) {
-        // It asks about the server, and not about `/` (RFC 9112 section 3.2.4).
+        // The request is for the server as a whole, not for `/` (RFC 9112 section 3.2.4).
         let mut uri = std::mem::take(&mut parts.uri).into_parts();
         uri.path_and_query = Some(PathAndQuery::from_static("*"));
         parts.uri = Uri::from_parts(uri).map_err(|_| HeadError::Malformed)?;
@@ -145,26 +145,26 @@ pub fn request(inbox: &mut BytesMut, length: usize, limits: &Limits) -> Result<R
 /// A response's head.
 #[derive(Debug)]
 pub struct Response {
-    /// What it says.
+    /// The status, version and fields.
     pub parts: http::response::Parts,
-    /// What reads its body. `None`: it is in a transfer coding other than `chunked`.
+    /// The decoder for its body. `None` if it has a transfer coding other than `chunked`.
     pub body: Option<Decoder>,
-    /// Whether the upstream takes another request on this connection.
+    /// Whether the upstream accepts another request on this connection.
     pub persists: bool,
 }
 
-/// Whether what has come may be the beginning of a response, so that nobody waits for the end of what is none.
+/// Returns whether the received bytes can be the beginning of a response, so that other protocols are detected early.
 pub fn may_be_response(inbox: &[u8]) -> bool {
     const BEGINNING: &[u8] = b"HTTP/1.";
-    let there = inbox.len().min(BEGINNING.len());
-    inbox[..there] == BEGINNING[..there]
+    let len = inbox.len().min(BEGINNING.len());
+    inbox[..len] == BEGINNING[..len]
 }
 
-/// Understands the first `length` bytes of `inbox`, which are a response's head, and takes them out. `head_only`: it answers a
-/// `HEAD`.
+/// Parses the first `length` bytes of `inbox`, a response's head, and removes them. `head_only`: the request's method
+/// was `HEAD`.
 ///
 /// # Errors
-/// It is none, or has several lengths. It stays in the inbox then, for whoever shows what it is.
+/// The head is invalid or has several lengths. It then stays in the inbox, so that it can be logged.
 pub fn response(inbox: &mut BytesMut, length: usize, limits: &Limits, head_only: bool) -> Result<Response, HeadError> {
     let head = take(inbox, length);
     let parsed = parse_response(&head, limits, head_only);
@@ -189,7 +189,7 @@ fn parse_response(head: &Bytes, limits: &Limits, head_only: bool) -> Result<Resp
     if framing.codings > 0 && minor == 0 {
         return Err(Violation::TransferEncoding.into());
     }
-    // Section 6.3 would let one be ignored. Between two recipients that ignore different ones, responses are split.
+    // Section 6.3 allows ignoring one of them. If two recipients ignored different ones, responses could be split.
     if framing.codings > 0 && framing.length.is_some() {
         return Err(Violation::BothLengths.into());
     }
@@ -206,10 +206,10 @@ fn parse_response(head: &Bytes, limits: &Limits, head_only: bool) -> Result<Resp
     Ok(Response { parts, body, persists })
 }
 
-/// Understands a section of trailers, its empty line included.
+/// Parses a trailer section, including its empty line.
 ///
 /// # Errors
-/// It has lines that are no fields.
+/// It has lines that are not valid fields.
 pub fn trailers(section: Bytes) -> Result<HeaderMap, HeadError> {
     let mut found = vec![httparse::EMPTY_HEADER; section.iter().filter(|b| **b == b'\n').count()];
     let parsed = httparse::parse_headers(&section, &mut found).map(|status| match status {
@@ -221,7 +221,7 @@ pub fn trailers(section: Bytes) -> Result<HeaderMap, HeadError> {
     fields::trailers(&section, &found[..count])
 }
 
-/// Whether a target is a scheme and a host and nothing else.
+/// Returns whether a target consists of only a scheme and a host.
 fn is_whole_server(uri: &Uri, target: &str) -> bool {
     let parts = uri.scheme_str().zip(uri.authority());
     parts.is_some_and(|(scheme, host)| target.len() == scheme.len() + "://".len() + host.as_str().len())
@@ -238,11 +238,11 @@ fn space<'s, 'b>(stack: &'s mut [Field<'b>], heap: &'s mut Vec<Field<'b>>, limit
 }
 
 fn take(inbox: &mut BytesMut, length: usize) -> Bytes {
-    // Most heads are all that has come: their memory is given away as it is.
+    // Usually the head is all that was received: its memory is then given away without a copy.
     if length == inbox.len() { std::mem::take(inbox).freeze() } else { inbox.split_to(length).freeze() }
 }
 
-/// What the parser says, in our words.
+/// Converts the parser's result.
 fn check(parsed: httparse::Result<usize>, head: &[u8]) -> Result<(), HeadError> {
     match parsed {
         Ok(httparse::Status::Complete(length)) if length == head.len() => Ok(()),
@@ -251,7 +251,7 @@ fn check(parsed: httparse::Result<usize>, head: &[u8]) -> Result<(), HeadError> 
     }
 }
 
-/// What is wrong with a head that the parser does not accept, if it is one of the things that have a name.
+/// Returns the violation for which the parser rejected a head, if it is one of those with a name.
 fn diagnose(head: &[u8]) -> Option<Violation> {
     let mut lines = head.split_inclusive(|b| *b == b'\n');
     let first = lines.next()?;
@@ -264,16 +264,16 @@ mod tests {
 
     const LIMITS: Limits = Limits { head: 1000, fields: 8 };
 
-    /// The first head of what comes in pieces of this size, and what is left of it.
+    /// Parses the first head from pieces of this size. Returns it and the number of bytes left.
     fn read<T>(
         input: &[u8],
         step: usize,
         parse: impl FnOnce(&mut BytesMut, usize) -> Result<T, HeadError>,
     ) -> Result<Option<(T, usize)>, HeadError> {
-        let (mut finder, mut inbox) = (HeadScanner::default(), BytesMut::new());
+        let (mut scanner, mut inbox) = (HeadScanner::default(), BytesMut::new());
         let mut pieces = input.chunks(step);
         loop {
-            if let Some(length) = finder.find(&mut inbox, LIMITS.head)? {
+            if let Some(length) = scanner.find(&mut inbox, LIMITS.head)? {
                 let head = parse(&mut inbox, length)?;
                 return Ok(Some((head, inbox.len() + pieces.map(<[u8]>::len).sum::<usize>())));
             }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_what_it_says() {
+    fn a_requests_head_is_parsed() {
         let input =
             "\r\n\r\nPOST /a?b HTTP/1.1\r\nHost: x\r\nX-Empty:\r\nA: 1\r\na:  2 \r\nContent-Length: 3\r\n\r\nabcGET";
         for step in [1, 2, 3, 7, 64, 4096] {
@@ -312,8 +312,8 @@ mod tests {
     }
 
     #[test]
-    fn connections_persist_as_their_version_says_unless_told_otherwise() {
-        // A `Connection` is kept as a field if it says more than that.
+    fn persistence_follows_the_version_and_connection_field() {
+        // A `Connection` field is kept if it has other options.
         for (version, field, persists, kept) in [
             ("1.1", "a: b", true, false),
             ("1.1", "Connection: Close", false, false),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn options_may_be_asked_of_a_whole_server() {
+    fn options_may_target_the_whole_server() {
         for (line, path) in [
             ("OPTIONS *", "*"),
             ("OPTIONS http://a.test:80", "*"),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_waits_for_a_word_only_in_http_11() {
+    fn expect_continue_is_honoured_only_in_http_11() {
         for (version, expected) in [("1.1", true), ("1.0", false)] {
             let input = format!("POST / HTTP/{version}\r\nContent-Length: 1\r\nExpect: 100-Continue\r\n\r\n");
             assert_eq!(read_request(&input, 50).unwrap().unwrap().0.expects_continue, expected);
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn smuggling_is_refused_however_it_is_cut() {
+    fn request_smuggling_is_rejected_in_pieces_of_any_size() {
         let head = "POST / HTTP/1.1\r\nHost: a\r\n";
         let cases: &[(&str, Option<Violation>)] = &[
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", None),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_no_longer_than_allowed() {
+    fn heads_are_limited() {
         let of = |len: usize| format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(len - 23));
         assert_eq!(of(1000).len(), 1000);
         for step in [1, 10, 10_000] {
@@ -425,12 +425,12 @@ mod tests {
             let length = inbox.len();
             request(&mut inbox, length, &many).map(|_| ())
         };
-        let (allowed, refused) = (Ok(()), Err(HeadError::TargetTooLong));
-        assert_eq!([0, 1, 2].map(|more| of_target(MAX_TARGET + more)), [allowed, refused, refused]);
+        let (allowed, rejected) = (Ok(()), Err(HeadError::TargetTooLong));
+        assert_eq!([0, 1, 2].map(|more| of_target(MAX_TARGET + more)), [allowed, rejected, rejected]);
     }
 
     #[test]
-    fn what_is_not_http_is_no_head() {
+    fn other_protocols_are_rejected() {
         for input in [
             "hello\r\n\r\n",
             "GET / HTTP/2.0\r\n\r\n",
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_framed_as_its_request_and_status_want() {
+    fn a_responses_framing_follows_its_request_and_status() {
         for (input, head_only, expected) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(5))),
             ("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", false, Some(Decoder::length(5))),

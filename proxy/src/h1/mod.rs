@@ -1,8 +1,8 @@
-//! HTTP/1.1 on the wire (RFC 9112), the same for both sides of the proxy: [`head`] and [`decoder`] read, [`encoder`] writes, and
-//! a [`Wire`] is a connection with what has been read and not understood yet, and what is written and not sent yet.
+//! The HTTP/1.1 codec (RFC 9112) for both sides of the proxy: [`head`] and [`decoder`] read, [`encoder`] writes, and
+//! a [`BufferedIo`] is a connection with its read and write buffers.
 //!
-//! Nothing here is a task or waits by itself: whoever has a request drives both connections that it is on, so that no byte
-//! crosses a channel and no other task is woken. `downstream/h1` is the side of the clients, `upstream/link` that of the upstreams.
+//! Nothing here spawns tasks: the task that handles a request drives both of its connections, so that no byte crosses
+//! a channel and no other task is woken. `downstream/h1` is the clients' side, `upstream/link` the upstreams' side.
 
 mod buffered_io;
 pub mod decoder;
@@ -22,11 +22,11 @@ pub use self::{
     write_buf::WriteBuf,
 };
 
-/// Bounds on what a peer may send before a body.
+/// Limits on a message's head.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of a head, its first line included.
+    /// The size of a head in bytes, including its first line.
     pub head: usize,
-    /// Header fields of a head.
+    /// The number of header fields.
     pub fields: usize,
 }

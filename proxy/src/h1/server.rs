@@ -1,4 +1,4 @@
-//! A client's connection, shared by what reads requests from it and by the body of the request under way.
+//! A client's HTTP/1.1 connection, shared by the reader of requests and the body of the current request.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,21 +18,21 @@ use crate::{
     net::{Stream, is_tls},
 };
 
-/// What a client may send ahead of its request's response before no more of it is read, in bytes.
+/// How many bytes a client may send ahead of the current response before reading pauses.
 const AHEAD: usize = 16 << 10;
 
 /// A client's connection.
 pub(crate) struct ServerConnection {
     wire: RefCell<Option<BufferedIo<Stream>>>,
-    /// What of the body of the request under way is still to be read.
+    /// The unread rest of the current request's body.
     body: RefCell<Decoder>,
-    /// Which request is under way; the bodies of those before it have nothing more to read.
+    /// The number of the current request; bodies of earlier ones have ended.
     request: Cell<u32>,
-    /// Since when a head has been under way.
+    /// When the first byte of an incomplete head was received.
     pub(crate) head_since: Cell<Option<Instant>>,
-    /// Since when the client has taken nothing of what there is for it.
+    /// Since when the client has accepted none of the bytes to send.
     pub(crate) blocked_since: Cell<Option<Instant>>,
-    /// No request is waited for any more, unless some of it has come.
+    /// Whether to close instead of waiting for a request, unless some of it was received.
     pub(crate) ending: Cell<bool>,
 }
 
@@ -48,20 +48,20 @@ impl ServerConnection {
         }
     }
 
-    /// What has come and was not read, and the connection, once.
+    /// Takes the unread bytes and the connection, once.
     pub(crate) fn take(&self) -> Option<(Bytes, Stream)> {
         self.wire.take().map(BufferedIo::into_parts)
     }
 
-    /// Works on the connection, unless somebody else has it.
+    /// Calls `work` with the connection, unless it was taken.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut BufferedIo<Stream>) -> T) -> Option<T> {
         self.wire.borrow_mut().as_mut().map(work)
     }
 
-    /// The head of the next request. `None`: there will be none.
+    /// Reads the head of the next request. `None` if there is none.
     pub(crate) fn poll_head(
         &self,
-        finder: &mut head::HeadScanner,
+        scanner: &mut head::HeadScanner,
         limits: &h1::Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<head::Request>, h1::HeadError>> {
@@ -69,12 +69,12 @@ impl ServerConnection {
         let Some(wire) = wire.as_mut() else { return Poll::Ready(Ok(None)) };
         loop {
             if !wire.inbox.is_empty() {
-                let found = finder.find(&mut wire.inbox, limits.head);
+                let found = scanner.find(&mut wire.inbox, limits.head);
                 if let Ok(Some(length)) = found {
                     self.head_since.set(None);
                     return Poll::Ready(head::request(&mut wire.inbox, length, limits).map(Some));
                 }
-                // It would be waited for in vain, or be called something else.
+                // Otherwise it would time out, or be reported as something else.
                 if is_tls(&wire.inbox) {
                     return Poll::Ready(Err(h1::HeadError::Tls));
                 }
@@ -84,7 +84,7 @@ impl ServerConnection {
                 if self.ending.get() {
                     return Poll::Ready(Ok(None));
                 }
-                // Nobody knows for how long.
+                // The connection may stay idle for long.
                 wire.rest();
             } else if self.head_since.get().is_none() {
                 self.head_since.set(Some(Instant::now()));
@@ -96,25 +96,25 @@ impl ServerConnection {
         }
     }
 
-    /// A request's body is read from now on, until it is through.
+    /// Starts reading a request's body.
     pub(crate) fn begin(self: &Rc<Self>, body: Decoder) -> RequestBody {
         *self.body.borrow_mut() = body;
         RequestBody { request: self.request.get(), line: self.clone() }
     }
 
-    /// Whether another request can be read when the response to this one is sent: what is left of the body must be little, and
-    /// sure to come. A client that waits to be told to go on may send it nevertheless, or not.
+    /// Returns whether another request can follow after this response: the rest of the body must be short and certain
+    /// to arrive. A client that waits for a 100 (Continue) may or may not send its body.
     pub(crate) fn has_next(&self, waits: bool) -> bool {
         let body = self.body.borrow();
         body.is_done() || (!waits && body.size_hint().exact().is_some_and(|left| left <= AHEAD as u64))
     }
 
-    /// The request's response is sent.
+    /// Ends the current request once its response is sent.
     pub(crate) fn end_request(&self) {
         self.request.set(self.request.get().wrapping_add(1));
     }
 
-    /// Reads over what is left of the body of a request that is over. `false`: it does not come.
+    /// Discards the rest of a finished request's body. Returns `false` if it cannot be read.
     pub(crate) fn poll_rest(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut body = self.body.borrow_mut();
         let mut wire = self.wire.borrow_mut();
@@ -133,10 +133,10 @@ impl ServerConnection {
         Poll::Ready(true)
     }
 
-    /// Ready when the client is gone. What it sends ahead is kept, up to a bound.
+    /// Completes when the client disconnects. Bytes that it sends ahead are buffered up to a limit.
     pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.body.borrow().is_done() {
-            // Whoever reads the body will see it.
+            // The reader of the body will notice.
             return Poll::Pending;
         }
         let gone = self.with(|wire| {
@@ -151,14 +151,14 @@ impl ServerConnection {
         gone.unwrap_or(Poll::Pending)
     }
 
-    /// Writes interim responses, which are sent with the next flush.
+    /// Queues interim responses for the next flush.
     pub(crate) fn write_interims(&self, interims: Vec<Response<()>>) {
         for interim in interims {
             self.with(|wire| encoder::interim(&interim, &mut wire.outbox));
         }
     }
 
-    /// Sends what waits. Ready with an error when the client is gone.
+    /// Sends queued bytes. Fails when the client has disconnected.
     pub(crate) fn poll_waiting(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.with(|wire| wire.outbox.is_empty()) {
             Some(false) => self.poll_flush(cx),
@@ -166,7 +166,7 @@ impl ServerConnection {
         }
     }
 
-    /// Sends what there is.
+    /// Flushes the queued bytes.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = self.with(|wire| {
             let before = wire.sent();
@@ -183,10 +183,10 @@ impl ServerConnection {
         flushed
     }
 
-    /// Writes a part of a response and, with its last one, the end. How many bytes wait to be sent.
+    /// Queues a part of a response and, with the last one, its end. Returns the number of queued bytes.
     ///
     /// # Errors
-    /// It is longer or shorter than its head has said.
+    /// The body is longer or shorter than declared.
     pub(crate) fn write(
         &self,
         encoder: &mut h1::Encoder,
@@ -209,7 +209,7 @@ impl ServerConnection {
 /// Why a request's body could not be read.
 pub type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of a request, read from its connection when it is wanted.
+/// A request's body, read from its connection on demand.
 pub struct RequestBody {
     line: Rc<ServerConnection>,
     request: u32,

@@ -1,45 +1,45 @@
-//! What a peer does wrong where RFC 9112 would let a recipient be lenient: between two parsers that differ in this, requests
-//! can be smuggled. So there is one way to write a line's end, a field, a length and a chunk here, and no other.
+//! Protocol violations that RFC 9112 would let a recipient tolerate. Parsers that differ in such leniency allow
+//! request smuggling, so line ends, fields, lengths and chunks are accepted in exactly one form.
 
 use crate::observe::{Detail, detail};
 
-/// What a peer did wrong.
+/// A violation of the message syntax by a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A line ended without CR, or had one elsewhere.
+    /// A line does not end with CR LF, or has a CR elsewhere.
     #[error("a line does not end with CR LF, or has a CR elsewhere")]
     BareLineEnd,
-    /// A NUL in a head.
-    #[error("a head has a NUL in it")]
+    /// A head contains a NUL.
+    #[error("a head contains a NUL")]
     Nul,
-    /// A header line begins with white space (obs-fold, RFC 9112 section 5.2).
-    #[error("a header line begins with white space")]
+    /// A header line begins with whitespace (obs-fold, RFC 9112 section 5.2).
+    #[error("a header line begins with whitespace")]
     Fold,
-    /// White space before a header's colon, or no colon.
-    #[error("a header has no name, or white space in it")]
+    /// A header has whitespace before its colon, or no colon.
+    #[error("a header name is missing or contains whitespace")]
     HeaderName,
-    /// `Content-Length` is no number, or there are several.
-    #[error("Content-Length is not one number")]
+    /// `Content-Length` is not a number, or occurs several times.
+    #[error("Content-Length is not a single number")]
     ContentLength,
-    /// `Transfer-Encoding` is anything but one `chunked`, or there is one in HTTP/1.0.
+    /// `Transfer-Encoding` is not exactly `chunked`, or the version is HTTP/1.0.
     #[error("Transfer-Encoding is not `chunked`")]
     TransferEncoding,
-    /// Both of them.
-    #[error("there are both Content-Length and Transfer-Encoding")]
+    /// The message has both `Content-Length` and `Transfer-Encoding`.
+    #[error("both Content-Length and Transfer-Encoding are present")]
     BothLengths,
-    /// A chunk's size is no hexadecimal number, or its line too long.
-    #[error("a chunk's size cannot be read")]
+    /// A chunk's size is not a hexadecimal number, or its line is too long.
+    #[error("a chunk size is invalid")]
     ChunkSize,
-    /// A chunk does not end where it should.
-    #[error("a chunk does not end where it should")]
+    /// A chunk's data is not followed by CR LF.
+    #[error("a chunk's data is not followed by CR LF")]
     ChunkEnd,
-    /// A line of trailers is too long, or there are too many.
+    /// A trailer line or the trailer section is too long.
     #[error("the trailers are too long")]
     Trailers,
 }
 
 impl Violation {
-    /// What the access log says of it.
+    /// Returns the detail for the access log.
     pub fn detail(self) -> Detail {
         match self {
             Violation::BareLineEnd => detail::BARE_LINE_END,
@@ -56,7 +56,7 @@ impl Violation {
     }
 }
 
-/// What is wrong with a line, its LF included, if it is a header field or a trailer. An empty line is none.
+/// Returns the violation in a header or trailer line, including its LF. An empty line is not a valid field.
 pub fn of_field(line: &[u8]) -> Option<Violation> {
     if let Some(violation) = of_line(line) {
         return Some(violation);
@@ -71,7 +71,7 @@ pub fn of_field(line: &[u8]) -> Option<Violation> {
     }
 }
 
-/// What is wrong with any line, its LF included.
+/// Returns the violation in any line, including its LF.
 pub fn of_line(line: &[u8]) -> Option<Violation> {
     let Some(line) = line.strip_suffix(b"\r\n") else { return Some(Violation::BareLineEnd) };
     match line.iter().find(|b| matches!(b, b'\r' | 0)) {
@@ -81,7 +81,7 @@ pub fn of_line(line: &[u8]) -> Option<Violation> {
     }
 }
 
-/// The number in a `Content-Length`: digits and nothing else.
+/// Parses the value of `Content-Length`: only digits are allowed.
 pub fn length(value: &[u8]) -> Result<u64, Violation> {
     let digits = str::from_utf8(value).ok().filter(|v| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()));
     digits.and_then(|d| d.parse().ok()).ok_or(Violation::ContentLength)

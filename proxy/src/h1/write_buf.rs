@@ -1,4 +1,4 @@
-//! What is written and not sent yet: heads and small parts in one piece, large parts of bodies as they are.
+//! The write buffer: heads and small parts are copied together, large parts of bodies are queued without a copy.
 
 use std::{
     collections::VecDeque,
@@ -11,45 +11,45 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-/// Up to this length a part of a body is copied beside what is there: a copy costs less than a place in a vectored write.
+/// The limit up to which a part of a body is copied, in bytes: a copy costs less than a slice in a vectored write.
 const COPIED: usize = 2 << 10;
 
-/// Bytes of memory that an idle connection keeps for its next head.
+/// The memory that an idle connection keeps for its next head, in bytes.
 const KEPT: usize = 1 << 10;
 
-/// Parts of one vectored write.
+/// The number of slices in one vectored write.
 const SLICES: usize = 16;
 
-/// Bytes on their way out.
+/// A queue of bytes to send.
 #[derive(Debug, Default)]
 pub struct WriteBuf {
-    /// What goes first.
+    /// The bytes to send first.
     parts: VecDeque<Bytes>,
-    /// What goes after that.
+    /// The bytes to send after `parts`.
     tail: Vec<u8>,
-    /// How much of the tail is sent.
+    /// The number of sent bytes in the tail.
     sent: usize,
-    /// Bytes in `parts`.
+    /// The number of bytes in `parts`.
     len: usize,
 }
 
 impl WriteBuf {
-    /// How many bytes there are.
+    /// Returns the number of unsent bytes.
     pub fn len(&self) -> usize {
         self.len + self.tail.len() - self.sent
     }
 
-    /// Whether all is sent.
+    /// Returns whether everything was sent.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where heads and the framing of bodies are written.
+    /// Returns the buffer for heads and the framing of bodies.
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.tail
     }
 
-    /// Adds a part of a body.
+    /// Queues a part of a body.
     pub fn push(&mut self, data: Bytes) {
         if data.len() <= COPIED {
             return self.tail.extend_from_slice(&data);
@@ -67,17 +67,17 @@ impl WriteBuf {
         }
     }
 
-    /// Gives its memory back while there is nothing in it, but for what most heads need.
+    /// Frees the memory of an empty buffer, except for what most heads need.
     pub fn release(&mut self) {
         if self.is_empty() && (self.tail.capacity() > KEPT || self.parts.capacity() > 0) {
             *self = WriteBuf::default();
         }
     }
 
-    /// Writes as much as the stream takes, and returns how much that was.
+    /// Writes as much as the stream accepts and returns the number of bytes.
     ///
     /// # Errors
-    /// The stream's; one that takes nothing is an error as well.
+    /// The stream's errors; accepting no bytes is an error, too.
     pub fn poll_write(
         &mut self,
         mut io: Pin<&mut (impl AsyncWrite + ?Sized)>,
@@ -87,7 +87,7 @@ impl WriteBuf {
             let written = ready!(io.as_mut().poll_write(cx, &self.tail[self.sent..]))?;
             self.sent += written;
             if self.sent >= self.tail.len() {
-                // Emptied like this it keeps all of its memory.
+                // Clearing keeps the memory for reuse.
                 self.tail.clear();
                 self.sent = 0;
             }
@@ -121,7 +121,7 @@ impl WriteBuf {
 }
 
 impl Write for WriteBuf {
-    /// For what is formatted: never fails.
+    /// Appends to the tail; never fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.tail.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -136,7 +136,7 @@ impl Write for WriteBuf {
 mod tests {
     use super::*;
 
-    /// Takes so many bytes at a time.
+    /// A stream that accepts this many bytes at a time.
     struct Narrow(usize, Vec<u8>);
 
     impl AsyncWrite for Narrow {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_sent_in_order_however_little_is_taken_at_a_time() {
+    fn everything_is_sent_in_order_despite_short_writes() {
         for step in [0, 1, 2, 3, 700, 4096, 100_000] {
             let (mut outbox, mut expected) = (WriteBuf::default(), Vec::new());
             let mut narrow = Narrow(step, Vec::new());

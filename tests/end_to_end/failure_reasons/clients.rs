@@ -243,5 +243,5 @@ fn a_truncated_request_body_is_reported() {
     client.send("POST /body HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
     assert_eq!(client.read().status(), 400);
     let entry = proxy.entry_for("/body").because("bad_request_body");
-    assert_eq!(entry["downstream_failure"], "the request's body: a chunk's size cannot be read");
+    assert_eq!(entry["downstream_failure"], "the request's body: a chunk size is invalid");
 }
