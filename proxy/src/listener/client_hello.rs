@@ -1,14 +1,13 @@
-//! The first message of a TLS client (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2): which server it asks for, so that its
-//! connection can be passed on unread.
+//! Parses a TLS client's first message, the ClientHello (RFC 8446 section 4.1.2, RFC 5246 section 7.4.1.2), for the
+//! server name, so that TLS connections can be passed through without decryption.
 //!
-//! Our own code, and not rustls's `Acceptor`: that one refuses clients that rustls could not serve (no signature
-//! algorithms, TLS 1.1), which is none of our business when somebody else serves them, and takes buffers and a state machine
-//! for what is a look at two extensions. `tls-parser` would bring nom and two generators of parsers, and leaves putting
-//! fragments together to its caller.
+//! We do not use rustls's `Acceptor`: it rejects clients that rustls could not serve (no signature algorithms, TLS
+//! 1.1), although the upstream may serve them, and it needs buffers and a state machine to read two extensions.
+//! `tls-parser` would add nom and two parser generators, and leaves reassembling fragments to its caller.
 
 use std::{borrow::Cow, net::IpAddr};
 
-/// No client's message is longer, record headers included.
+/// The limit on a ClientHello, including record headers, in bytes.
 pub const MAX_HELLO: usize = 16 << 10;
 
 /// Types of a record, a message, an extension and a name.
@@ -19,42 +18,42 @@ const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
 const HOST_NAME: u8 = 0;
 
-/// Bytes of a record's fragment, at most (RFC 8446 section 5.1).
+/// The limit on a record's fragment (RFC 8446 section 5.1), in bytes.
 const MAX_FRAGMENT: usize = 1 << 14;
 
-/// What the first bytes of a connection are to TLS.
+/// The result of parsing a connection's first bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hello {
-    /// The beginning of a client's message: fewer than [`MAX_HELLO`] bytes, and none of them is wrong.
+    /// A valid but incomplete ClientHello of fewer than [`MAX_HELLO`] bytes.
     NeedMore,
-    /// A whole one.
+    /// A complete ClientHello.
     Client(ClientHello),
-    /// Something that no TLS server would take, or longer than [`MAX_HELLO`].
+    /// Not a ClientHello that a TLS server would accept, or longer than [`MAX_HELLO`].
     Invalid,
 }
 
-/// What a client asks for.
+/// What a client requests in its ClientHello.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientHello {
-    /// The server's name (RFC 6066 section 3): letters, which are small, digits, `-`, `_` and `.`, without a dot at the end. No
-    /// IP address: one that is asked for, against the RFC, counts as nothing.
+    /// The requested server name (RFC 6066 section 3): lower-case letters, digits, `-`, `_` and `.`, without a
+    /// trailing dot. `None` for an IP address, which the RFC does not allow.
     pub server_name: Option<Box<str>>,
-    /// Protocols (RFC 7301 section 3.1), as they came: each one with a byte before it for its length.
+    /// The offered protocols (RFC 7301 section 3.1) as received: each is preceded by a byte with its length.
     alpn: Box<[u8]>,
-    /// The highest version that it offers, by its number: 0x0303 is TLS 1.2, 0x0302 TLS 1.1.
+    /// The highest offered version: 0x0303 is TLS 1.2, 0x0302 TLS 1.1.
     pub version: u16,
 }
 
 impl ClientHello {
-    /// The protocols that the client offers (RFC 7301), the best one first.
+    /// Returns the offered protocols (RFC 7301) in order of preference.
     pub fn alpn(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = Input(&self.alpn);
         std::iter::from_fn(move || rest.vector(1))
     }
 }
 
-/// Looks at the first bytes of a connection. What is said once is not changed by further bytes, unless it is
-/// [`Hello::NeedMore`]. In the usual case, a message in one record, nothing is copied but what is returned.
+/// Parses the first bytes of a connection. Further bytes do not change the result, unless it is [`Hello::NeedMore`].
+/// Usually the message is in one record, and only the result is copied.
 pub fn client_hello(input: &[u8]) -> Hello {
     let window = &input[..input.len().min(MAX_HELLO)];
     match message(window) {
@@ -66,7 +65,7 @@ pub fn client_hello(input: &[u8]) -> Hello {
 
 struct Malformed;
 
-/// The message, put together from the fragments in the records. `None`: it is not there as a whole.
+/// Returns the message, reassembled from the records' fragments. `None` if it is incomplete.
 fn message(mut records: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Malformed> {
     let mut message = Cow::Borrowed(&[][..]);
     while let Some(fragment) = next_fragment(&mut records)? {
@@ -89,7 +88,8 @@ fn message(mut records: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Malformed> {
     Ok(None)
 }
 
-/// What there is of the next record's fragment. Its version says nothing (RFC 8446 section 5.1) but that it is TLS.
+/// Returns the received part of the next record's fragment. The record's version is ignored (RFC 8446 section 5.1)
+/// except for its first byte.
 fn next_fragment<'a>(records: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malformed> {
     let all = *records;
     let known = [HANDSHAKE, 3];
@@ -98,7 +98,7 @@ fn next_fragment<'a>(records: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malform
     }
     let &[_, _, _, high, low, ref rest @ ..] = all else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes([high, low]));
-    // Empty ones would be an endless message without a byte.
+    // Empty fragments would allow an endless message without any bytes.
     if len == 0 || len > MAX_FRAGMENT {
         return Err(Malformed);
     }
@@ -107,7 +107,7 @@ fn next_fragment<'a>(records: &mut &'a [u8]) -> Result<Option<&'a [u8]>, Malform
     Ok((!fragment.is_empty()).then_some(fragment))
 }
 
-/// Reads the message; what follows it in the same record is not its own. `None`: it is malformed.
+/// Parses the message; bytes after it in the same record are ignored. `None` if it is malformed.
 fn read(mut message: Input<'_>) -> Option<ClientHello> {
     let _type = message.take(1)?;
     let mut hello = Input(message.vector(3)?);
@@ -120,7 +120,7 @@ fn read(mut message: Input<'_>) -> Option<ClientHello> {
         return None;
     }
     let (mut name, mut alpn, mut versions) = (None, None, None);
-    // TLS 1.2 can do without extensions.
+    // TLS 1.2 does not require extensions.
     if !hello.0.is_empty() {
         let mut extensions = Input(hello.vector(2)?);
         if !hello.0.is_empty() {
@@ -129,7 +129,7 @@ fn read(mut message: Input<'_>) -> Option<ClientHello> {
         while !extensions.0.is_empty() {
             let kind = extensions.number(2)?;
             let mut data = Input(extensions.vector(2)?);
-            // None may be there twice (RFC 8446 section 4.2).
+            // Each extension may occur only once (RFC 8446 section 4.2).
             let twice = match kind as u16 {
                 SERVER_NAME => name.replace(server_name(data)?).is_some(),
                 ALPN => alpn.replace(protocols(data)?).is_some(),
@@ -141,18 +141,18 @@ fn read(mut message: Input<'_>) -> Option<ClientHello> {
             }
         }
     }
-    // With the extension, the older field means nothing (RFC 8446 section 4.2.1).
+    // The extension replaces the older field (RFC 8446 section 4.2.1).
     let version = versions.unwrap_or(version);
     Some(ClientHello { server_name: name.flatten(), alpn: alpn.unwrap_or_default().into(), version })
 }
 
-/// The highest version of a list, without those that only test whether servers skip what they do not know (RFC 8701).
+/// Returns the highest version in a list, ignoring GREASE values (RFC 8701).
 fn highest(list: &[u8]) -> u16 {
     let versions = list.as_chunks().0.iter().map(|version| u16::from_be_bytes(*version));
     versions.filter(|version| version >> 8 == 3).max().unwrap_or_default()
 }
 
-/// RFC 6066 section 3. Outer `None`: malformed.
+/// Parses a server name (RFC 6066 section 3). The outer `None` means malformed.
 fn server_name(mut data: Input<'_>) -> Option<Option<Box<str>>> {
     let mut names = Input(data.vector(2)?);
     if names.0.is_empty() || !data.0.is_empty() {
@@ -161,7 +161,7 @@ fn server_name(mut data: Input<'_>) -> Option<Option<Box<str>>> {
     let mut found = None;
     while !names.0.is_empty() {
         let kind = names.number(1)?;
-        // Other types have not been defined, and cannot be any more.
+        // No other name types are defined, and none can be added.
         if kind as u8 != HOST_NAME || found.is_some() {
             return None;
         }
@@ -177,7 +177,7 @@ fn server_name(mut data: Input<'_>) -> Option<Option<Box<str>>> {
     (name.len() <= 253 && name.split('.').all(label)).then(|| Some(name.to_ascii_lowercase().into()))
 }
 
-/// RFC 7301 section 3.1: one or more names, none of them empty.
+/// Parses a list of protocols (RFC 7301 section 3.1): at least one name, none of them empty.
 fn protocols(mut data: Input<'_>) -> Option<&[u8]> {
     let list = data.vector(2).filter(|list| !list.is_empty() && data.0.is_empty())?;
     let mut names = Input(list);
@@ -187,7 +187,7 @@ fn protocols(mut data: Input<'_>) -> Option<&[u8]> {
     Some(list)
 }
 
-/// What is still to be read.
+/// The unread rest.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -201,7 +201,7 @@ impl<'a> Input<'a> {
         Some(self.take(bytes)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
     }
 
-    /// Bytes with a number of `bytes` bytes before them that says how many they are.
+    /// Reads a vector whose length is encoded in `bytes` bytes.
     fn vector(&mut self, bytes: usize) -> Option<&'a [u8]> {
         let len = self.number(bytes)?;
         self.take(len)
@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    /// What a real client sends.
+    /// Returns the ClientHello of a real client.
     fn of_rustls(name: &str, alpn: &[&str], fragment: Option<usize>) -> Vec<u8> {
         let config = ClientConfig::builder_with_provider(default_provider().into());
         let config = config.with_safe_default_protocol_versions().unwrap();
@@ -258,7 +258,7 @@ mod tests {
         extension(SERVER_NAME, &[&(len + 3).to_be_bytes()[..], &[HOST_NAME], &len.to_be_bytes(), name].concat())
     }
 
-    /// What is said of an input, and that each of its beginnings says the same or needs more.
+    /// Parses an input. Each of its prefixes must give the same result or need more bytes.
     fn by_byte(input: &[u8]) -> Hello {
         let whole = client_hello(input);
         for end in 0..input.len() {
@@ -268,7 +268,7 @@ mod tests {
         whole
     }
 
-    fn asks_for(input: &[u8]) -> Option<Box<str>> {
+    fn requested_name(input: &[u8]) -> Option<Box<str>> {
         match by_byte(input) {
             Hello::Client(hello) => hello.server_name,
             other => panic!("{other:?}"),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_client_is_understood_in_one_record_and_in_many() {
+    fn a_real_clients_hello_is_parsed_from_one_record_and_from_many() {
         for fragment in [None, Some(100), Some(32)] {
             let sent = of_rustls("Www.Example.com", &["h2", "http/1.1"], fragment);
             let Hello::Client(hello) = by_byte(&sent) else { panic!("not understood in fragments of {fragment:?}") };
@@ -289,15 +289,15 @@ mod tests {
     }
 
     #[test]
-    fn old_clients_are_understood_that_rustls_would_not_serve() {
+    fn hellos_of_clients_too_old_for_rustls_are_parsed() {
         let without_extensions = record(&message(&[&[3; 34][..], &[0, 0, 2, 0, 0x2f, 1, 0]].concat()));
-        assert_eq!(asks_for(&without_extensions), None);
-        assert_eq!(asks_for(&hello(b"")), None);
-        assert_eq!(asks_for(&hello(&name(b"a.example"))).as_deref(), Some("a.example"));
+        assert_eq!(requested_name(&without_extensions), None);
+        assert_eq!(requested_name(&hello(b"")), None);
+        assert_eq!(requested_name(&hello(&name(b"a.example"))).as_deref(), Some("a.example"));
     }
 
     #[test]
-    fn the_highest_version_that_is_offered_is_found() {
+    fn the_highest_offered_version_is_found() {
         let version = |input: &[u8]| match by_byte(input) {
             Hello::Client(hello) => hello.version,
             other => panic!("{other:?}"),
@@ -306,24 +306,24 @@ mod tests {
         let mut of_tls_1_1 = body(&name(b"a.example"));
         of_tls_1_1[1] = 2;
         assert_eq!(version(&record(&message(&of_tls_1_1))), 0x0302);
-        // A number that no version has (RFC 8701), TLS 1.1 and TLS 1.0.
+        // A GREASE value (RFC 8701), TLS 1.1 and TLS 1.0.
         let versions = extension(SUPPORTED_VERSIONS, b"\x06\x7a\x7a\x03\x02\x03\x01");
         assert_eq!(version(&hello(&versions)), 0x0302);
         assert_eq!(version(&hello(b"")), 0x0303);
     }
 
     #[test]
-    fn a_fragment_may_have_a_single_byte() {
+    fn a_fragment_can_be_a_single_byte() {
         let message = message(&body(&name(b"a.example")));
         let sent: Vec<u8> = message.iter().flat_map(|byte| record(&[*byte])).collect();
-        assert_eq!(asks_for(&sent).as_deref(), Some("a.example"));
-        // What comes after the message is not looked at.
+        assert_eq!(requested_name(&sent).as_deref(), Some("a.example"));
+        // Bytes after the message are ignored.
         let more = record(&[&message[..], b"whatever"].concat());
-        assert_eq!(asks_for(&more).as_deref(), Some("a.example"));
+        assert_eq!(requested_name(&more).as_deref(), Some("a.example"));
     }
 
     #[test]
-    fn names_have_one_spelling() {
+    fn names_are_normalized() {
         for (sent, read) in [
             (&b"A.Example"[..], Some("a.example")),
             (b"a.example.", Some("a.example")),
@@ -331,7 +331,7 @@ mod tests {
             (b"192.0.2.1", None),
             (b"2001:db8::1", None),
         ] {
-            assert_eq!(asks_for(&hello(&name(sent))).as_deref(), read);
+            assert_eq!(requested_name(&hello(&name(sent))).as_deref(), read);
         }
         let long = "a".repeat(254);
         for wrong in [
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_would_take_is_refused() {
+    fn malformed_hellos_are_rejected() {
         let one_name = name(b"a");
         for extensions in [
             [&one_name[..], &one_name].concat(),
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_clients_message_is_known_at_its_first_byte() {
+    fn other_protocols_are_detected_at_the_first_differing_byte() {
         for (input, needs) in [
             (&b"GET / HTTP/1.1"[..], 1),
             (b"\x15\x03\x01\0\x02\x02\x28", 1),
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_end_is_not_waited_for() {
+    fn the_length_of_a_hello_is_limited() {
         let padding = |len: usize| extension(21, &vec![0; len]);
         let overhead = hello(&padding(0)).len();
         let largest = hello(&[name(b"a"), padding(MAX_HELLO - overhead - name(b"a").len())].concat());
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(client_hello(&largest[..MAX_HELLO - 1]), Hello::NeedMore);
         let one_more = hello(&padding(MAX_HELLO - overhead + 1));
         assert_eq!(client_hello(&one_more), Hello::Invalid);
-        // In records of a byte each.
+        // In records of one byte each.
         let endless: Vec<u8> = message(&body(&padding(8000))).iter().flat_map(|byte| record(&[*byte])).collect();
         assert_eq!(client_hello(&endless), Hello::Invalid);
         assert_eq!(client_hello(&endless[..MAX_HELLO - 1]), Hello::NeedMore);

@@ -1,5 +1,5 @@
-//! The connections of clients, kept to find those that can be closed when descriptors are scarce: the ones that have had
-//! nothing under way for longest. Nothing is written here for a request; the connection itself knows since when it is idle.
+//! Tracks client connections, to close the longest idle ones when file descriptors run out. A request updates nothing
+//! here: the connection itself records since when it is idle.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use crate::chain::stream::ConnectionInfo;
 
-/// Of the idle connections, this part is closed at once, so that not each new one must look for one.
+/// The divisor for the share of idle connections to close at a time, so that not every new connection has to search.
 const PART: usize = 16;
 
 /// The connections of a worker, or of the admin listener.
@@ -28,17 +28,17 @@ struct Client {
 #[derive(Debug)]
 struct State {
     doing: RefCell<ClientActivity>,
-    /// Since when it does that.
+    /// Since when the client has this activity.
     since: Cell<Instant>,
 }
 
 #[derive(Debug)]
 enum ClientActivity {
-    /// It has not said anything yet, or nothing that is answered now.
+    /// It has sent nothing, or nothing that needs a response now.
     Nothing,
-    /// What its requests say.
+    /// It speaks HTTP; the activity is that of its requests.
     Http(Rc<ConnectionInfo>),
-    /// Something that must not be cut.
+    /// It must not be interrupted.
     Work,
 }
 
@@ -52,7 +52,7 @@ impl State {
     }
 }
 
-/// One of the connections; dropping it takes it out.
+/// A tracked connection; removed on drop.
 #[derive(Debug)]
 pub struct ClientGuard {
     clients: Rc<Clients>,
@@ -61,7 +61,7 @@ pub struct ClientGuard {
 }
 
 impl Clients {
-    /// Another connection, whose task is made by `serve`.
+    /// Adds a connection. `serve` spawns its task.
     pub fn admit(self: &Rc<Self>, serve: impl FnOnce(ClientGuard) -> AbortHandle) {
         let state = Rc::new(State { doing: RefCell::new(ClientActivity::Nothing), since: Cell::new(Instant::now()) });
         let key = self.0.borrow_mut().insert(Client { state: state.clone(), task: None });
@@ -71,12 +71,13 @@ impl Clients {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of connections.
     pub fn count(&self) -> usize {
         self.0.borrow().len()
     }
 
-    /// Ends some of those that have been idle for longest. Gives how many; their descriptors are free in a moment.
+    /// Closes some of the longest idle connections and returns their number. Their descriptors are free shortly
+    /// afterwards.
     pub fn close_idle(&self) -> usize {
         let clients = self.0.borrow();
         let idle = clients.iter().filter(|(_, client)| client.task.as_ref().is_some_and(|task| !task.is_finished()));
@@ -88,7 +89,7 @@ impl Clients {
         idle.truncate(some);
         for (_, key) in &idle {
             if let Some(client) = clients.get(*key) {
-                // Once is enough.
+                // It must not be selected again.
                 *client.state.doing.borrow_mut() = ClientActivity::Work;
                 client.task.iter().for_each(AbortHandle::abort);
             }
@@ -98,17 +99,17 @@ impl Clients {
 }
 
 impl ClientGuard {
-    /// It speaks HTTP.
+    /// Marks the connection as HTTP.
     pub fn serves_http(&self, info: &Rc<ConnectionInfo>) {
         *self.state.doing.borrow_mut() = ClientActivity::Http(info.clone());
     }
 
-    /// It is under way from now on.
+    /// Marks the connection as busy.
     pub fn works(&self) {
         *self.state.doing.borrow_mut() = ClientActivity::Work;
     }
 
-    /// It has nothing under way from now on.
+    /// Marks the connection as idle.
     pub fn rests(&self) {
         *self.state.doing.borrow_mut() = ClientActivity::Nothing;
         self.state.since.set(Instant::now());
@@ -136,18 +137,18 @@ mod tests {
             let clients = Rc::new(Clients::default());
             let open = Rc::new(RefCell::new(Vec::new()));
             for n in 0..33 {
-                clients.admit(|seat| {
+                clients.admit(|guard| {
                     if n % 2 == 1 {
-                        seat.works();
+                        guard.works();
                     } else if n == 0 {
-                        // It has just had a request.
-                        seat.state.since.set(Instant::now() + std::time::Duration::from_secs(60));
+                        // It just had a request.
+                        guard.state.since.set(Instant::now() + std::time::Duration::from_secs(60));
                     }
                     open.borrow_mut().push(n);
                     let open = open.clone();
                     spawn_local(async move {
                         let _ends = Ends(n, open);
-                        let _seat = seat;
+                        let _guard = guard;
                         pending::<()>().await;
                     })
                     .abort_handle()

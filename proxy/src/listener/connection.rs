@@ -1,4 +1,5 @@
-//! A connection's first moments: who is at its other end, whether it is under TLS, and what is spoken on it.
+//! The start of a client's connection: reads the PROXY protocol header, performs the TLS handshake and detects the
+//! protocol.
 
 use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -28,19 +29,19 @@ use crate::{
     tls::{self, ConnectionTls, HandshakeError, Peer, PeerError, ServerTls},
 };
 
-/// Bytes that are looked at first. What a client sends first is nearly always shorter.
+/// The size of the first reads, in bytes. A client's first flight is nearly always shorter.
 const LOOK: usize = 2 << 10;
 
-/// What is spoken on a connection.
+/// The detected protocol of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ConnectionProtocol {
     H1,
     H2,
-    /// Nothing that is looked into; TLS that is passed through may ask for a name.
+    /// Opaque bytes, with the server name if they are TLS that is passed through.
     Tcp(Option<Box<str>>),
 }
 
-/// The rules in force for TCP connections; none if the listener takes none.
+/// The active rules for TCP connections; `None` if the listener accepts none.
 pub type TcpRules = RefCell<Option<Rc<TcpListenerContext>>>;
 
 /// Serves a connection until it ends.
@@ -49,56 +50,56 @@ pub async fn serve(
     tcp: Rc<TcpRules>,
     socket: Socket,
     (peer, local): (SocketAddr, SocketAddr),
-    seat: &ClientGuard,
+    guard: &ClientGuard,
 ) {
-    let site = handle.site();
-    // Boxed, so that the connection's task does not carry the space for this all its life.
-    let begun = Box::pin(begin(&handle, &site, socket, peer, local)).await;
-    let Begun { stream, info, spoken } = match begun {
-        Ok(Some(begun)) => begun,
+    let ctx = handle.site();
+    // Boxed, so that the connection's task does not hold the space for its whole life.
+    let opened = Box::pin(begin(&handle, &ctx, socket, peer, local)).await;
+    let Opened { stream, info, protocol } = match opened {
+        Ok(Some(opened)) => opened,
         Ok(None) => return,
         Err(refused) => {
             let protocol = if refused.cause.is_some() { "TLS" } else { "TCP" };
-            return site.reject(peer, protocol, &refused);
+            return ctx.reject(peer, protocol, &refused);
         }
     };
-    drop(site);
+    drop(ctx);
     let info = Rc::new(info);
-    match spoken {
-        ConnectionProtocol::H1 | ConnectionProtocol::H2 => seat.serves_http(&info),
-        ConnectionProtocol::Tcp(_) => seat.works(),
+    match protocol {
+        ConnectionProtocol::H1 | ConnectionProtocol::H2 => guard.serves_http(&info),
+        ConnectionProtocol::Tcp(_) => guard.works(),
     }
-    match spoken {
+    match protocol {
         ConnectionProtocol::H1 => crate::downstream::h1::serve(handle, stream, info).await,
         ConnectionProtocol::H2 => Box::pin(crate::downstream::h2::serve(handle, stream, info)).await,
         ConnectionProtocol::Tcp(name) => {
-            let site = tcp.borrow().clone();
-            let Some(site) = site else {
-                let why = "what the client speaks is not HTTP, and the listener takes nothing else".to_owned();
+            let ctx = tcp.borrow().clone();
+            let Some(ctx) = ctx else {
+                let why = "the client does not speak HTTP, and the listener accepts no other protocol".to_owned();
                 return handle.site().reject(info.peer, "TCP", &RejectedConnection::new(RejectReason::Protocol, why));
             };
             let (first, stream) = stream.into_parts();
-            let asked = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
-            Box::pin(tcp::serve(site, stream, info, first, name.or(asked).as_deref())).await;
+            let sni = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
+            Box::pin(tcp::serve(ctx, stream, info, first, name.or(sni).as_deref())).await;
         }
     }
 }
 
-struct Begun {
+struct Opened {
     stream: Stream,
     info: ConnectionInfo,
-    spoken: ConnectionProtocol,
+    protocol: ConnectionProtocol,
 }
 
-/// Finds out all that must be known before anything is served. None: the client has gone, or has said nothing at all.
+/// Determines everything that is needed before serving. `None` if the client disconnected or sent nothing.
 async fn begin(
     handle: &ListenerHandle,
-    site: &ListenerContext,
+    ctx: &ListenerContext,
     socket: Socket,
     peer: SocketAddr,
     local: SocketAddr,
-) -> Result<Option<Begun>, RejectedConnection> {
-    let config = &site.config;
+) -> Result<Option<Opened>, RejectedConnection> {
+    let config = &ctx.config;
     let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let mut ends = Addresses { source: peer, destination: local };
     if config.socket.original_destination
@@ -110,33 +111,33 @@ async fn begin(
     if let Some(rules) = &config.proxy_protocol
         && rules.trusted.iter().any(|range| range.contains(peer.ip()))
     {
-        let late = || format!("the PROXY protocol's header was not there within {limit:?} (`timeouts.handshake`)");
-        let said = timeout(limit, proxy_header(&mut stream, rules)).await;
-        let said = said.map_err(|_| RejectedConnection::new(RejectReason::Silent, late()))?;
-        ends = said?.unwrap_or(ends);
+        let late = || format!("the PROXY protocol header was not received within {limit:?} (`timeouts.handshake`)");
+        let header = timeout(limit, proxy_header(&mut stream, rules)).await;
+        let header = header.map_err(|_| RejectedConnection::new(RejectReason::Silent, late()))?;
+        ends = header?.unwrap_or(ends);
     }
-    let info = ConnectionInfo::new(site.name.clone(), ends.source, ends.destination);
-    let tls = site.tls.as_ref().filter(|_| config.tls.as_ref().is_some_and(|tls| tls.mode != TlsMode::Disable));
-    let first = match (config.protocol, tls.is_some() && !may_be_plain(site)) {
-        // It must be TLS, or must be what it is said to be: nobody need look.
+    let info = ConnectionInfo::new(ctx.name.clone(), ends.source, ends.destination);
+    let tls = ctx.tls.as_ref().filter(|_| config.tls.as_ref().is_some_and(|tls| tls.mode != TlsMode::Disable));
+    let first = match (config.protocol, tls.is_some() && !may_be_plain(ctx)) {
+        // The protocol is configured: there is nothing to detect.
         (_, true) => Sniffed::Tls,
         (Protocol::Http1, false) if tls.is_none() => Sniffed::Http1,
         (Protocol::Http2, false) if tls.is_none() => Sniffed::Http2,
         (Protocol::Tcp, false) if tls.is_none() => Sniffed::Other,
         (protocol, false) => {
-            let first = first_bytes(handle, site, &mut stream, protocol == Protocol::Auto).await?;
+            let first = first_bytes(handle, ctx, &mut stream, protocol == Protocol::Auto).await?;
             let Some(first) = first else { return Ok(None) };
             first
         }
     };
     match (first, tls) {
-        (Sniffed::Tls, Some(tls)) => match timeout(limit, shake_hands(tls, stream)).await {
-            Ok(shaken) => match shaken? {
-                Some((stream, facts)) => under_tls(handle, site, stream, facts, info).await,
+        (Sniffed::Tls, Some(tls)) => match timeout(limit, handshake_with(tls, stream)).await {
+            Ok(result) => match result? {
+                Some((stream, facts)) => under_tls(handle, ctx, stream, facts, info).await,
                 None => Ok(None),
             },
             Err(_) => {
-                let why = format!("the TLS handshake was not over within {limit:?} (`timeouts.handshake`)");
+                let why = format!("the TLS handshake did not complete within {limit:?} (`timeouts.handshake`)");
                 Err(RejectedConnection {
                     refusal: RejectReason::Silent,
                     ..RejectedConnection::handshake(HandshakeError::Timeout, why)
@@ -144,30 +145,30 @@ async fn begin(
             }
         },
         (first, _) => {
-            let spoken = match (config.protocol, first) {
+            let protocol = match (config.protocol, first) {
                 (Protocol::Http, Sniffed::Http2) | (Protocol::Http2, _) | (Protocol::Auto, Sniffed::Http2) => {
                     ConnectionProtocol::H2
                 }
                 (Protocol::Http | Protocol::Http1, _) | (Protocol::Auto, Sniffed::Http1) => ConnectionProtocol::H1,
                 (Protocol::Tcp | Protocol::Auto, _) if config.tcp.sni.is_empty() => ConnectionProtocol::Tcp(None),
                 (Protocol::Tcp | Protocol::Auto, _) => {
-                    // A client that waits for the server to speak first is no TLS client.
-                    let name = timeout(limit, asked_name(&mut stream)).await;
+                    // A client that waits for the server to speak first does not speak TLS.
+                    let name = timeout(limit, requested_name(&mut stream)).await;
                     ConnectionProtocol::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
                 }
             };
-            Ok(Some(Begun { stream: Stream::Plain(stream), info, spoken }))
+            Ok(Some(Opened { stream: Stream::Plain(stream), info, protocol }))
         }
     }
 }
 
-/// Whether a client of a listener with TLS may do without it. `protocol: auto` is no reason: it tells what is spoken under
-/// TLS, and whoever could leave TLS out would leave out the certificate that is asked for, too.
-fn may_be_plain(site: &ListenerContext) -> bool {
-    site.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive)
+/// Returns whether clients of a listener with TLS may connect without it. `protocol: auto` does not allow it: it
+/// detects the protocol inside TLS, and a client that could skip TLS could also skip the required client certificate.
+fn may_be_plain(ctx: &ListenerContext) -> bool {
+    ctx.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive)
 }
 
-/// Reads the header of the PROXY protocol. None: it says nothing of addresses, or there is none and need not be one.
+/// Reads the PROXY protocol header. `None` if it states no addresses, or is absent and not required.
 async fn proxy_header(
     stream: &mut Prefixed<Socket>,
     rules: &ListenerProxyProtocol,
@@ -183,16 +184,16 @@ async fn proxy_header(
             Parsed::NotProxy if !rules.required => return Ok(None),
             Parsed::NotProxy => {
                 let first = FirstBytes::of(stream.seen());
-                return Err(refused(format!("no header of the PROXY protocol, which is `required`: {first}")));
+                return Err(refused(format!("no PROXY protocol header, which is `required`: {first}")));
             }
-            Parsed::Invalid(why) => return Err(refused(format!("the PROXY protocol's header: {why}"))),
+            Parsed::Invalid(why) => return Err(refused(format!("invalid PROXY protocol header: {why}"))),
             Parsed::NeedMore => {
                 let limit = stream.seen().len() + LOOK;
                 if !stream.look(limit).await.unwrap_or(false) {
                     let why = match stream.seen() {
-                        // Somebody who looks whether the port is open says nothing.
+                        // A port scanner sends nothing.
                         [] => String::new(),
-                        _ => "the client closed the connection within the PROXY protocol's header".to_owned(),
+                        _ => "the client closed the connection within the PROXY protocol header".to_owned(),
                     };
                     return Err(refused(why));
                 }
@@ -201,21 +202,21 @@ async fn proxy_header(
     }
 }
 
-/// Waits for the first bytes, and reads on until they are enough. For HTTP no longer than for a request on a connection that
-/// has had some; who may be silent for longer (`speaks_later`) waits for the server to speak first.
+/// Reads the first bytes until they determine the protocol. HTTP clients may take as long as before another request
+/// on a kept-alive connection; if the server may have to speak first (`speaks_later`), a silent client is not HTTP.
 async fn first_bytes<T: AsyncRead + Unpin>(
     handle: &ListenerHandle,
-    site: &ListenerContext,
+    ctx: &ListenerContext,
     stream: &mut Prefixed<T>,
     speaks_later: bool,
 ) -> Result<Option<Sniffed>, RejectedConnection> {
-    let timeouts = &site.config.timeouts;
+    let timeouts = &ctx.config.timeouts;
     let handshake = timeouts.handshake.bound().unwrap_or(Duration::MAX);
     if stream.seen().is_empty() {
         let first = async {
             tokio::select! {
                 looked = stream.look(LOOK) => looked,
-                // A request may be on its way; see the connections themselves.
+                // A request may be in flight; see `downstream::h1`.
                 () = async { handle.drained().await; sleep(crate::downstream::h1::DRAIN_GRACE).await } => Ok(false),
             }
         };
@@ -223,15 +224,15 @@ async fn first_bytes<T: AsyncRead + Unpin>(
         match timeout(if speaks_later { handshake } else { keep_alive }, first).await {
             Ok(Ok(true)) => {}
             Err(_) if speaks_later => return Ok(Some(Sniffed::Other)),
-            // As with a connection that has had requests: nobody's fault.
+            // As on a kept-alive connection, this is not an error.
             Ok(Ok(false) | Err(_)) | Err(_) => return Ok(None),
         }
     }
     let rest = async {
         loop {
             match sniff(stream.seen()) {
-                // What cannot become HTTP/2 or TLS any more need not be waited for, where all else is HTTP/1.1: it has answers
-                // to whatever it is.
+                // What can no longer become HTTP/2 or TLS is left to the HTTP/1.1 parser if nothing else is possible:
+                // it responds to anything.
                 Sniffed::NeedMore if !speaks_later && !may_be_other(stream.seen()) => return Ok(Sniffed::Http1),
                 Sniffed::NeedMore => {}
                 sniffed => return Ok(sniffed),
@@ -249,13 +250,13 @@ async fn first_bytes<T: AsyncRead + Unpin>(
     }
 }
 
-/// Whether it may become TLS, or HTTP/2.
+/// Returns whether the bytes can still become TLS or HTTP/2.
 fn may_be_other(seen: &[u8]) -> bool {
     PREFACE.starts_with(seen) || [22, 3].starts_with(seen)
 }
 
-/// The name that a ClientHello asks for, without reading it away.
-async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>>> {
+/// Returns the server name in a ClientHello, without consuming it.
+async fn requested_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>>> {
     loop {
         match client_hello(stream.seen()) {
             Hello::Client(hello) => return Ok(hello.server_name),
@@ -270,20 +271,20 @@ async fn asked_name(stream: &mut Prefixed<Socket>) -> io::Result<Option<Box<str>
     }
 }
 
-/// TLS on a client's socket, with what is looked at first of what comes through it.
+/// TLS on a client's socket, with the first decrypted bytes buffered.
 type TlsClientStream = Box<Prefixed<TlsStream<Prefixed<Socket>>>>;
 
-/// Shakes hands. None: the client has gone without a word.
-async fn shake_hands(
+/// Performs the TLS handshake. `None` if the client disconnected without sending anything.
+async fn handshake_with(
     tls: &ServerTls,
     mut stream: Prefixed<Socket>,
 ) -> Result<Option<(TlsClientStream, ConnectionTls)>, RejectedConnection> {
-    // Looked at before it is read, so that it can be told what it was if it is no TLS.
+    // Peeked first, so that bytes that are not TLS can be reported.
     if stream.seen().is_empty() && !stream.look(LOOK).await.unwrap_or(false) {
         return Ok(None);
     }
     let first = stream.seen_bytes();
-    let stream = tls.acceptor().accept(stream).await.map_err(|error| refused(tls, &first, &error))?;
+    let stream = tls.acceptor().accept(stream).await.map_err(|error| handshake_error(tls, &first, &error))?;
     drop(first);
     let facts = tls.connection(stream.get_ref().1).map_err(|error| {
         let cause =
@@ -293,21 +294,21 @@ async fn shake_hands(
     Ok(Some((Box::new(Prefixed::new(Bytes::new(), TlsStream::Server(stream))), facts)))
 }
 
-/// Finds out what is spoken under TLS. None: the client has gone without a word.
+/// Detects the protocol inside TLS. `None` if the client disconnected without sending anything.
 async fn under_tls(
     handle: &ListenerHandle,
-    site: &ListenerContext,
+    ctx: &ListenerContext,
     mut stream: TlsClientStream,
     facts: ConnectionTls,
     info: ConnectionInfo,
-) -> Result<Option<Begun>, RejectedConnection> {
-    let spoken = match (facts.alpn.as_deref(), site.config.protocol) {
+) -> Result<Option<Opened>, RejectedConnection> {
+    let protocol = match (facts.alpn.as_deref(), ctx.config.protocol) {
         (_, Protocol::Tcp) => ConnectionProtocol::Tcp(None),
         (Some(b"h2"), _) | (None, Protocol::Http2) => ConnectionProtocol::H2,
         (Some(_), _) | (None, Protocol::Http1) => ConnectionProtocol::H1,
         (None, protocol) => {
-            // Without ALPN the client begins as it would without TLS.
-            let first = first_bytes(handle, site, &mut *stream, protocol == Protocol::Auto).await?;
+            // Without ALPN the protocol is detected as without TLS.
+            let first = first_bytes(handle, ctx, &mut *stream, protocol == Protocol::Auto).await?;
             let Some(first) = first else { return Ok(None) };
             match (first, protocol) {
                 (Sniffed::Http2, _) => ConnectionProtocol::H2,
@@ -317,22 +318,22 @@ async fn under_tls(
         }
     };
     let info = info.with_tls(Some(Rc::new(facts)));
-    Ok(Some(Begun { stream: Stream::Tls(stream), info, spoken }))
+    Ok(Some(Opened { stream: Stream::Tls(stream), info, protocol }))
 }
 
-/// Why a handshake has failed with a client that began it like this.
+/// Explains a failed handshake, given the client's first bytes.
 #[cold]
-fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> RejectedConnection {
+fn handshake_error(tls: &ServerTls, first: &[u8], error: &io::Error) -> RejectedConnection {
     if !is_tls(first) {
         let (cause, what) = match sniff(first) {
             Sniffed::Http1 | Sniffed::Http2 => (HandshakeError::PlainHttp, "speaks HTTP without TLS"),
-            _ => (HandshakeError::NotTls, "speaks no TLS"),
+            _ => (HandshakeError::NotTls, "does not speak TLS"),
         };
         return RejectedConnection::handshake(cause, format!("the client {what}: {}", FirstBytes::of(first)));
     }
     let (cause, mut why) = tls::explain(error, Peer::Client);
     let Hello::Client(hello) = client_hello(first) else { return RejectedConnection::handshake(cause, why) };
-    // The TLS library may miss something else first that only newer versions have.
+    // The TLS library may report a missing extension of newer versions first.
     let old = match hello.version {
         0x0300 => Some("SSL 3.0"),
         0x0301 => Some("TLS 1.0"),
@@ -340,7 +341,7 @@ fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> RejectedConnecti
         _ => None,
     };
     if let Some(old) = old {
-        let why = format!("the client speaks no version of TLS that `min_version` allows: at most {old}");
+        let why = format!("the client supports no TLS version that `min_version` allows: at most {old}");
         return RejectedConnection::handshake(HandshakeError::Version, why);
     }
     if cause == HandshakeError::Alpn {
@@ -349,7 +350,7 @@ fn refused(tls: &ServerTls, first: &[u8], error: &io::Error) -> RejectedConnecti
         };
         let theirs = names(&mut hello.alpn());
         let ours = names(&mut tls.config().alpn_protocols.iter().map(Vec::as_slice));
-        why = format!("the client offers {theirs} by ALPN, and the listener speaks {ours}");
+        why = format!("no common protocol (ALPN): the client offers {theirs}, the listener supports {ours}");
     }
     RejectedConnection::handshake(cause, why)
 }

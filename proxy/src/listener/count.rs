@@ -13,7 +13,7 @@ use crate::{
     observe::{self, Gauge},
 };
 
-/// How many connections there are, and who waits for there to be none.
+/// The number of connections, and the waiter for the last one to end.
 #[derive(Default)]
 pub(crate) struct ConnectionCount {
     pub(crate) count: Cell<usize>,
@@ -30,25 +30,25 @@ impl ConnectionCount {
     }
 }
 
-/// One of a worker's connections; dropping it ends that.
+/// One of a worker's connections; counted until it is dropped.
 pub(crate) struct ConnectionGuard {
     connections: Rc<ConnectionCount>,
     active: Gauge,
-    _place: ConnectionPermit,
+    _permit: ConnectionPermit,
 }
 
 impl ConnectionGuard {
-    /// A connection has been accepted.
+    /// Counts an accepted connection.
     pub(crate) fn begin(
         connections: &Rc<ConnectionCount>,
-        site: &ListenerContext,
-        place: ConnectionPermit,
+        ctx: &ListenerContext,
+        permit: ConnectionPermit,
     ) -> ConnectionGuard {
         connections.count.set(connections.count.get() + 1);
-        let figures = &site.metrics.connections;
-        figures.accepted.inc(observe::shard());
-        figures.active.add(observe::shard(), 1);
-        ConnectionGuard { connections: connections.clone(), active: figures.active.clone(), _place: place }
+        let metrics = &ctx.metrics.connections;
+        metrics.accepted.inc(observe::shard());
+        metrics.active.add(observe::shard(), 1);
+        ConnectionGuard { connections: connections.clone(), active: metrics.active.clone(), _permit: permit }
     }
 }
 
@@ -60,10 +60,7 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// A client comes when the listener has as many connections as it may.
+/// Rejects a client because the listener has reached `limits.connections`.
 pub(crate) fn full() -> RejectedConnection {
-    RejectedConnection::new(
-        RejectReason::Limit,
-        "the listener has as many connections as it may (`limits.connections`)".to_owned(),
-    )
+    RejectedConnection::new(RejectReason::Limit, "the listener has reached `limits.connections`".to_owned())
 }

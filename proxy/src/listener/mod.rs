@@ -1,4 +1,4 @@
-//! Where traffic comes in: sockets, the workers that accept from them, and the connections.
+//! Accepts connections: listening sockets, protocol detection and the limits on connections.
 
 pub mod client_hello;
 pub mod clients;

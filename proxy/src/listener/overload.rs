@@ -1,4 +1,4 @@
-//! Connections that are one too many (`limits.connections`): a client that speaks plain HTTP/1.1 is told so.
+//! Load shedding: connections beyond `limits.connections` are rejected, plain HTTP/1.1 clients with a 503 response.
 
 use std::{cell::Cell, io, net::Shutdown, rc::Rc, time::Duration};
 
@@ -15,35 +15,36 @@ use crate::{
     net::Socket,
 };
 
-/// What they are told.
+/// The response to rejected clients.
 const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// How many of them are kept at one time until they have read it. Beyond, they are told and closed at once.
+/// The limit on rejected connections kept open until the client has read the response. Any others are closed
+/// immediately.
 const MOST: u32 = 64;
 
-/// How long they are kept.
+/// How long a rejected connection stays open.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes of theirs that are read, so that none of them can send for as long as it is kept.
+/// The limit on bytes read from a rejected connection, so that a client cannot keep sending.
 const MAX_READ: usize = 1 << 20;
 
-/// The connections of a listener that a worker has refused and not closed yet.
+/// The rejected connections of a listener on a worker that are still open.
 #[derive(Debug, Default)]
 pub struct RejectedConnections {
     lingering: Rc<Cell<u32>>,
 }
 
 impl RejectedConnections {
-    /// Refuses a connection of a listener with this protocol and this mode of its `tls` section. Returns at once; must be called
-    /// on a worker.
+    /// Rejects a connection of a listener with this protocol and this TLS mode. Does not block; must be called on a
+    /// worker.
     ///
-    /// A connection that cannot be plain HTTP/1.1 is closed. One that can be something else as well is closed unless its client
-    /// begins with HTTP/1.1 within a second.
+    /// A connection that cannot be plain HTTP/1.1 is closed. If it can be HTTP/1.1 or something else, it is closed
+    /// unless the client sends the beginning of an HTTP/1.1 request within a second.
     ///
-    /// A connection that is closed while bytes are unread, or that gets bytes after it, is reset, and its client's system throws
-    /// away the answer (RFC 9112 section 9.6). So it is kept for a second, or until the client closes it. When there are 64 such
-    /// connections already, or `may_linger` says no, the answer is written, what has come is read, and it is closed: most clients
-    /// get to read it.
+    /// Closing a connection with unread bytes, or with more to come, resets it, and the client's system then discards
+    /// the response (RFC 9112 section 9.6). So it stays open for a second, or until the client closes it. If there
+    /// are already 64 such connections, or `may_linger` is false, the response is written, received bytes are read,
+    /// and the connection is closed: most clients still receive the response.
     pub fn refuse(&self, socket: Socket, protocol: Protocol, tls: Option<TlsMode>, may_linger: bool) {
         let wait = match (protocol, tls) {
             (Protocol::Http2 | Protocol::Tcp, _) | (_, Some(TlsMode::Strict)) => return,
@@ -51,23 +52,23 @@ impl RejectedConnections {
             (Protocol::Auto, _) | (_, Some(TlsMode::Permissive)) => true,
         };
         if may_linger && self.lingering.get() < MOST {
-            let place = RejectPermit::take(&self.lingering);
+            let permit = RejectPermit::take(&self.lingering);
             spawn_local(async move {
                 let _ = timeout(LINGER, linger(socket, wait)).await;
-                drop(place);
+                drop(permit);
             });
         } else if !wait {
-            answer_at_once(&socket);
+            answer_now(&socket);
         }
     }
 
-    /// How many are kept now.
+    /// Returns the number of rejected connections that are still open.
     pub fn lingering(&self) -> u32 {
         self.lingering.get()
     }
 }
 
-/// One of [`MOST`]; dropping it gives it back.
+/// One of the [`MOST`] permits; released on drop.
 struct RejectPermit(Rc<Cell<u32>>);
 
 impl RejectPermit {
@@ -83,9 +84,9 @@ impl Drop for RejectPermit {
     }
 }
 
-/// Answers, and reads until the client closes. With `wait`, answers only if the client speaks HTTP/1.1.
+/// Responds, and reads until the client closes. With `wait`, responds only to HTTP/1.1.
 async fn linger(mut socket: Socket, wait: bool) -> io::Result<()> {
-    // Not an array: it would be part of the task.
+    // A `Vec`, because an array would be part of the task.
     let mut sink = vec![0; 4 << 10];
     let mut read = 0;
     if wait {
@@ -112,13 +113,13 @@ async fn linger(mut socket: Socket, wait: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The same as far as it goes without waiting. Around tokio, which has not asked the system yet whether the socket is ready.
-fn answer_at_once(socket: &Socket) {
+/// Like [`linger`], without waiting. Bypasses tokio, which has not yet polled the socket for readiness.
+fn answer_now(socket: &Socket) {
     let socket = match socket {
         Socket::Tcp(stream) => SockRef::from(stream),
         Socket::Unix(stream) => SockRef::from(stream),
     };
-    // What has come is read first, so that as little as possible can come between this and closing.
+    // Received bytes are read last, so that few can arrive before the socket is closed.
     let mut sink = [const { std::mem::MaybeUninit::uninit() }; 4 << 10];
     if socket.send(ANSWER).is_ok() && socket.shutdown(Shutdown::Write).is_ok() {
         let mut read = 0;
@@ -158,15 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_whenever_it_sends() {
+    fn a_client_gets_the_response_whenever_it_sends() {
         run(async {
-            let refusals = RejectedConnections::default();
+            let rejected = RejectedConnections::default();
             for (before, after) in [(true, false), (false, true), (true, true), (false, false)] {
                 let (mut client, socket) = pair().await;
                 if before {
                     client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n").await.unwrap();
                 }
-                refusals.refuse(socket, Protocol::Http, None, true);
+                rejected.refuse(socket, Protocol::Http, None, true);
                 tokio::task::yield_now().await;
                 if after {
                     client.write_all(b"hello").await.unwrap();
@@ -177,65 +178,66 @@ mod tests {
     }
 
     #[test]
-    fn over_the_bound_a_client_is_told_and_closed() {
+    fn beyond_the_limit_a_client_gets_the_response_and_is_closed() {
         run(async {
-            let refusals = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
+            let rejected = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = pair().await;
             client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
             match &socket {
                 Socket::Tcp(stream) => stream.readable().await.unwrap(),
                 Socket::Unix(_) => unreachable!(),
             }
-            refusals.refuse(socket, Protocol::Http1, None, true);
-            assert_eq!(refusals.lingering(), MOST);
+            rejected.refuse(socket, Protocol::Http1, None, true);
+            assert_eq!(rejected.lingering(), MOST);
             assert_eq!(read(&mut client).await.unwrap(), ANSWER);
         });
     }
 
     #[test]
-    fn a_place_is_free_again_when_the_client_closes_or_its_time_is_over() {
+    fn a_permit_is_released_when_the_client_closes_or_times_out() {
         run(async {
-            let refusals = RejectedConnections::default();
+            let rejected = RejectedConnections::default();
             let ((leaves, first), (_stays, second)) = (pair().await, pair().await);
-            refusals.refuse(first, Protocol::Http1, None, true);
-            refusals.refuse(second, Protocol::Http1, None, true);
-            assert_eq!(refusals.lingering(), 2);
+            rejected.refuse(first, Protocol::Http1, None, true);
+            rejected.refuse(second, Protocol::Http1, None, true);
+            assert_eq!(rejected.lingering(), 2);
             drop(leaves);
-            while refusals.lingering() > 0 {
+            while rejected.lingering() > 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
     }
 
     #[test]
-    fn only_who_speaks_http_1_is_told() {
+    fn only_http_1_clients_get_a_response() {
         run(async {
-            let refusals = RejectedConnections::default();
+            let rejected = RejectedConnections::default();
             let strict = Some(TlsMode::Strict);
             for (protocol, tls) in [(Protocol::Http2, None), (Protocol::Tcp, None), (Protocol::Http, strict)] {
                 let (mut client, socket) = pair().await;
-                refusals.refuse(socket, protocol, tls, true);
+                rejected.refuse(socket, protocol, tls, true);
                 assert_eq!(read(&mut client).await.unwrap(), b"");
             }
             for (protocol, tls) in [(Protocol::Auto, None), (Protocol::Http, Some(TlsMode::Permissive))] {
-                for (sent, told) in [("GET / HTTP/1.1\r\n", ANSWER), ("\x16\x03\x01", b""), ("*1\r\n", b""), ("G", b"")]
+                for (sent, expected) in
+                    [("GET / HTTP/1.1\r\n", ANSWER), ("\x16\x03\x01", b""), ("*1\r\n", b""), ("G", b"")]
                 {
                     let (mut client, socket) = pair().await;
                     client.write_all(sent.as_bytes()).await.unwrap();
-                    refusals.refuse(socket, protocol, tls, true);
-                    // With bytes unread a connection is reset, which is as good as closed.
-                    assert_eq!(read(&mut client).await.unwrap_or_default(), told, "{sent:?}");
+                    rejected.refuse(socket, protocol, tls, true);
+                    // A connection closed with unread bytes is reset.
+                    assert_eq!(read(&mut client).await.unwrap_or_default(), expected, "{sent:?}");
                 }
             }
         });
     }
 
     #[test]
-    fn unix_sockets_are_refused_too() {
+    fn unix_sockets_are_rejected_too() {
         run(async {
-            let refusals = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
+            let rejected = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = UnixStream::pair().unwrap();
-            refusals.refuse(Socket::Unix(socket), Protocol::Http, None, true);
+            rejected.refuse(Socket::Unix(socket), Protocol::Http, None, true);
             let mut all = Vec::new();
             client.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, ANSWER);

@@ -1,6 +1,6 @@
-//! HTTP/3's side of a listener on a worker: the socket for datagrams, QUIC (RFC 9000) by quinn, and connections' first moments.
+//! HTTP/3 on a worker's listener: the UDP socket, QUIC (RFC 9000) with quinn, and the start of connections.
 //!
-//! quinn's own tasks run beside the worker's on the same thread, as any that are spawned on its runtime.
+//! quinn's own tasks run on the worker's thread, next to the worker's tasks.
 
 use std::{cell::Cell, io, net::UdpSocket, rc::Rc, sync::Arc, time::Duration};
 
@@ -24,39 +24,39 @@ use crate::{
     tls::{ConnectionTls, HandshakeError, Peer, PeerError, ServerTls, cause_of_alert, explain_alert},
 };
 
-/// Handshakes under way on a socket, from which on a client must first show that it is where it says it is (Retry, RFC 9000
-/// section 8.1.2): so who sends under many false addresses costs no more than so many of them.
+/// The number of active handshakes from which clients must first prove their address (Retry, RFC 9000 section 8.1.2),
+/// so that spoofed addresses cost no more than this many handshakes.
 const VALIDATE_FROM: u32 = 64;
 
-/// Handshakes under way on a socket, at most.
+/// The limit on active handshakes of a socket.
 const MOST_HANDSHAKES: u32 = 1024;
 
-/// First datagrams that wait to be looked at, at most.
+/// The limit on first datagrams waiting to be processed.
 const MOST_INCOMING: usize = 1024;
 
-/// Bytes of datagrams that follow one of these, at most.
+/// The limit on further datagrams buffered after each of these, in bytes.
 const INCOMING_BUFFER: u64 = 16 << 10;
 
-/// Streams in one direction that a client may have: three are in use (RFC 9114 section 6.2), others come to be refused.
+/// The limit on a client's unidirectional streams: three are used (RFC 9114 section 6.2), others are rejected.
 const ONE_WAY_STREAMS: u32 = 8;
 
-/// Bytes of responses on a connection that its client has not acknowledged, at most.
+/// The limit on unacknowledged response bytes of a connection.
 const SEND_WINDOW: u64 = 4 << 20;
 
 /// HTTP/3 on one address.
 pub struct Quic {
     endpoint: Endpoint,
     handle: Rc<ListenerHandle>,
-    /// With which clients' addresses are validated. It stays the same, so that clients may be under way with that.
+    /// The key for validating clients' addresses. It survives reloads, because clients may be using a token.
     token_key: Arc<dyn HandshakeTokenKey>,
     stop: watch::Sender<bool>,
 }
 
 impl Quic {
-    /// Takes connections on a socket.
+    /// Accepts connections on a socket.
     pub(crate) fn listen(
         socket: UdpSocket,
-        site: Rc<ListenerContext>,
+        ctx: Rc<ListenerContext>,
         shared: Arc<ListenerShared>,
         connections: Rc<ConnectionCount>,
     ) -> io::Result<Quic> {
@@ -64,35 +64,35 @@ impl Quic {
         getrandom::fill(&mut secret).map_err(io::Error::other)?;
         let token_key = aws_lc_rs::hkdf::Salt::new(aws_lc_rs::hkdf::HKDF_SHA256, &[]).extract(&secret);
         let token_key: Arc<dyn HandshakeTokenKey> = Arc::new(token_key);
-        let config = server_config(&site, &token_key)?;
+        let config = server_config(&ctx, &token_key)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)?;
-        let handle = Rc::new(ListenerHandle::new(site));
+        let handle = Rc::new(ListenerHandle::new(ctx));
         let (stop, stopped) = watch::channel(false);
-        let arrivals = QuicAcceptor {
+        let acceptor = QuicAcceptor {
             endpoint: endpoint.clone(),
             handle: handle.clone(),
             shared,
             connections,
             handshakes: Rc::default(),
         };
-        tokio::task::spawn_local(arrivals.accept(stopped));
+        tokio::task::spawn_local(acceptor.accept(stopped));
         Ok(Quic { endpoint, handle, token_key, stop })
     }
 
-    /// Requests and handshakes from now on go by these rules.
-    pub fn set_site(&self, site: Rc<ListenerContext>) {
-        match server_config(&site, &self.token_key) {
+    /// Replaces the rules for subsequent requests and handshakes.
+    pub fn set_site(&self, ctx: Rc<ListenerContext>) {
+        match server_config(&ctx, &self.token_key) {
             Ok(config) => self.endpoint.set_server_config(Some(config)),
             Err(e) => tracing::error!(
                 target: target::LISTENER,
-                listener = &*site.name, "HTTP/3 keeps its certificates: {e}"
+                listener = &*ctx.name, "HTTP/3 keeps its previous certificates: {e}"
             ),
         }
-        self.handle.set_site(site);
+        self.handle.set_site(ctx);
     }
 
-    /// Takes no more connections, and lets those there are end. The socket is closed when the last one has.
+    /// Stops accepting connections and drains existing ones. The socket is closed when the last one has ended.
     pub fn end(self) {
         let _ = self.stop.send(true);
         self.endpoint.set_server_config(None);
@@ -100,14 +100,15 @@ impl Quic {
     }
 }
 
-/// How connections are made by these rules.
-fn server_config(site: &ListenerContext, token_key: &Arc<dyn HandshakeTokenKey>) -> io::Result<ServerConfig> {
-    let tls = site.tls.as_ref().ok_or_else(|| io::Error::other("there is no TLS"))?;
+/// Builds the server configuration.
+fn server_config(ctx: &ListenerContext, token_key: &Arc<dyn HandshakeTokenKey>) -> io::Result<ServerConfig> {
+    let tls = ctx.tls.as_ref().ok_or_else(|| io::Error::other("TLS is not configured"))?;
     let crypto = QuicServerConfig::try_from(tls.quic_config(&[h3::ALPN])).map_err(io::Error::other)?;
     let mut config = ServerConfig::new(Arc::new(crypto), token_key.clone());
     config
-        .transport_config(Arc::new(transport(&site.config)))
-        // The system gives a client's datagrams to a worker by its address; at another one nobody knows the connection.
+        .transport_config(Arc::new(transport(&ctx.config)))
+        // The kernel selects a worker by the client's address; from another address, another worker would get the
+        // datagrams.
         .migration(false)
         .max_incoming(MOST_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
@@ -118,7 +119,7 @@ fn server_config(site: &ListenerContext, token_key: &Arc<dyn HandshakeTokenKey>)
 fn transport(config: &Listener) -> TransportConfig {
     let (http2, timeouts) = (&config.http2, &config.timeouts);
     let number = |number: u64| VarInt::from_u64(number).unwrap_or(VarInt::MAX);
-    // Who answers pings may be silent otherwise. Nobody else is told that a client has gone.
+    // Clients that answer pings may otherwise be silent. Without pings, only this timeout detects a lost client.
     let silence = match http2.ping_clients() {
         Some(interval) => Some(interval.saturating_add(http2.ping_timeout.0)),
         None => timeouts.keep_alive.bound().zip(timeouts.idle.bound()).map(|(a, b)| a.max(b)),
@@ -136,7 +137,7 @@ fn transport(config: &Listener) -> TransportConfig {
     transport
 }
 
-/// What takes connections.
+/// Accepts connections.
 struct QuicAcceptor {
     endpoint: Endpoint,
     handle: Rc<ListenerHandle>,
@@ -145,7 +146,7 @@ struct QuicAcceptor {
     handshakes: Rc<Cell<u32>>,
 }
 
-/// A handshake under way; dropping it ends that.
+/// An active handshake; counted until it is dropped.
 struct Handshake(Rc<Cell<u32>>);
 
 impl Handshake {
@@ -176,58 +177,58 @@ impl QuicAcceptor {
     }
 
     fn take(&self, incoming: Incoming) {
-        let (site, peer) = (self.handle.site(), incoming.remote_address());
-        let under_way = self.handshakes.get();
-        if under_way >= VALIDATE_FROM && !incoming.remote_address_validated() {
-            // Who has not been validated can be asked to.
+        let (ctx, peer) = (self.handle.site(), incoming.remote_address());
+        let active = self.handshakes.get();
+        if active >= VALIDATE_FROM && !incoming.remote_address_validated() {
+            // A client without a validated address can be asked to retry.
             let _ = incoming.retry();
             return;
         }
-        let place = if under_way < MOST_HANDSHAKES { self.shared.enter() } else { None };
-        let Some(place) = place else {
-            site.reject(peer, "QUIC", &full());
+        let permit = if active < MOST_HANDSHAKES { self.shared.enter() } else { None };
+        let Some(permit) = permit else {
+            ctx.reject(peer, "QUIC", &full());
             return incoming.refuse();
         };
         let handshake = Handshake::begin(&self.handshakes);
-        let connected = ConnectionGuard::begin(&self.connections, &site, place);
+        let connected = ConnectionGuard::begin(&self.connections, &ctx, permit);
         let (endpoint, handle) = (self.endpoint.clone(), self.handle.clone());
         tokio::task::spawn_local(async move {
-            let begun = begin(&endpoint, &site, incoming).await;
+            let begun = begin(&endpoint, &ctx, incoming).await;
             drop((endpoint, handshake));
             match begun {
                 Ok((quic, info)) => {
-                    drop(site);
+                    drop(ctx);
                     h3::serve(handle, quic, Rc::new(info)).await;
                 }
-                Err(refused) => site.reject(peer, "QUIC", &refused),
+                Err(refused) => ctx.reject(peer, "QUIC", &refused),
             }
             drop(connected);
         });
     }
 }
 
-/// Shakes hands.
+/// Performs the handshake.
 async fn begin(
     endpoint: &Endpoint,
-    site: &ListenerContext,
+    ctx: &ListenerContext,
     incoming: Incoming,
 ) -> Result<(quinn::Connection, ConnectionInfo), RejectedConnection> {
     let failed =
         |error: &dyn std::error::Error| RejectedConnection::handshake(HandshakeError::Other, error.to_string());
-    let limit = site.config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
+    let limit = ctx.config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let connecting = incoming.accept().map_err(|error| failed(&error))?;
     let quic = match timeout(limit, connecting).await {
         Ok(Ok(quic)) => quic,
         Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
-            let why = format!("the handshake was not over within {limit:?} (`timeouts.handshake`)");
+            let why = format!("the handshake did not complete within {limit:?} (`timeouts.handshake`)");
             return Err(RejectedConnection {
                 refusal: RejectReason::Silent,
                 ..RejectedConnection::handshake(HandshakeError::Timeout, why)
             });
         }
-        Ok(Err(error)) => return Err(refused(&error)),
+        Ok(Err(error)) => return Err(handshake_error(&error)),
     };
-    let tls = site.tls.as_ref().ok_or(RejectReason::Handshake)?;
+    let tls = ctx.tls.as_ref().ok_or(RejectReason::Handshake)?;
     let facts = facts(tls, &quic).map_err(|error| {
         let cause =
             if matches!(error, PeerError::Expired(_)) { HandshakeError::Expired } else { HandshakeError::Certificate };
@@ -237,12 +238,12 @@ async fn begin(
     if let Some(ip) = quic.local_ip() {
         local.set_ip(ip);
     }
-    let info = ConnectionInfo::new(site.name.clone(), quic.remote_address(), local);
+    let info = ConnectionInfo::new(ctx.name.clone(), quic.remote_address(), local);
     Ok((quic, info.with_tls(Some(Rc::new(facts)))))
 }
 
-/// Why a handshake has failed. TLS inside of QUIC reports its alerts as codes (RFC 9001 section 4.8).
-fn refused(error: &quinn::ConnectionError) -> RejectedConnection {
+/// Explains a failed handshake. TLS in QUIC reports alerts as codes (RFC 9001 section 4.8).
+fn handshake_error(error: &quinn::ConnectionError) -> RejectedConnection {
     let alert = |code: quinn::TransportErrorCode| u8::try_from(u64::from(code).checked_sub(0x100)?).ok();
     let (cause, why) = match error {
         quinn::ConnectionError::TransportError(error) => match alert(error.code) {
@@ -262,7 +263,7 @@ fn refused(error: &quinn::ConnectionError) -> RejectedConnection {
     RejectedConnection::handshake(cause, why)
 }
 
-/// What is known of a connection whose handshake is over. quinn does not tell the cipher suite.
+/// Returns the facts about a connection after its handshake. quinn does not reveal the cipher suite.
 fn facts(tls: &ServerTls, quic: &quinn::Connection) -> Result<ConnectionTls, PeerError> {
     let data = quic.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
     let (alpn, name) = data.map_or((None, None), |data| (data.protocol, data.server_name));

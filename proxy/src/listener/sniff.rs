@@ -1,43 +1,43 @@
-//! What a connection speaks, by its first bytes.
+//! Detects a connection's protocol by its first bytes.
 
-/// After so many bytes the answer is there, whatever they are.
+/// The number of bytes that always suffice.
 pub const MAX_SNIFFED: usize = 256;
 
-/// RFC 9113 section 3.4.
+/// The HTTP/2 connection preface (RFC 9113 section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Of the type `handshake` (RFC 8446 section 5.1).
+/// The record type `handshake` (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
-/// What a connection speaks.
+/// The detected protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sniffed {
-    /// There are fewer than [`MAX_SNIFFED`] bytes, and they do not say.
+    /// Fewer than [`MAX_SNIFFED`] bytes, and not decided.
     NeedMore,
-    /// TLS: a record of a handshake, of a version that begins with 3.
+    /// TLS: a handshake record with major version 3.
     Tls,
-    /// HTTP/2: its whole preface.
+    /// HTTP/2: the whole preface.
     Http2,
-    /// HTTP/1: a line that begins with a method and has `HTTP/` after a blank.
+    /// HTTP/1: a line that begins with a method and contains `HTTP/` after whitespace.
     Http1,
-    /// Something else.
+    /// Another protocol.
     Other,
 }
 
-/// Says it of the first bytes. Further bytes change nothing, unless it is [`Sniffed::NeedMore`].
+/// Detects the protocol. Further bytes do not change the result, unless it is [`Sniffed::NeedMore`].
 ///
-/// HTTP/1 is known by its first line (RFC 9112 section 3): a method (a token, RFC 9110 section 5.6.2), a blank, and `HTTP/`
-/// after another blank before the line ends. The method alone would not do: `GET key` is Redis or memcached, and
-/// `OPTIONS * RTSP/1.0` and `INVITE sip:a SIP/2.0` are what they say. If [`MAX_SNIFFED`] bytes are the beginning of such a line,
-/// they are taken for one.
+/// HTTP/1 is recognized by its first line (RFC 9112 section 3): a method (a token, RFC 9110 section 5.6.2),
+/// whitespace, and `HTTP/` after more whitespace before the line ends. The method alone does not suffice: `GET key`
+/// is Redis or memcached, `OPTIONS * RTSP/1.0` is RTSP and `INVITE sip:a SIP/2.0` is SIP. If [`MAX_SNIFFED`] bytes
+/// are the beginning of such a line, they count as HTTP/1.
 ///
-/// Whatever a server might read as a request is one here: empty lines before it, methods of any length, blanks of any kind and
-/// number, `http/`. What is not well-formed gets its answer from the parser; taken for something else, it would pass by the
-/// filters.
+/// Everything that a server might read as a request counts as HTTP/1: with empty lines before it, methods of any
+/// length, any kind and amount of whitespace, `http/`. The parser rejects what is not well-formed; as another
+/// protocol, it would bypass the filters.
 pub fn sniff(input: &[u8]) -> Sniffed {
     match input {
         [TLS_HANDSHAKE] => Sniffed::NeedMore,
-        // The rest of the version is to be ignored.
+        // The minor version must be ignored.
         [TLS_HANDSHAKE, 3, ..] => Sniffed::Tls,
         _ if input.starts_with(PREFACE) => Sniffed::Http2,
         _ if PREFACE.starts_with(input) => Sniffed::NeedMore,
@@ -55,7 +55,7 @@ fn request_line(input: &[u8]) -> Sniffed {
         _ if method == 0 => return Sniffed::Other,
         rest => rest,
     };
-    // A bare CR is a blank to lenient servers (RFC 9112 section 3), but for the one before the line's end.
+    // Lenient servers treat a bare CR as whitespace (RFC 9112 section 3), except before the end of the line.
     let is_blank = |b: &u8| matches!(b, b' ' | b'\t' | 0x0b | 0x0c | b'\r');
     let is_text = |b: &u8| is_blank(b) || !b.is_ascii_control();
     let text = rest.iter().take_while(|b| is_text(b)).count();
@@ -77,7 +77,8 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Each beginning must say the same or need more; returns how many bytes say it.
+    /// Checks an input and that each of its prefixes gives the same result or needs more bytes. Returns how many
+    /// bytes decide it.
     fn decided(input: &[u8], expected: Sniffed) -> usize {
         assert_eq!(sniff(input), expected, "{}", input.escape_ascii());
         let needs = (0..=input.len()).find(|end| sniff(&input[..*end]) != Sniffed::NeedMore);
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_known_by_two_bytes() {
+    fn tls_is_detected_by_two_bytes() {
         assert_eq!(decided(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", Sniffed::Tls), 2);
         assert_eq!(decided(b"\x16\x02", Sniffed::Other), 2);
         // An alert, and SSL 2.
@@ -98,15 +99,15 @@ mod tests {
     }
 
     #[test]
-    fn http_2_is_known_by_its_preface() {
+    fn http_2_is_detected_by_its_preface() {
         assert_eq!(decided(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", Sniffed::Http2), PREFACE.len());
-        // Its parser has the right answer to these.
+        // The HTTP/1 parser has the right response to these.
         assert_eq!(decided(b"PRI * HTTP/1.1\r\n", Sniffed::Http1), 12);
         assert_eq!(decided(b"PRI * HTTP/2.0\r\n\r\nXX", Sniffed::Http1), 19);
     }
 
     #[test]
-    fn http_1_is_known_by_its_request_line() {
+    fn http_1_is_detected_by_its_request_line() {
         for (line, needs) in [
             (&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], 11),
             (b"OPTIONS * HTTP/1.1\r\n", 15),
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_known_at_its_first_odd_byte_or_the_end_of_its_first_line() {
+    fn other_protocols_are_detected_at_the_first_differing_byte_or_line_end() {
         for (input, needs) in [
             (&b" GET / HTTP/1.1\r\n"[..], 1),
             (b"*1\r\n$4\r\nPING\r\n", 4),
@@ -148,7 +149,7 @@ mod tests {
             (b"INVITE sip:a@b SIP/2.0\r\n", 24),
             (b"USER guest 0 * :a\r\n", 19),
             (b"{\"jsonrpc\": \"2.0\"}", 1),
-            // A startup message of PostgreSQL, MQTT, a query of Kafka, DNS over TCP.
+            // A PostgreSQL startup message, MQTT, a Kafka request, DNS over TCP.
             (b"\0\0\0\x08\x04\xd2\x16\x2f", 1),
             (b"\x10\x0c\0\x04MQTT", 1),
             (b"\0\0\0\x14\0\x12", 1),
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_been_said_is_waited_for() {
+    fn ambiguous_prefixes_need_more_bytes() {
         for input in [
             &b""[..],
             b"\x16",

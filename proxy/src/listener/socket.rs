@@ -1,5 +1,5 @@
-//! Listening sockets: one for each worker, on the same address (SO_REUSEPORT), so that the kernel spreads connections and no
-//! worker ever waits for another. Of a unix socket there can be but one, which the workers share.
+//! Listening sockets: one per worker on the same address (SO_REUSEPORT), so that the kernel distributes connections
+//! and workers never contend. A Unix socket cannot be bound several times, so the workers share it.
 
 use std::{
     fs, io,
@@ -21,20 +21,22 @@ use crate::{
     net::{self, ListenSocket, SocketFile},
 };
 
-/// Whether another process may have the same address.
+/// Whether another process may use the same address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressClaim {
-    /// It must not, even if it is one of ours: that is a mistake, not a partner.
+    /// No other process may, not even another Tollgate: that would be a mistake.
     Sole,
-    /// One of ours may, with the same user. It is about to end.
+    /// A Tollgate of the same user may; it is about to exit.
     Shared,
 }
 
-/// How long a socket that is to be closed waits for handshakes that have begun, which the system would reset: a round trip to clients
-/// that are not very far away. Where a successor shares the address, connections that come in this time may be a second late.
+/// How long a socket that is to be closed waits for handshakes that have begun, which the kernel would reset: a round
+/// trip to clients that are not very far away. If a successor shares the address, connections from this time may be
+/// delayed by a second.
 pub const HANDSHAKES: Duration = Duration::from_millis(100);
 
-/// How long an address that is in use is asked for again: a process that ends closes its sockets a little later ([`HANDSHAKES`]).
+/// How long binding is retried while an address is in use: an exiting process closes its sockets a little later
+/// ([`HANDSHAKES`]).
 const IN_USE: Duration = Duration::from_millis(500);
 
 /// Opens `count` sockets on an address and listens. See [`open`].
@@ -49,10 +51,10 @@ pub fn listen(
     Ok(sockets)
 }
 
-/// Opens `count` sockets on an address. Port 0 gives all of them the same port. Those of TCP do not listen yet: if they are given up
-/// again, nobody has connected to them.
+/// Opens `count` sockets on an address. With port 0, all get the same port. TCP sockets do not listen yet, so that
+/// they can be closed before any client has connected.
 ///
-/// Fails with `AddrInUse` if anybody listens there that must not.
+/// Fails with `AddrInUse` if another process listens there and `claim` does not allow it.
 pub fn open(
     address: &Address,
     options: &SocketOptions,
@@ -86,7 +88,7 @@ fn open_inet(
     Ok(sockets)
 }
 
-/// Fails if anybody else is there and stays.
+/// Fails if another process is bound to the address and does not leave in time.
 fn bind_alone(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let end = Instant::now() + IN_USE;
     loop {
@@ -106,11 +108,11 @@ fn bind(address: SocketAddr, options: &SocketOptions, share: bool) -> io::Result
         socket.set_reuse_port(true)?;
     }
     if let Some(idle) = options.keep_alive.bound() {
-        // Connections have what their listening socket has.
+        // Connections inherit this from their listening socket.
         socket.set_tcp_keepalive(&keep_alive(idle))?;
     }
     if options.transparent {
-        // An IPv6 socket that takes IPv4 connections too is transparent for both.
+        // An IPv6 socket that also accepts IPv4 connections is transparent for both.
         let transparent = match address {
             SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
             SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
@@ -121,14 +123,14 @@ fn bind(address: SocketAddr, options: &SocketOptions, share: bool) -> io::Result
     Ok(socket)
 }
 
-/// Bytes that the system keeps for a socket of datagrams, if it allows so many (`net.core.rmem_max` and `wmem_max`): who is
-/// late for datagrams loses them.
+/// The buffer size of a UDP socket in bytes, if the system allows it (`net.core.rmem_max` and `wmem_max`): datagrams
+/// that do not fit are lost.
 #[cfg(feature = "http3")]
 const DATAGRAMS: usize = 2 << 20;
 
-/// Opens `count` sockets for datagrams on an address.
+/// Opens `count` UDP sockets on an address.
 ///
-/// Fails with `AddrInUse` if anybody has one there that must not.
+/// Fails with `AddrInUse` if another process is bound there and `claim` does not allow it.
 #[cfg(feature = "http3")]
 pub fn listen_datagrams(
     address: SocketAddr,
@@ -138,7 +140,7 @@ pub fn listen_datagrams(
     let bind = |share: bool| {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_port(share)?;
-        // What is not allowed is cut to what is.
+        // Linux reduces these to what it allows.
         socket.set_recv_buffer_size(DATAGRAMS)?;
         socket.set_send_buffer_size(DATAGRAMS)?;
         socket.set_nonblocking(true)?;
@@ -151,10 +153,10 @@ pub fn listen_datagrams(
     (0..count).map(|_| bind(true).map(Into::into)).collect()
 }
 
-/// The least and the most that Linux takes for TCP_KEEPIDLE, in seconds.
+/// The range that Linux accepts for TCP_KEEPIDLE, in seconds.
 const KEEP_ALIVE_SECONDS: std::ops::RangeInclusive<u64> = 1..=32767;
 
-/// Linux's own time between two questions, of which nine must stay without an answer.
+/// Linux's default interval between keep-alive probes, of which nine must go unanswered.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(75);
 
 fn keep_alive(idle: Duration) -> TcpKeepalive {
@@ -163,7 +165,7 @@ fn keep_alive(idle: Duration) -> TcpKeepalive {
     TcpKeepalive::new().with_time(idle).with_interval(idle.min(KEEP_ALIVE_INTERVAL))
 }
 
-/// How many connections may wait on a socket.
+/// Returns the limit on connections that wait to be accepted.
 pub fn backlog(options: &SocketOptions) -> i32 {
     options.backlog.try_into().unwrap_or(i32::MAX)
 }
@@ -181,65 +183,64 @@ fn listen_unix(
     if claim == AddressClaim::Shared && fs::symlink_metadata(path).is_ok_and(is_other_file) {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    // There can be but one socket of a name, so a shared one is made beside the other and then put in its place.
+    // A path can have only one socket, so a shared one is bound to a temporary path and then renamed.
     let bound = match claim {
         AddressClaim::Sole => path.to_owned(),
         AddressClaim::Shared => path.with_file_name(format!(".{}", std::process::id())),
     };
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&bound)?)?;
-    let made = SocketFile::of(&bound)?;
-    // Nobody gets in before it listens.
+    let created = SocketFile::of(&bound)?;
+    // Permissions are set before it listens, so that no client gets in too early.
     if let Some(mode) = &options.mode {
         set_mode(&bound, mode)?;
     }
     socket.listen(backlog(options))?;
     socket.set_nonblocking(true)?;
     let file = match claim {
-        AddressClaim::Sole => Arc::new(made),
-        AddressClaim::Shared => Arc::new(made.rename(path)?),
+        AddressClaim::Sole => Arc::new(created),
+        AddressClaim::Shared => Arc::new(created.rename(path)?),
     };
     let listener: std::os::unix::net::UnixListener = socket.into();
     (0..count).map(|_| Ok(ListenSocket::Unix(file.clone(), listener.try_clone()?))).collect()
 }
 
-/// Gives a unix socket's file these permissions, in octal.
+/// Sets the permissions of a Unix socket's file, in octal.
 ///
-/// # Errors
-/// The system refuses.
+/// # Errors The system's errors.
 pub fn set_mode(path: &Path, mode: &str) -> io::Result<()> {
     let mode = u32::from_str_radix(mode, 8).map_err(io::Error::other)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// Whether a path is a socket that nobody listens on: what is left of a process that did not end well.
+/// Returns whether a path is a socket without a listener, left over by a process that crashed.
 fn is_left_over(path: &Path) -> io::Result<bool> {
-    // Connecting to a file of another kind is refused as well.
+    // Connecting to another kind of file is refused, too.
     if !fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         return Ok(false);
     }
-    // One that has no room for another connection is alive, and must not be waited for.
+    // A socket with a full backlog is in use; connecting must not block on it.
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     Ok(socket.connect(&SockAddr::unix(path)?).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-/// Where a connection was going before the system's rules redirected it here (SO_ORIGINAL_DST, for REDIRECT and DNAT).
-/// `None`: the system does not know of it, or it is a unix socket's.
+/// Returns a connection's destination before the kernel's rules redirected it here (SO_ORIGINAL_DST, for REDIRECT and
+/// DNAT). `None` if the kernel has no record of it, or for a Unix socket.
 ///
-/// An IPv4 connection on an IPv6 socket has none: the system looks for it among those of IPv6. A connection that came by TPROXY
-/// has kept its destination, as its local address.
+/// An IPv4 connection on an IPv6 socket has none: the kernel searches among IPv6 connections. A connection that
+/// arrived by TPROXY keeps its destination as its local address.
 pub fn original_destination(socket: &net::Socket) -> Option<SocketAddr> {
     let net::Socket::Tcp(stream) = socket else { return None };
-    let asked = SockRef::from(stream);
+    let socket = SockRef::from(stream);
     let original = match stream.local_addr().ok()? {
-        SocketAddr::V4(_) => asked.original_dst_v4(),
-        SocketAddr::V6(_) => asked.original_dst_v6(),
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
     };
     original.ok()?.as_socket()
 }
 
-/// What the workers of a listener share.
+/// The state that a listener's workers share.
 #[derive(Debug, Default)]
 pub struct ListenerShared {
     connections: AtomicU32,
@@ -247,26 +248,26 @@ pub struct ListenerShared {
 }
 
 impl ListenerShared {
-    /// Changes the bound on connections; 0: none.
+    /// Sets the limit on connections; 0 is unlimited.
     pub fn set_limit(&self, limit: u32) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Connections now.
+    /// Returns the number of connections.
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Takes a place for a connection, if there is one.
+    /// Returns a permit for a connection, unless the limit is reached.
     pub fn enter(self: &Arc<Self>) -> Option<ConnectionPermit> {
-        let place = ConnectionPermit(self.clone());
+        let permit = ConnectionPermit(self.clone());
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         let limit = self.limit.load(Ordering::Relaxed);
-        (limit == 0 || before < limit).then_some(place)
+        (limit == 0 || before < limit).then_some(permit)
     }
 }
 
-/// A connection's place; dropping it gives it back.
+/// A counted connection; released on drop.
 pub struct ConnectionPermit(Arc<ListenerShared>);
 
 impl Drop for ConnectionPermit {

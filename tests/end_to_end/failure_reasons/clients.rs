@@ -160,7 +160,7 @@ fn an_alpn_mismatch_is_reported() {
     assert_failed("versions", &versions, "version", &["`min_version`"]);
     let alpn = proxy(&ours, "");
     Client { alpn: &["acme-tls/1", "imap"], ..Client::new(&ours) }.ask(&alpn);
-    let parts = ["the client offers acme-tls/1, imap by ALPN, and the listener speaks h2, http/1.1"];
+    let parts = ["no common protocol (ALPN): the client offers acme-tls/1, imap, the listener supports h2, http/1.1"];
     assert_failed("ALPN", &alpn, "alpn", &parts);
 }
 
@@ -178,7 +178,7 @@ fn plain_bytes_on_a_tls_port_are_reported() {
     let ours = pair::issuer("ours");
     for (sent, reason, parts) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain_http", ["speaks HTTP without TLS", "first bytes 47 45 54 20"]),
-        ("EHLO mail.example\r\n", "not_tls", ["speaks no TLS", "(\"EHLO mail.exampl\")"]),
+        ("EHLO mail.example\r\n", "not_tls", ["does not speak TLS", "(\"EHLO mail.exampl\")"]),
     ] {
         let proxy = proxy(&ours, "");
         let mut client = proxy.client();
@@ -219,7 +219,7 @@ fn a_stalled_handshake_is_reported_but_an_empty_connection_is_not() {
     let mut client = proxy.client();
     client.send([0x16, 3, 1]);
     client.wire.read_to_end();
-    let parts = ["the TLS handshake was not over within 300ms (`timeouts.handshake`)"];
+    let parts = ["the TLS handshake did not complete within 300ms (`timeouts.handshake`)"];
     let entry = assert_turned_away("silence", &proxy, "handshake_timeout", &parts);
     assert_eq!(entry["flags"], "DT");
 }
@@ -231,7 +231,7 @@ fn a_missing_proxy_protocol_header_is_reported() {
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     client.wire.read_to_end();
-    let parts = ["no header of the PROXY protocol, which is `required`", "first bytes 47 45 54"];
+    let parts = ["no PROXY protocol header, which is `required`", "first bytes 47 45 54"];
     assert_turned_away("missing", &proxy, "proxy_protocol_error", &parts);
 }
 

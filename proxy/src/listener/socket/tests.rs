@@ -1,5 +1,5 @@
-//! Sockets: what they refuse, what they remember. What needs the system's rules for packets runs in a network namespace of its
-//! own, if there can be one.
+//! Tests of listening sockets. Those that need packet filter rules run in their own network namespace, if one can be
+//! created.
 
 use std::{net::IpAddr, os::unix::net as unix, process::Command};
 
@@ -23,7 +23,7 @@ fn listen_on(address: &str, options: &SocketOptions) -> io::Result<Vec<ListenSoc
 }
 
 #[test]
-fn all_workers_listen_on_one_port_and_nobody_else_does() {
+fn all_workers_listen_on_one_port_exclusively() {
     let options = SocketOptions::default();
     let sockets = listen(&"127.0.0.1:0".parse().unwrap(), &options, 3, AddressClaim::Sole).unwrap();
     let first = address(&sockets[0]);
@@ -32,7 +32,7 @@ fn all_workers_listen_on_one_port_and_nobody_else_does() {
 }
 
 #[test]
-fn an_address_is_shared_by_those_who_say_so() {
+fn an_address_can_be_shared_explicitly() {
     let options = SocketOptions::default();
     let first = listen(&"127.0.0.1:0".parse().unwrap(), &options, 2, AddressClaim::Sole).unwrap();
     let second = listen(&address(&first[0]).into(), &options, 2, AddressClaim::Shared).unwrap();
@@ -44,9 +44,9 @@ fn an_address_is_shared_by_those_who_say_so() {
     let waiting = unix::UnixStream::connect(&path).unwrap();
     let second = listen(&unix_address, &options, 1, AddressClaim::Shared).unwrap();
     let ListenSocket::Unix(_, old) = &first[0] else { panic!("not unix") };
-    old.accept().expect("who had connected is still there");
+    old.accept().expect("the waiting connection was kept");
     drop((first, waiting));
-    let _new = unix::UnixStream::connect(&path).expect("the file of the second one stays");
+    let _new = unix::UnixStream::connect(&path).expect("the second socket's file stays");
     let ListenSocket::Unix(_, new) = &second[0] else { panic!("not unix") };
     new.accept().unwrap();
     drop(second);
@@ -56,9 +56,9 @@ fn an_address_is_shared_by_those_who_say_so() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "data");
 }
 
-/// Without a turn of the runtime, which would tell it that they are there.
+/// The runtime gets no turn to learn of the connections.
 #[tokio::test]
-async fn who_has_connected_before_a_socket_closes_is_taken() {
+async fn connections_made_before_a_socket_closes_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let tcp = listen_on("127.0.0.1:0", &SocketOptions::default()).unwrap().remove(0);
@@ -75,9 +75,10 @@ async fn who_has_connected_before_a_socket_closes_is_taken() {
     assert!(!path.exists());
 }
 
-/// Clients whose answers to SYNs are lost at first, so that their handshakes are under way when the socket is to be closed.
+/// The SYN-ACKs to these clients are lost at first, so that their handshakes are in progress when the socket is to be
+/// closed.
 #[tokio::test]
-async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_others() {
+async fn a_handshake_in_progress_completes_on_a_socket_that_stops_accepting() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
     let options = SocketOptions::default();
@@ -92,7 +93,7 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
         let slow = Socket::new(Domain::for_address(there), Type::STREAM, None).unwrap();
         slow.attach_filter(&[DROP_ALL]).unwrap();
         slow.set_nonblocking(true).unwrap();
-        slow.connect(&there.into()).expect_err("it is under way");
+        slow.connect(&there.into()).expect_err("the handshake is in progress");
         let connect = || std::net::TcpStream::connect(there);
         let connected = connect().unwrap();
 
@@ -102,10 +103,13 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
         let wide = listen(&wide, &options, 1, AddressClaim::Shared).unwrap().remove(0);
         let wide = net::Listener::try_from(wide).unwrap();
         let new = connect().unwrap();
-        // The system answers once more after a second.
+        // The kernel sends the SYN-ACK again after a second.
         slow.detach_filter().unwrap();
         let accept = async |socket: &net::Listener| {
-            tokio::time::timeout(Duration::from_secs(30), socket.accept()).await.expect("somebody comes").unwrap()
+            tokio::time::timeout(Duration::from_secs(30), socket.accept())
+                .await
+                .expect("a connection is accepted")
+                .unwrap()
         };
         assert_eq!(accept(&narrow).await.1, connected.local_addr().unwrap());
         assert_eq!(accept(&wide).await.1, new.local_addr().unwrap());
@@ -120,7 +124,7 @@ async fn a_handshake_that_has_begun_ends_on_a_socket_that_leaves_connections_to_
 
 #[cfg(feature = "http3")]
 #[test]
-fn all_workers_have_a_socket_for_datagrams_on_one_port() {
+fn all_workers_have_a_udp_socket_on_one_port() {
     let address = address(&listen_on("127.0.0.1:0", &SocketOptions::default()).unwrap()[0]);
     let sockets = listen_datagrams(address, 3, AddressClaim::Sole).unwrap();
     assert!(sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
@@ -130,7 +134,7 @@ fn all_workers_have_a_socket_for_datagrams_on_one_port() {
 }
 
 #[test]
-fn a_unix_socket_is_taken_over_only_from_the_dead() {
+fn only_a_left_over_unix_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
@@ -139,13 +143,13 @@ fn a_unix_socket_is_taken_over_only_from_the_dead() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(listen(&address, &options, 1, AddressClaim::Sole).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop(sockets);
-    // As a process leaves it that did not end well.
+    // As left over by a crashed process.
     drop(unix::UnixListener::bind(&path).unwrap());
     listen(&address, &options, 1, AddressClaim::Sole).unwrap();
 }
 
 #[test]
-fn a_unix_sockets_file_is_removed_by_the_last_who_has_it() {
+fn a_unix_sockets_file_is_removed_with_the_last_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let mut sockets =
@@ -157,7 +161,7 @@ fn a_unix_sockets_file_is_removed_by_the_last_who_has_it() {
 }
 
 #[test]
-fn a_unix_sockets_file_stays_if_it_is_a_successors() {
+fn a_successors_unix_socket_file_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
@@ -171,7 +175,7 @@ fn a_unix_sockets_file_stays_if_it_is_a_successors() {
 }
 
 #[test]
-fn a_unix_socket_that_has_no_room_is_alive() {
+fn a_unix_socket_with_a_full_backlog_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.sock");
     let address = Address::Unix(path.as_path().into());
@@ -183,7 +187,7 @@ fn a_unix_socket_that_has_no_room_is_alive() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_stays() {
+fn other_kinds_of_files_are_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("precious");
     fs::write(&path, "data").unwrap();
@@ -194,7 +198,7 @@ fn a_file_that_is_no_socket_stays() {
 }
 
 #[test]
-fn connections_have_the_keep_alive_of_their_listener() {
+fn connections_inherit_their_listeners_keep_alive() {
     let options = |time: &str| SocketOptions { keep_alive: time.parse().unwrap(), ..SocketOptions::default() };
     for (time, idle, interval) in [("30s", 30, 30), ("5m", 300, 75), ("500ms", 1, 1), ("8000h", 32767, 75)] {
         let sockets = listen_on("127.0.0.1:0", &options(time)).unwrap();
@@ -213,9 +217,9 @@ fn connections_have_the_keep_alive_of_their_listener() {
 }
 
 #[test]
-fn a_transparent_socket_may_have_any_address() {
+fn a_transparent_socket_can_have_any_address() {
     let options = |transparent| SocketOptions { transparent, ..SocketOptions::default() };
-    // Addresses for documentation, which nobody has.
+    // Addresses reserved for documentation, which no machine has.
     for foreign in ["192.0.2.1:0", "[2001:db8::1]:0"] {
         let refused = listen_on(foreign, &options(false)).unwrap_err();
         match listen_on(foreign, &options(true)) {
@@ -231,11 +235,11 @@ fn a_transparent_socket_may_have_any_address() {
     }
 }
 
-/// Set in the namespace.
+/// An environment variable that is set inside the namespace.
 const INSIDE: &str = "TOLLGATE_TEST_NAMESPACE";
 
-/// A namespace in which nothing is but the loopback device, which takes packets for all addresses for documentation: to port 81
-/// they are redirected to port 8081, to port 82 they are given to whoever is transparent on port 8082. `$0` is this program.
+/// Creates a namespace with only the loopback device, which accepts packets for all documentation addresses: port 81
+/// is redirected to port 8081, and port 82 goes to the transparent socket on port 8082. `$0` is this program.
 const NAMESPACE: &str = r#"
 set -e
 ip link set lo up
@@ -275,7 +279,7 @@ fn a_redirected_connection_knows_where_it_was_going() {
     }
 }
 
-/// In the namespace: connects to an address by way of a rule, and gives the connection as it was accepted.
+/// Connects to a redirected address inside the namespace, and returns the accepted connection.
 async fn accepted(listener: &TcpListener, to: SocketAddr) -> net::Socket {
     let (client, accepted) = tokio::join!(TcpStream::connect(to), listener.accept());
     client.unwrap();
@@ -316,12 +320,12 @@ async fn other_connections_have_no_original_destination() {
 }
 
 #[test]
-fn a_full_listener_lets_nobody_in_until_somebody_leaves() {
+fn a_full_listener_rejects_connections_until_one_ends() {
     let shared = Arc::new(ListenerShared::default());
     shared.set_limit(2);
-    let places: Vec<_> = (0..3).map(|_| shared.enter()).collect();
-    assert_eq!(places.iter().filter(|p| p.is_some()).count(), 2);
-    drop(places);
+    let permits: Vec<_> = (0..3).map(|_| shared.enter()).collect();
+    assert_eq!(permits.iter().filter(|p| p.is_some()).count(), 2);
+    drop(permits);
     assert!(shared.enter().is_some());
     assert_eq!(shared.connections(), 0);
 }
