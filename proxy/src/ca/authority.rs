@@ -57,7 +57,7 @@ impl Root {
     /// Generates a root certificate and its key.
     ///
     /// # Errors
-    /// The system has no random numbers.
+    /// The system's random number generator failed.
     pub fn make(trust_domain: &TrustDomain, life: Duration) -> Result<Root, Error> {
         let key = new_key()?;
         let mut params = params(life)?;

@@ -1,4 +1,4 @@
-//! Bodies: as h2 gives them, and as it takes them.
+//! Message bodies: received from h2 and sent through it.
 
 use std::{
     error::Error,
@@ -14,43 +14,43 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::{Window, content_length, measure, remove_of_connection};
 
-/// A body that comes. What is read of it is room for more at once.
+/// A received body. Reading a part immediately returns its bytes to the stream's flow-control window.
 pub struct IncomingBody {
     stream: RecvStream,
-    /// Bytes that are still to come, if the head has said how many. h2 holds the peer to it.
+    /// The number of bytes to come, if the head declares it. h2 enforces it.
     left: Option<u64>,
-    /// Only trailers may follow.
+    /// Whether the data has ended, so that only trailers can follow.
     data_over: bool,
-    /// How long the trailers were that have come.
+    /// The size of the received trailers.
     trailers: usize,
-    /// What all streams of the connection may send, if that is watched.
+    /// The connection's flow-control window, if it is tracked.
     window: Option<Rc<Window>>,
 }
 
 impl IncomingBody {
-    /// What follows a head with these fields.
+    /// Creates the body that follows a head with these fields.
     pub fn new(stream: RecvStream, fields: &HeaderMap) -> IncomingBody {
         let left = content_length(fields).ok().flatten();
         IncomingBody { stream, left, data_over: false, trailers: 0, window: None }
     }
 
-    /// The same on a connection whose window is watched.
+    /// Sets the connection's tracked window.
     pub fn within(self, window: Rc<Window>) -> IncomingBody {
         IncomingBody { window: Some(window), ..self }
     }
 
-    /// Whether the peer may send more of it. All that has come of it must have been read: then its own stream has room. If not, the task
-    /// is woken when it may.
+    /// Returns whether the peer can send more of the body. Everything received must have been read, so that the
+    /// stream's own window is open. If not, the task is woken when it can.
     pub fn may_come(&self, cx: &Context<'_>) -> bool {
         self.window.as_ref().is_none_or(|window| window.is_open(cx))
     }
 
-    /// The next part of it.
+    /// Returns the next frame.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         if !self.data_over {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // It fails for a stream that is gone, whose window is nobody's concern.
+                    // This fails for a stream that has ended, whose window is irrelevant.
                     let _ = self.stream.flow_control().release_capacity(data.len());
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -72,58 +72,58 @@ impl IncomingBody {
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
     }
 
-    /// How long its trailers are, as far as they have come.
+    /// Returns the size of the trailers, 0 if none were received yet.
     pub fn trailers_size(&self) -> usize {
         self.trailers
     }
 
-    /// Whether all of it has been read.
+    /// Returns whether the whole body has been read.
     pub fn is_end_stream(&self) -> bool {
         self.stream.is_end_stream()
     }
 
-    /// What is still to come.
+    /// Returns the number of bytes to come.
     pub fn size_hint(&self) -> SizeHint {
         self.left.map_or(SizeHint::default(), SizeHint::with_exact)
     }
 }
 
-/// Why a body was not sent to its end.
+/// Why a body was not sent completely.
 #[derive(Debug)]
 pub enum SendError {
-    /// The peer has ended the stream, or the connection has ended.
+    /// The peer ended the stream, or the connection ended.
     Stream(h2::Error),
-    /// The body has failed; the peer is told by a reset.
+    /// The body failed; the stream was reset.
     Body(Box<dyn Error + Send + Sync>),
 }
 
-/// A body on its way to the peer, after its head.
+/// Sends a body after its head.
 pub struct BodySender<B> {
     body: B,
     stream: SendStream<Bytes>,
-    /// Data that waits for the peer to make room, and whether it is the last.
+    /// Data waiting for flow-control capacity, and whether it is the last.
     held: Option<(Bytes, bool)>,
-    /// Whether the peer gets trailers.
+    /// Whether trailers are sent.
     trailers: bool,
 }
 
 impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> BodySender<B> {
-    /// Sends `body`, as [`Sending::poll`] is called.
+    /// Creates a sender; [`BodySender::poll`] sends the body.
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
         BodySender { body, stream, held: None, trailers: true }
     }
 
-    /// The same without its trailers, unless they are wanted.
+    /// Sets whether trailers are sent.
     pub fn with_trailers(self, wanted: bool) -> Self {
         BodySender { trailers: wanted, ..self }
     }
 
-    /// Sends what can be sent. Ready when h2 has all of it, or no more of it is wanted.
+    /// Sends what can be sent. Completes when h2 has the whole body, or the peer rejects the rest.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.poll_noting(cx, || {})
     }
 
-    /// The same, and calls `moved` when the peer has made room for data that waited for it.
+    /// Like [`BodySender::poll`], and calls `moved` when the peer has granted capacity to data that waited for it.
     pub fn poll_noting(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), SendError>> {
         if let Poll::Ready(sent) = self.poll_send(cx, moved) {
             return Poll::Ready(sent);
@@ -134,11 +134,11 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, moved: impl FnOnce()) -> Poll<Result<(), SendError>> {
-        // What the body gives in this turn has not waited.
+        // Data that the body yields in this call did not wait.
         let mut moved = self.held.is_some().then_some(moved);
         loop {
             if let Some((mut data, last)) = self.held.take() {
-                // An end without data needs no room.
+                // An end without data needs no capacity.
                 let room = if data.is_empty() { Poll::Ready(Ok(0)) } else { poll_room(&mut self.stream, cx) };
                 let room = match room {
                     Poll::Pending => {
@@ -150,8 +150,8 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
                 if let Some(moved) = moved.take() {
                     moved();
                 }
-                // h2 does not tell how much has gone out of what it was given. So it gets no more than the peer has room for, except
-                // for the last part, after which nobody waits.
+                // h2 does not report how much of its data was sent. So it gets no more than the peer's window allows,
+                // except for the last part, after which nothing waits.
                 if room < data.len() && !last {
                     let part = data.split_to(room);
                     self.held = Some((data, last));
@@ -178,14 +178,15 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
                     if data.is_empty() && !last {
                         continue;
                     }
-                    // Not before there is something to send: what one stream reserves of the connection's window, the others
-                    // cannot use. And all that it needs: with less, streams that share a window send it byte by byte.
+                    // Capacity is reserved only when there is data: what one stream reserves of the connection's
+                    // window is not available to others. And it is reserved for all of the data: with less, streams
+                    // that share a window send byte by byte.
                     self.stream.reserve_capacity(data.len());
                     self.held = Some((data, last));
                 }
                 Err(frame) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();
-                    // Filters may have set some.
+                    // Filters may have added such fields.
                     remove_of_connection(&mut trailers);
                     let sent = match self.trailers && !trailers.is_empty() {
                         true => self.stream.send_trailers(trailers),
@@ -198,7 +199,7 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin> B
     }
 }
 
-/// Waits until the peer takes something of what has been reserved. How many bytes it takes.
+/// Waits for reserved capacity and returns its size in bytes.
 pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
     loop {
         match stream.capacity() {
@@ -207,14 +208,15 @@ pub(super) fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) ->
         }
         match ready!(stream.poll_capacity(cx)) {
             Some(room) => room?,
-            // The stream is over.
+            // The stream has ended.
             None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
         };
     }
 }
 
-/// What a peer is told of a body that has failed: what another peer has said, if it was one. But that nothing of a request was
-/// done, or that it should be sent in another version, is true of that peer's connection only.
+/// Returns the reset reason to send for a failed body: the reason of another peer's reset, if there was one. Two
+/// reasons are true only of that peer's connection and are not forwarded: that the request was not processed, and
+/// that HTTP/1.1 is required.
 pub fn reset_reason(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -237,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// Parts, the last of which is known to be the last.
+    /// A body of parts that knows its last part.
     struct Parts(Vec<Result<Bytes, h2::Error>>);
 
     impl Body for Parts {
@@ -254,7 +256,7 @@ mod tests {
         }
     }
 
-    /// What a client with a window of this size reads of a body, without making room for more.
+    /// Returns what a client with a window of this size reads of a body, without opening the window again.
     async fn sent(parts: Vec<Result<Bytes, h2::Error>>, window: u32) -> Vec<Result<Bytes, Option<Reason>>> {
         let (near, far) = tokio::io::duplex(1 << 16);
         let serving = async move {
@@ -269,7 +271,7 @@ mod tests {
             let mut sender = sender.ready().await.unwrap();
             let asking = async move {
                 let (response, _) = sender.send_request(Request::get("http://h/").body(()).unwrap(), true).unwrap();
-                // A reset takes along what has not gone out yet.
+                // A reset discards what was not sent yet.
                 let mut body = match response.await {
                     Ok(response) => response.into_body(),
                     Err(error) => return vec![Err(error.reason())],
@@ -291,7 +293,7 @@ mod tests {
         };
         tokio::select! {
             read = reading => read,
-            () = serving => panic!("the client is still there"),
+            () = serving => panic!("the client has not finished"),
         }
     }
 
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn why_a_body_was_cut_is_passed_on() {
+    async fn the_reason_of_a_reset_is_forwarded() {
         let parts = vec![Ok(Bytes::from_static(b"abc")), Err(Reason::CANCEL.into())];
         assert_eq!(sent(parts, 100).await.last(), Some(&Err(Some(Reason::CANCEL))));
     }

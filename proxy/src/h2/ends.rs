@@ -1,8 +1,9 @@
-//! Which streams the peer has ended with END_STREAM, and with what.
+//! Tracks which streams the peer has ended with END_STREAM, and how.
 //!
-//! A server that has answered early may reset the stream without an error, to have the rest of the request not sent (RFC 9113
-//! section 8.1). To h2 a stream is reset then, whether its answer was whole or not. And h2 drops pseudo-header fields from trailers,
-//! which have none (section 8.1). So the frames themselves are looked at.
+//! A server that responds early may reset the stream with NO_ERROR, to stop the rest of the request (RFC 9113 section
+//! 8.1). h2 then reports the stream as reset, whether or not the response was complete. h2 also silently drops
+//! pseudo-header fields from trailers, where they are not allowed (section 8.1). So the frames themselves are
+//! inspected.
 
 use std::{
     cell::RefCell,
@@ -21,45 +22,45 @@ use super::{
 };
 use crate::net::pass_writes;
 
-/// The streams of a connection about which somebody wants to know.
+/// The tracked streams of a connection.
 #[derive(Debug, Default, Clone)]
 pub struct StreamEnds(Rc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     streams: RefCell<FxHashMap<u32, End>>,
-    said: PeerSettings,
+    settings: PeerSettings,
 }
 
-/// What is known of a stream's end.
+/// The end of a stream.
 #[derive(Debug, Default, Clone, Copy)]
 struct End {
-    has_come: bool,
-    /// A head or trailers with pseudo-header fields have END_STREAM.
+    is_received: bool,
+    /// Whether the head or trailers with END_STREAM have pseudo-header fields.
     has_pseudo: bool,
 }
 
 impl StreamEnds {
-    /// Watches a stream that has begun just now.
+    /// Tracks a new stream.
     pub fn watch(&self, stream: u32) -> Ended {
         self.0.streams.borrow_mut().insert(stream, End::default());
         Ended { ends: self.clone(), stream }
     }
 
-    /// Pseudo-header fields have come in the frames that end a stream.
+    /// Records that the frames ending a stream have pseudo-header fields.
     pub(super) fn note_pseudo(&self, stream: u32) {
         if let Some(end) = self.0.streams.borrow_mut().get_mut(&stream) {
             end.has_pseudo = true;
         }
     }
 
-    /// What the peer has said of the connection.
+    /// Returns the peer's settings.
     pub fn said(&self) -> &PeerSettings {
-        &self.0.said
+        &self.0.settings
     }
 }
 
-/// Whether a stream was ended with END_STREAM.
+/// Reports whether a stream was ended with END_STREAM.
 #[derive(Debug)]
 pub struct Ended {
     ends: StreamEnds,
@@ -71,12 +72,12 @@ impl Ended {
         self.ends.0.streams.borrow().get(&self.stream).copied().unwrap_or_default()
     }
 
-    /// Whether it was.
+    /// Returns whether the stream was ended with END_STREAM.
     pub fn get(&self) -> bool {
-        self.end().has_come
+        self.end().is_received
     }
 
-    /// Whether the head or the trailers that have ended it have pseudo-header fields.
+    /// Returns whether the head or trailers that ended it have pseudo-header fields.
     pub fn has_pseudo(&self) -> bool {
         self.end().has_pseudo
     }
@@ -88,7 +89,7 @@ impl Drop for Ended {
     }
 }
 
-/// A connection to a server whose frames are looked at.
+/// A connection to a server whose frames are inspected.
 pub struct WatchedIo<T> {
     stream: T,
     scanner: Scanner,
@@ -97,9 +98,9 @@ pub struct WatchedIo<T> {
 }
 
 impl<T> WatchedIo<T> {
-    /// Looks at what comes from `stream`, for `ends`.
+    /// Inspects what is read from `stream`, for `ends`.
     pub fn new(stream: T, ends: StreamEnds) -> Self {
-        // A server begins with a frame (RFC 9113 section 3.4).
+        // A server's first bytes are a frame (RFC 9113 section 3.4).
         WatchedIo { stream, scanner: Scanner::after(0), reader: Reader::default(), ends }
     }
 }
@@ -109,15 +110,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedIo<T> {
         let me = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        let (mut ends, said) = (me.ends.0.streams.borrow_mut(), &me.ends.0.said);
-        me.scanner.scan_all(&buf.filled()[before..], |seen| {
-            if let FrameEvent::Frame(frame) = seen
+        let (mut ends, settings) = (me.ends.0.streams.borrow_mut(), &me.ends.0.settings);
+        me.scanner.scan_all(&buf.filled()[before..], |event| {
+            if let FrameEvent::Frame(frame) = event
                 && frame.ends_stream()
                 && let Some(end) = ends.get_mut(&frame.stream)
             {
-                end.has_come = true;
+                end.is_received = true;
             }
-            me.reader.note(seen, said);
+            me.reader.note(event, settings);
         });
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! What makes a field malformed in HTTP/2 and HTTP/3, and neither h2 nor h3 looks at (RFC 9113 section 8.2.1, RFC 9114 section
+//! Checks on fields in HTTP/2 and HTTP/3 that neither h2 nor h3 performs (RFC 9113 section 8.2.1, RFC 9114 section
 //! 4.2).
 
 use http::{
@@ -8,7 +8,7 @@ use http::{
 
 use crate::h1::violation::{Violation, length};
 
-/// Fields about the connection, which HTTP/2 and HTTP/3 have not (RFC 9113 section 8.2.2, RFC 9114 section 4.2).
+/// Connection-specific fields, which HTTP/2 and HTTP/3 do not allow (RFC 9113 section 8.2.2, RFC 9114 section 4.2).
 static OF_CONNECTION: [HeaderName; 5] = [
     CONNECTION,
     UPGRADE,
@@ -17,15 +17,16 @@ static OF_CONNECTION: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// What counts for each field beside its name and its value (RFC 9113 section 6.5.2).
+/// The overhead of a field in the size of a list (RFC 9113 section 6.5.2).
 const PER_FIELD: usize = 32;
 
-/// Whether there are fields about the connection, which make a message malformed. h2 looks at that itself, and h3 does not.
+/// Returns whether there are connection-specific fields, which make a message malformed. h2 checks this itself, h3
+/// does not.
 pub fn has_of_connection(fields: &HeaderMap) -> bool {
     fields.keys().any(|name| OF_CONNECTION.contains(name)) || fields.get_all(TE).iter().any(|te| te != "trailers")
 }
 
-/// Removes fields about the connection, which h2 would not send.
+/// Removes connection-specific fields, which h2 would reject.
 pub fn remove_of_connection(fields: &mut HeaderMap) {
     if fields.keys().any(|name| OF_CONNECTION.contains(name)) {
         OF_CONNECTION.iter().for_each(|name| _ = fields.remove(name));
@@ -35,8 +36,8 @@ pub fn remove_of_connection(fields: &mut HeaderMap) {
     }
 }
 
-/// How long the body is by its head, if that says so. As over HTTP/1.1 it says so once (RFC 9110 section 8.6); h2 takes the same
-/// length twice, and h3 takes anything.
+/// Returns the length of the body according to the head, if declared. As in HTTP/1.1 it may be declared only once
+/// (RFC 9110 section 8.6); h2 accepts the same length twice, and h3 accepts anything.
 pub fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Violation> {
     let mut values = fields.get_all(CONTENT_LENGTH).iter();
     match (values.next(), values.next()) {
@@ -46,14 +47,15 @@ pub fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Violation> {
     }
 }
 
-/// How long a list of fields is, as HTTP/2 and HTTP/3 count (RFC 9113 section 6.5.2). None: it is malformed. Some field has a name
-/// that is no token, or a value with a blank at its beginning or end. HTTP/1.1 strips such blanks, so the two spellings of a value
-/// would be one to an upstream, and two to a filter.
+/// Returns the size of a list of fields as HTTP/2 and HTTP/3 define it (RFC 9113 section 6.5.2). `None` if the list
+/// is malformed: a name is not a token, or a value begins or ends with whitespace. HTTP/1.1 strips such whitespace,
+/// so two spellings would be one value to an upstream but two to a filter.
 pub fn measure(fields: &HeaderMap) -> Option<usize> {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     fields.iter().try_fold(0, |size, (name, value)| {
         let (name, value) = (name.as_str(), value.as_bytes());
-        // The crate http takes every name that HTTP/2 allows, and of those that are no token only this one.
+        // The `http` crate accepts the names that HTTP/2 allows, and of the invalid ones only those with this
+        // character.
         let malformed = is_blank(value.first()) || is_blank(value.last()) || name.contains('"');
         (!malformed).then(|| size + name.len() + value.len() + PER_FIELD)
     })
@@ -66,13 +68,13 @@ mod tests {
     use super::*;
 
     fn malformed(name: &[u8], value: &[u8]) -> Option<bool> {
-        // As the crates read names.
+        // Names are parsed as the crates do.
         let name = HeaderName::from_lowercase(name).ok()?;
         Some(measure(&HeaderMap::from_iter([(name, HeaderValue::from_bytes(value).ok()?)])).is_none())
     }
 
     #[test]
-    fn what_is_about_the_connection_is_known_and_removed() {
+    fn connection_specific_fields_are_detected_and_removed() {
         for (name, value, about) in [
             ("connection", "x", true),
             ("upgrade", "x", true),
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_token_in_lower_case() {
+    fn a_name_is_a_lower_case_token() {
         for byte in 0..=u8::MAX {
             let token = byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
             assert_eq!(malformed(&[b'x', byte, b'y'], b"v") == Some(false), token, "{byte}");
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_begins_and_ends_with_something() {
+    fn a_value_has_no_surrounding_whitespace() {
         for (value, expected) in [
             ("", false),
             ("a", false),
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_one_length() {
+    fn a_head_declares_at_most_one_length() {
         for (values, expected) in [
             (&[][..], Some(None)),
             (&["0"], Some(Some(0))),
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_as_long_as_its_names_and_values_and_more() {
+    fn the_size_of_a_list_includes_the_overhead_of_each_field() {
         let mut fields = HeaderMap::from_iter([(HeaderName::from_static("a"), HeaderValue::from_static("bc"))]);
         fields.append("a", HeaderValue::from_static(""));
         assert_eq!(measure(&fields), Some(3 + 32 + 1 + 32));

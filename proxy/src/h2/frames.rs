@@ -1,9 +1,9 @@
-//! An eye on the frames that a peer sends, beside h2.
+//! Finds the frames in a peer's bytes, independently of h2.
 
-/// Bytes with which a client begins (RFC 9113 section 3.4).
+/// The length of the client's connection preface in bytes (RFC 9113 section 3.4).
 pub const PREFACE: usize = 24;
 
-/// A frame's header (RFC 9113 section 4.1).
+/// The length of a frame header in bytes (RFC 9113 section 4.1).
 pub(super) const HEADER: usize = 9;
 
 /// The frame types that matter here (RFC 9113 section 6).
@@ -19,72 +19,72 @@ pub const WINDOW_UPDATE: u8 = 8;
 /// See [`DATA`].
 pub const CONTINUATION: u8 = 9;
 
-/// The flag that ends a stream, on [`DATA`] and [`HEADERS`].
+/// The END_STREAM flag of [`DATA`] and [`HEADERS`].
 pub(super) const END_STREAM: u8 = 1;
 
-/// What a frame's header says.
+/// A frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// Its type.
+    /// The frame type.
     pub kind: u8,
-    /// What they say depends on its type.
+    /// The flags; their meaning depends on the type.
     pub flags: u8,
-    /// Bytes of its payload.
+    /// The length of the payload in bytes.
     pub length: u32,
-    /// Its stream.
+    /// The stream's number.
     pub stream: u32,
 }
 
 impl Frame {
-    /// Reads the header that these bytes begin with, if all of it is there.
+    /// Parses the frame header at the beginning of `bytes`. `None` if it is incomplete.
     pub fn read(bytes: &[u8]) -> Option<Frame> {
         let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HEADER>()?;
         let length = u32::from_be_bytes([0, a, b, c]);
         Some(Frame { kind, flags, length, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) })
     }
 
-    /// Whether it is its stream's last one in this direction.
+    /// Returns whether it is the last frame of its stream in this direction.
     pub fn ends_stream(&self) -> bool {
         self.flags & END_STREAM != 0 && matches!(self.kind, DATA | HEADERS)
     }
 }
 
-/// What is found in what a peer sends.
+/// A part of a peer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameEvent<'a> {
-    /// A frame begins.
+    /// The header of a frame.
     Frame(Frame),
-    /// A part of the payload of the frame that has begun last.
+    /// A part of the last frame's payload.
     Payload(&'a [u8]),
 }
 
-/// Finds the frames in what a peer sends, however that is cut.
+/// Finds frames in bytes that arrive in pieces of any size.
 #[derive(Debug)]
 pub struct Scanner {
-    /// There was a frame.
+    /// Whether there was a frame.
     begun: bool,
-    /// Bytes until the next one begins.
+    /// The number of bytes before the next frame.
     skip: usize,
     header: [u8; HEADER],
     filled: usize,
 }
 
 impl Scanner {
-    /// Of a peer that sends this many bytes before its first frame.
+    /// Creates a scanner for a peer that sends this many bytes before its first frame.
     pub fn after(preface: usize) -> Scanner {
         Scanner { begun: false, skip: preface, header: [0; HEADER], filled: 0 }
     }
 
-    /// Looks at what has come; `each` is told of each frame whose header is complete.
+    /// Scans received bytes and calls `each` for every complete frame header.
     pub fn scan(&mut self, bytes: &[u8], mut each: impl FnMut(Frame)) {
-        self.scan_all(bytes, |seen| {
-            if let FrameEvent::Frame(frame) = seen {
+        self.scan_all(bytes, |event| {
+            if let FrameEvent::Frame(frame) = event {
                 each(frame);
             }
         });
     }
 
-    /// The same, and `each` is shown what is in the frames.
+    /// Like [`Scanner::scan`], and also passes the payload of frames.
     pub fn scan_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameEvent<'_>)) {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -114,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_however_they_are_cut() {
+    fn frames_are_found_in_pieces_of_any_size() {
         let all = [(6, 1, 8), (HEADERS, 4, 30), (HEADERS, 5, 0), (DATA, 0, 5), (DATA, 1, 0), (DATA, 1, 700)];
         let bytes = all.iter().map(|(kind, flags, payload)| frame(*kind, *flags, *payload));
         let bytes = [vec![b'x'; PREFACE], bytes.collect::<Vec<_>>().concat()].concat();
         let expected = all.map(|(kind, flags, payload)| Frame { kind, flags, length: payload as u32, stream: 3 });
-        // An answer to a ping ends nothing.
+        // The acknowledgement of a ping ends no stream.
         assert_eq!(expected.map(|frame| frame.ends_stream()), [false, false, true, false, true, true]);
         for step in 1..bytes.len() {
             let (mut scanner, mut found) = (Scanner::after(PREFACE), Vec::new());

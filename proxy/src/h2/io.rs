@@ -1,9 +1,9 @@
-//! What a connection reads from and writes to, as h2 sees it.
+//! The I/O of an h2 connection, which batches reads and writes.
 //!
-//! h2 asks whether there is more to read, and flushes, again and again while its connection's task is polled once: for each
-//! request that it gives out, for each frame of data that it does not copy. So here a turn of that task has a beginning and an
-//! end. Within it, who has found nothing to read is told so at once; and what is written waits for the turn's end, so that the
-//! frames of many streams are one write, and one TLS record.
+//! During one poll of its connection's task, h2 tries to read, and flushes, again and again: for each request that it
+//! yields, and for each data frame that it does not copy. So a poll of that task is a *turn* here. Once a read in a
+//! turn was pending, further reads return at once; and written bytes are buffered until the end of the turn, so that
+//! the frames of many streams become one write and one TLS record.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,25 +17,25 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::net::FirstBytes;
 
-/// Bytes that wait for a turn's end, at most. A TLS record can hold as many.
+/// The limit on buffered bytes. A TLS record can hold as many.
 const BUFFER: usize = 16 << 10;
 
-/// What is at least as long is not copied, in bytes.
+/// Writes of at least this many bytes are not copied.
 const LARGE: usize = BUFFER / 2;
 
 thread_local! {
-    /// Space for what a connection writes: only those whose peers do not read keep any for longer than a turn.
+    /// The write buffer of this thread's connections. A connection keeps its own only while its peer does not read.
     static SPACE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 struct State<T> {
     stream: T,
-    /// Nothing more is to be read in this turn: the task will be woken.
+    /// Whether a read was pending in this turn; the task will be woken.
     is_dry: bool,
-    /// What is written and not sent yet, from `sent` on.
+    /// Written bytes; those from `sent` on are not sent yet.
     buffer: Vec<u8>,
     sent: usize,
-    /// The stream may have something to send: of what it was given, or, under TLS, in answer to what was read.
+    /// Whether the stream itself has nothing to flush, from writes or, with TLS, from reads.
     is_flushed: bool,
     received: u64,
     first: FirstBytes,
@@ -48,7 +48,7 @@ pub struct Io<T>(Rc<RefCell<State<T>>>);
 pub struct Turns<T>(Rc<RefCell<State<T>>>);
 
 impl<T> Io<T> {
-    /// Puts itself between h2 and `stream`.
+    /// Wraps a stream for h2.
     pub fn new(stream: T) -> (Io<T>, Turns<T>) {
         let state = State {
             stream,
@@ -65,10 +65,11 @@ impl<T> Io<T> {
 }
 
 impl<T: AsyncWrite + Unpin> Turns<T> {
-    /// A turn of the task, in which h2 is polled. If what it has written cannot be sent at once, the task will be woken.
+    /// Runs a turn of the task, in which `poll` polls h2. If the written bytes cannot be sent immediately, the task
+    /// will be woken.
     ///
     /// # Errors
-    /// As the stream says.
+    /// The stream's errors.
     pub fn turn<R>(&self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> R) -> io::Result<R> {
         self.0.borrow_mut().is_dry = false;
         let polled = poll(cx);
@@ -78,30 +79,30 @@ impl<T: AsyncWrite + Unpin> Turns<T> {
         }
     }
 
-    /// Whether everything that h2 has written is sent.
+    /// Returns whether everything that h2 has written was sent.
     pub fn is_sent(&self) -> bool {
         let state = self.0.borrow();
         state.sent == state.buffer.len() && state.is_flushed
     }
 
-    /// The stream, once h2 is gone.
+    /// Returns the stream, once h2 is dropped.
     pub fn into_stream(self) -> Option<T> {
         Rc::into_inner(self.0).map(|state| state.into_inner().stream)
     }
 
-    /// Bytes received so far.
+    /// Returns the number of bytes received so far.
     pub fn received(&self) -> u64 {
         self.0.borrow().received
     }
 
-    /// The first bytes that were received.
+    /// Returns the first received bytes.
     pub fn first(&self) -> FirstBytes {
         self.0.borrow().first
     }
 }
 
 impl<T: AsyncWrite + Unpin> State<T> {
-    /// Sends what waits.
+    /// Sends the buffered bytes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.buffer.len() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.buffer[self.sent..]))? {
@@ -168,12 +169,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // h2 asks whether large frames should be copied: they are not here, whatever the stream does with them.
+        // h2 asks this to decide whether to copy large frames: here they are never copied.
         true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // That is for the turn's end.
+        // The end of the turn flushes.
         Poll::Ready(Ok(()))
     }
 
@@ -188,7 +189,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
 mod tests {
     use super::*;
 
-    /// Notes what is written at once, and has nothing to read.
+    /// Records the size of each write, and never has anything to read.
     #[derive(Default)]
     struct Notes {
         written: Vec<usize>,
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_in_a_turn_is_one_write() {
+    fn writes_of_a_turn_are_batched() {
         let (mut io, turns, mut cx) = notes(usize::MAX);
         for count in [10, 20, 30] {
             assert_eq!(write(&mut io, count, &mut cx), Some(count));
@@ -244,11 +245,11 @@ mod tests {
         }
         turns.turn(&mut cx, |_| ()).unwrap();
         assert_eq!(turns.0.borrow().stream.written, [60]);
-        assert_eq!(turns.0.borrow().buffer.capacity(), 0, "it keeps no space");
+        assert_eq!(turns.0.borrow().buffer.capacity(), 0, "the buffer was returned");
     }
 
     #[test]
-    fn what_is_large_follows_what_waits_and_is_not_copied() {
+    fn large_writes_follow_buffered_ones_without_a_copy() {
         let (mut io, turns, mut cx) = notes(usize::MAX);
         for count in [10, BUFFER, 5, LARGE, 6] {
             write(&mut io, count, &mut cx).unwrap();
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_read_is_waited_for() {
+    fn writes_wait_for_a_peer_that_does_not_read() {
         let (mut io, turns, mut cx) = notes(100);
         for _ in 0..2 {
             write(&mut io, LARGE - 1, &mut cx).unwrap();
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_for_twice_in_a_turn() {
+    fn a_turn_reads_only_until_pending() {
         let (mut io, turns, mut cx) = notes(0);
         let mut space = [0; 8];
         for _ in 0..2 {

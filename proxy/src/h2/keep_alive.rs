@@ -1,4 +1,4 @@
-//! Whether a silent peer is still there: pings (RFC 9113 section 6.7).
+//! Detects lost peers with pings (RFC 9113 section 6.7).
 
 use std::{
     pin::Pin,
@@ -11,28 +11,29 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::net::poll_timer;
 
-/// Asks a peer that has sent nothing for a while.
+/// Pings a peer that has been silent.
 pub struct KeepAlive {
     interval: Duration,
     timeout: Duration,
     pings: PingPong,
     timer: Pin<Box<Sleep>>,
-    /// A ping is on its way.
+    /// Whether a ping is unanswered.
     asked: bool,
-    /// Bytes that had been received when it was last looked, and when that was.
+    /// The number of bytes received at the last poll, and when it changed.
     received: u64,
     since: Instant,
 }
 
 impl KeepAlive {
-    /// Pings after each `interval` of silence, and gives the peer up after `timeout` without an answer.
+    /// Pings after each `interval` of silence; the peer counts as lost after `timeout` without an answer.
     pub fn new(interval: Option<Duration>, timeout: Duration, pings: Option<PingPong>) -> Option<KeepAlive> {
         let interval = interval?;
         let timer = Box::pin(sleep(interval));
         Some(KeepAlive { interval, timeout, pings: pings?, timer, asked: false, received: 0, since: Instant::now() })
     }
 
-    /// Ready when the peer has not answered in time. `received`: bytes that have come from it so far; `wanted`: it may be asked.
+    /// Completes when the peer has not answered in time. `received`: the bytes received so far; `wanted`: whether a
+    /// ping may be sent.
     pub fn poll(&mut self, received: u64, wanted: bool, cx: &mut Context<'_>) -> Poll<()> {
         if self.received != received {
             (self.received, self.since) = (received, Instant::now());
@@ -44,7 +45,7 @@ impl KeepAlive {
                         self.asked = false;
                         self.timer.as_mut().reset(self.since + self.interval);
                     }
-                    // The connection has ended, and says so itself.
+                    // The connection has ended and reports it itself.
                     Poll::Ready(Err(_)) => return Poll::Pending,
                     Poll::Pending => {}
                 }

@@ -1,11 +1,11 @@
-//! HTTP/2 (RFC 9113) as both sides of the proxy speak it. The crate `h2` does the framing, the heads and the windows; here is what
-//! it leaves to its users.
+//! HTTP/2 (RFC 9113) for both sides of the proxy. The crate `h2` handles framing, HPACK and flow control; this module
+//! adds what it leaves to its users.
 //!
-//! A connection is a task, and so is a client's request; a request to an upstream is driven by whoever has it. [`Io`] is what a
-//! connection reads from and writes to, [`Incoming`] a body that comes, [`Sending`] one that goes, [`Tunnel`] a stream that
-//! carries another protocol, [`measure`] looks at fields, and [`KeepAlive`] finds out whether a silent peer is still
-//! there. [`Screened`] stands below all of it and sees what comes first. `downstream/h2` is the side of the clients, `upstream/mux` that of the
-//! upstreams.
+//! A connection is a task, and so is a client's request; a request to an upstream is driven by the task that sends
+//! it. [`Io`] is a connection's I/O, [`IncomingBody`] a received body, [`BodySender`] sends one, [`Tunnel`] is a
+//! stream that carries another protocol, [`measure`] validates fields, and [`KeepAlive`] detects lost peers.
+//! [`ScreenedIo`] inspects frames before h2 does. `downstream/h2` is the clients' side, `upstream/mux` the upstreams'
+//! side.
 
 mod body;
 mod ends;

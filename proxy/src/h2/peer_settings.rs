@@ -1,5 +1,5 @@
-//! What a server has said of its connection, and h2 keeps to itself: how long the heads of requests may be, and which stream was the
-//! last that it has looked at.
+//! What a server announces about its connection and h2 does not expose: the limit on request heads, and the last
+//! stream that it processed.
 
 use std::cell::Cell;
 
@@ -8,13 +8,13 @@ use super::frames::{FrameEvent, GOAWAY, SETTINGS};
 /// SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113 section 6.5.2).
 const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// Bytes of a setting.
+/// The length of a setting in bytes.
 const SETTING: usize = 6;
 
-/// Bytes of a GOAWAY before its debug data.
-const FAREWELL: usize = 8;
+/// The length of a GOAWAY before its debug data, in bytes.
+const GOAWAY_HEAD: usize = 8;
 
-/// What a server has said of its connection.
+/// What a server has announced about its connection.
 #[derive(Debug, Default)]
 pub struct PeerSettings {
     max_head: Cell<Option<u32>>,
@@ -23,76 +23,76 @@ pub struct PeerSettings {
 }
 
 impl PeerSettings {
-    /// The longest head of a request that it takes, as HTTP/2 counts it; `None`: it has named none.
+    /// Returns the limit on the size of a request's head, as HTTP/2 defines it. `None` if the server has set none.
     pub fn max_head(&self) -> Option<u32> {
         self.max_head.get()
     }
 
-    /// Whether its first settings have come.
+    /// Returns whether the first SETTINGS were received.
     pub fn has_settings(&self) -> bool {
         self.settings.get()
     }
 
-    /// The last stream that it has looked at, if it has said that it goes away.
+    /// Returns the last stream that the server processed, if it has sent GOAWAY.
     pub fn last_stream(&self) -> Option<u32> {
         self.last_stream.get()
     }
 }
 
-/// Reads it from the frames.
+/// Reads the announcements from frames.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// The kind of the frame that has begun last.
+    /// The type of the current frame.
     kind: u8,
-    /// Bytes of it that are still to come.
+    /// The number of bytes of its payload to come.
     left: usize,
-    part: [u8; FAREWELL],
+    part: [u8; GOAWAY_HEAD],
     filled: usize,
 }
 
 impl Reader {
-    /// Takes note of what a server sends.
-    pub(super) fn note(&mut self, seen: FrameEvent<'_>, said: &PeerSettings) {
-        match seen {
+    /// Processes a part of the server's bytes.
+    pub(super) fn note(&mut self, event: FrameEvent<'_>, peer: &PeerSettings) {
+        match event {
             FrameEvent::Frame(frame) => {
                 (self.kind, self.left, self.filled) = (frame.kind, frame.length as usize, 0);
-                // An answer to our settings has no length either, and may only come after its own.
-                said.settings.set(said.settings.get() || (frame.kind == SETTINGS && frame.length == 0));
+                // An acknowledgement of our settings is empty, too, but can only follow the server's own.
+                peer.settings.set(peer.settings.get() || (frame.kind == SETTINGS && frame.length == 0));
             }
             FrameEvent::Payload(bytes) => match self.kind {
-                SETTINGS => self.settings(bytes, said),
-                GOAWAY => self.farewell(bytes, said),
+                SETTINGS => self.settings(bytes, peer),
+                GOAWAY => self.goaway(bytes, peer),
                 _ => {}
             },
         }
     }
 
-    fn settings(&mut self, mut bytes: &[u8], said: &PeerSettings) {
+    fn settings(&mut self, mut bytes: &[u8], peer: &PeerSettings) {
         self.left = self.left.saturating_sub(bytes.len());
         while !bytes.is_empty() {
             bytes = self.fill(bytes, SETTING);
             if self.filled == SETTING {
                 let [a, b, value @ .., _, _] = self.part;
                 if u16::from_be_bytes([a, b]) == MAX_HEADER_LIST_SIZE {
-                    said.max_head.set(Some(u32::from_be_bytes(value)));
+                    peer.max_head.set(Some(u32::from_be_bytes(value)));
                 }
                 self.filled = 0;
             }
         }
-        said.settings.set(said.settings.get() || self.left == 0);
+        peer.settings.set(peer.settings.get() || self.left == 0);
     }
 
-    fn farewell(&mut self, bytes: &[u8], said: &PeerSettings) {
-        if self.filled < FAREWELL {
-            self.fill(bytes, FAREWELL);
-            if self.filled == FAREWELL {
+    fn goaway(&mut self, bytes: &[u8], peer: &PeerSettings) {
+        if self.filled < GOAWAY_HEAD {
+            self.fill(bytes, GOAWAY_HEAD);
+            if self.filled == GOAWAY_HEAD {
                 let [last @ .., _, _, _, _] = self.part;
-                said.last_stream.set(Some(u32::from_be_bytes(last) & (u32::MAX >> 1)));
+                peer.last_stream.set(Some(u32::from_be_bytes(last) & (u32::MAX >> 1)));
             }
         }
     }
 
-    /// Takes what is missing of a part of this length. What is left.
+    /// Fills the buffer up to `length` bytes. Returns the rest.
     fn fill<'b>(&mut self, bytes: &'b [u8], length: usize) -> &'b [u8] {
         let (taken, rest) = bytes.split_at(bytes.len().min(length - self.filled));
         self.part[self.filled..self.filled + taken.len()].copy_from_slice(taken);
@@ -111,20 +111,20 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_however_it_is_cut() {
+    fn announcements_are_read_in_pieces_of_any_size() {
         let setting = |id: u16, value: u32| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
         let settings = [setting(3, 100), setting(MAX_HEADER_LIST_SIZE, 16_384), setting(4, 65_535)].concat();
-        let farewell = [&9_u32.to_be_bytes()[..], &11_u32.to_be_bytes(), b"too much"].concat();
-        let bytes = [frame(SETTINGS, &settings), frame(0, &[6; 100]), frame(GOAWAY, &farewell)].concat();
+        let goaway = [&9_u32.to_be_bytes()[..], &11_u32.to_be_bytes(), b"too much"].concat();
+        let bytes = [frame(SETTINGS, &settings), frame(0, &[6; 100]), frame(GOAWAY, &goaway)].concat();
         for step in 1..bytes.len() {
-            let (said, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
+            let (peer, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
             for part in bytes.chunks(step) {
-                let had_all = said.max_head().is_some();
-                scanner.scan_all(part, |seen| reader.note(seen, &said));
-                assert!(!said.has_settings() || had_all || said.max_head().is_some());
+                let had_all = peer.max_head().is_some();
+                scanner.scan_all(part, |event| reader.note(event, &peer));
+                assert!(!peer.has_settings() || had_all || peer.max_head().is_some());
             }
             assert_eq!(
-                (said.max_head(), said.has_settings(), said.last_stream()),
+                (peer.max_head(), peer.has_settings(), peer.last_stream()),
                 (Some(16_384), true, Some(9)),
                 "{step}"
             );
@@ -132,16 +132,16 @@ mod tests {
     }
 
     #[test]
-    fn settings_may_name_nothing() {
+    fn settings_may_be_empty() {
         for (payload, expected) in [(vec![], true), (vec![0, 3, 0, 0, 0, 9], true), (vec![0, 3, 0, 0], false)] {
             let mut bytes = frame(SETTINGS, &payload);
             if !expected {
                 // The rest is still to come.
                 bytes[2] = 6;
             }
-            let (said, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
-            scanner.scan_all(&bytes, |seen| reader.note(seen, &said));
-            assert_eq!((said.has_settings(), said.max_head()), (expected, None), "{payload:?}");
+            let (peer, mut scanner, mut reader) = (PeerSettings::default(), Scanner::after(0), Reader::default());
+            scanner.scan_all(&bytes, |event| reader.note(event, &peer));
+            assert_eq!((peer.has_settings(), peer.max_head()), (expected, None), "{payload:?}");
         }
     }
 }

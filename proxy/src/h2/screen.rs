@@ -1,8 +1,8 @@
-//! The frames that a peer sends, before h2 sees them: heads and trailers that would cost the connection are changed so that they
-//! cost their streams only; see [`hpack`](super::hpack).
+//! Inspects a peer's frames before h2 does: heads and trailers for which h2 would close the connection are rewritten
+//! so that only their streams fail; see [`hpack`](super::hpack).
 //!
-//! Nearly everything passes as it comes, in the memory into which it was read. What is held back is a head that has not come to
-//! its end, which h2 could do nothing with either.
+//! Nearly all bytes pass unchanged, in the buffer into which they were read. Only incomplete heads are held back,
+//! which h2 could not process either.
 
 use std::{
     borrow::Cow,
@@ -23,23 +23,23 @@ use super::{
 };
 use crate::net::pass_writes;
 
-/// Bytes of a frame's payload, at most. Neither side says that it takes more.
+/// The limit on a frame's payload in bytes. Neither side announces a larger one.
 const FRAME: usize = 16_384;
 
-/// Frames of one head that are looked at together, at most.
+/// The limit on the frames of one head that are inspected together.
 const FRAMES: usize = 64;
 
-// The flags of heads (RFC 9113 sections 6.2 and 6.10).
+// Flags of HEADERS and CONTINUATION (RFC 9113 sections 6.2 and 6.10).
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// How many heads were changed, since their messages are malformed, and nobody has told of it.
+/// The number of malformed heads that were rewritten and not reported yet.
 #[derive(Debug, Default, Clone)]
 pub struct Malformed(Rc<Cell<u32>>);
 
 impl Malformed {
-    /// Takes one of them. Whether there was any.
+    /// Takes one of them. Returns whether there was any.
     pub fn take(&self) -> bool {
         let count = self.0.get();
         self.0.set(count.saturating_sub(1));
@@ -47,63 +47,65 @@ impl Malformed {
     }
 }
 
-/// A connection whose incoming heads are looked at.
+/// A connection whose incoming heads are inspected.
 pub struct ScreenedIo<T> {
     stream: T,
     screen: Screen,
 }
 
 impl<T> ScreenedIo<T> {
-    /// Of a client, whose heads may have so many bytes.
+    /// Wraps a client's connection, with a limit on heads in bytes.
     pub fn of_client(stream: T, max_head: usize, malformed: Malformed) -> Self {
         let screen = Screen { skip: PREFACE, latest: Some(0), malformed, ..Screen::new(max_head) };
         ScreenedIo { stream, screen }
     }
 
-    /// Of a server, whose heads may have so many bytes. `ends` is told of those that end their streams and have pseudo-header fields.
+    /// Wraps a server's connection, with a limit on heads in bytes. `ends` is notified of heads that end their
+    /// streams and have pseudo-header fields.
     pub fn of_server(stream: T, max_head: usize, ends: StreamEnds) -> Self {
         let screen = Screen { ends: Some(ends), opening: Some(Opening::new()), ..Screen::new(max_head) };
         ScreenedIo { stream, screen }
     }
 
-    /// The stream alone.
+    /// Returns the stream.
     pub fn into_inner(self) -> T {
         self.stream
     }
 }
 
-/// What has come of a frame's header.
+/// The received part of the first frame header.
 type Opening = smallvec::SmallVec<[u8; HEADER]>;
 
-/// What is known of the frames so far.
+/// The state of the inspection.
 #[derive(Default)]
 struct Screen {
-    /// Bytes of a head, at most; what is longer is left to h2.
+    /// The limit on a head in bytes; longer ones are left to h2.
     max_head: usize,
     malformed: Malformed,
-    /// Of a server.
+    /// For a server only.
     ends: Option<StreamEnds>,
-    /// Of a server, until the header of its first frame has come. That is SETTINGS (RFC 9113 section 3.4), or the server speaks
-    /// something else, of which there may be no more than a few bytes: they pass at once, for others to say what they are.
+    /// For a server only, until the header of its first frame was received. The frame is SETTINGS (RFC 9113 section
+    /// 3.4), or the server speaks another protocol. Then there may be only a few bytes, and they pass immediately, so
+    /// that they can be reported.
     opening: Option<Opening>,
-    /// Bytes that pass before the next frame begins.
+    /// The number of bytes that pass before the next frame.
     skip: usize,
-    /// The client's last stream: another head on it, or on one before it, is trailers. Of a server's that cannot be seen.
+    /// The client's highest stream: a head on this stream or a lower one is trailers. For a server this is unknown.
     latest: Option<u32>,
-    /// The beginning of a frame's header, or of a head, whose rest is to come.
+    /// An incomplete frame header or head.
     held: Vec<u8>,
-    /// What may pass, from `given` on.
+    /// Bytes that may pass; those from `given` on have not yet.
     ready: Vec<u8>,
     given: usize,
 }
 
-/// What becomes of what is next.
+/// What to do with the next bytes.
 enum Next {
-    /// So many bytes pass.
+    /// This many bytes pass.
     Passes(usize),
-    /// It is not all there.
+    /// The frame or head is incomplete.
     Partial,
-    /// These frames are replaced by others.
+    /// These frames are replaced.
     Replaced { length: usize, by: Vec<u8> },
 }
 
@@ -112,7 +114,7 @@ impl Screen {
         Screen { max_head: max_head.saturating_add(FRAME), ..Screen::default() }
     }
 
-    /// Of what has come, how much may pass as it is. The rest is held.
+    /// Returns how many of the received bytes pass unchanged. The rest is held.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let mut at = self.open(bytes);
         while at < bytes.len() {
@@ -136,7 +138,7 @@ impl Screen {
         at
     }
 
-    /// How much of what has come is of the first frame's header.
+    /// Returns how many of the received bytes belong to the first frame header.
     fn open(&mut self, bytes: &[u8]) -> usize {
         let Some(header) = &mut self.opening else { return 0 };
         let count = bytes.len().min(HEADER - header.len());
@@ -148,7 +150,7 @@ impl Screen {
         count
     }
 
-    /// What has come follows what is held.
+    /// Processes received bytes that follow held ones.
     fn hold(&mut self, bytes: &[u8]) {
         let mut held = std::mem::take(&mut self.held);
         held.extend_from_slice(bytes);
@@ -174,7 +176,7 @@ impl Screen {
         self.held = held;
     }
 
-    /// What becomes of what begins with a frame.
+    /// Decides about bytes that begin with a frame.
     fn next(&mut self, bytes: &[u8]) -> Next {
         if bytes.is_empty() {
             return Next::Passes(0);
@@ -200,7 +202,7 @@ impl Screen {
         Next::Passes(HEADER)
     }
 
-    /// Gives what may pass. Whether there was anything.
+    /// Copies bytes that may pass into the buffer. Returns whether there were any.
     fn give(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let ready = &self.ready[self.given..];
         let count = ready.len().min(buffer.remaining());
@@ -213,16 +215,16 @@ impl Screen {
     }
 }
 
-/// A head or trailers: HEADERS, and the CONTINUATIONs that belong to it (RFC 9113 section 6.10).
+/// A head or trailers: HEADERS with its CONTINUATIONs (RFC 9113 section 6.10).
 struct HeaderBlock<'a> {
-    /// Bytes of its frames.
+    /// The length of its frames in bytes.
     length: usize,
     block: Cow<'a, [u8]>,
     is_one_frame: bool,
 }
 
 impl<'a> HeaderBlock<'a> {
-    /// Reads it where it begins. `Some(None)`: it has not come to its end. None: h2 is to say what it thinks of it.
+    /// Reads a header block. `Some(None)` if it is incomplete, `None` if it is left to h2.
     fn read(bytes: &'a [u8], first: Frame, max_head: usize) -> Option<Option<HeaderBlock<'a>>> {
         let mut parts = smallvec::SmallVec::<[&[u8]; 4]>::new();
         let mut length = 0;
@@ -247,7 +249,7 @@ impl<'a> HeaderBlock<'a> {
         Some(Some(HeaderBlock { length, block, is_one_frame }))
     }
 
-    /// It passes, or another one does.
+    /// Passes the block, or a replacement.
     fn screened(&self, first: Frame, in_trailers: bool, malformed: &Malformed) -> Next {
         let Some(is_fine) = hpack::is_fine(&self.block, in_trailers) else { return Next::Passes(self.length) };
         if is_fine && self.is_one_frame {
@@ -266,12 +268,12 @@ impl<'a> HeaderBlock<'a> {
 
 /// Writes a head's frames.
 ///
-/// h2 decodes what there is of a head with each of its frames. If that ends within a field it forgets that it has found it
-/// malformed (two paths), and else that there is more to come. So as many heads as possible are one frame, and the frames of
-/// others end between fields.
+/// h2 decodes the fields of a head frame by frame. If a frame ends within a field, h2 forgets that it has found the
+/// head malformed (two paths), or that more frames follow. So a head is written as one frame if possible, and
+/// otherwise split between fields.
 struct Writer {
     out: Vec<u8>,
-    /// Where the last frame begins.
+    /// The start of the current frame.
     start: usize,
     stream: u32,
 }
@@ -323,7 +325,7 @@ impl Writer {
     }
 }
 
-/// What is in a HEADERS frame beside its padding and its priority (RFC 9113 section 6.2).
+/// Returns the payload of a HEADERS frame without padding and priority (RFC 9113 section 6.2).
 fn without_padding(payload: &[u8], flags: u8) -> Option<&[u8]> {
     let (mut payload, mut padding) = (payload, 0);
     if flags & PADDED != 0 {
@@ -354,7 +356,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ScreenedIo<T> {
                 let mut more = ReadBuf::uninit(&mut space);
                 ready!(Pin::new(&mut *stream).poll_read(cx, &mut more))?;
                 match more.filled() {
-                    // It will not be whole.
+                    // The head will not be completed.
                     [] => screen.ready.append(&mut screen.held),
                     more => screen.hold(more),
                 }

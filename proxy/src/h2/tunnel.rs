@@ -1,4 +1,4 @@
-//! A stream that carries another protocol (RFC 9113 section 8.5, RFC 8441), as a stream of bytes.
+//! A stream that carries another protocol (RFC 9113 section 8.5, RFC 8441), as a byte stream.
 
 use std::{
     cell::Cell,
@@ -14,19 +14,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::body::poll_room;
 use crate::net::Transport;
 
-/// Both directions of a stream. Dropped before it was shut down, the stream is reset.
+/// Both directions of a stream. Dropping it before shutdown resets the stream.
 pub struct Tunnel {
     send: SendStream<Bytes>,
     receive: RecvStream,
     unread: Bytes,
     is_shut: bool,
-    /// What the peer is told of an abort.
+    /// The reason for the reset on an abort.
     reason: Reason,
     aborts: Cell<bool>,
 }
 
 impl Tunnel {
-    /// What follows the heads. The peer is told of an abort with `reason`.
+    /// Creates a tunnel after the heads. An abort resets the stream with `reason`.
     pub fn new(send: SendStream<Bytes>, receive: RecvStream, reason: Reason) -> Tunnel {
         Tunnel { send, receive, unread: Bytes::new(), is_shut: false, reason, aborts: Cell::new(false) }
     }
@@ -51,7 +51,7 @@ impl AsyncRead for Tunnel {
         while self.unread.is_empty() {
             match ready!(self.receive.poll_data(cx)) {
                 Some(Ok(data)) => self.unread = data,
-                // h2 tells of a reset only here if the peer has not ended its side before.
+                // h2 reports a reset here only if the peer has not ended its side before.
                 Some(Err(error)) if error.reason() != Some(Reason::NO_ERROR) => {
                     return Poll::Ready(Err(io::Error::other(error)));
                 }
@@ -61,7 +61,7 @@ impl AsyncRead for Tunnel {
         let count = self.unread.len().min(buffer.remaining());
         buffer.put_slice(&self.unread[..count]);
         self.unread.advance(count);
-        // It fails for a stream that is gone, whose window is nobody's concern.
+        // This fails for a stream that has ended, whose window is irrelevant.
         let _ = self.receive.flow_control().release_capacity(count);
         Poll::Ready(Ok(()))
     }
@@ -74,7 +74,7 @@ impl AsyncWrite for Tunnel {
         }
         self.send.reserve_capacity(bytes.len());
         let room = ready!(poll_room(&mut self.send, cx)).map_err(broken)?;
-        // What the peer has no room for has not moved.
+        // Bytes beyond the peer's window are not accepted.
         let part = &bytes[..room.min(bytes.len())];
         self.send.send_data(Bytes::copy_from_slice(part), false).map_err(broken)?;
         Poll::Ready(Ok(part.len()))
@@ -87,7 +87,7 @@ impl AsyncWrite for Tunnel {
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_shut {
             self.is_shut = true;
-            // It fails if the peer has reset the stream, and then there is nothing to be told.
+            // This fails if the peer has reset the stream, and can then be ignored.
             let _ = self.send.send_data(Bytes::new(), true);
         }
         Poll::Ready(Ok(()))

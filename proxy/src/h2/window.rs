@@ -1,7 +1,7 @@
-//! Whether a client may send at all: the window of its connection, which all its streams share.
+//! Backpressure towards a client: the flow-control window of its connection, which all its streams share.
 //!
-//! What others send and nobody reads takes from it, so a body may not come although its own stream has room. h2 does not tell, so the
-//! frames are counted, as the client counts them.
+//! Unread data of other streams fills it, so a body can be blocked although its own stream has room. h2 does not
+//! expose the window, so it is tracked by the frames, as the client does.
 
 use std::{
     cell::{Cell, RefCell},
@@ -10,37 +10,37 @@ use std::{
 
 use super::frames::{DATA, FrameEvent, Scanner, WINDOW_UPDATE};
 
-/// What every connection begins with (RFC 9113 section 6.9.2).
+/// The initial window of a connection, in bytes (RFC 9113 section 6.9.2).
 const INITIAL: i64 = 65_535;
 
-/// The window of a client's connection.
+/// The flow-control window of a client's connection.
 #[derive(Debug)]
 pub struct Window {
     left: Cell<i64>,
-    /// Who waits for it to open.
-    shut: RefCell<Vec<Waker>>,
+    /// The tasks that wait for it to open.
+    waiting: RefCell<Vec<Waker>>,
 }
 
 impl Default for Window {
     fn default() -> Window {
-        Window { left: Cell::new(INITIAL), shut: RefCell::default() }
+        Window { left: Cell::new(INITIAL), waiting: RefCell::default() }
     }
 }
 
 impl Window {
-    /// A frame has come.
+    /// Records a received frame.
     pub fn received(&self, kind: u8, length: u32) {
         if kind == DATA {
             self.left.set(self.left.get() - i64::from(length));
         }
     }
 
-    /// Whether the client may send something. If not, the task is woken when it may.
+    /// Returns whether the client may send data. If not, the task is woken when it may.
     pub fn is_open(&self, cx: &Context<'_>) -> bool {
         let open = self.left.get() > 0;
-        let mut shut = self.shut.borrow_mut();
-        if !open && !shut.iter().any(|waker| waker.will_wake(cx.waker())) {
-            shut.push(cx.waker().clone());
+        let mut waiting = self.waiting.borrow_mut();
+        if !open && !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
         }
         open
     }
@@ -48,16 +48,16 @@ impl Window {
     fn widen(&self, bytes: u32) {
         self.left.set(self.left.get() + i64::from(bytes));
         if self.left.get() > 0 {
-            self.shut.take().into_iter().for_each(Waker::wake);
+            self.waiting.take().into_iter().for_each(Waker::wake);
         }
     }
 }
 
-/// Finds in what is sent to a client how its window is widened.
+/// Finds the updates of the window among the bytes sent to a client.
 #[derive(Debug)]
 pub struct Widening {
     scanner: Scanner,
-    /// Bytes of the increment that have gone out, if this is what goes out.
+    /// The sent part of the current increment, if any.
     part: Option<([u8; 4], usize)>,
 }
 
@@ -68,10 +68,10 @@ impl Default for Widening {
 }
 
 impl Widening {
-    /// These bytes have been sent.
+    /// Records sent bytes.
     pub fn sent(&mut self, bytes: &[u8], window: &Window) {
         let part = &mut self.part;
-        self.scanner.scan_all(bytes, |seen| match seen {
+        self.scanner.scan_all(bytes, |event| match event {
             FrameEvent::Frame(frame) => {
                 *part = (frame.kind == WINDOW_UPDATE && frame.stream == 0).then(Default::default)
             }
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_it_is_woken_when_it_opens() {
+    fn waiting_tasks_are_woken_when_the_window_opens() {
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
         let cx = Context::from_waker(&waker);
         let frame = |stream: u32, bytes: u32| {
             [&[0, 0, 4, WINDOW_UPDATE, 0][..], &stream.to_be_bytes(), &bytes.to_be_bytes()].concat()
         };
-        // A stream's own window is another matter.
+        // Updates of a stream's own window are ignored.
         let sent =
             [frame(3, 500), frame(0, 100), [&[0, 0, 2, DATA, 0, 0, 0, 0, 1][..], b"ab"].concat(), frame(0, 7)].concat();
         for step in 1..sent.len() {

@@ -1,12 +1,12 @@
 //! The Huffman code of HPACK and QPACK (RFC 7541 section 5.2 and appendix B).
 //!
-//! It is canonical: codes of one length follow each other in the order of their symbols, and longer ones follow shorter ones.
-//! So the lengths say everything, and the tables are made of them by the compiler.
+//! The code is canonical: codes of the same length are consecutive in the order of their symbols, and longer codes
+//! follow shorter ones. So the lengths define the code, and the compiler builds the tables from them.
 
-/// The end of a string. It is part of no string; its first bits fill the last byte.
+/// The end-of-string symbol. It does not occur in strings; its first bits pad the last byte.
 const END: usize = 256;
 
-/// Bits of the code of each symbol.
+/// The length of each symbol's code in bits.
 #[rustfmt::skip]
 const LENGTHS: [u8; END + 1] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28,
@@ -28,7 +28,7 @@ const LENGTHS: [u8; END + 1] = [
     30,
 ];
 
-/// Bytes of a text in this code.
+/// Returns the encoded length of a text in bytes.
 pub fn length(plain: &[u8]) -> usize {
     let bits: usize = plain.iter().map(|byte| usize::from(LENGTHS[usize::from(*byte)])).sum();
     bits.div_ceil(8)
@@ -38,30 +38,30 @@ const SHORTEST: usize = 5;
 const LONGEST: usize = 30;
 
 struct Code {
-    /// Symbols, in the order of their codes.
+    /// The symbols in the order of their codes.
     symbols: [u16; END + 1],
-    /// Of each length: the first code, how many there are, and where their symbols begin.
+    /// For each length: the first code, the number of codes, and the index of their first symbol.
     lengths: [(u32, u32, u16); LONGEST + 1],
-    /// By the next eight bits: the symbol of a code of at most that length, and its length. 0: it is a longer one.
+    /// For the next eight bits: the symbol of a code of at most that length, and its length. 0 if the code is longer.
     short: [(u8, u8); 256],
 }
 
 static CODE: Code = code();
 
 const fn code() -> Code {
-    let mut made = Code { symbols: [0; END + 1], lengths: [(0, 0, 0); LONGEST + 1], short: [(0, 0); 256] };
+    let mut table = Code { symbols: [0; END + 1], lengths: [(0, 0, 0); LONGEST + 1], short: [(0, 0); 256] };
     let (mut length, mut code, mut filled) = (SHORTEST, 0_u32, 0);
     while length <= LONGEST {
         let first = filled;
         let mut symbol = 0;
         while symbol <= END {
             if LENGTHS[symbol] as usize == length {
-                made.symbols[filled] = symbol as u16;
+                table.symbols[filled] = symbol as u16;
                 if length <= 8 {
                     let next = (code as usize + filled - first) << (8 - length);
                     let mut more = 0;
                     while more < 1 << (8 - length) {
-                        made.short[next + more] = (symbol as u8, length as u8);
+                        table.short[next + more] = (symbol as u8, length as u8);
                         more += 1;
                     }
                 }
@@ -70,14 +70,14 @@ const fn code() -> Code {
             symbol += 1;
         }
         let count = (filled - first) as u32;
-        made.lengths[length] = (code, count, first as u16);
+        table.lengths[length] = (code, count, first as u16);
         code = (code + count) << 1;
         length += 1;
     }
-    made
+    table
 }
 
-/// The symbol at the beginning of these bits, and the length of its code.
+/// Returns the symbol at the beginning of these bits, and the length of its code.
 fn symbol(bits: u32) -> (usize, u32) {
     let (symbol, length) = CODE.short[(bits >> 24) as usize];
     if length > 0 {
@@ -88,11 +88,11 @@ fn symbol(bits: u32) -> (usize, u32) {
         let nth = (bits >> (32 - length)).wrapping_sub(first);
         (nth < count).then(|| (CODE.symbols[usize::from(symbols) + nth as usize].into(), length as u32))
     });
-    // The code is complete: there are no bits without a symbol.
+    // The code is complete: all bits have a symbol.
     longer.unwrap_or((END, LONGEST as u32))
 }
 
-/// Decodes a string, byte by byte. Whether it is one.
+/// Decodes a string byte by byte. Returns whether it is valid.
 pub fn decode(coded: &[u8], mut each: impl FnMut(u8)) -> bool {
     let mut coded = coded.iter();
     let (mut window, mut bits) = (0_u64, 0);
@@ -110,7 +110,7 @@ pub fn decode(coded: &[u8], mut each: impl FnMut(u8)) -> bool {
         };
         let (symbol, length) = symbol(next);
         if length > bits {
-            // What fills the last byte: less than a byte of ones.
+            // The padding of the last byte: fewer than eight one bits.
             return bits < 8 && next == u32::MAX;
         }
         let Ok(byte) = u8::try_from(symbol) else { return false };
@@ -119,8 +119,8 @@ pub fn decode(coded: &[u8], mut each: impl FnMut(u8)) -> bool {
     }
 }
 
-/// Whether a string may have a byte in it that has no place in a field's value, or is not ASCII: the codes of all of those
-/// begin with at least ten ones, and few others do. It costs much less than decoding.
+/// Returns whether a string may contain a byte that is not allowed in a field value, or not ASCII: the codes of all
+/// such bytes begin with at least ten ones, and few others do. This costs much less than decoding.
 pub fn may_be_odd(coded: &[u8]) -> bool {
     let mut ones = 0;
     for byte in coded {
@@ -165,7 +165,7 @@ pub(in crate::h2) mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_standard_are_read() {
+    fn the_examples_of_the_rfc_are_decoded() {
         // RFC 7541 appendix C.
         let hex = |hex: &'static str| {
             (0..hex.len()).step_by(2).map(move |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
@@ -181,7 +181,7 @@ pub(in crate::h2) mod tests {
     }
 
     #[test]
-    fn every_string_is_read_as_others_read_it() {
+    fn strings_are_decoded_as_by_another_implementation() {
         let mut random = fastrand::Rng::with_seed(7);
         for round in 0..20_000 {
             let length = random.usize(0..40);
@@ -193,14 +193,14 @@ pub(in crate::h2) mod tests {
             assert_eq!(HuffmanDecoder::new().decode(&coded).unwrap(), plain);
             let odd = plain.iter().any(|byte| !matches!(byte, b'\t' | b' '..=b'~'));
             assert!(may_be_odd(&coded) || !odd, "{plain:x?}");
-            // And whatever else may come.
+            // Random bytes, too.
             let noise: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
             assert_eq!(decoded(&noise), HuffmanDecoder::new().decode(&noise).ok(), "{noise:x?}");
         }
     }
 
     #[test]
-    fn a_string_ends_with_less_than_a_byte_of_ones() {
+    fn padding_is_less_than_a_byte_of_ones() {
         assert_eq!(decoded(&[0x1f]), Some(b"a".to_vec()));
         for wrong in [&[0x1f, 0xff][..], &[0x1e], &[0xff], &[0xff, 0xff, 0xff, 0xff]] {
             assert_eq!(decoded(wrong), None, "{wrong:x?}");

@@ -1,11 +1,12 @@
-//! Heads and trailers as they are encoded (HPACK, RFC 7541), before the crate h2 sees them.
+//! Rewrites encoded field blocks (HPACK, RFC 7541) before the crate h2 decodes them.
 //!
-//! A name or a value that is none makes a message malformed, which is the end of its stream (RFC 9113 section 8.1.1). h2 finds
-//! it while it decodes, and ends the connection with all its streams. So such a field is replaced by another one, which h2 takes
-//! and [`measure`](super::measure) does not. Its name and its value are as long, so the dynamic table is as the peer
-//! thinks; and who refers there to what was wrong is malformed as well, but not who refers to a name that was right.
+//! An invalid name or value makes a message malformed, which should only end its stream (RFC 9113 section 8.1.1). h2
+//! detects it while decoding and closes the connection with all its streams. So such a field is replaced by one that
+//! h2 accepts and [`measure`](super::measure) rejects. Its name and value have the same lengths, so the dynamic table
+//! stays in step with the peer's; a later reference to the invalid field is malformed as well, a reference to just
+//! its valid name is not.
 //!
-//! Nothing is known here of the dynamic table itself. A value whose name is in that is taken for the value of an ordinary field.
+//! The dynamic table itself is not tracked. A value whose name is in it is treated as the value of an ordinary field.
 
 pub mod huffman;
 pub mod text;
@@ -18,7 +19,7 @@ const PSEUDO: std::ops::RangeInclusive<usize> = 1..=14;
 /// The lengths of their names.
 const PSEUDO_LENGTHS: [u8; 14] = [10, 7, 7, 5, 5, 7, 7, 7, 7, 7, 7, 7, 7, 7];
 
-/// What the names of fields consist of that stand for those whose names are none.
+/// The character that replacement names consist of.
 const MARK: u8 = b'"';
 
 fn put_text(out: &mut Vec<u8>, length: usize, byte: u8) {
@@ -28,18 +29,18 @@ fn put_text(out: &mut Vec<u8>, length: usize, byte: u8) {
 
 /// One instruction of a field block.
 enum FieldLine<'a> {
-    /// A field of a table.
+    /// A field in a table.
     Indexed(usize),
-    /// A field that is spelled out.
+    /// A literal field.
     Literal {
-        /// Decoders keep it in their tables.
-        is_kept: bool,
+        /// Whether decoders add it to their dynamic tables.
+        is_added: bool,
         name: NameOf<'a>,
         value: Text<'a>,
-        /// What stands before its value.
+        /// The encoded bytes before its value.
         start: &'a [u8],
     },
-    /// How large the dynamic table is.
+    /// An update of the dynamic table's size.
     Resize,
 }
 
@@ -49,7 +50,7 @@ enum NameOf<'a> {
 }
 
 impl<'a> FieldLine<'a> {
-    /// Takes the next one.
+    /// Reads the next instruction.
     fn read(input: &mut &'a [u8]) -> Option<FieldLine<'a>> {
         let whole = *input;
         let prefix = match whole.first()? {
@@ -64,10 +65,10 @@ impl<'a> FieldLine<'a> {
         };
         let start = &whole[..whole.len() - input.len()];
         let value = Text::read(input, 7)?;
-        Some(FieldLine::Literal { is_kept: prefix == 6, name, value, start })
+        Some(FieldLine::Literal { is_added: prefix == 6, name, value, start })
     }
 
-    /// Whether it is a field that h2 takes. Trailers have no pseudo-headers, which h2 would drop without a word.
+    /// Returns whether h2 accepts the field. Trailers must not have pseudo-headers, which h2 would drop silently.
     fn is_fine(&self, in_trailers: bool) -> Option<bool> {
         match self {
             FieldLine::Resize => Some(true),
@@ -80,20 +81,20 @@ impl<'a> FieldLine<'a> {
         }
     }
 
-    /// What stands for it if it is not. None: nothing can.
+    /// Returns the replacement for an invalid field. `None` if there is none.
     fn mark(&self) -> Option<Vec<u8>> {
-        let FieldLine::Literal { is_kept, name, value, start } = self else { return Some(vec![0, 1, MARK, 0]) };
+        let FieldLine::Literal { is_added, name, value, start } = self else { return Some(vec![0, 1, MARK, 0]) };
         let mut mark = Vec::new();
         match name.read()? {
-            // Others may refer to the name.
+            // Later fields may refer to the name.
             Some(Name::Field) => mark.extend_from_slice(start),
             _ => {
-                // h2 has no name of no bytes, and another one may be referred to.
+                // h2 rejects an empty name, and another one could be referred to.
                 let length = match name.length()? {
-                    0 if *is_kept => return None,
+                    0 if *is_added => return None,
                     length => length.max(1),
                 };
-                mark.push(if *is_kept { 0x40 } else { 0 });
+                mark.push(if *is_added { 0x40 } else { 0 });
                 put_text(&mut mark, length, MARK);
             }
         }
@@ -103,7 +104,7 @@ impl<'a> FieldLine<'a> {
 }
 
 impl NameOf<'_> {
-    /// Which one it is. `Some(None)`: it is no name.
+    /// Returns the kind of name. `Some(None)` if it is invalid.
     fn read(&self) -> Option<Option<Name>> {
         match self {
             NameOf::Literal(name) => name.with(Name::of),
@@ -118,7 +119,7 @@ impl NameOf<'_> {
         }
     }
 
-    /// The bytes of one that is no name of an ordinary field.
+    /// Returns the length of a name that is not an ordinary field's.
     fn length(&self) -> Option<usize> {
         match self {
             NameOf::Literal(name) => name.with(<[u8]>::len),
@@ -127,7 +128,8 @@ impl NameOf<'_> {
     }
 }
 
-/// Whether h2 takes all fields of a block. None: it is no block, which ends the connection.
+/// Returns whether h2 accepts all fields of a block. `None` if the block cannot be decoded, which closes the
+/// connection.
 pub fn is_fine(mut block: &[u8], in_trailers: bool) -> Option<bool> {
     let mut all = true;
     while !block.is_empty() {
@@ -136,7 +138,7 @@ pub fn is_fine(mut block: &[u8], in_trailers: bool) -> Option<bool> {
     Some(all)
 }
 
-/// Whether a block has a pseudo-header field, as far as can be seen without the dynamic table.
+/// Returns whether a block has a pseudo-header field, as far as is visible without the dynamic table.
 pub fn has_pseudo(mut block: &[u8]) -> bool {
     while let Some(line) = FieldLine::read(&mut block) {
         let is_pseudo = match line {
@@ -151,7 +153,7 @@ pub fn has_pseudo(mut block: &[u8]) -> bool {
     false
 }
 
-/// Gives `each` the instructions of a block, with fields that h2 takes for those that it does not. None: as [`is_fine`].
+/// Calls `each` with the instructions of a block, with replacements for invalid fields. `None` as for [`is_fine`].
 pub fn replaced(mut block: &[u8], in_trailers: bool, mut each: impl FnMut(&[u8])) -> Option<()> {
     while !block.is_empty() {
         let whole = block;

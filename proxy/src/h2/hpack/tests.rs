@@ -4,7 +4,7 @@ use super::{huffman::tests::encode, *};
 
 type Field = (Vec<u8>, Vec<u8>);
 
-/// Encodes fields as its random numbers say, and knows what a decoder has in its table.
+/// Encodes random fields and tracks the decoder's dynamic table.
 struct Peer {
     random: fastrand::Rng,
     table: VecDeque<Field>,
@@ -23,30 +23,30 @@ impl Peer {
         (0..length).map(|_| chars[self.random.usize(..chars.len())]).collect()
     }
 
-    /// Appends the instruction for some field.
+    /// Appends a random field.
     fn put(&mut self, block: &mut Vec<u8>) {
         let kept = self.random.u8(0..3);
         if kept == 2 && !self.table.is_empty() && self.random.bool() {
             return put_number(block, 7, 0x80, 62 + self.random.usize(..self.table.len()));
         }
         let odd = self.random.u8(..8) == 0;
-        let (prefix, beside) = [(4, 0), (4, 0x10), (6, 0x40)][usize::from(kept)];
+        let (prefix, high_bits) = [(4, 0), (4, 0x10), (6, 0x40)][usize::from(kept)];
         let name = match self.random.u8(..3) {
             0 => {
                 let names = [(1, 10), (2, 7), (4, 5), (6, 7), (8, 7), (15, 14), (28, 14), (34, 4), (61, 16)];
                 let (index, length) = names[self.random.usize(..names.len())];
-                put_number(block, prefix, beside, index);
+                put_number(block, prefix, high_bits, index);
                 vec![b's'; length]
             }
             1 if !self.table.is_empty() => {
                 let index = self.random.usize(..self.table.len());
-                put_number(block, prefix, beside, 62 + index);
+                put_number(block, prefix, high_bits, 62 + index);
                 self.table[index].0.clone()
             }
             _ => {
-                // What h2 has no place for at all is not replaced.
+                // A name that h2 cannot represent at all is not replaced.
                 let name = [self.text(odd), vec![b'n']].concat();
-                block.push(beside);
+                block.push(high_bits);
                 self.put_text(block, &name);
                 name
             }
@@ -68,7 +68,7 @@ fn replace(block: &[u8], in_trailers: bool) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Whether the crates h2 and http, and the proxy after them, take a field.
+/// Returns whether the crates h2 and http, and then the proxy, accept a field.
 fn is_taken((name, value): &Field) -> bool {
     let fine = Name::of(name).is_some_and(|name| name.allows(Text::read(&mut &plain(value)[..], 7).unwrap()).unwrap());
     fine && !name.contains(&MARK) && !value.starts_with(b" ") && !value.ends_with(b" ")
@@ -80,10 +80,10 @@ fn plain(text: &[u8]) -> Vec<u8> {
     [out, text.to_vec()].concat()
 }
 
-/// Over many blocks, with references to fields that were replaced: what is fine stays as it is, what is not becomes what h2 takes
-/// and the proxy does not, and both decoders' tables stay in step.
+/// Over many blocks with references to replaced fields: valid fields are unchanged, invalid ones become fields that
+/// h2 accepts and the proxy rejects, and both decoders' tables stay in step.
 #[test]
-fn fields_that_h2_does_not_take_are_replaced_and_tables_stay_in_step() {
+fn invalid_fields_are_replaced_and_tables_stay_in_step() {
     for seed in 0..200 {
         let mut peer = Peer { random: fastrand::Rng::with_seed(seed), table: VecDeque::new() };
         let (mut before, mut after) = (loona_hpack::Decoder::new(), loona_hpack::Decoder::new());
@@ -95,18 +95,18 @@ fn fields_that_h2_does_not_take_are_replaced_and_tables_stay_in_step() {
             }
             let out = replace(&block, false).unwrap();
             assert_eq!(is_fine(&block, false), Some(out == block), "seed {seed}");
-            assert_eq!(is_fine(&out, false), Some(true), "seed {seed}: h2 takes what it gets");
+            assert_eq!(is_fine(&out, false), Some(true), "seed {seed}: h2 accepts the result");
             let (fields, given) = (before.decode(&block).unwrap(), after.decode(&out).unwrap());
             assert_eq!(fields.len(), given.len());
             for (field, given) in fields.iter().zip(&given) {
                 let size = |(name, value): &Field| name.len() + value.len();
                 if field != given {
                     replaced_ones += 1;
-                    assert!(!is_taken(given), "seed {seed}: {field:?} has become {given:?}");
+                    assert!(!is_taken(given), "seed {seed}: {field:?} became {given:?}");
                 }
-                // Of pseudo-headers whose names are referred to in the dynamic table nothing is known.
+                // Pseudo-headers whose names are in the dynamic table are not recognized.
                 if !field.0.starts_with(b":") {
-                    assert_eq!(is_taken(given), is_taken(field), "seed {seed}: {field:?} has become {given:?}");
+                    assert_eq!(is_taken(given), is_taken(field), "seed {seed}: {field:?} became {given:?}");
                     assert_eq!(size(given), size(field));
                 }
             }
@@ -116,7 +116,7 @@ fn fields_that_h2_does_not_take_are_replaced_and_tables_stay_in_step() {
 }
 
 #[test]
-fn each_form_of_a_bad_field_is_replaced() {
+fn every_encoding_of_an_invalid_field_is_replaced() {
     let literal = |first: u8, name: &[u8], value: &[u8]| [&[first][..], &plain(name), &plain(value)].concat();
     for first in [0x00, 0x10, 0x40] {
         for (name, value) in [
@@ -149,7 +149,7 @@ fn each_form_of_a_bad_field_is_replaced() {
             assert_eq!(is_fine(&block, false), Some(false), "{index}");
         }
     }
-    // A name of no bytes is left to h2 if decoders keep it.
+    // An empty name is left to h2 if decoders add it to their tables.
     assert_eq!(replace(&literal(0x40, b"", b"1"), false), None);
     assert_eq!(replace(&literal(0, b"", b"1"), false), Some(literal(0, b"\"", b" ")));
     assert_eq!(replace(&[0x82], false).as_deref(), Some(&[0x82][..]));
@@ -160,16 +160,16 @@ fn each_form_of_a_bad_field_is_replaced() {
 }
 
 #[test]
-fn pseudo_headers_are_found_wherever_they_stand() {
+fn pseudo_headers_are_found_at_any_position() {
     let literal = |name: &[u8], value: &[u8]| [&[0][..], &plain(name), &plain(value)].concat();
     let field = literal(b"x", b"1");
-    // `:status: 200`, the same by its name's index, and spelled out.
+    // `:status: 200`, a status with an indexed name, and a literal name.
     for pseudo in [vec![0x88], [&[0x08][..], &plain(b"299")].concat(), literal(b":path", b"/")] {
         for block in [pseudo.clone(), [&field[..], &pseudo].concat(), [&pseudo[..], &field].concat()] {
             assert!(has_pseudo(&block), "{block:x?}");
         }
     }
-    // `accept-charset`, the size of the table, what is no block.
+    // `accept-charset`, an update of the table's size, and an invalid block.
     for block in [vec![], field.clone(), [&[0x8f, 0x20][..], &field].concat(), vec![0, 0x85]] {
         assert!(!has_pseudo(&block), "{block:x?}");
     }

@@ -1,17 +1,17 @@
-//! What field sections are made of, in HPACK and in QPACK: numbers, strings, names and their values.
+//! Primitives of field sections in HPACK and QPACK: integers, strings, names and values.
 
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
 use super::huffman;
 
-/// Bytes of a number, at most; the crate h2 takes no longer ones.
+/// The limit on an encoded integer in bytes; the crate h2 accepts no longer ones.
 const NUMBER: usize = 5;
 
-/// Bytes of a name, at most; the crate http takes no longer ones.
+/// The limit on a name in bytes; the crate http accepts no longer ones.
 const NAME: usize = 65_535;
 
-/// Takes a number whose first byte has so many bits of it (RFC 7541 section 5.1).
+/// Reads an integer with a prefix of this many bits (RFC 7541 section 5.1).
 pub fn number(input: &mut &[u8], prefix: u32) -> Option<usize> {
     let (first, mut rest) = input.split_first()?;
     let most = u8::MAX >> (8 - prefix);
@@ -26,11 +26,11 @@ pub fn number(input: &mut &[u8], prefix: u32) -> Option<usize> {
     Some(number)
 }
 
-/// Appends a number to what is in the first byte beside it.
-pub(super) fn put_number(out: &mut Vec<u8>, prefix: u32, beside: u8, number: usize) {
+/// Appends an integer; the first byte's other bits are `high_bits`.
+pub(super) fn put_number(out: &mut Vec<u8>, prefix: u32, high_bits: u8, number: usize) {
     let most = u8::MAX >> (8 - prefix);
-    let Some(mut more) = number.checked_sub(usize::from(most)) else { return out.push(beside | number as u8) };
-    out.push(beside | most);
+    let Some(mut more) = number.checked_sub(usize::from(most)) else { return out.push(high_bits | number as u8) };
+    out.push(high_bits | most);
     while more >= 0x80 {
         out.push(more as u8 | 0x80);
         more >>= 7;
@@ -38,7 +38,7 @@ pub(super) fn put_number(out: &mut Vec<u8>, prefix: u32, beside: u8, number: usi
     out.push(more as u8);
 }
 
-/// A string as it is encoded.
+/// An encoded string.
 #[derive(Debug, Clone, Copy)]
 pub struct Text<'a> {
     bytes: &'a [u8],
@@ -46,7 +46,7 @@ pub struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// Takes one whose first byte has so many bits of its length. The bit before them says whether it is Huffman's code.
+    /// Reads a string whose length has a prefix of this many bits. The bit before it marks Huffman encoding.
     pub fn read(input: &mut &'a [u8], prefix: u32) -> Option<Text<'a>> {
         let is_coded = input.first()? >> prefix & 1 == 1;
         let length = number(input, prefix)?;
@@ -55,7 +55,7 @@ impl<'a> Text<'a> {
         Some(Text { bytes, is_coded })
     }
 
-    /// What `see` makes of it, decoded.
+    /// Calls `see` with the decoded string.
     pub fn with<T>(self, see: impl FnOnce(&[u8]) -> T) -> Option<T> {
         if !self.is_coded {
             return Some(see(self.bytes));
@@ -64,13 +64,13 @@ impl<'a> Text<'a> {
         huffman::decode(self.bytes, |byte| plain.push(byte)).then(|| see(&plain))
     }
 
-    /// Whether it is printable ASCII as far as can be seen without decoding it.
+    /// Returns whether it is known to be printable ASCII without decoding it.
     fn is_plain(self) -> bool {
         self.is_coded && !huffman::may_be_odd(self.bytes)
     }
 }
 
-/// A field's name, as far as it makes a difference.
+/// The kinds of field names that are distinguished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
     /// `:authority`
@@ -85,12 +85,13 @@ pub enum Name {
     Scheme,
     /// `:status`
     Status,
-    /// One that is no pseudo-header.
+    /// An ordinary field.
     Field,
 }
 
 impl Name {
-    /// What the crates take for a name: they do without upper case, and nearly without what is no token.
+    /// Parses a name as the crates do: upper case is invalid, and so are nearly all characters that tokens do not
+    /// allow.
     pub fn of(name: &[u8]) -> Option<Name> {
         Some(match name {
             b":authority" => Name::Authority,
@@ -104,7 +105,7 @@ impl Name {
         })
     }
 
-    /// Whether it may have this value, or the crate h2 would take none for it. None: it is no value of any field.
+    /// Returns whether the crate h2 accepts this value for the name. `None` if it is not a valid encoding.
     pub fn allows(self, value: Text<'_>) -> Option<bool> {
         match self {
             Name::Method => value.with(|value| Method::from_bytes(value).is_ok()),
@@ -117,7 +118,7 @@ impl Name {
 }
 
 fn is_of_name(byte: u8) -> bool {
-    // A quotation mark is let through by the crates; see `measure`.
+    // The crates accept a quotation mark; see `measure`.
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_!\"#$%&'*+.^`|~".contains(&byte)
 }
 
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_read_as_they_are_written() {
+    fn integers_are_decoded_as_encoded() {
         for prefix in 3..=8 {
             for value in [0, 1, 6, 7, 30, 31, 126, 127, 128, 254, 255, 256, 1337, 16_384, 1 << 27] {
                 let mut out = Vec::new();
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_values_are_what_the_crates_take_for_them() {
+    fn names_and_values_are_judged_as_by_the_crates() {
         for byte in 0..=u8::MAX {
             let name = [b'x', byte];
             assert_eq!(Name::of(&name).is_some(), HeaderName::from_lowercase(&name).is_ok(), "{byte}");

@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::h2::measure;
 
-/// Gives bytes in pieces of this size.
+/// A reader that returns pieces of this size.
 struct Pieces<'a>(std::slice::Chunks<'a, u8>);
 
 impl AsyncRead for Pieces<'_> {
@@ -19,7 +19,7 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags, 0x80, 0, 0, stream], payload].concat()
 }
 
-/// What comes through of what a client sends, and how many heads were changed.
+/// Returns what passes of a client's bytes, and the number of rewritten heads.
 async fn through(sent: &[u8], step: usize) -> (Vec<u8>, u32) {
     let sent = [&[b'x'; PREFACE][..], sent].concat();
     let malformed = Malformed::default();
@@ -39,7 +39,7 @@ fn literal(name: &str, value: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn frames_pass_however_they_are_cut() {
+async fn frames_pass_in_pieces_of_any_size() {
     let all = [(6, 1, 8), (HEADERS, 4, 30), (HEADERS, 5, 0), (0, 0, 5), (0, 1, 0), (0, 1, 700)];
     let bytes: Vec<u8> =
         all.iter().flat_map(|(kind, flags, size)| frame(*kind, *flags, 3, &vec![0x88; *size])).collect();
@@ -50,7 +50,7 @@ async fn frames_pass_however_they_are_cut() {
 }
 
 #[tokio::test]
-async fn a_head_is_one_frame_whatever_it_was() {
+async fn a_rewritten_head_is_one_frame() {
     let (good, bad) = (literal("x-a", b"1"), literal("x-b", b"\x1f"));
     let head = [&[0x82, 0x87, 0x84][..], &good, &bad, &good].concat();
     let mark = literal("x-b", b" ");
@@ -65,7 +65,7 @@ async fn a_head_is_one_frame_whatever_it_was() {
             let sent = [begin, rest, after.clone()].concat();
             for step in [1, 2, 7, 10, sent.len()] {
                 let (all, malformed) = through(&sent, step).await;
-                // The bit beside a stream's number means nothing.
+                // The reserved bit before a stream's number is ignored.
                 let (ours, data) = all.split_at(all.len() - after.len());
                 assert_eq!((&ours[9..], malformed), (&wanted[9..], 1), "cut at {cut}");
                 assert_eq!((ours[..5].to_vec(), data), (wanted[..5].to_vec(), &after[..]));
@@ -75,7 +75,7 @@ async fn a_head_is_one_frame_whatever_it_was() {
 }
 
 #[tokio::test]
-async fn what_is_no_head_or_too_long_is_left_to_h2() {
+async fn invalid_and_too_long_heads_are_left_to_h2() {
     let bad = literal("x-b", b"\x1f");
     let filled = |size: usize| [&vec![0x88; size - bad.len()][..], &bad].concat();
     for (kind, stream) in [(CONTINUATION, 3), (0, 1)] {
@@ -103,13 +103,13 @@ async fn what_is_no_head_or_too_long_is_left_to_h2() {
 }
 
 #[test]
-fn a_malformed_head_is_told_of_once() {
+fn a_malformed_head_is_reported_once() {
     let malformed = Malformed(Rc::new(Cell::new(2)));
     assert_eq!([(); 4].map(|()| malformed.take()), [true, true, false, false]);
 }
 
 #[tokio::test]
-async fn a_long_head_is_cut_between_fields() {
+async fn a_long_head_is_split_between_fields() {
     let field = literal("x-a", &[b'v'; 100]);
     let long = [literal("x-b", b""), vec![]].concat();
     let long = [&long[..long.len() - 1], &[0x7f, 0xa1, 0x9b, 0x01], &[b'w'; 20_000]].concat();
@@ -128,16 +128,16 @@ async fn a_long_head_is_cut_between_fields() {
         rest = &rest[end..];
     }
     assert!(block == head);
-    // 151 fields of 107 bytes are the most that a frame holds; the long one begins a frame of its own.
+    // A frame holds at most 154 fields of 106 bytes; the long field begins a new frame.
     assert_eq!(field.len(), 106);
     assert_eq!(lengths, [154 * 106, 46 * 106, 16_384, head.len() - 200 * 106 - 16_384]);
 }
 
 #[tokio::test]
-async fn what_h2_must_judge_passes_as_it_is() {
+async fn connection_errors_are_left_to_h2() {
     let bad = literal("x-b", b"\x1f");
     let cases = [
-        // A head within another one, padding that is longer than all, frames that are too long, no stream, no block, no end.
+        // A head within another one, excessive padding, oversized frames, stream 0, an invalid block, no end.
         [frame(HEADERS, 0, 1, &bad), frame(HEADERS, END_HEADERS, 3, &[0x82])].concat(),
         frame(HEADERS, END_HEADERS | PADDED, 1, &[9, 0x82]),
         frame(HEADERS, END_HEADERS, 1, &vec![0x82; FRAME + 1]),
@@ -156,8 +156,8 @@ async fn what_h2_must_judge_passes_as_it_is() {
     }
 }
 
-/// Heads as Python's hpack 4.2 makes them, of one connection: `GET /`, another one with `x-bad: a\x1fb` that the table keeps,
-/// one that refers to it, and one with neither.
+/// Heads of one connection, encoded by Python's hpack 4.2: `GET /`, one with `x-bad: a\x1fb` that is added to the
+/// table, one that refers to it, and one without.
 const PYTHON: [&str; 4] = [
     "82864189495095cbe474d7417f847a8fafd2673d4c32a7f5e7ed4f5fda9ffd",
     "8286bf84be4084f2b46393851ffffffdc7",
@@ -165,7 +165,7 @@ const PYTHON: [&str; 4] = [
     "8286c084bf4085f2b4c73c9f8127",
 ];
 
-/// What h2 makes of heads that it gets one after the other: the names of each request's fields, and whether it is malformed.
+/// Decodes consecutive heads with h2. Returns each request's stream and whether its fields are malformed.
 async fn by_h2(heads: &[Vec<u8>]) -> Vec<(u32, bool)> {
     let (mut near, far) = tokio::io::duplex(1 << 20);
     let settings = frame(4, 0, 0, b"");
@@ -178,7 +178,7 @@ async fn by_h2(heads: &[Vec<u8>]) -> Vec<(u32, bool)> {
     let mut http = h2::server::handshake(screened).await.unwrap();
     let mut requests = Vec::new();
     while requests.last().is_none_or(|(stream, _)| *stream < 2 * heads.len() as u32 - 1) {
-        let (request, mut respond) = http.accept().await.expect("a request").expect("the connection goes on");
+        let (request, mut respond) = http.accept().await.expect("a request").expect("the connection stays open");
         requests.push((respond.stream_id().as_u32(), measure(request.headers()).is_none()));
         respond.send_response(Response::new(()), true).unwrap();
     }
@@ -186,7 +186,7 @@ async fn by_h2(heads: &[Vec<u8>]) -> Vec<(u32, bool)> {
 }
 
 #[tokio::test]
-async fn h2_takes_the_others_and_its_table_stays_in_step() {
+async fn h2_accepts_the_other_heads_and_its_table_stays_in_step() {
     let hex =
         |hex: &&str| (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
     let heads: Vec<Vec<u8>> = PYTHON.iter().map(hex).collect();
@@ -194,7 +194,7 @@ async fn h2_takes_the_others_and_its_table_stays_in_step() {
 }
 
 #[tokio::test]
-async fn a_malformed_head_costs_h2_no_other_stream() {
+async fn a_malformed_head_does_not_affect_other_streams() {
     let right = [&[0x82, 0x87, 0x84][..], &literal(":authority", b"h")].concat();
     for bad in [
         literal("x", b"a\x1f"),
