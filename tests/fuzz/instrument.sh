@@ -1,6 +1,6 @@
 #!/bin/sh
-# The compiler, as `run.sh` has cargo call it for the crates of this workspace: counts edges and tells libFuzzer what is compared.
-# These options are stable, so the pinned toolchain will do.
+# The compiler wrapper that `run.sh` uses for this workspace's crates: it adds the counters and the traced comparisons for libFuzzer.
+# These options are stable, so the pinned toolchain suffices.
 case " $* " in
 *" --crate-name build_script"* | *" --crate-type proc-macro "*) exec "$@" ;;
 *" --crate-name "*)

@@ -1,4 +1,5 @@
-//! Runs a target: on inputs that have failed once, on its corpus, on mutations that are the same each time, on mutations that are not.
+//! Runs a target: on inputs that failed before, on its corpus, on a fixed sequence of mutations, and on random
+//! mutations.
 
 use std::{
     cell::Cell,
@@ -14,16 +15,16 @@ use fastrand::Rng;
 
 use crate::{Outcome, Target, mutate::Mutator};
 
-/// Mutations that are the same each time.
+/// The number of mutations in the fixed sequence.
 const FIXED: u32 = 5000;
 
-/// Inputs that are kept for their outcome.
+/// The limit on inputs that are kept because of a new outcome.
 const MOST_KEPT: usize = 4096;
 
-/// Tries to make an input smaller that fails.
+/// The limit on attempts to shrink a failing input.
 const SHRINKING: u32 = 2000;
 
-/// Runs a target. Panics with the least input found for which it fails, and the seed that led to it.
+/// Runs a target. Panics with the smallest failing input found, and the seed that led to it.
 pub fn run(name: &str, target: &Target) {
     let driver = Driver { name, target };
     for input in driver.files("regressions") {
@@ -61,7 +62,7 @@ struct Driver<'t> {
 }
 
 impl Driver<'_> {
-    /// The inputs in the tree, in the same order everywhere.
+    /// Returns the inputs in a folder, in the same order on every machine.
     fn files(&self, folder: &str) -> Vec<Vec<u8>> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(self.name);
         let Ok(entries) = fs::read_dir(&folder) else { return Vec::new() };
@@ -70,15 +71,13 @@ impl Driver<'_> {
         files.iter().map(|file| fs::read(file).expect("a readable file")).collect()
     }
 
-    /// `seed`: what led to the input, if it is not the same each time.
+    /// Checks an input. `seed` led to the input, if it is from the random mutations.
     fn check(&self, input: &[u8], seed: Option<u64>) -> Outcome {
         self.try_check(input).unwrap_or_else(|why| {
             let least = quietly(|| self.shrink(input.to_vec()));
             let (name, bytes) = (self.name, least.escape_ascii());
             let seed = seed.map(|seed| format!(" (TOLLGATE_FUZZ_SEED={seed})")).unwrap_or_default();
-            panic!(
-                "{name}: {why}{seed}\nwith an input like this, which belongs into regressions/{name}:\nb\"{bytes}\""
-            );
+            panic!("{name}: {why}{seed}\nwith this input; add it to regressions/{name}:\nb\"{bytes}\"");
         })
     }
 
@@ -89,14 +88,14 @@ impl Driver<'_> {
         })
     }
 
-    /// Leaves out what can be left out, in ever smaller pieces.
+    /// Removes ever smaller pieces from a failing input.
     fn shrink(&self, mut input: Vec<u8>) -> Vec<u8> {
-        let mut tries = SHRINKING;
+        let mut attempts = SHRINKING;
         let mut piece = input.len() / 2;
-        while piece > 0 && tries > 0 {
+        while piece > 0 && attempts > 0 {
             let mut at = 0;
-            while at < input.len() && tries > 0 {
-                tries -= 1;
+            while at < input.len() && attempts > 0 {
+                attempts -= 1;
                 let mut less = input.clone();
                 less.drain(at..(at + piece).min(input.len()));
                 if self.try_check(&less).is_err() {
@@ -111,17 +110,17 @@ impl Driver<'_> {
     }
 }
 
-/// A whole number from the environment.
+/// Reads an integer from an environment variable.
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a whole number, and not `{text}`")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be an integer, not `{text}`")))
 }
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does something whose panics on this thread are not worth telling.
+/// Calls a function and suppresses the messages of its panics on this thread.
 fn quietly<T>(f: impl FnOnce() -> T) -> T {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -143,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_found_behind_a_signature_and_shown_small() {
+    fn a_bug_behind_a_magic_prefix_is_found_and_its_input_shrunk() {
         let target = Target {
             words: &[b"X-Fault"],
             max_len: 4096,

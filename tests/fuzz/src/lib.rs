@@ -1,27 +1,28 @@
-//! Everything that reads what peers and filters send, under inputs that nobody has thought of.
+//! Fuzz tests of everything that parses input from peers and filters.
 //!
-//! Each of [`targets`] has a function that takes any bytes and asserts what must hold of them: not only that nothing panics,
-//! but that what is written is read again, that cutting the input anywhere changes nothing, that another parser agrees, that
-//! nobody waits for ever.
+//! Each of [`targets`] has a function that accepts any bytes and asserts invariants: not only that nothing panics,
+//! but that encoding and parsing round-trip, that splitting the input anywhere changes nothing, that another parser
+//! agrees, and that nothing waits forever.
 //!
 //! # In CI
 //!
-//! `cargo test -p fuzz` runs each target on the inputs in `regressions/NAME`, on those in `corpus/NAME`, on a fixed number of
-//! mutations of these, and then on random ones for `TOLLGATE_FUZZ_SECONDS` (1 by default). A failure shows its input, made smaller, and
-//! the seed; `TOLLGATE_FUZZ_SEED` has the same random inputs again:
+//! `cargo test -p fuzz` runs each target on the inputs in `regressions/NAME`, on those in `corpus/NAME`, on a fixed
+//! number of mutations of these, and then on random mutations for `TOLLGATE_FUZZ_SECONDS` (1 by default). A failure
+//! prints the shrunk input and the seed; `TOLLGATE_FUZZ_SEED` repeats the random mutations:
 //!
 //! ```console
 //! $ TOLLGATE_FUZZ_SECONDS=60 TOLLGATE_FUZZ_SEED=7 cargo test -p fuzz --release client_hello
 //! ```
 //!
-//! # Guided by coverage
+//! # Coverage-guided
 //!
-//! `tests/fuzz/run.sh NAME SECONDS` runs the same function under libFuzzer, which keeps each input that reaches new code. Half of its
-//! mutations are ours. The pinned compiler can instrument the workspace's crates, so no nightly one is needed; there is no
-//! AddressSanitizer then, which has little to find in a workspace that denies `unsafe` but for a few places.
+//! `tests/fuzz/run.sh NAME SECONDS` runs the same function under libFuzzer, which keeps each input that reaches new
+//! code. Half of its mutations are ours. The pinned compiler can instrument the workspace's crates, so no nightly
+//! compiler is needed. AddressSanitizer is not used; it would find little in a workspace that denies `unsafe` except
+//! in a few places.
 //!
-//! An input that fails becomes a file in `regressions/NAME`, named after what it has found. To take over what a long run has
-//! found, without what adds nothing:
+//! Store a failing input in `regressions/NAME`, in a file named after the bug. To add the inputs that a long run has
+//! found to the corpus, without redundant ones:
 //!
 //! ```console
 //! $ TOLLGATE_FUZZ_TARGET=NAME target/debug/guided -merge=1 tests/fuzz/corpus/NAME target/fuzz/corpus/NAME
@@ -44,22 +45,22 @@ pub mod targets;
 
 /// A parser under test.
 pub struct Target {
-    /// What its inputs are made of.
+    /// Typical fragments of its inputs.
     pub words: &'static [&'static [u8]],
-    /// Longest input.
+    /// The limit on inputs in bytes.
     pub max_len: usize,
-    /// Panics if an input shows something that must not be.
+    /// Checks an input. Panics if an invariant is violated.
     pub check: fn(&[u8]) -> Outcome,
 }
 
-/// A peer whose bytes come in these pieces, one at a time. What is written to it is lost.
+/// A peer that sends these pieces, one at a time. Bytes written to it are discarded.
 pub struct Pieces<'a> {
     left: VecDeque<&'a [u8]>,
     stays: bool,
 }
 
 impl<'a> Pieces<'a> {
-    /// Whether it `stays` after them, and says no more.
+    /// Creates a peer; after the pieces it keeps the connection open if it `stays`, else closes it.
     pub fn new(pieces: &[&'a [u8]], stays: bool) -> Self {
         Pieces { left: pieces.iter().copied().filter(|piece| !piece.is_empty()).collect(), stays }
     }
@@ -93,25 +94,26 @@ impl AsyncWrite for Pieces<'_> {
     }
 }
 
-/// What became of an input. Of two inputs with the same outcome, one is worth keeping.
+/// The outcome of an input. Of several inputs with the same outcome, one is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Outcome(u64);
 
 impl Outcome {
-    /// From whatever tells outcomes apart.
+    /// Creates an outcome from everything that distinguishes it.
     pub fn of(what: impl Hash) -> Outcome {
         let mut hasher = DefaultHasher::new();
         what.hash(&mut hasher);
         Outcome(hasher.finish())
     }
 
-    /// As a number.
+    /// Returns the outcome as a number.
     pub fn number(self) -> u64 {
         self.0
     }
 }
 
-/// Where an input is cut: everywhere if it is short, else at its ends and at places that depend on nothing but its bytes.
+/// Returns the positions at which an input is split: all of them if it is short, else some at both ends and some
+/// pseudo-random ones that depend only on its bytes.
 pub fn cuts(input: &[u8]) -> impl Iterator<Item = usize> {
     const MOST: usize = 48;
     let len = input.len();
@@ -124,8 +126,8 @@ pub fn cuts(input: &[u8]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A parser that is asked again when more bytes have come says of a beginning what it says of the whole, or that it needs
-/// more; and that only of fewer than `bound` bytes. Returns what it says of the whole.
+/// Checks an incremental parser: for each prefix it must return the same result as for the whole, or need more bytes,
+/// but only for fewer than `bound` bytes. Returns the result for the whole.
 pub fn asked_again<'a, T: PartialEq + std::fmt::Debug>(
     input: &'a [u8],
     need_more: &T,

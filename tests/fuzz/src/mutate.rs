@@ -1,11 +1,11 @@
-//! Changes inputs: a few small changes at a time, so that most of what was good in them stays.
+//! Mutates inputs: a few small changes at a time, so that most of an input stays valid.
 
 use fastrand::Rng;
 
-/// Numbers at which lengths and counts go wrong.
+/// Boundary values for lengths and counts.
 const ODD_NUMBERS: [u32; 12] = [0, 1, 2, 3, 4, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0xffff, u32::MAX];
 
-/// Makes inputs of others.
+/// Generates inputs from existing ones.
 pub struct Mutator<'a> {
     random: Rng,
     words: &'a [&'a [u8]],
@@ -13,12 +13,12 @@ pub struct Mutator<'a> {
 }
 
 impl<'a> Mutator<'a> {
-    /// Inputs of at most `max_len` bytes, with these words put in here and there.
+    /// Creates a mutator for inputs of at most `max_len` bytes that inserts these words.
     pub fn new(random: Rng, words: &'a [&'a [u8]], max_len: usize) -> Mutator<'a> {
         Mutator { random, words, max_len }
     }
 
-    /// One more: half of the time from the first `given` inputs, which are good, else from all.
+    /// Returns a new input: half of the time from the first `given` inputs, which are valid, else from any.
     pub fn next(&mut self, inputs: &[Vec<u8>], given: usize) -> Vec<u8> {
         let random = &mut self.random;
         let from = if random.bool() { &inputs[..given] } else { inputs };
@@ -27,9 +27,9 @@ impl<'a> Mutator<'a> {
         input
     }
 
-    /// Changes an input; `others` are where pieces may come from.
+    /// Mutates an input; pieces may come from `others`.
     pub fn mutate(&mut self, input: &mut Vec<u8>, others: &[Vec<u8>]) {
-        // One change mostly, many now and then.
+        // Usually one change, sometimes many.
         let changes = 1 << self.random.u32(..5).min(self.random.u32(..5));
         for _ in 0..changes {
             self.change(input, others);
@@ -48,7 +48,7 @@ impl<'a> Mutator<'a> {
             3 => input.insert(at, random.u8(..)),
             4 => _ = input.drain(at..end),
             5 => input.truncate(at),
-            // The same once more, or many times.
+            // Repeats a piece, once or many times.
             6 => {
                 let times = short(random, 64).max(1);
                 let piece = input[at..end].repeat(times);
@@ -63,7 +63,7 @@ impl<'a> Mutator<'a> {
                 let end = (at + word.len()).min(input.len());
                 input.splice(at..end, word.iter().copied());
             }
-            // The beginning of this one and the end of another, or a piece of that in the midst of this.
+            // The beginning of this input and the end of another, or a piece of another inserted into this one.
             9 => {
                 let other = random.choice(inputs).map_or(&[][..], Vec::as_slice);
                 let from = random.usize(..=other.len());
@@ -75,7 +75,7 @@ impl<'a> Mutator<'a> {
                 let number = *random.choice(&ODD_NUMBERS).unwrap_or(&0);
                 write_number(random, input, at, number);
             }
-            // A number that is there, and a little more or less.
+            // An existing number, slightly changed.
             _ => {
                 let before = input.get(at..at + 2).map_or(0, |b| u32::from(u16::from_be_bytes([b[0], b[1]])));
                 let number = before.wrapping_add(random.u32(..9)).wrapping_sub(4);
@@ -85,13 +85,13 @@ impl<'a> Mutator<'a> {
     }
 }
 
-/// From 0 to `max`, mostly little.
+/// Returns a number from 0 to `max`, usually small.
 fn short(random: &mut Rng, max: usize) -> usize {
     let bound = if random.u8(..8) == 0 { max } else { max.min(16) };
     random.usize(..=bound)
 }
 
-/// As one to four bytes in one of the two orders.
+/// Writes a number as one to four bytes in either byte order.
 fn write_number(random: &mut Rng, input: &mut [u8], at: usize, number: u32) {
     let len = random.usize(1..=4);
     let mut bytes = number.to_le_bytes();

@@ -1,4 +1,4 @@
-//! A target under libFuzzer, which follows what inputs reach in the code. `run.sh` builds and starts it.
+//! Runs a target under libFuzzer, guided by coverage. `run.sh` builds and starts it.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -10,14 +10,15 @@ static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     let name = std::env::var("TOLLGATE_FUZZ_TARGET").unwrap_or_default();
     let found = targets::ALL.iter().find(|(known, _)| *known == name);
     let names = || targets::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");
-    &found.unwrap_or_else(|| panic!("TOLLGATE_FUZZ_TARGET is one of: {}", names())).1
+    &found.unwrap_or_else(|| panic!("TOLLGATE_FUZZ_TARGET must be one of: {}", names())).1
 });
 
 fuzz_target!(|input: &[u8]| {
     (TARGET.check)(&input[..input.len().min(TARGET.max_len)]);
 });
 
-// Half of the changes are ours, which know the target's words; the others libFuzzer's, which know what was compared with what.
+// Half of the mutations are ours, which use the target's words; the others are libFuzzer's, which use the compared
+// values.
 fuzz_mutator!(|input: &mut [u8], len: usize, max_len: usize, seed: u32| {
     if seed.is_multiple_of(2) {
         return fuzzer_mutate(input, len, max_len);

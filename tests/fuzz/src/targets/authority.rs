@@ -1,4 +1,4 @@
-//! The one host that a request is for.
+//! The host of a request.
 
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header::HOST};
 use tollgate::{chain::head::is_host, fuzzing::authority};
@@ -6,7 +6,8 @@ use tollgate_abi::spelling;
 
 use crate::{Outcome, Target};
 
-/// Lines: a method, a target, and hosts. What is found is in its one spelling, is found again, and was said by the request.
+/// Lines: a method, a target, and hosts. The result is normalized, parses to itself, and equals what the request
+/// states.
 fn check(input: &[u8]) -> Outcome {
     let mut lines = input.split(|byte| *byte == b'\n');
     let (Some(method), Some(target)) = (lines.next(), lines.next()) else { return Outcome::of(()) };
@@ -19,16 +20,16 @@ fn check(input: &[u8]) -> Outcome {
     for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
         let mut left = fields.clone();
         let host = authority(&method, &uri, version, &mut left);
-        assert!(!left.contains_key(HOST), "filters see it elsewhere");
+        assert!(!left.contains_key(HOST), "the host is passed separately");
         outcomes.push(host.as_ref().map(|host| host.len().min(32)));
         let Some(host) = host else { continue };
         let text = str::from_utf8(&host).expect("text");
         assert!(is_host(text) && !text.contains(['@', '/', ' ', '\\', '?', '#']), "{text}");
         assert_eq!(spelling::host(&host).as_deref(), Some(&*host));
-        let said = uri.authority().map(|said| said.as_str().as_bytes());
-        let said = said.or(fields.get(HOST).map(HeaderValue::as_bytes)).expect("somebody has said it");
-        assert_eq!(spelling::host(said).as_deref(), Some(&*host));
-        // Each may be asked for by what was found.
+        let stated = uri.authority().map(|stated| stated.as_str().as_bytes());
+        let stated = stated.or(fields.get(HOST).map(HeaderValue::as_bytes)).expect("the request states it");
+        assert_eq!(spelling::host(stated).as_deref(), Some(&*host));
+        // A request for the result gives the same result.
         let mut again = HeaderMap::from_iter([(HOST, HeaderValue::from_bytes(&host).expect("a value"))]);
         let origin = Uri::from_static("/");
         assert_eq!(authority(&Method::GET, &origin, version, &mut again).as_ref(), Some(&host));

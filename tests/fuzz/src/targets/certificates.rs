@@ -1,11 +1,11 @@
-//! Who a peer's certificate says that it is.
+//! The identity in a peer's certificate.
 
 use rustls::pki_types::CertificateDer;
 use tollgate::{fuzzing::forwarded_client_cert, tls::Identity};
 
 use crate::{Outcome, Target};
 
-/// What is read of a certificate may stand in fields and logs, and cannot say anything else there than it is.
+/// Parsed names are safe in header fields and logs: they cannot add anything there.
 fn check(input: &[u8]) -> Outcome {
     let Ok(identity) = Identity::parse(&CertificateDer::from(input)) else {
         return Outcome::of(input.len().min(800) / 16);
@@ -17,7 +17,8 @@ fn check(input: &[u8]) -> Outcome {
     assert!(identity.uri_sans.iter().chain(&identity.dns_sans).all(|name| printable(name)), "{identity:?}");
     let mut known = [&identity.subject].into_iter().chain(&identity.uri_sans).chain(&identity.dns_sans);
     assert!(known.any(|name| **name == *identity.principal()));
-    // Escapes included, a name is at most three times as long as it is in the certificate, and its attributes' names beside it.
+    // A name is at most three times as long as in the certificate because of escapes, plus the names of its
+    // attributes.
     assert!(identity.subject.len() <= 24 * input.len());
     let element = forwarded_client_cert(&identity);
     let keys = keys(element.to_str().expect("text"));
@@ -28,7 +29,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((identity.uri_sans.len(), identity.dns_sans.len(), identity.subject.len() / 8, input.len() / 64))
 }
 
-/// The keys of an element, by one who knows no more than that values may be in quotes.
+/// Returns the keys of an element, parsed with nothing but the rule that values may be quoted.
 fn keys(element: &str) -> Vec<&str> {
     let (mut keys, mut from, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, byte) in element.bytes().enumerate() {

@@ -1,4 +1,4 @@
-//! What a TLS client asks for.
+//! The ClientHello of a TLS client.
 
 use rustls::server::Acceptor;
 use tollgate::listener::{
@@ -8,7 +8,7 @@ use tollgate::listener::{
 
 use crate::{Outcome, Target, asked_again};
 
-/// The answer comes in time, stays, does not depend on records, and is what rustls reads.
+/// The result arrives in time, stays, does not depend on the split into records, and agrees with rustls.
 fn check(input: &[u8]) -> Outcome {
     let hello = asked_again(input, &Hello::NeedMore, MAX_HELLO, client_hello);
     if let Hello::Client(asked) = &hello {
@@ -28,7 +28,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((std::mem::discriminant(&hello), input.len().min(600) / 8, format!("{hello:?}").len()))
 }
 
-/// What is in the records.
+/// Returns the content of the records.
 fn fragments(mut records: &[u8]) -> Vec<u8> {
     let mut fragments = Vec::new();
     while let [22, 3, _, high, low, after @ ..] = records {
@@ -39,13 +39,13 @@ fn fragments(mut records: &[u8]) -> Vec<u8> {
     fragments
 }
 
-/// A message in records of this size.
+/// Splits a message into records of this size.
 fn in_records(message: &[u8], size: usize) -> Vec<u8> {
     let header = |fragment: &[u8]| [&[22, 3, 1], &(fragment.len() as u16).to_be_bytes()[..]].concat();
     message.chunks(size).flat_map(|fragment| [&header(fragment), fragment].concat()).collect()
 }
 
-/// What rustls takes is taken, and says the same.
+/// Checks that what rustls accepts is accepted with the same result.
 fn as_rustls(message: &[u8], mut records: &[u8], hello: &Hello) {
     let mut acceptor = Acceptor::default();
     let accepted = loop {
@@ -63,13 +63,13 @@ fn as_rustls(message: &[u8], mut records: &[u8], hello: &Hello) {
             assert_eq!(ours.server_name.as_deref(), name.map(|name| name.trim_end_matches('.')));
             assert!(ours.alpn().eq(theirs.alpn().into_iter().flatten()));
         }
-        // rustls overlooks what follows the name, and OpenSSL does not.
-        _ => assert!(name.is_none_or(|name| !asks_for_nothing_else(message, name)), "{hello:?}, but rustls takes it"),
+        // rustls ignores bytes after the name, OpenSSL does not.
+        _ => assert!(name.is_none_or(|name| !names_only(message, name)), "{hello:?}, but rustls accepts it"),
     }
 }
 
-/// Whether there is an extension with this name, in letters of any size, and nothing else.
-fn asks_for_nothing_else(message: &[u8], name: &str) -> bool {
+/// Returns whether there is an extension with exactly this name, ignoring case.
+fn names_only(message: &[u8], name: &str) -> bool {
     let len = name.len() as u16;
     let lengths = [(len + 5).to_be_bytes(), (len + 3).to_be_bytes()].concat();
     let extension = [&[0, 0], &lengths[..], &[0], &len.to_be_bytes(), name.as_bytes()].concat();

@@ -4,8 +4,8 @@ use tollgate::config::{Format, Loader};
 
 use crate::{Outcome, Target};
 
-/// The three readers and all that comes after them. What is wrong is told at a place that is there; what is right is the same when
-/// it is written out.
+/// The three parsers and everything after them. Errors have a valid place; a valid configuration is unchanged when it
+/// is written and parsed again.
 fn check(input: &[u8]) -> Outcome {
     let Ok(text) = str::from_utf8(input) else { return Outcome::of(()) };
     let mut outcomes = Vec::new();
@@ -14,14 +14,14 @@ fn check(input: &[u8]) -> Outcome {
             Ok(loaded) => {
                 let shown = loaded.shown().to_string();
                 let again = LOADER.with(|loader| loader.parse("again", &shown, Format::Json));
-                let again = again.unwrap_or_else(|wrong| panic!("{wrong}\nin {shown}"));
+                let again = again.unwrap_or_else(|errors| panic!("{errors}\nin {shown}"));
                 assert_eq!(again.shown().to_string(), shown);
                 outcomes.push((true, loaded.warnings.len()));
             }
-            Err(wrong) => {
-                assert!(wrong.has_errors());
-                assert!(!wrong.render(false).is_empty() && !wrong.to_json().is_null());
-                outcomes.push((false, wrong.len()));
+            Err(errors) => {
+                assert!(errors.has_errors());
+                assert!(!errors.render(false).is_empty() && !errors.to_json().is_null());
+                outcomes.push((false, errors.len()));
             }
         }
     }

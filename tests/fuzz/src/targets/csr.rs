@@ -1,11 +1,11 @@
-//! Requests for certificates.
+//! Certificate signing requests.
 
 use crate::{Outcome, Target};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use tollgate::{ca::request::read, config::spiffe::SpiffeId};
 
-/// The input as it is, and as what is inside of PEM. Whoever gets a certificate asks for one identity, and has signed that: so no
-/// change of a request asks for another one.
+/// The input as it is, and wrapped in PEM. An accepted request names one identity, which its signature covers: so no
+/// mutation of a request can name another one.
 fn check(input: &[u8]) -> Outcome {
     let inside = BASE64_STANDARD.encode(input);
     let wrapped = format!("-----BEGIN CERTIFICATE REQUEST-----\n{inside}\n-----END CERTIFICATE REQUEST-----\n");
@@ -14,9 +14,9 @@ fn check(input: &[u8]) -> Outcome {
         let asked = read(pem);
         if let Ok(asked) = &asked {
             assert_eq!(asked.spiffe.as_str().parse::<SpiffeId>().as_ref(), Ok(&asked.spiffe));
-            assert_eq!(asked.spiffe.as_str(), "spiffe://mesh.local/web", "nobody has signed that");
+            assert_eq!(asked.spiffe.as_str(), "spiffe://mesh.local/web", "the signature does not cover this");
         }
-        // What is told of a name that is none is as long as the name.
+        // The part of the error before the quoted name, whose length varies.
         outcomes.push(asked.map(|_| ()).map_err(|why| why.split('`').next().unwrap_or_default().len()));
     }
     Outcome::of((outcomes, input.len().min(600) / 32))

@@ -1,4 +1,4 @@
-//! What filters define: routes and buckets as JSON, and the answer of a bucket as bytes.
+//! Documents from filters: routes and buckets as JSON, and a bucket's result as bytes.
 
 use serde::{Serialize, de::DeserializeOwned};
 use tollgate_abi::{
@@ -8,7 +8,7 @@ use tollgate_abi::{
 
 use crate::{Outcome, Target};
 
-/// What is read can be written, and is then read as the same.
+/// What was parsed can be written, and parses to the same.
 fn check(input: &[u8]) -> Outcome {
     if let Some((bytes, _)) = input.split_first_chunk() {
         assert_eq!(Take::from_bytes(*bytes).to_bytes(), *bytes);
@@ -16,7 +16,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((read_again::<Route>(input), read_again::<Bucket>(input)))
 }
 
-/// Whether it was read, or the kind of error and about where it is.
+/// Returns whether it was parsed, or the kind of error and its approximate position.
 fn read_again<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[u8]) -> (bool, String, usize) {
     match serde_json::from_slice::<T>(input) {
         Ok(document) => {

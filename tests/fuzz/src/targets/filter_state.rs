@@ -1,10 +1,10 @@
-//! The arguments of `set_envoy_filter_state`: a message of Protocol Buffers.
+//! The arguments of `set_envoy_filter_state`: a Protocol Buffers message.
 
 use tollgate::fuzzing::filter_state;
 
 use crate::{Outcome, Target, cuts};
 
-/// What is read is in the message, and is read again when it is written; fields that are not known change nothing.
+/// The result is a part of the message and survives a round trip; unknown fields are ignored.
 fn check(input: &[u8]) -> Outcome {
     let read = filter_state(input);
     if let Some((key, value)) = read {
@@ -16,7 +16,7 @@ fn check(input: &[u8]) -> Outcome {
     }
     let (key, value) = input.split_at(input.len() / 2);
     assert_eq!(filter_state(&message(key, value)), (!key.is_empty()).then_some((key, value)));
-    // No end of a field is taken for one that it is not.
+    // A truncated field is not accepted.
     for cut in cuts(input) {
         if let Some((key, value)) = filter_state(&input[..cut]) {
             assert!(!key.is_empty() && key.len() + value.len() <= cut);

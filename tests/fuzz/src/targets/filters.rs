@@ -1,4 +1,4 @@
-//! The standard filters, natively: their configurations, and the requests that they see.
+//! The standard filters, compiled natively: their configurations, and requests.
 
 use std::time::Duration;
 
@@ -12,35 +12,35 @@ use tollgate_sdk::{Filter, testing::TestHost};
 
 use crate::{Outcome, Target};
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Came {
+struct Sent {
     continued: bool,
     status: Option<u16>,
     waits: Option<Duration>,
 }
 
-/// A configuration, an empty line, and requests with one between them: `METHOD HOST PATH`, and lines of fields. A configuration that
-/// is refused is refused with a reason; the same requests come to the same; and what came is one of the things that can.
-fn check<F: Filter>(input: &[u8], also: fn(&Value, &[Request<'_>], &[Came])) -> Outcome {
+/// A configuration, an empty line, and requests separated by empty lines: `METHOD HOST PATH`, and lines of fields. A
+/// rejected configuration has a reason; the same requests have the same outcomes; and each outcome is a possible one.
+fn check<F: Filter>(input: &[u8], also: fn(&Value, &[Request<'_>], &[Sent])) -> Outcome {
     let text = String::from_utf8_lossy(input);
     let mut parts = text.split("\n\n");
     let Some(Ok(config)) = parts.next().map(serde_json::from_str::<Value>) else { return Outcome::of(()) };
     let requests: Vec<_> = parts.filter_map(Request::read).take(8).collect();
-    let came = match send::<F>(&config, &requests) {
-        Ok(came) => came,
+    let sent = match send::<F>(&config, &requests) {
+        Ok(sent) => sent,
         Err(why) => {
             assert!(!why.is_empty());
             return Outcome::of(why.len());
         }
     };
-    assert_eq!(send::<F>(&config, &requests), Ok(came.clone()));
-    for came in &came {
-        assert!(came.continued || came.status.is_some() || came.waits.is_some(), "it is held for ever");
-        assert!(came.status.is_none_or(|status| (200..=599).contains(&status)), "{came:?}");
+    assert_eq!(send::<F>(&config, &requests), Ok(sent.clone()));
+    for sent in &sent {
+        assert!(sent.continued || sent.status.is_some() || sent.waits.is_some(), "the request is held forever");
+        assert!(sent.status.is_none_or(|status| (200..=599).contains(&status)), "{sent:?}");
     }
-    also(&config, &requests, &came);
-    Outcome::of((came, requests.len()))
+    also(&config, &requests, &sent);
+    Outcome::of((sent, requests.len()))
 }
 
 struct Request<'a> {
@@ -51,7 +51,7 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// As filters see it.
+    /// Parses a request as filters see it.
     fn read(text: &'a str) -> Option<Request<'a>> {
         let mut lines = text.lines();
         let mut words = lines.next()?.split(' ');
@@ -72,55 +72,55 @@ impl<'a> Request<'a> {
     }
 }
 
-fn send<F: Filter>(config: &Value, requests: &[Request<'_>]) -> Result<Vec<Came>, String> {
+fn send<F: Filter>(config: &Value, requests: &[Request<'_>]) -> Result<Vec<Sent>, String> {
     let host = TestHost::<F>::new(config.clone()).map_err(|e| e.to_string())?;
-    let came = requests.iter().map(|request| {
+    let sent = requests.iter().map(|request| {
         let sent = host.request(request.method, &request.path).host(&request.host);
         let sent = request.fields.iter().fold(sent, |sent, (name, value)| sent.header(name, value)).send();
-        Came { continued: sent.continued(), status: sent.status(), waits: sent.waits() }
+        Sent { continued: sent.continued(), status: sent.status(), waits: sent.waits() }
     });
-    Ok(came.collect())
+    Ok(sent.collect())
 }
 
-/// What only tries its rules out lets everything pass.
-fn tries<F: Filter>(config: &Value, requests: &[Request<'_>], _: &[Came]) {
+/// Checks that a filter with `dry_run` lets every request pass.
+fn dry_run_passes<F: Filter>(config: &Value, requests: &[Request<'_>], _: &[Sent]) {
     let mut tried = config.clone();
-    // A list may stand for a structure.
+    // A list can be deserialized as a struct.
     let Some(tried_out) = tried.as_object_mut() else { return };
     tried_out.insert("dry_run".to_owned(), json!(true));
-    let came = send::<F>(&tried, requests).expect("a configuration is one whether it counts or not");
-    assert!(came.iter().all(|came| came.continued), "{came:?}");
+    let sent = send::<F>(&tried, requests).expect("`dry_run` does not affect validity");
+    assert!(sent.iter().all(|sent| sent.continued), "{sent:?}");
 }
 
-fn authz(config: &Value, requests: &[Request<'_>], came: &[Came]) {
-    tries::<Authz>(config, requests, came);
-    assert!(came.iter().all(|came| came.continued == (came.status != Some(403))));
-    // A policy more that denies lets nobody in.
+fn authz(config: &Value, requests: &[Request<'_>], sent: &[Sent]) {
+    dry_run_passes::<Authz>(config, requests, sent);
+    assert!(sent.iter().all(|sent| sent.continued == (sent.status != Some(403))));
+    // An additional deny policy allows nothing new.
     let mut stricter = config.clone();
     if let Some(policies) = stricter.get_mut("policies").and_then(Value::as_array_mut) {
         let name = policies.len().to_string().repeat(40);
         let operation = json!({"methods": ["GET"]});
         policies.push(json!({"name": name, "action": "deny", "rules": [{"to": [{"operation": operation}]}]}));
-        let stricter = send::<Authz>(&stricter, requests).expect("each of its policies is one");
-        for ((request, came), stricter) in requests.iter().zip(came).zip(stricter) {
+        let stricter = send::<Authz>(&stricter, requests).expect("every policy is valid");
+        for ((request, sent), stricter) in requests.iter().zip(sent).zip(stricter) {
             let denied = request.method == "GET" && config["dry_run"] != true;
-            assert_eq!(stricter.continued, came.continued && !denied, "{} {}", request.method, request.path);
+            assert_eq!(stricter.continued, sent.continued && !denied, "{} {}", request.method, request.path);
         }
     }
 }
 
-fn ratelimit(config: &Value, requests: &[Request<'_>], came: &[Came]) {
-    tries::<Ratelimit>(config, requests, came);
+fn ratelimit(config: &Value, requests: &[Request<'_>], sent: &[Sent]) {
+    dry_run_passes::<Ratelimit>(config, requests, sent);
     let status = config["status"].as_u64().unwrap_or(429);
-    assert!(came.iter().all(|came| came.continued || came.status.map(u64::from) == Some(status)), "{came:?}");
+    assert!(sent.iter().all(|sent| sent.continued || sent.status.map(u64::from) == Some(status)), "{sent:?}");
 }
 
-fn fault(_: &Value, _: &[Request<'_>], came: &[Came]) {
-    assert!(came.iter().all(|came| came.waits.is_none_or(|time| time <= Duration::from_secs(3600))), "{came:?}");
+fn fault(_: &Value, _: &[Request<'_>], sent: &[Sent]) {
+    assert!(sent.iter().all(|sent| sent.waits.is_none_or(|time| time <= Duration::from_secs(3600))), "{sent:?}");
 }
 
-fn router(_: &Value, _: &[Request<'_>], came: &[Came]) {
-    assert!(came.iter().all(|came| came.waits.is_none()));
+fn router(_: &Value, _: &[Request<'_>], sent: &[Sent]) {
+    assert!(sent.iter().all(|sent| sent.waits.is_none()));
 }
 
 const REQUESTS: [&[u8]; 6] = [
@@ -132,7 +132,7 @@ const REQUESTS: [&[u8]; 6] = [
     b"*",
 ];
 
-/// A filter's target: its type, what checks it, and its own words beside those of requests.
+/// Defines a filter's target: its type, an additional check, and its own words in addition to those of requests.
 macro_rules! target {
     ($filter:ty, $checked:expr, $($word:expr),+ $(,)?) => {
         Target {

@@ -1,4 +1,4 @@
-//! What counts the frames of a client over HTTP/2 that lead to nothing.
+//! The limit on an HTTP/2 client's frames that lead to nothing.
 
 use std::{
     pin::pin,
@@ -11,12 +11,13 @@ use crate::{Outcome, Pieces, Target};
 use tokio::io::{AsyncRead, ReadBuf};
 use tollgate::{downstream::flood::FrameLimiter, fuzzing::counted};
 
-/// What the bounds are documented to be: so many frames at once, so many more in each second, and so many for a head.
+/// The documented limits: frames at once, additional frames per second, and the credit for a head.
 const MOST: u64 = 10_000;
 const EACH_SECOND: u64 = 1000;
 const HEAD: u64 = 10;
 
-/// The first byte says how often the frames after it come. A connection is cut off if, and only if, they were too many.
+/// The first byte is how often the following frames are repeated. A connection is closed if and only if they exceed
+/// the limit.
 fn check(input: &[u8]) -> Outcome {
     let Some((times, frames)) = input.split_first() else { return Outcome::of(()) };
     let all = frames.repeat(1 + 16 * usize::from(*times));
@@ -35,17 +36,17 @@ fn check(input: &[u8]) -> Outcome {
                 broken = true;
                 break;
             }
-            Poll::Pending => panic!("it waits for nothing"),
+            Poll::Pending => panic!("nothing is left to wait for"),
         }
     }
     assert_eq!(broken, flood.is_one());
     let allowed = EACH_SECOND * (1 + begin.elapsed().as_secs());
-    assert!(!broken || highest > MOST, "cut off after {highest} at once");
-    assert!(broken || highest <= MOST + allowed, "{highest} at once were let through");
+    assert!(!broken || highest > MOST, "closed after {highest} at once");
+    assert!(broken || highest <= MOST + allowed, "{highest} at once were allowed");
     Outcome::of((broken, highest.min(MOST).checked_ilog2(), frames.len().min(64)))
 }
 
-/// The highest level of a bucket from which nothing flows.
+/// Returns the highest level of a bucket that does not leak.
 fn highest(mut bytes: &[u8]) -> u64 {
     let (mut level, mut highest) = (0u64, 0);
     while let Some(([a, b, c, kind, ..], rest)) = bytes.split_first_chunk::<9>() {

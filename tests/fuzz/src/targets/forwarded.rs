@@ -1,4 +1,4 @@
-//! What a request says of where it comes from, and what is said of that to upstreams.
+//! The forwarding fields of a request: what is trusted, and what is sent to upstreams.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,8 @@ use crate::{Outcome, Target};
 const FOR: &str = "x-forwarded-for";
 const PEER: &str = "10.0.0.1";
 
-/// The first byte is how many proxies are trusted; lines of `NAME: VALUE` follow. Only as many are believed.
+/// The first byte is the number of trusted proxies; lines of `NAME: VALUE` follow. Only that many entries are
+/// trusted.
 fn check(input: &[u8]) -> Outcome {
     let Some((hops, lines)) = input.split_first() else { return Outcome::of(()) };
     let mut fields = fields(lines);
@@ -19,8 +20,8 @@ fn check(input: &[u8]) -> Outcome {
     remove_hop_by_hop(&mut fields, present);
     let mut again = fields.clone();
     remove_hop_by_hop(&mut again, Present::of(&fields));
-    assert_eq!(again, fields, "nothing of the hop is left");
-    let said: Vec<_> = fields.get_all(FOR).iter().map(|line| line.as_bytes().to_vec()).collect();
+    assert_eq!(again, fields, "no hop-by-hop field is left");
+    let received: Vec<_> = fields.get_all(FOR).iter().map(|line| line.as_bytes().to_vec()).collect();
     let hops = u32::from(hops % 5);
     let peer: SocketAddr = format!("{PEER}:5").parse().expect("an address");
     let forward = |fields: &mut HeaderMap, hops| {
@@ -29,13 +30,13 @@ fn check(input: &[u8]) -> Outcome {
     let mut sent = fields.clone();
     let origin = forward(&mut sent, hops);
     let all: Vec<_> = sent.get_all(FOR).iter().map(HeaderValue::as_bytes).collect();
-    let told = [&said.join(&b", "[..])[..], PEER.as_bytes()];
+    let expected = [&received.join(&b", "[..])[..], PEER.as_bytes()];
     match hops {
         0 => assert_eq!((origin.client, &all[..]), (peer, &[PEER.as_bytes()][..])),
-        _ if said.is_empty() => assert_eq!((origin.client, &all[..]), (peer, &[PEER.as_bytes()][..])),
+        _ if received.is_empty() => assert_eq!((origin.client, &all[..]), (peer, &[PEER.as_bytes()][..])),
         _ => {
-            assert_eq!(all, [told.join(&b", "[..])]);
-            let line = said.join(&b","[..]);
+            assert_eq!(all, [expected.join(&b", "[..])]);
+            let line = received.join(&b","[..]);
             let elements: Vec<_> = line.split(|byte| *byte == b',').collect();
             let element = elements[elements.len().saturating_sub(hops as usize)];
             assert_eq!(origin.client, client(element), "{}", element.escape_ascii());
@@ -45,17 +46,24 @@ fn check(input: &[u8]) -> Outcome {
     assert_eq!(sent["x-request-id"], origin.request_id);
     let own_host = hops == 0 || !fields.contains_key("x-forwarded-host");
     assert!(!own_host || sent["x-forwarded-host"] == "host");
-    // Who is asked after this proxy, and trusts it, finds the same client.
+    // A proxy after this one that trusts it finds the same client.
     if hops > 0 {
         assert_eq!(
             forward(&mut sent.clone(), hops + 1).client,
-            if said.is_empty() { client(PEER.as_bytes()) } else { origin.client }
+            if received.is_empty() { client(PEER.as_bytes()) } else { origin.client }
         );
     }
-    Outcome::of((hops, origin.client == UNKNOWN_CLIENT, origin.client.is_ipv6(), origin.scheme, said.len(), sent.len()))
+    Outcome::of((
+        hops,
+        origin.client == UNKNOWN_CLIENT,
+        origin.client.is_ipv6(),
+        origin.scheme,
+        received.len(),
+        sent.len(),
+    ))
 }
 
-/// Lines of a name, `:` and a value.
+/// Parses lines of a name, `:` and a value.
 fn fields(lines: &[u8]) -> HeaderMap {
     let mut fields = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n').take(20) {
@@ -70,7 +78,7 @@ fn fields(lines: &[u8]) -> HeaderMap {
     fields
 }
 
-/// Whose address an element is: in quotes or not, with a port or not, IPv6's in brackets or not, with a zone or not.
+/// Parses an element's address: quoted or not, with a port or not, IPv6 in brackets or not, with a zone or not.
 fn client(element: &[u8]) -> SocketAddr {
     let text = str::from_utf8(element.trim_ascii()).unwrap_or_default();
     let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);

@@ -1,4 +1,4 @@
-//! What is read of gRPC: its fields, the messages of a body, an endpoint's health.
+//! gRPC: its fields, the messages of a body, and health responses.
 
 use http::{HeaderMap, HeaderValue, header};
 use tollgate::{
@@ -11,7 +11,7 @@ use tollgate::{
 
 use crate::{Outcome, Target, cuts};
 
-/// Fields and paths are read as the protocol writes them, and written as they are read; messages are the same wherever a body is cut.
+/// Fields and paths round-trip as the protocol defines; messages are the same wherever a body is split.
 fn check(input: &[u8]) -> Outcome {
     let fields = HeaderValue::from_bytes(input).ok().map(|value| of_field(&value));
     if let Ok(text) = str::from_utf8(input) {
@@ -26,7 +26,7 @@ fn check(input: &[u8]) -> Outcome {
         assert_eq!(grpc_messages(&[&asked]).map(|(all, left)| (all.len(), left)), Ok((1, 0)));
     }
     let decoded = decode_message(input);
-    // Each byte that is no text stands for three.
+    // Each byte that is not text is encoded as three.
     assert!(decoded.len() <= 3 * input.len());
     let messages = grpc_messages(&[input]);
     assert_eq!(messages.as_ref().map(|(all, left)| (all.len(), *left)).map_err(|e| *e), by_hand(input));
@@ -36,7 +36,7 @@ fn check(input: &[u8]) -> Outcome {
     }
     let health = health_status(input);
     if let Some(status) = health {
-        // The last status counts, wherever what is not known stands.
+        // The last status counts, wherever unknown fields are.
         let more = [input, &[0x10, 5, 8][..], &varint(status ^ 1)[..]].concat();
         let length = (more.len() as u32 - 5).to_be_bytes();
         assert_eq!(health_status(&[&more[..1], &length, &more[5..]].concat()), Some(status ^ 1));
@@ -44,7 +44,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((fields, messages.map(|(all, left)| (all.len(), left > 0)), health.is_some(), input.len().min(64)))
 }
 
-/// What a value is as that of one or the other field.
+/// Interprets a value as that of each field.
 fn of_field(value: &HeaderValue) -> (bool, Option<u32>, Option<u8>) {
     let timeout = parse_timeout(value);
     if let Some(timeout) = timeout {
@@ -59,7 +59,7 @@ fn of_field(value: &HeaderValue) -> (bool, Option<u32>, Option<u8>) {
     (is_grpc, status(&fields), timeout.and(value.as_bytes().last().copied()))
 }
 
-/// How many messages there are and what is left, or what is wrong.
+/// Returns the number of messages and of bytes left, or the error.
 fn by_hand(mut input: &[u8]) -> Result<(usize, usize), u32> {
     let mut count = 0;
     while let Some(([compressed, length @ ..], rest)) = input.split_first_chunk::<5>() {

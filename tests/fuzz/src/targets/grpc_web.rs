@@ -1,4 +1,4 @@
-//! What becomes of gRPC-Web, both ways.
+//! The translation of gRPC-Web in both directions.
 
 use std::{
     collections::VecDeque,
@@ -17,8 +17,8 @@ use tollgate::http::{
 
 use crate::{Outcome, Target, cuts};
 
-/// The first line is a media type, and the rest a body. A request's is decoded the same wherever it is cut, as its groups of four
-/// would be one by one; a response's becomes one that says the same.
+/// The first line is a media type, the rest a body. A request is decoded the same wherever it is split, as if each
+/// group of four were decoded by itself; a translated response has the same content.
 fn check(input: &[u8]) -> Outcome {
     let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let (kind, body) = (&input[..line], input.get(line + 1..).unwrap_or_default());
@@ -49,7 +49,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((text, decoded.is_ok(), trailers.len(), body.len().min(64)))
 }
 
-/// The media type and the body of the translated request. None: it is not translated.
+/// Translates a request. Returns its media type and body, or `None` if it is not gRPC-Web.
 fn ask(kind: &HeaderValue, pieces: &[&[u8]]) -> Option<(String, Result<Vec<u8>, ()>, Translation)> {
     let mut request =
         Request::post("/a/b").header(header::CONTENT_TYPE, kind).body(frames(pieces, None)).expect("a request");
@@ -61,10 +61,10 @@ fn ask(kind: &HeaderValue, pieces: &[&[u8]]) -> Option<(String, Result<Vec<u8>, 
 fn answer(translation: Translation, body: &[u8], trailers: &HeaderMap) -> Vec<u8> {
     let body = frames(&[body], (!trailers.is_empty()).then(|| trailers.clone()));
     let response = Response::builder().header(header::CONTENT_TYPE, "application/grpc").body(body).expect("a response");
-    read(translation.end(response).into_body()).expect("nothing is wrong with a response")
+    read(translation.end(response).into_body()).expect("a response is valid")
 }
 
-/// Lines of names and values.
+/// Parses lines of names and values.
 fn trailers(input: &[u8]) -> HeaderMap {
     let lines = input.split(|byte| *byte == b'\n').take(20);
     let field = |line: &[u8]| {
@@ -76,7 +76,7 @@ fn trailers(input: &[u8]) -> HeaderMap {
     trailers
 }
 
-/// Base64 with padding wherever a piece may end.
+/// Decodes base64 with padding at the end of any group.
 fn by_groups(text: &[u8]) -> Result<Vec<u8>, ()> {
     let (groups, rest) = text.as_chunks::<4>();
     let decoded: Result<Vec<_>, _> = groups.iter().map(|group| BASE64_STANDARD.decode(group)).collect();

@@ -1,4 +1,4 @@
-//! What reads requests over HTTP/1.1: heads, and the bodies between them.
+//! The parser of HTTP/1.1 requests: heads and bodies.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Uri, Version};
@@ -11,16 +11,16 @@ use tollgate::h1::{
 
 use crate::{Outcome, Target, cuts};
 
-/// Longer than any input, so that no head is too long for the place where it was cut.
+/// Longer than any input, so that the limit does not depend on where an input is split.
 const LIMITS: Limits = Limits { head: 64 << 10, fields: 160 };
 
-/// However the bytes come, they mean the same; what was read has no other meaning to a simple reader; and what is written of it
-/// is one request to whoever reads that.
+/// The bytes have the same meaning wherever they are split; a simple parser finds the same requests; and what is
+/// forwarded parses as one request.
 fn check(input: &[u8]) -> Outcome {
     let whole = wherever_cut(input, request);
     let heads = if whole.error.is_none() { walk(input) } else { 0 };
     assert!(heads <= whole.messages.len(), "{heads} of {}", whole.messages.len());
-    for message in whole.messages.iter().filter(|message| message.can_go_on()) {
+    for message in whole.messages.iter().filter(|message| message.can_be_forwarded()) {
         let (method, uri, _) = &message.start;
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         let head =
@@ -46,7 +46,7 @@ fn request(inbox: &mut BytesMut, length: usize) -> Result<(Start, HeaderMap, Opt
     Ok(((parts.method, parts.uri, parts.version), parts.headers, Some(request.body)))
 }
 
-/// What is read from a connection.
+/// What was read from a connection.
 #[derive(Debug, PartialEq)]
 pub(super) struct Read<S> {
     pub(super) messages: Vec<Message<S>>,
@@ -59,16 +59,16 @@ pub(super) struct Message<S> {
     pub(super) fields: HeaderMap,
     pub(super) data: Vec<u8>,
     pub(super) trailers: HeaderMap,
-    /// Its end has come, and it ends by itself.
+    /// It was received completely, and does not end with the connection.
     pub(super) is_whole: bool,
 }
 
-/// With as many fields, there is room for those that the proxy adds.
+/// With at most this many fields, there is room for those that the proxy adds.
 const FEW_FIELDS: usize = LIMITS.fields - 8;
 
 impl<S> Message<S> {
-    /// Whether it can be sent on.
-    pub(super) fn can_go_on(&self) -> bool {
+    /// Returns whether it can be forwarded.
+    pub(super) fn can_be_forwarded(&self) -> bool {
         self.is_whole && self.fields.len() <= FEW_FIELDS
     }
 
@@ -76,7 +76,7 @@ impl<S> Message<S> {
         SizeHint::with_exact(self.data.len() as u64)
     }
 
-    /// What is sent of it, after a head that says how long its body is or that it comes in chunks.
+    /// Returns the encoded message, after a head that declares its length or that it is chunked.
     pub(super) fn write(&self, encoder: &mut Encoder, mut head: WriteBuf) -> Vec<u8> {
         let mut written = std::mem::take(head.tail());
         let mut out = WriteBuf::default();
@@ -89,10 +89,10 @@ impl<S> Message<S> {
     }
 }
 
-/// How a head of so many bytes is understood: what it begins with, its fields, and what reads its body, if anything does.
+/// Parses a head of this many bytes: returns its first line, its fields, and the decoder of its body, if supported.
 pub(super) type ReadHead<S> = fn(&mut BytesMut, usize) -> Result<(S, HeaderMap, Option<Decoder>), HeadError>;
 
-/// What is read of this, which is the same wherever it is cut.
+/// Reads messages, which must be the same wherever the input is split.
 pub(super) fn wherever_cut<S: PartialEq + std::fmt::Debug>(input: &[u8], head: ReadHead<S>) -> Read<S> {
     let whole = read(&[input], head);
     for cut in cuts(input) {
@@ -114,9 +114,9 @@ fn read_into<S>(parts: &[&[u8]], head: ReadHead<S>, messages: &mut Vec<Message<S
     let (mut inbox, mut parts) = (BytesMut::new(), parts.iter());
     let mut next = |inbox: &mut BytesMut| parts.next().map(|part| inbox.extend_from_slice(part)).is_some();
     loop {
-        let mut finder = head::HeadScanner::default();
+        let mut scanner = head::HeadScanner::default();
         let length = loop {
-            match finder.find(&mut inbox, LIMITS.head).map_err(|e| e.to_string())? {
+            match scanner.find(&mut inbox, LIMITS.head).map_err(|e| e.to_string())? {
                 Some(length) => break length,
                 None if next(&mut inbox) => {}
                 None => return Ok(()),
@@ -126,7 +126,7 @@ fn read_into<S>(parts: &[&[u8]], head: ReadHead<S>, messages: &mut Vec<Message<S
         let (data, trailers) = (Vec::new(), HeaderMap::new());
         messages.push(Message { start, fields, data, trailers, is_whole: false });
         let (Some(message), Some(mut body)) = (messages.last_mut(), body) else {
-            return Err("its body cannot be read".to_owned());
+            return Err("its body cannot be decoded".to_owned());
         };
         while !body.is_done() {
             match body.decode(&mut inbox).map_err(|e| e.to_string())? {
@@ -140,8 +140,7 @@ fn read_into<S>(parts: &[&[u8]], head: ReadHead<S>, messages: &mut Vec<Message<S
     }
 }
 
-/// Follows accepted bytes from head to head, and looks at each of them for what must not have been accepted. Returns how many
-/// there were.
+/// Follows accepted bytes from head to head, and checks that each is unambiguous. Returns the number of heads.
 fn walk(mut input: &[u8]) -> usize {
     let mut heads = 0;
     loop {
@@ -165,7 +164,7 @@ fn walk(mut input: &[u8]) -> usize {
     }
 }
 
-/// The values of `Content-Length` and of `Transfer-Encoding`.
+/// Returns the values of `Content-Length` and `Transfer-Encoding`.
 pub(super) fn framing<'a>(fields: &[httparse::Header<'a>]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
     let all = |name: &str| {
         let of_name = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
@@ -174,13 +173,13 @@ pub(super) fn framing<'a>(fields: &[httparse::Header<'a>]) -> (Vec<&'a [u8]>, Ve
     (all("content-length"), all("transfer-encoding"))
 }
 
-/// The length that an accepted head says.
+/// Parses the length in an accepted head.
 pub(super) fn length(value: &[u8]) -> Option<usize> {
     assert!(!value.is_empty() && value.iter().all(u8::is_ascii_digit), "{value:?}");
     str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// The length of a chunked body with its trailers (RFC 9112 section 7.1). `None`: it has not ended.
+/// Returns the length of a chunked body with its trailers (RFC 9112 section 7.1). `None` if it is incomplete.
 pub(super) fn chunked(input: &[u8]) -> Option<usize> {
     let line = |at: usize| input[at..].windows(2).position(|two| two == b"\r\n").map(|end| &input[at..at + end]);
     let mut at = 0;
@@ -229,7 +228,7 @@ pub(super) const TARGET: Target = Target {
         b"0\r\nx: y\r\n\r\n",
         b"ffffffffffffffff",
     ],
-    // Shorter than the bound on lines of chunks' sizes and of trailers, which is for lines that come in parts.
+    // Shorter than the limit on lines of chunk sizes and trailers, which applies to incomplete lines.
     max_len: 12_000,
     check,
 };

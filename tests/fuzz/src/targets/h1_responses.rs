@@ -1,4 +1,4 @@
-//! What reads responses over HTTP/1.1.
+//! The parser of HTTP/1.1 responses.
 
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode, Version};
@@ -13,7 +13,8 @@ use crate::{Outcome, Target};
 
 const LIMITS: Limits = Limits { head: 64 << 10, fields: 160 };
 
-/// However the bytes come, they mean the same; a simple reader finds the same bodies; and what a client is sent of a response is
+/// The bytes have the same meaning wherever they are split; a simple parser finds the same bodies; and the response
+/// sent to a client parses as one response with the same body.
 /// one response, with the same body.
 fn check(input: &[u8]) -> Outcome {
     let mut outcomes = Vec::new();
@@ -23,7 +24,7 @@ fn check(input: &[u8]) -> Outcome {
         for message in &all.messages {
             left = body(left, head_only, message);
         }
-        for message in all.messages.iter().filter(|message| message.can_go_on()) {
+        for message in all.messages.iter().filter(|message| message.can_be_forwarded()) {
             let (status, _) = message.start;
             let (mut parts, ()) = http::Response::new(()).into_parts();
             (parts.status, parts.headers) = (status, message.fields.clone());
@@ -58,7 +59,7 @@ fn response(
             Ok(((parts.status, parts.version), parts.headers, response.body))
         }
         Err(error) => {
-            assert!(inbox.starts_with(&before[..length]), "it stays, to be shown");
+            assert!(inbox.starts_with(&before[..length]), "it stays, so that it can be logged");
             Err(error)
         }
     }
@@ -72,8 +73,8 @@ fn to_head(inbox: &mut BytesMut, length: usize) -> Result<(Start, HeaderMap, Opt
     response(inbox, length, true)
 }
 
-/// Goes over the next response, whose head was accepted and of whose body this was read, as RFC 9112 section 6.3 has it. What
-/// follows.
+/// Parses the next accepted response as RFC 9112 section 6.3 defines, and compares its body. Returns the bytes after
+/// it.
 fn body<'a>(mut input: &'a [u8], head_only: bool, message: &Message<Start>) -> &'a [u8] {
     let read = &message.data[..];
     while let Some(rest) = input.strip_prefix(b"\r\n") {
@@ -81,7 +82,7 @@ fn body<'a>(mut input: &'a [u8], head_only: bool, message: &Message<Start>) -> &
     }
     let mut fields = [httparse::EMPTY_HEADER; LIMITS.fields];
     let mut head = httparse::Response::new(&mut fields);
-    let Ok(httparse::Status::Complete(len)) = head.parse(input) else { panic!("an accepted head is one") };
+    let Ok(httparse::Status::Complete(len)) = head.parse(input) else { panic!("an accepted head is valid") };
     let (lengths, codings) = framing(head.headers);
     assert!(lengths.len() <= 1 && (codings.is_empty() || lengths.is_empty()), "{lengths:?} and {codings:?}");
     let rest = &input[len..];
@@ -92,14 +93,14 @@ fn body<'a>(mut input: &'a [u8], head_only: bool, message: &Message<Start>) -> &
             rest
         }
         (Some(length), _) => {
-            // Without an end in sight, all that has come belongs to it.
+            // An incomplete body consists of all received bytes.
             let length = self::length(length).unwrap_or(usize::MAX).min(rest.len());
             assert_eq!(read, &rest[..length]);
             &rest[length..]
         }
         (None, [coding]) if coding.eq_ignore_ascii_case(b"chunked") => {
-            // How much there is of one that has not ended is for the decoder to say; nothing follows it.
-            let length = message.is_whole.then(|| chunked(rest).expect("it has ended"));
+            // The decoder decides how much of an incomplete body there is; nothing follows it.
+            let length = message.is_whole.then(|| chunked(rest).expect("it is complete"));
             length.map_or(&[], |length| &rest[length..])
         }
         (None, []) => {
@@ -107,7 +108,7 @@ fn body<'a>(mut input: &'a [u8], head_only: bool, message: &Message<Start>) -> &
             &[]
         }
         _ => {
-            assert!(read.is_empty(), "it cannot be read");
+            assert!(read.is_empty(), "it cannot be decoded");
             &[]
         }
     }

@@ -1,4 +1,4 @@
-//! The frames of HTTP/2, before h2 sees them, and the heads in them.
+//! The inspection of HTTP/2 frames before h2, and of the heads in them.
 
 use std::{
     pin::pin,
@@ -10,10 +10,11 @@ use tollgate::h2::{Malformed, ScreenedIo, hpack};
 
 use crate::{Outcome, Pieces, Target, cuts};
 
-/// What a client's frames come after.
+/// The connection preface.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What comes through of what a client sends in these pieces after the preface, and how many heads were changed.
+/// Returns what passes of a client's bytes after the preface, sent in these pieces, and the number of rewritten
+/// heads.
 fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     let (malformed, pieces) = (Malformed::default(), [&[PREFACE], pieces].concat());
     let mut screened = pin!(ScreenedIo::of_client(Pieces::new(&pieces, false), 300, malformed.clone()));
@@ -21,7 +22,7 @@ fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     loop {
         let mut buffer = ReadBuf::new(&mut space);
         let read = screened.as_mut().poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
-        assert!(matches!(read, Poll::Ready(Ok(()))), "it waits for nothing");
+        assert!(matches!(read, Poll::Ready(Ok(()))), "nothing is left to wait for");
         match buffer.filled() {
             [] => break,
             more => all.extend_from_slice(more),
@@ -31,8 +32,8 @@ fn passed(pieces: &[&[u8]]) -> (Vec<u8>, usize) {
     (all.split_off(PREFACE.len()), count)
 }
 
-/// It does not matter where it is cut, what comes through would come through again, and a block is fine once its fields are
-/// replaced.
+/// The result does not depend on where the input is split, what passes would pass again, and a block with replaced
+/// fields is valid.
 fn check(input: &[u8]) -> Outcome {
     let (all, malformed) = passed(&[input]);
     for cut in cuts(input) {
@@ -48,7 +49,7 @@ fn check(input: &[u8]) -> Outcome {
         match (fine, done) {
             (Some(true), Some(())) => assert_eq!(replaced, input),
             (Some(false), Some(())) => assert_eq!(hpack::is_fine(&replaced, in_trailers), Some(true)),
-            // An empty name has none that could stand for it.
+            // An empty name has no replacement.
             (Some(true), None) | (None, Some(())) => panic!("{fine:?}, {done:?}"),
             (_, None) => {}
         }

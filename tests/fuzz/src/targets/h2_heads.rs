@@ -1,4 +1,4 @@
-//! Heads over HTTP/2, as they come to the crate h2 past the screen.
+//! HTTP/2 heads, as the crate h2 gets them after the inspection.
 
 use std::{
     pin::pin,
@@ -16,7 +16,7 @@ use tollgate::h2::{
 
 use crate::{Outcome, Pieces, Target, cuts};
 
-/// What a client says before its first head: the preface, and that it has no settings.
+/// What a client sends before its first head: the preface and empty SETTINGS.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// `GET`, `https`, `/`.
@@ -25,7 +25,7 @@ const GOOD: &[u8] = b"\x82\x87\x84";
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// The first byte says what the others are: a head, or trailers, in one frame or in two.
+/// The first byte selects what the others are: a head or trailers, in one frame or in two.
 fn check(input: &[u8]) -> Outcome {
     let Some((how, block)) = input.split_first() else { return Outcome::of(()) };
     let (in_trailers, split) = (how & 1 == 1, usize::from(how >> 1) % (block.len() + 1));
@@ -43,7 +43,7 @@ fn check(input: &[u8]) -> Outcome {
         let (before, after) = bytes.split_at(cut);
         assert_eq!(serve(&[before, after]), seen, "cut at {cut}");
     }
-    // What h2 would end the connection for has been replaced. Of a dynamic table the screen knows nothing.
+    // Fields for which h2 would close the connection were replaced. The inspection does not track the dynamic table.
     if is_self_contained(block) && hpack::replaced(block, in_trailers, |_| {}).is_some() {
         assert!(!seen.has_ended, "{seen:?}");
     }
@@ -74,16 +74,16 @@ fn put_frame(out: &mut Vec<u8>, kind: u8, flags: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// What a server makes of a connection with one request.
+/// What a server reads from a connection with one request.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
-    /// `:method` and what the others make of a target.
+    /// `:method` and the URI.
     target: String,
     fields: HeaderMap,
     trailers: HeaderMap,
-    /// The connection was ended.
+    /// Whether the connection was closed.
     has_ended: bool,
-    /// Heads in which the screen has replaced something.
+    /// The number of heads with replaced fields.
     malformed: usize,
 }
 
@@ -119,8 +119,8 @@ fn serve(pieces: &[&[u8]]) -> Seen {
     seen
 }
 
-/// Whether a block can be decoded by whoever has no dynamic table: what it refers to is in the static one, and its texts are
-/// texts.
+/// Returns whether a block can be decoded without a dynamic table: it refers only to the static table, and its
+/// strings are valid.
 fn is_self_contained(mut block: &[u8]) -> bool {
     const STATIC: usize = 61;
     let input = &mut block;

@@ -1,4 +1,4 @@
-//! The frames of HTTP/3, before h3 sees them.
+//! The inspection of HTTP/3 frames before h3.
 
 use crate::{Outcome, Target, cuts};
 use bytes::Bytes;
@@ -7,16 +7,16 @@ use tollgate::downstream::{
     h3::framing::{FrameViolation, Framing},
 };
 
-/// The bound on heads.
+/// The limit on heads in bytes.
 const MAX_HEAD: u64 = 200;
 
-/// What is passed on of a stream that comes in these pieces, how much of it is data, and how it ends.
+/// Returns what passes of a stream that arrives in these pieces, how much of it is data, and how it ends.
 fn passed(mut framing: Framing, pieces: &[&[u8]]) -> (Vec<u8>, u64, Result<(), FrameViolation>) {
     let (flood, mut all, mut data) = (FrameLimiter::default(), Vec::new(), 0);
     for piece in pieces {
         let pushed = framing.push(&Bytes::copy_from_slice(piece), &flood);
         while let Some(piece) = framing.pop() {
-            assert!(!piece.is_empty(), "h3 takes nothing for the end");
+            assert!(!piece.is_empty(), "h3 takes an empty piece for the end");
             all.extend_from_slice(&piece);
         }
         match pushed {
@@ -27,7 +27,7 @@ fn passed(mut framing: Framing, pieces: &[&[u8]]) -> (Vec<u8>, u64, Result<(), F
     (all, data, framing.end())
 }
 
-/// It does not matter where the stream is cut, nothing is made up, and what is passed on would be passed on again.
+/// The result does not depend on where the stream is split, nothing is added, and what passes would pass again.
 fn check(input: &[u8]) -> Outcome {
     let kinds: [fn() -> Framing; 2] = [|| Framing::request(MAX_HEAD), Framing::one_way];
     let mut outcomes = Vec::new();
@@ -38,7 +38,7 @@ fn check(input: &[u8]) -> Outcome {
             let (before, after) = input.split_at(cut);
             let (parts, _, same) = passed(framing(), &[before, after]);
             assert_eq!(end, same, "cut at {cut}");
-            // What comes after something that must not be is nobody's business.
+            // Bytes after a violation do not matter.
             assert!(if end.is_ok() { parts == all } else { parts.starts_with(&all) || all.starts_with(&parts) });
         }
         if end.is_ok() {

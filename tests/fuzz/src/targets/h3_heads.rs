@@ -1,10 +1,10 @@
-//! Heads and trailers over HTTP/3, as they are encoded (QPACK), before h3 sees them.
+//! Encoded heads and trailers of HTTP/3 (QPACK), before h3 decodes them.
 
 use crate::{Outcome, Target};
 use http::{HeaderName, HeaderValue, Method};
 use tollgate::downstream::h3::qpack::is_sound;
 
-/// Any bytes are judged; and of fields that are spelled out, what RFC 9114 says of them.
+/// Any bytes get a result; literal fields get the result that RFC 9114 defines.
 fn check(input: &[u8]) -> Outcome {
     let mut outcomes = Vec::new();
     for in_trailers in [false, true] {
@@ -14,7 +14,7 @@ fn check(input: &[u8]) -> Outcome {
         assert_eq!(is_sound(&section(&fields, input.len()), in_trailers), Some(expected), "{fields:?}");
         outcomes.push(Some(expected));
     }
-    // What trailers may say, heads may say after what they must say.
+    // Fields that trailers may have, heads may have after the required ones.
     if outcomes[2] == Some(true) {
         let head = [&[0, 0, 0xd1, 0xd7, 0xc1][..], input.get(2..).unwrap_or_default()].concat();
         assert!(input.starts_with(&[0, 0]).then(|| is_sound(&head, false)) != Some(Some(false)));
@@ -24,14 +24,14 @@ fn check(input: &[u8]) -> Outcome {
 
 type Field<'a> = (&'a [u8], &'a [u8]);
 
-/// Lines of a name, `=`, and a value.
+/// Parses lines of a name, `=`, and a value.
 fn fields(input: &[u8]) -> Vec<Field<'_>> {
     let lines = input.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let field = |line: &[u8]| line.iter().position(|byte| *byte == b'=').unwrap_or(line.len());
     lines.map(|line| (&line[..field(line)], line.get(field(line) + 1..).unwrap_or_default())).collect()
 }
 
-/// Spelled out, or with names by their places in the static table, as the number says.
+/// Encodes fields literally, or with names from the static table, as the bits of `how` select.
 fn section(fields: &[Field<'_>], how: usize) -> Vec<u8> {
     let mut section = vec![0, 0];
     for (nth, (name, value)) in fields.iter().enumerate() {
@@ -57,13 +57,13 @@ fn section(fields: &[Field<'_>], how: usize) -> Vec<u8> {
     section
 }
 
-/// RFC 9204 section 4.1.1.
-fn put(out: &mut Vec<u8>, prefix: u32, beside: u8, number: usize) {
+/// Appends an integer (RFC 9204 section 4.1.1).
+fn put(out: &mut Vec<u8>, prefix: u32, high_bits: u8, number: usize) {
     let most = (1 << prefix) - 1;
     if number < most {
-        return out.push(beside | number as u8);
+        return out.push(high_bits | number as u8);
     }
-    out.push(beside | most as u8);
+    out.push(high_bits | most as u8);
     let mut left = number - most;
     while left >= 0x80 {
         out.push(left as u8 | 0x80);
@@ -72,7 +72,7 @@ fn put(out: &mut Vec<u8>, prefix: u32, beside: u8, number: usize) {
     out.push(left as u8);
 }
 
-/// RFC 9114 sections 4.2 to 4.4, RFC 9220.
+/// Returns whether a message is well-formed (RFC 9114 sections 4.2 to 4.4, RFC 9220).
 fn rule(fields: &[Field<'_>], in_trailers: bool) -> bool {
     let pseudo = |wanted: &str| fields.iter().filter(|(name, _)| *name == wanted.as_bytes()).count();
     let value_of = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted.as_bytes()).map(|(_, value)| *value);

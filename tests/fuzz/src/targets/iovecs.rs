@@ -1,18 +1,18 @@
-//! The list of pieces that a module gives to `fd_write` of WASI.
+//! The list of buffers that a module passes to `fd_write` of WASI.
 
 use tollgate::fuzzing::gathered;
 
 use crate::{Outcome, Target};
 
-/// What is logged of a call, at most.
+/// The limit on the logged bytes of a call.
 const LONGEST: usize = 16 << 10;
 
-/// The first eight bytes are the list's place and length, and the rest is the module's memory, four times over. What is read lies in
-/// that, and is as long as it says.
+/// The first eight bytes are the list's address and length, and the rest, repeated four times, is the module's
+/// memory. What is read lies in that memory and has the stated length.
 fn check(input: &[u8]) -> Outcome {
     let Some(([a, b, c, d, e, f, g, h], rest)) = input.split_first_chunk::<8>() else { return Outcome::of(()) };
     let (iovs, len) = (i32::from_le_bytes([*a, *b, *c, *d]), i32::from_le_bytes([*e, *f, *g, *h]));
-    // Nobody gets here with more pieces.
+    // Callers have rejected longer lists.
     let len = (len as u32 % 1025) as i32;
     let memory = rest.repeat(4);
     let (read, expected) = (gathered(&memory, iovs, len), by_hand(&memory, iovs, len));

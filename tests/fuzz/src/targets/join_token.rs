@@ -1,4 +1,4 @@
-//! Join tokens, whole and what is inside of them.
+//! Join tokens and their content.
 
 use std::{
     sync::LazyLock,
@@ -15,7 +15,8 @@ const KEY: [u8; 32] = *b"a secret that is no secret here.";
 
 static SECRET: LazyLock<Secret> = LazyLock::new(|| Secret::read(&BASE64.encode(KEY)).expect("a secret"));
 
-/// A token that opens is the one that was sealed, to the letter; and a token with anything inside opens as what it says, or not.
+/// A token that opens is byte for byte the one that was sealed; a token with arbitrary content either opens as that
+/// content or is rejected.
 fn check(input: &[u8]) -> Outcome {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let opened = str::from_utf8(input).ok().map(|text| {
@@ -35,7 +36,7 @@ fn check(input: &[u8]) -> Outcome {
             assert!(token.expires > now && text.len() <= 4096);
             assert_eq!(token.scope.to_string().parse::<Scope>().as_ref(), Ok(&token.scope));
             assert!(!token.scope.trust_domain().is_empty());
-            // What is left out and what stands in another order is not kept.
+            // Unknown fields and their order are not preserved.
             let again = SECRET.seal(token);
             assert!(again.len() > 4096 || SECRET.open(&again, now).as_ref() == Ok(token));
         }

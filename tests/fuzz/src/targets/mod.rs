@@ -1,4 +1,4 @@
-//! What is tested: one file for each, or for several that are alike.
+//! The targets: one file per target, or for several similar ones.
 
 use crate::Target;
 
@@ -29,10 +29,10 @@ mod proxy_protocol;
 mod sniff;
 mod spiffe;
 
-/// Lists the targets, and makes a test of each.
+/// Lists the targets and defines a test for each.
 macro_rules! targets {
     ($($name:ident: $target:path,)*) => {
-        /// All of them, each with its name, which is that of its folders in `corpus` and `regressions`.
+        /// All targets with their names, which are also the names of their folders in `corpus` and `regressions`.
         pub const ALL: &[(&str, Target)] = &[$((stringify!($name), $target)),*];
 
         #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Header maps as filters hand them over.
+//! Header maps as filters pass them.
 
 use tollgate_abi::pairs::{MAX_BYTES, MAX_PAIRS, decode, encode, encoded_len};
 
 use crate::{Outcome, Target, cuts};
 
-/// What is read is what was written, byte for byte; nothing of it is left out.
+/// What is decoded is what was encoded, byte for byte; nothing is left out.
 fn check(input: &[u8]) -> Outcome {
     let decoded = decode(input);
     let empty = |bytes: &[u8]| bytes.len() <= 4 && bytes.iter().all(|b| *b == 0);
@@ -18,7 +18,7 @@ fn check(input: &[u8]) -> Outcome {
             assert!(decode(&input[..end]).is_err() || empty(&input[..end]), "cut at {end}");
         }
     }
-    // The input itself as names and values.
+    // The input as names and values.
     let pieces: Vec<&[u8]> = input.split(|b| *b == b'\n').take(2 * MAX_PAIRS).collect();
     let pairs: Vec<_> = pieces.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
     let mut encoded = Vec::new();

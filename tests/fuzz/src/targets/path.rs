@@ -1,10 +1,10 @@
-//! Paths and their one spelling.
+//! The normalization of paths.
 
 use tollgate_abi::spelling::{self, BadPath, EscapedSlashes, Parameters, PathRules, compared};
 
 use crate::{Outcome, Target};
 
-/// A path that is in its one spelling stays, and none has more than one.
+/// A normalized path is unchanged by normalization, and satisfies the rules.
 fn check(input: &[u8]) -> Outcome {
     let mut outcomes = Vec::new();
     for merge_slashes in [true, false] {
@@ -33,7 +33,7 @@ fn one_spelling(input: &[u8], path: &[u8], rules: &PathRules) {
     assert!(path.len() <= 3 * input.len());
     assert_eq!(spelling::path(path, rules).as_deref(), Ok(path));
     let mut segments = path.split(|b| *b == b'/').skip(1);
-    // Also for servers that cut parameters off.
+    // Also for servers that strip parameters.
     assert!(segments.all(|segment| {
         let name = segment.split(|b| *b == b';').next().unwrap_or_default();
         name != b"." && name != b".."

@@ -1,4 +1,4 @@
-//! Paths of properties, and what the fast lane reads of guests as bytes: values of metadata, expected versions.
+//! Paths of properties, and encoded values of metadata and expected versions.
 
 use tollgate_abi::{
     path::{MAX_BYTES, MAX_SEGMENTS, Path},
@@ -7,7 +7,7 @@ use tollgate_abi::{
 
 use crate::{Outcome, Target};
 
-/// A path is what its segments make, however it ends; a value is written as it was read.
+/// A path equals its joined segments; a value is encoded as it was decoded.
 fn check(input: &[u8]) -> Outcome {
     let path = Path::decode(input);
     let written = input.strip_suffix(b"\0").unwrap_or(input);
@@ -17,11 +17,11 @@ fn check(input: &[u8]) -> Outcome {
     if let Some(path) = path {
         assert_eq!(path.segments().join("\0").as_bytes(), written);
         assert_eq!(path.segments().len(), segments);
-        // A NUL at the end says nothing.
+        // A trailing NUL is ignored.
         let again = [written, b"\0"].concat();
         assert_eq!(Path::decode(&again).map(|p| p.segments().join("\0")), Some(path.segments().join("\0")));
     }
-    // The input as a type and a value of it.
+    // The input as a type and a value.
     let value = input.split_first().map(|(first, bytes)| {
         let value = Value::decode(i32::from(*first as i8), bytes);
         if let Some(value) = &value {

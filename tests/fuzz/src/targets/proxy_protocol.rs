@@ -1,4 +1,4 @@
-//! The PROXY protocol, both versions, both ways.
+//! The PROXY protocol: both versions, parsing and encoding.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +9,7 @@ use tollgate::{
 
 use crate::{Outcome, Target, asked_again};
 
-/// The answer comes in time and stays; a header is read to its end and no further; what is written is read again.
+/// The result arrives in time and stays; a header is read exactly to its end; encoded headers parse to the same.
 fn check(input: &[u8]) -> Outcome {
     let parsed = asked_again(input, &Parsed::NeedMore, MAX_HEADER, parse);
     if let Parsed::Header(header) = parsed {
@@ -19,7 +19,7 @@ fn check(input: &[u8]) -> Outcome {
         assert_eq!(parse(&[alone, b"PROXY "].concat()), parsed);
         assert_eq!(parse(&alone[..header.length - 1]), Parsed::NeedMore);
         read_again(header.addresses);
-        // What can be said in one way only has been said in this way.
+        // Where there is only one encoding, it is the same.
         if alone.starts_with(b"PROXY TCP4 ") {
             assert_eq!(encode(ProxyProtocolVersion::V1, header.addresses), alone);
         }
@@ -49,7 +49,7 @@ fn read_again(addresses: Option<Addresses>) {
     }
 }
 
-/// Two addresses of any families from the first bytes.
+/// Reads two addresses of any families from the first bytes.
 fn addresses(bytes: &[u8]) -> Option<(Addresses, &[u8])> {
     let (source, rest) = address(bytes)?;
     let (destination, rest) = address(rest)?;

@@ -1,10 +1,10 @@
-//! What a connection speaks.
+//! The detection of a connection's protocol.
 
 use tollgate::listener::sniff::{MAX_SNIFFED, Sniffed, sniff};
 
 use crate::{Outcome, Target, asked_again};
 
-/// The answer comes in time, stays, and does not turn away what hyper would read.
+/// The result arrives in time, stays, and accepts everything that hyper would parse.
 fn check(input: &[u8]) -> Outcome {
     let sniffed = asked_again(input, &Sniffed::NeedMore, MAX_SNIFFED, sniff);
     let mut fields = [httparse::EMPTY_HEADER; 64];

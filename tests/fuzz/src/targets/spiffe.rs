@@ -6,7 +6,7 @@ use tollgate::{
     config::spiffe::{SpiffeId, TrustDomain},
 };
 
-/// IDs are what the standard's grammar makes; a scope of all below a path allows those, and nobody else's.
+/// IDs follow the standard's grammar; a scope of all IDs below a path allows exactly those.
 fn check(input: &[u8]) -> Outcome {
     let Ok(text) = str::from_utf8(input) else { return Outcome::of(()) };
     let (first, second) = text.split_once('\n').unwrap_or((text, text));
@@ -14,7 +14,7 @@ fn check(input: &[u8]) -> Outcome {
     assert_eq!(id.is_ok(), is_id(first), "{id:?}");
     if let Ok(id) = &id {
         assert_eq!((id.as_str(), format!("spiffe://{}{}", id.trust_domain(), id.path()).as_str()), (first, first));
-        let domain: TrustDomain = id.trust_domain().parse().expect("that of an ID is one");
+        let domain: TrustDomain = id.trust_domain().parse().expect("an ID's trust domain is valid");
         assert_eq!(domain.id().as_str().len(), first.len() - id.path().len());
     }
     let scope = second.parse::<Scope>();
@@ -31,7 +31,7 @@ fn check(input: &[u8]) -> Outcome {
     Outcome::of((format!("{kind:?}"), scope.is_ok(), text.len().min(64)))
 }
 
-/// SPIFFE-ID, sections 2.1 to 2.3.
+/// Returns whether a text is a SPIFFE ID (SPIFFE-ID, sections 2.1 to 2.3).
 fn is_id(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("spiffe://").filter(|_| text.len() <= 2048) else { return false };
     let mut parts = rest.split('/');
