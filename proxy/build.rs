@@ -1,9 +1,9 @@
-//! Builds the built-in filters to WebAssembly, so that the binary can carry them, and lists the sources of the SDK, which it
-//! carries for `tollgate new`. The folder `filters/` is the only list of the built-in filters: everything else follows from
-//! what this makes of it (see `src/builtins.rs`).
+//! Compiles the built-in filters to WebAssembly and embeds them in the binary, with the sources of the SDK for `tollgate new`.
+//! The folder `filters/` is the only list of the built-in filters: everything else is derived from it (see
+//! `src/builtins.rs`).
 //!
-//! They are compiled by a cargo of their own in a target folder of their own: the outer cargo holds the lock of its folder
-//! while this runs. The same folder is used by `cargo filters`, so nothing is compiled twice.
+//! The filters are compiled by a separate cargo with its own target folder, because the outer cargo holds the lock of its
+//! target folder while this runs. `cargo filters` uses the same folder, so nothing is compiled twice.
 
 use std::{
     env,
@@ -37,7 +37,7 @@ fn main() {
         .args(["build", "--profile", "filter", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
     cargo.args(filters.iter().flat_map(|name| ["--package", name]));
-    // What the outer cargo has set is for its own target.
+    // Settings of the outer cargo are for its own target.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         let keep = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
@@ -51,15 +51,15 @@ fn main() {
     match cargo.status() {
         Ok(status) if status.success() => {}
         Ok(_) => fail(&format!(
-            "the standard filters could not be built; if the target is missing: rustup target add {TARGET}"
+            "cannot build the standard filters; if the target is missing: rustup target add {TARGET}"
         )),
-        Err(e) => fail(&format!("cargo could not be run for the standard filters: {e}")),
+        Err(e) => fail(&format!("cannot run cargo for the standard filters: {e}")),
     }
     let mut modules = String::new();
     for name in &filters {
         let wasm = target_dir.join(TARGET).join("filter").join(format!("{}.wasm", name.replace('-', "_")));
         let copy = var("OUT_DIR").join(format!("{name}.wasm"));
-        // A copy, so that what is embedded does not change under a build that is under way.
+        // A copy, so that the embedded file does not change during a build.
         if let Err(e) = fs::copy(&wasm, &copy) {
             fail(&format!("{}: {e}", wasm.display()));
         }
@@ -76,8 +76,8 @@ fn main() {
     write("sources.rs", &sources(&root));
 }
 
-/// The names of the filters in a folder: of each package in it, as the workspace's `filters/*` finds them. The router comes
-/// first, since nearly every configuration has one.
+/// Returns the names of the filters in a folder: one per package, as the workspace's `filters/*` finds them. The router
+/// comes first, since nearly every configuration has one.
 fn filters(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap_or_else(|e| fail(&format!("{}: {e}", folder.display())));
     let packages = entries.flatten().filter(|entry| entry.path().join("Cargo.toml").is_file());
@@ -92,7 +92,7 @@ fn write(name: &str, text: &str) {
     }
 }
 
-/// A table of the sources of the SDK and of what it needs of this repository.
+/// Returns a table of the sources of the SDK and of its dependencies in this repository.
 fn sources(root: &Path) -> String {
     let mut table = String::from(
         "/// The files below `vendor/`, without the manifests.\npub const SOURCES: &[(&str, &str)] = &[\n",

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Sets up and runs everything that must pass: format, lints, all tests (the ABI's golden file and the end-to-end tests over
-# real sockets among them), the examples. Ends with "all passed" and how many tests there were, or with what did not pass.
+# Sets up and runs all checks: format, lints, all tests (including the ABI's golden file and the end-to-end tests over real sockets)
+# and the examples. Ends with "all passed" and the number of tests, or with the first failure.
 #
-#   tests/all.sh              without the tests whose programs (nginx, HAProxy, valgrind, ...) are missing: they are counted as
-#                             not run, or fail if TOLLGATE_REQUIRE_TOOLS=1 is set. Nothing is installed outside this folder, but
-#                             for the Rust toolchain that rust-toolchain.toml pins, if rustup does not have it
+#   tests/all.sh              skips tests whose programs (nginx, HAProxy, valgrind, ...) are missing: they are counted as not run,
+#                             or fail with TOLLGATE_REQUIRE_TOOLS=1. Installs nothing outside this folder, except for the Rust
+#                             toolchain that rust-toolchain.toml pins, if rustup does not have it
 #   tests/all.sh --install    first installs these programs (Debian and Ubuntu, as root, with apt-get)
 set -eu
 case $* in
@@ -18,13 +18,13 @@ needs=fmt,clippy
 step() { printf '\n== %s\n' "$*"; }
 
 step "toolchain"
-# The oldest Rust that Cargo.toml declares is the one that everything here is built and tested with.
+# Everything is built and tested with the oldest Rust that Cargo.toml declares.
 channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
 oldest=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 version=$(rustc --version)
 case $channel in
     "$oldest" | "$oldest".*) echo "$version" ;;
-    *) echo "error: rust-toolchain.toml pins $channel, but Cargo.toml says rust-version = \"$oldest\"" >&2; exit 1 ;;
+    *) echo "error: rust-toolchain.toml pins $channel, but Cargo.toml has rust-version = \"$oldest\"" >&2; exit 1 ;;
 esac
 
 step "format and lints"
@@ -34,13 +34,13 @@ step "filters, compiled to WebAssembly"
 cargo filters
 cargo portable
 
-# Elsewhere: tests/newest-rust.sh.
+# Outside CI, run tests/newest-rust.sh by hand.
 if [ -n "${CI-}" ]; then
     step "filters and proxy, with the newest stable Rust"
     tests/newest-rust.sh
 fi
 
-step "clients and servers that nobody here wrote"
+step "third-party clients and servers"
 tests/interop/setup.sh "$@"
 
 step "modules in other languages"
@@ -48,23 +48,23 @@ tests/conformance/setup.sh
 
 step "tests"
 log=target/tests.log
-# Tests that find something missing write it here: see tests/end_to_end/harness/not_run.rs.
+# Tests record missing programs in this file: see tests/end_to_end/harness/not_run.rs.
 TOLLGATE_NOT_RUN=$PWD/target/tests.not-run
 export TOLLGATE_NOT_RUN
 tested() { { "$@" || touch target/tests.failed; } 2>&1 | tee -a "$log" && ! [ -e target/tests.failed ]; }
 rm -f "$log" target/tests.failed
 : >"$TOLLGATE_NOT_RUN"
 tested cargo test --workspace
-# Features that nothing in the workspace turns on.
+# Features that no crate in the workspace enables.
 tested cargo test -p tollgate-sdk --features log,tracing
 
-step "instructions that a request executes"
+step "instructions per request"
 tests/instructions.sh "$@"
 
 step "dependencies"
 tests/deny.sh
 
-step "examples: the quick start under load, and how it ends"
+step "examples: the quick start under load, and its end"
 absent=
 for program in curl python3; do
     command -v "$program" >/dev/null || absent="$absent $program"
@@ -73,7 +73,7 @@ if [ -z "$absent" ]; then
     examples/quickstart.sh --check
     tests/quickstart.py
 else
-    echo "*** the quick start is NOT checked: missing:$absent; --install installs what is missing" >&2
+    echo "*** the quick start is NOT checked: missing:$absent; use --install to install the missing programs" >&2
     for program in $absent; do
         printf '%s\tquickstart\n' "$program" >>"$TOLLGATE_NOT_RUN"
     done

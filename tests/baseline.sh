@@ -1,13 +1,13 @@
 #!/bin/sh
-# The baseline of instructions moves in commits of its own only: tests/baseline.sh, at the root of the repository. A commit that changes
-# code and the baseline with it would take whatever it costs for granted, and many small steps would go unseen. How the pieces are
-# counted (proxy/benches/) may change with the baseline.
+# Checks that the baseline of instructions only changes in separate commits. Run it as tests/baseline.sh from the root of the
+# repository. A commit that changed code together with the baseline would hide its cost, and many small regressions would go unnoticed.
+# The benchmarks themselves (proxy/benches/) may change with the baseline.
 #
-# Looks at the commits since this script was added, as far as the clone has them: a shallow one begins later.
+# Checks the commits since this script was added, as far as the clone has them: a shallow clone has fewer.
 set -eu
 
 if ! git rev-parse --is-inside-work-tree >/dev/null; then
-    echo "*** baseline: this is no clone, so its commits are NOT looked at" >&2
+    echo "*** baseline: not a git clone, so its commits are NOT checked" >&2
     exit 0
 fi
 added=$(git log -1 --diff-filter=A --format=%H -- tests/baseline.sh)
@@ -19,8 +19,8 @@ $(git log -1 --format='%h %s' "$commit")
 $(echo "$others" | sed 's/^/    /')"
 done
 if [ -n "$wrong" ]; then
-    echo "error: proxy/benches/instructions.txt must change in a commit of its own, and here it did not:$wrong" >&2
+    echo "error: proxy/benches/instructions.txt must change in a separate commit, but was changed with other files in:$wrong" >&2
     exit 1
 fi
 [ "$(git rev-parse --is-shallow-repository)" = false ] ||
-    echo "baseline: in this shallow clone, only $(git rev-list --count HEAD) commits were looked at" >&2
+    echo "baseline: only $(git rev-list --count HEAD) commits were checked in this shallow clone" >&2

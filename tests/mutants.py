@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Mutation testing: changes the code in small ways, one at a time, and looks whether a unit test notices.
+"""Mutation testing: changes the code in small ways, one at a time, and checks whether a unit test fails.
 
     tests/mutants.py abi filters
     tests/mutants.py proxy/src/http/fields.rs proxy/src/tls
 
-`cargo mutants` (cargo install cargo-mutants) says what can be changed; .cargo/mutants.toml, what need not be. It would build once
-for each change, which takes days for the proxy. So here all of them go into one build: a copy of the workspace in target/mutants/,
-in which each function has a body for each of its mutants and chooses by the environment. A mutant meets the tests that reach its
-function, as long as it takes until one fails. Ends with what no test has noticed, and a score for each file.
+`cargo mutants` (cargo install cargo-mutants) lists the mutants; .cargo/mutants.toml excludes some. It would build once per mutant,
+which takes days for the proxy. So this script builds all of them at once: in a copy of the workspace in target/mutants/, each
+function has a body per mutant, selected by the environment. Each mutant is run with the tests that reach its function, until one
+fails. Prints the mutants that no test catches, and a score per file.
 """
 import collections, concurrent.futures, hashlib, json, os, re, signal, subprocess, sys
 
@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TREE = os.path.join(ROOT, "target/mutants")
 BAD = os.path.join(TREE, "bad.json")
 COVER = os.path.join(TREE, "cover")
-# Mutants make warnings, and what only lints refuse is a mutant all the same.
+# Mutants cause warnings, and a mutant that only lints reject counts, too.
 LINTS = "#![allow(warnings, arithmetic_overflow, unconditional_panic)]"
 SWITCH = r"""
 #[doc(hidden)]
@@ -39,7 +39,7 @@ pub fn mutant(function: u32) -> u32 {
 
 
 def mutants(prefixes):
-    """What `cargo mutants` would change, by file."""
+    """Returns the mutants that `cargo mutants` lists, by file."""
     names = {"abi": "tollgate-abi", "proxy": "tollgate"}
     packages = set()
     for prefix in prefixes:
@@ -56,7 +56,7 @@ def mutants(prefixes):
 
 
 def body(text, at):
-    """Where the body of the function begins whose first line begins at `at`; None if it cannot choose at run time."""
+    """Returns where the body begins of the function at `at`; None if it cannot select a mutant at run time."""
     begin = re.compile(r"\bfn\s+\w+").search(text, at).end()
     depth, here = 0, begin
     while depth or text[here] not in "{;":
@@ -67,7 +67,7 @@ def body(text, at):
 
 
 def rewrite(text, found, functions, bad):
-    """A file in which each function chooses among its mutants."""
+    """Returns a file in which each function selects one of its mutants."""
     lines = [0]
     for line in text.split("\n"):
         lines.append(lines[-1] + len(line) + 1)
@@ -97,7 +97,7 @@ def rewrite(text, found, functions, bad):
 
 
 def copy():
-    """The workspace, as far as git knows it. What has not changed keeps its time, so that nothing is built without need."""
+    """Copies the files that git tracks. Unchanged files keep their times, so that they are not rebuilt."""
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
     for name in filter(None, names):
         if os.path.exists(f"{ROOT}/{name}"):
@@ -115,7 +115,7 @@ def put(name, new):
 
 
 def cargo(*arguments):
-    """The messages of a cargo that builds in the copy. Dependencies are those of ordinary builds."""
+    """Returns the messages of a cargo build in the copy. Dependencies are those of ordinary builds."""
     settings = dict(TARGET_DIR=f"{ROOT}/target", INCREMENTAL="0", PROFILE_DEV_DEBUG="0", PROFILE_DEV_OPT_LEVEL="1")
     env = dict(os.environ, **{f"CARGO_{name}": value for name, value in settings.items()})
     command = ["cargo", *arguments, "--message-format=json"]
@@ -124,7 +124,7 @@ def cargo(*arguments):
 
 
 def culprits(messages):
-    """The mutants that errors are in, and errors that are in none."""
+    """Returns the mutants with compiler errors, and the errors outside of mutants."""
     bad, others = set(), []
     for message in (m["message"] for m in messages if m["reason"] == "compiler-message"):
         if message["level"] != "error":
@@ -140,10 +140,10 @@ def culprits(messages):
 
 
 def build(packages, by_file):
-    """The tests, with all mutants that compile: each is an executable and the folder of its package."""
+    """Builds the tests with all mutants that compile. Returns executables with the folders of their packages."""
     selected = [a for p in packages for a in ("-p", p)]
     selected += ["--lib"] if "tollgate" in packages else ["--lib", "--tests"]
-    # What has not compiled in a file that is still the same does not compile now.
+    # In unchanged files, mutants that did not compile before do not compile now.
     known = set(json.load(open(BAD))) if os.path.exists(BAD) else set()
     texts = {name: hashlib.sha256(open(f"{ROOT}/{name}", "rb").read()).hexdigest() for name in by_file}
     key = lambda mutant: f"{texts[mutant['file']]} {mutant['name']}"
@@ -164,7 +164,7 @@ def build(packages, by_file):
             break
         new, others = culprits(messages)
         if not new:
-            sys.exit("".join(others) or "the build has failed")
+            sys.exit("".join(others) or "the build failed")
         bad |= new
         known |= {key(mutant) for mutant in every if mutant["id"] in new}
         with open(BAD, "w") as file:
@@ -175,10 +175,10 @@ def build(packages, by_file):
 
 
 def run(test, mutant, names, seconds):
-    """Whether these tests of an executable pass."""
+    """Returns whether these tests of an executable pass."""
     executable, folder = test
     env = dict(os.environ, MUTANT=str(mutant), COVER=COVER, CARGO_MANIFEST_DIR=folder, RUST_BACKTRACE="0")
-    # A mutant may loop, and take memory in each round.
+    # A mutant may loop and allocate memory in each iteration.
     command = ["prlimit", "--data=4000000000", executable, "--quiet", *(["--exact", *names] if names else [])]
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     process = subprocess.Popen(command, cwd=folder, env=env, **quiet)
@@ -195,14 +195,14 @@ def module(mutant):
 
 
 def reached(functions, tests):
-    """For each function the tests that reach it, by executable. What runs on a thread of its own belongs to all of its module."""
+    """Returns the tests that reach each function, by executable. Code on other threads counts for all tests of its module."""
     found = collections.defaultdict(lambda: collections.defaultdict(set))
     for test in tests:
         listed = subprocess.run([test[0], "--list"], stdout=subprocess.PIPE, text=True).stdout
         known = set(re.findall(r"^(\S+): test$", listed, re.M))
         open(COVER, "w").close()
         if not run(test, "cover", [], 1800):
-            sys.exit(f"{test[0]} fails with no mutant")
+            sys.exit(f"{test[0]} fails without a mutant")
         for line in open(COVER):
             function, name = line.rstrip("\n").split(" ", 1)
             own = module(functions[int(function) - 1][0])
@@ -212,7 +212,7 @@ def reached(functions, tests):
 
 def survives(mutant, tests):
     for test, names in tests.items():
-        # Those of its own module first: they notice the most.
+        # The tests of its own module first: they catch the most.
         names = sorted(names, key=lambda name: (not name.startswith(module(mutant)), name))
         for some in (names[:20], names[20:100], names[100:]):
             if some and not run(test, mutant["id"], some, 30):
@@ -234,7 +234,7 @@ def main(prefixes):
             print("missed" if tests else "never reached", mutant["name"], flush=True)
 
     everything = [mutant for group in functions for mutant in group]
-    # More than there are processors: a mutant that makes a test wait costs time, and no work.
+    # More than there are processors: a mutant that makes a test wait costs time, but no processor.
     with concurrent.futures.ThreadPoolExecutor(2 * os.cpu_count()) as pool:
         list(pool.map(judge, [m for m in everything if m["fate"] == "missed"]))
     scores = collections.defaultdict(collections.Counter)

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Builds all filters and the proxy with the newest stable Rust that can be had, so that what a new release of Rust breaks is seen here
-# first. Warnings are allowed. Builds what is committed, in a clone, with that Rust in a folder of its own, and removes both: toolchains
-# that are installed stay as they are (`stable` may be what the pinned version is a link to), and a clone within this folder would
-# read its `.cargo/config.toml` too.
+# Builds all filters and the proxy with the newest stable Rust, to detect early what a new release breaks. Warnings are allowed.
+# Builds the committed state in a temporary clone with a temporary toolchain. Installed toolchains are not touched (the pinned
+# version may be a link to `stable`), and the clone is outside this folder because it would otherwise read this folder's
+# `.cargo/config.toml`, too.
 set -eu
 cd "$(dirname "$0")/.."
 . examples/setup.sh
 
 if ! command -v rustup >/dev/null; then
-    echo "error: rustup not found: the newest stable Rust cannot be installed" >&2
+    echo "error: rustup not found: cannot install the newest stable Rust" >&2
     exit 1
 fi
 folder=$(mktemp -d)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The quick start ends with nothing left running, however it is started and ended: Ctrl-C, TERM, a closed terminal, a closed
-pipe; while it builds and while it runs. Builds first, so only the ends are waited for. Linux only (/proc)."""
+"""Tests that the quick start leaves nothing running, however it is started and ended: Ctrl-C, TERM, a closed terminal, a closed
+pipe, during the build and while running. Builds first, to keep the waits short. Linux only (/proc)."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ MARK = "QUICKSTART_TEST"
 
 
 def left(mark):
-    """The processes that were started with this mark in their environment, but for zombies and this process."""
+    """Returns the processes that were started with this mark in their environment, except for zombies and this process."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -26,7 +26,7 @@ def left(mark):
                 if f"{MARK}={mark}".encode() in environ.read().split(b"\0"):
                     found.append((int(pid), cmdline.read().replace(b"\0", b" ").decode(errors="replace")))
         except OSError:
-            pass  # It has ended meanwhile, or belongs to somebody else.
+            pass  # It has ended meanwhile, or belongs to another user.
     return found
 
 
@@ -43,10 +43,10 @@ def read_until(fd, text):
     while text not in seen:
         try:
             piece = os.read(fd, 4096)
-        except OSError:  # How a terminal says that its other end is closed.
+        except OSError:  # A terminal whose other end is closed.
             piece = b""
         if not piece:
-            raise SystemExit(f"error: the quick start ended before it said {text!r}:\n{seen.decode(errors='replace')}")
+            raise SystemExit(f"error: the quick start ended before it printed {text!r}:\n{seen.decode(errors='replace')}")
         seen += piece
 
 
@@ -98,7 +98,7 @@ def case(name, start, end, phase, target=None):
     status = os.waitpid(pid, 0)[1]
     if os.waitstatus_to_exitcode(status) == 0:
         raise SystemExit(f"error: {name}: the quick start ended with status 0")
-    # What is killed may take a moment; what is left would run on.
+    # Killed processes may take a moment to end.
     wait_until(lambda: not left(mark), 20, f"{name}: still running: {left(mark)}")
     if end is not close:
         os.close(fd)
@@ -107,7 +107,7 @@ def case(name, start, end, phase, target=None):
 
 def main():
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-    # Who runs this in the background may have them ignored, and so would the quick start.
+    # These may be ignored if this runs in the background, and the quick start would inherit that.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     subprocess.run([SCRIPT, "--build-only"], check=True)

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Installs Debian packages, as root: tests/quiet-install.sh PACKAGE... What is there already stays as it is.
+# Installs Debian packages, as root: tests/quiet-install.sh PACKAGE... Installed packages are not upgraded.
 #
-# Debian starts the servers that it installs, and starts them again with the machine. Here they must not take ports: a policy that
-# forbids it is in place meanwhile, and what was enabled is disabled again, whichever way this ends.
+# Debian starts the servers that it installs, and again at boot. Here they must not occupy ports: a temporary policy prevents the
+# start, and newly enabled services are disabled again, however this script ends.
 set -eu
 policy=/usr/sbin/policy-rc.d
 list=$(mktemp -d)
 
-# What the system starts with the machine: systemd's links, and the scripts that come before systemd.
+# Lists what the system starts at boot: systemd's links and init scripts.
 started() {
     { find /etc/systemd/system -type l; find /etc/init.d -type f; } 2>/dev/null | sort
 }
@@ -19,7 +19,7 @@ tidy() {
         name=${new##*/}
         case $new in
             /etc/init.d/*) update-rc.d "$name" disable ;;
-            # It removes the links whether systemd runs or not.
+            # This removes the links whether or not systemd is running.
             *) deb-systemd-helper disable "$name" || rm -f "$new" ;;
         esac >/dev/null 2>&1 || true
     done

@@ -1,5 +1,4 @@
-//! What stands in the documentation as a configuration is one: every block that is marked as such goes through
-//! `tollgate check`.
+//! Tests of the documentation: marked configurations pass `tollgate check`, and the tables are complete.
 //!
 //! A block's info string marks it: `yaml title=config` is a whole file, `yaml title=filter:router` is the value of a
 //! built-in filter's `config:`.
@@ -14,14 +13,14 @@ use std::{
 
 use tollgate::builtins;
 
-/// Clusters that filter blocks may name.
+/// The clusters that filter blocks may name.
 const CLUSTERS: [&str; 5] = ["web", "api", "api-next", "recorder", "auth"];
 
-/// Fewer whole configurations than this mean that blocks are no longer found.
+/// The least number of whole configurations; fewer mean that blocks are no longer found.
 const LEAST_CONFIGS: usize = 3;
 
 struct Block {
-    /// Where it stands: a file and the line of its fence.
+    /// The block's file and the line of its fence.
     place: String,
     kind: Kind,
     text: String,
@@ -32,7 +31,7 @@ enum Kind {
     Filter(String),
 }
 
-/// The marked blocks of a Markdown text.
+/// Returns the marked blocks of a Markdown text.
 fn blocks(name: &str, text: &str) -> Vec<Block> {
     let mut found = Vec::new();
     let mut lines = text.lines().zip(1..);
@@ -56,7 +55,7 @@ fn blocks(name: &str, text: &str) -> Vec<Block> {
     found
 }
 
-/// A whole configuration around a filter's own.
+/// Wraps a filter's configuration in a whole one.
 fn around(filter: &str, config: &str) -> String {
     let mut file = format!(
         "listeners: [{{name: l, address: \"127.0.0.1:8080\", chain: [f]}}]\n\
@@ -68,7 +67,7 @@ fn around(filter: &str, config: &str) -> String {
     file
 }
 
-/// The files that blocks with TLS speak of.
+/// Writes the files that blocks with TLS refer to.
 fn write_certificates(dir: &Path) {
     let pair = rcgen::generate_simple_self_signed(["web".to_owned()]).unwrap();
     fs::create_dir_all(dir.join("tls")).unwrap();
@@ -78,16 +77,16 @@ fn write_certificates(dir: &Path) {
         ("ca.pem", pair.cert.pem()),
     ];
     files.iter().for_each(|(name, text)| fs::write(dir.join("tls").join(name), text).unwrap());
-    // A join token is looked for, not into.
+    // The join token only has to exist.
     fs::write(dir.join("web.token"), "token").unwrap();
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All pages for readers: those at the root and in `docs/`, and the specification.
+/// Returns all pages for readers: at the root, in `docs/`, and the specification.
 fn documents() -> Vec<PathBuf> {
     let entries = ["", "docs"].into_iter().flat_map(|folder| fs::read_dir(root().join(folder)).expect("a folder"));
     let entries = entries.map(|entry| entry.expect("a file").path());
@@ -120,7 +119,7 @@ fn configurations_in_the_documentation_are_accepted() {
             let file = dir.join(format!("{name}-{i}.yaml"));
             fs::write(&file, text).unwrap();
             let mut check = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-            // The filters are compiled once, not for each block.
+            // The compiled filters are cached across blocks.
             let output = check.arg("check").arg(&file).env("XDG_CACHE_HOME", dir.join("cache")).output().unwrap();
             if !output.status.success() {
                 writeln!(wrong, "{}\n{}", block.place, String::from_utf8_lossy(&output.stderr)).unwrap();
@@ -128,7 +127,7 @@ fn configurations_in_the_documentation_are_accepted() {
         }
     }
     fs::remove_dir_all(&dir).unwrap();
-    assert!(wrong.is_empty(), "blocks that `tollgate check` refuses:\n\n{wrong}");
+    assert!(wrong.is_empty(), "blocks that `tollgate check` rejects:\n\n{wrong}");
     assert!(configs >= LEAST_CONFIGS, "only {configs} whole configurations were found");
     for filter in builtins::NAMES {
         assert!(filters.iter().any(|f| f == filter), "no block was found for the filter `{filter}`");
@@ -145,29 +144,29 @@ fn marked_blocks_are_found_and_others_are_not() {
     assert!(matches!(&found[1].kind, Kind::Filter(name) if name == "router"));
 }
 
-/// The text of the page for whoever runs the proxy.
+/// Returns the text of the operations guide.
 fn operating() -> String {
     fs::read_to_string(root().join("docs/operating.md")).expect("docs/operating.md")
 }
 
-/// What stands between backticks in the first cell of a table's row.
+/// Returns the texts in backticks in the first cells of table rows.
 fn in_first_cells(text: &str) -> Vec<&str> {
     let cells = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
 }
 
-/// What stands in the first cells of the tables with this head.
+/// Returns the first cells of the tables with this header.
 fn in_tables<'t>(text: &'t str, head: &str) -> Vec<&'t str> {
     let tables = text.split(head).skip(1);
     tables.flat_map(|rest| in_first_cells(rest.split("\n\n").next().unwrap_or_default())).collect()
 }
 
-/// The part of a listed detail that is always the same: `rate_limited` of `rate_limited[NAME]`.
+/// Returns the constant part of a listed detail: `rate_limited` of `rate_limited[NAME]`.
 fn constant(listed: &str) -> &str {
     listed.split(|c: char| c == '[' || c.is_ascii_uppercase()).next().unwrap_or_default()
 }
 
-/// All string literals of the proxy's own code, unit tests included.
+/// Returns all string literals in the proxy's code, including unit tests.
 fn literals() -> Vec<String> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     let mut found = Vec::new();
@@ -208,7 +207,7 @@ fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table_and_every_on
     let count = known.len();
     for file in files {
         let code = fs::read_to_string(&file).expect("a file of code");
-        // `.details("word")`, `details: format!("word[…]")`, and the words for calls that failed.
+        // `.details("word")`, `details: format!("word[…]")`, and the details of failed calls.
         let given = ["details(\"", "details: format!(\"", "(503, \"", "(504, \"", "details = String::from(\""];
         for word in given.iter().flat_map(|before| code.split(before).skip(1)) {
             let word = word.split(['"', '[']).next().unwrap_or_default();
@@ -219,10 +218,7 @@ fn every_detail_of_the_sdk_and_the_standard_filters_is_in_the_table_and_every_on
     }
     assert!(known.len() > count + 10, "only {} were found", known.len() - count);
     for listed in listed {
-        assert!(
-            known.iter().any(|known| known == constant(listed)),
-            "nobody writes `{listed}`, which docs/operating.md has"
-        );
+        assert!(known.iter().any(|known| known == constant(listed)), "operating.md has/operating.md has");
     }
 }
 
@@ -236,7 +232,7 @@ fn every_metric_is_in_a_table_and_every_one_in_a_table_exists() {
     let literals = literals();
     let known: Vec<&str> = literals.iter().map(String::as_str).filter(metric).collect();
     assert!(known.len() > 40, "only {} were found", known.len());
-    // Crates, functions of the ABI, and what unit tests make up.
+    // Crates, ABI functions, and names in unit tests.
     let others = ["abi", "sdk", "on_timer", "v1", "v2", "active", "seconds"].map(|name| format!("tollgate_{name}"));
     let known: Vec<&str> = known.into_iter().filter(|name| !others.iter().any(|other| other == name)).collect();
     for name in &known {
@@ -272,7 +268,7 @@ fn every_target_of_the_log_is_in_the_table_and_every_one_in_it_exists() {
     assert_eq!(listed, known, "the table in docs/operating.md, and observe/target.rs");
 }
 
-/// The names of all fields in a schema, below any depth.
+/// Collects the names of all fields in a schema, at any depth.
 fn fields(schema: &serde_json::Value, found: &mut BTreeSet<String>) {
     use serde_json::Value;
     match schema {
@@ -302,7 +298,7 @@ fn every_field_of_the_configuration_is_in_a_table() {
     }
 }
 
-/// The anchors of a Markdown text's headings, as GitHub makes them.
+/// Returns the anchors of a Markdown text's headings, as GitHub generates them.
 fn anchors(text: &str) -> Vec<String> {
     let mut fenced = false;
     let mut found: Vec<String> = Vec::new();
@@ -322,7 +318,7 @@ fn anchors(text: &str) -> Vec<String> {
     found
 }
 
-/// The targets of a Markdown text's links, without those in fenced blocks.
+/// Returns the targets of a Markdown text's links, except in fenced blocks.
 fn links(text: &str) -> Vec<&str> {
     let prose = text.split("```").step_by(2);
     let links = prose.flat_map(|text| text.split("](").skip(1));
@@ -347,11 +343,11 @@ fn links_lead_to_files_and_headings_that_exist() {
             }
         }
     }
-    assert!(wrong.is_empty(), "links that lead nowhere:\n{wrong}");
+    assert!(wrong.is_empty(), "broken links:\n{wrong}");
     assert!(count > 100, "only {count} links were found");
 }
 
-/// What the guide for contributors tells to edit is there. `NAME` stands for a new one.
+/// The paths that the guide for contributors names must exist. `NAME` stands for a new one.
 #[test]
 fn paths_in_the_guide_for_contributors_exist() {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("CONTRIBUTING.md");
@@ -361,20 +357,20 @@ fn paths_in_the_guide_for_contributors_exist() {
     assert!(paths.len() > 30, "only {} were found", paths.len());
     for path in paths {
         let known = path.split("NAME").next().unwrap_or_default().trim_end_matches('*');
-        assert!(root().join(known).exists(), "CONTRIBUTING.md tells of `{path}`, which does not exist");
+        assert!(root().join(known).exists(), "CONTRIBUTING.md names `{path}`, which does not exist");
     }
 }
 
-/// The script takes two builds, so this is all of it that is run here.
+/// The whole script takes two builds, so only this is run.
 #[test]
-fn the_script_for_profiles_explains_itself_and_its_configuration_is_one() {
+fn the_pgo_script_has_help_and_a_valid_configuration() {
     let root = root();
     let help = Command::new(root.join("examples/pgo.sh")).arg("--help").output().expect("a shell");
     assert!(help.status.success());
     assert!(String::from_utf8_lossy(&help.stdout).contains("rustup component add llvm-tools"));
     let wrong = Command::new(root.join("examples/pgo.sh")).arg("--release").output().expect("a shell");
     assert_eq!(wrong.status.code(), Some(2));
-    // With what it finds when the script has got there: certificates, and the filter.
+    // With the files that the script has created at this point: certificates, and the filter.
     let dir = std::env::temp_dir().join(format!("tollgate-profiles-{}", std::process::id()));
     let filter = "target/filters/wasm32-unknown-unknown/filter/third_party.wasm";
     for folder in [Path::new("examples"), Path::new("target/pgo"), Path::new(filter).parent().unwrap()] {

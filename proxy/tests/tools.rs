@@ -1,4 +1,4 @@
-//! The tools for those who write filters, as their users call them: `tollgate new`, `tollgate inspect`, `tollgate test`.
+//! The tools for filter authors, run as commands: `tollgate new`, `tollgate inspect`, `tollgate test`.
 
 use std::{
     fs,
@@ -23,14 +23,14 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What a run that must succeed has printed.
+/// Runs a command that must succeed, and returns its output.
 fn ok(args: &[&str]) -> String {
     let output = tollgate(args);
     assert!(output.status.success(), "{args:?}\n{}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
-/// A file in a folder that goes with the guard.
+/// Writes a file in a temporary folder.
 fn file(dir: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
     let path = dir.path().join(name);
     fs::write(&path, content).unwrap();
@@ -45,7 +45,7 @@ mod inspect {
     use super::*;
 
     #[test]
-    fn a_standard_filter_is_shown_with_all_its_parts() {
+    fn inspect_shows_all_parts_of_a_standard_filter() {
         let config = r#"{"delay": {"fixed": "5ms", "percent": 1}}"#;
         let text = ok(&["inspect", "builtin:fault", "--config", config]);
         for expected in [
@@ -71,13 +71,13 @@ mod inspect {
     }
 
     #[test]
-    fn a_filter_that_refuses_its_configuration_says_why() {
+    fn inspect_shows_why_a_filter_rejects_its_configuration() {
         let text = ok(&["inspect", "builtin:router"]);
         assert!(text.contains("refuses its configuration: give `routes`") && text.contains("--config"), "{text}");
     }
 
     #[test]
-    fn a_filter_that_names_clusters_is_given_them() {
+    fn inspect_provides_the_named_clusters() {
         let config = r#"{"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"cluster": "web"}]}]}"#;
         let alone = ok(&["inspect", "builtin:router", "--config", config]);
         assert!(alone.contains("there is no cluster `web`") && alone.contains("add them with --cluster"), "{alone}");
@@ -85,7 +85,7 @@ mod inspect {
         assert!(text.contains("configuring included") && !text.contains("refuses"), "{text}");
     }
 
-    /// Fails in `configure`, after a line in the log; without one, it asks for more memory than there is.
+    /// A module whose `configure` runs `body` and then traps.
     fn failing(body: &str) -> Vec<u8> {
         wasm::from_text(&format!(
             r#"(module
@@ -100,7 +100,7 @@ mod inspect {
     }
 
     #[test]
-    fn what_a_filter_said_before_it_failed_is_shown_by_check_and_inspect() {
+    fn check_and_inspect_show_what_a_filter_logged_before_it_failed() {
         let panics = "(drop (call $log (i32.const 5) (i32.const 16) (i32.const 40)))";
         let grows = "(drop (memory.grow (i32.const 60000)))";
         for (body, expected) in [
@@ -122,7 +122,7 @@ mod inspect {
     }
 
     #[test]
-    fn a_module_of_another_sdk() {
+    fn a_module_of_another_sdk_can_be_inspected() {
         let dir = tempdir();
         let module = file(&dir, "third_party.wasm", wasm::example("third-party"));
         let json: Value = serde_json::from_str(&ok(&["inspect", &module, "--json"])).unwrap();
@@ -133,8 +133,8 @@ mod inspect {
     }
 
     #[test]
-    fn a_module_of_the_sdk_exports_its_callbacks_and_nothing_else() {
-        // Whichever compiler has made it. Which of the callbacks are made is said by `subscribe`.
+    fn a_module_of_the_sdk_exports_only_its_callbacks() {
+        // With any compiler. `subscribe` determines which of the callbacks are called.
         let expected = [
             "malloc",
             "proxy_abi_version_0_2_1",
@@ -169,7 +169,7 @@ mod inspect {
     }
 
     #[test]
-    fn all_that_is_wrong_with_a_module_is_told_at_once() {
+    fn all_errors_in_a_module_are_reported_together() {
         let dir = tempdir();
         let text = r#"(module
             (import "env" "proxy_log" (func (param i32 i32 i32) (result i32)))
@@ -196,7 +196,7 @@ mod inspect {
     }
 
     #[test]
-    fn what_is_no_module_is_an_error() {
+    fn inspecting_a_file_that_is_not_a_module_fails() {
         let dir = tempdir();
         let text = file(&dir, "text.wasm", "this is text");
         for (module, expected) in [
@@ -213,7 +213,7 @@ mod inspect {
 mod new {
     use super::*;
 
-    /// What a shell of somebody who has this program, Rust, and no part of this repository would run.
+    /// The shell of a user who has this program and Rust, but not this repository.
     struct Newcomer {
         home: tempfile::TempDir,
     }
@@ -223,11 +223,11 @@ mod new {
             Newcomer { home: tempdir() }
         }
 
-        /// Runs a program in a folder below the home; it must succeed.
+        /// Runs a program that must succeed in a folder below the home.
         fn runs(&self, folder: &str, program: &str, args: &[&str]) -> String {
             let mut command = Command::new(program);
             command.current_dir(self.home.path().join(folder)).args(args);
-            // All that the project needs has been downloaded for this workspace: nothing may be looked up.
+            // Everything that the project needs was downloaded for this workspace, so the network is not needed.
             command.env("CARGO_NET_OFFLINE", "true");
             for (name, _) in std::env::vars_os() {
                 let text = name.to_string_lossy();
@@ -249,7 +249,7 @@ mod new {
         let newcomer = Newcomer::new();
         let said = newcomer.runs(".", TOLLGATE, &["new", "api-keys"]);
         assert!(said.contains("created api-keys") && said.contains("cargo test"), "{said}");
-        // What the lock file says is what cargo makes of it.
+        // The lock file is the one that cargo would write.
         newcomer.runs("api-keys", env!("CARGO"), &["metadata", "--format-version", "1", "--locked"]);
         let tests = newcomer.runs("api-keys", env!("CARGO"), &["test"]);
         assert!(tests.contains("2 passed"), "{tests}");
@@ -266,7 +266,7 @@ mod new {
     }
 
     #[test]
-    fn a_new_filter_is_a_workspace_of_its_own_inside_of_another_one() {
+    fn a_new_filter_inside_a_workspace_is_a_separate_workspace() {
         let newcomer = Newcomer::new();
         let root = newcomer.home.path();
         fs::write(root.join("Cargo.toml"), "[workspace]\nmembers = [\"other\"]\nresolver = \"3\"\n").unwrap();
@@ -283,7 +283,7 @@ mod new {
     }
 
     #[test]
-    fn bad_names_and_what_is_there_already_are_refused() {
+    fn invalid_names_and_existing_folders_are_rejected() {
         let dir = tempdir();
         let there = dir.path().join("there");
         fs::create_dir(&there).unwrap();
@@ -298,7 +298,7 @@ mod new {
             let output = tollgate(args);
             assert!(!output.status.success() && stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
         }
-        assert!(!Path::new(&other).exists(), "nothing is made when something is wrong");
+        assert!(!Path::new(&other).exists(), "nothing is created on an error");
         assert_eq!(fs::read_dir(&there).unwrap().count(), 1);
     }
 }
@@ -306,7 +306,7 @@ mod new {
 mod test {
     use super::*;
 
-    /// Runs cases of a module; what it has printed, and whether it has succeeded.
+    /// Runs cases for a module. Returns whether they passed, and the output.
     fn run(module: &str, cases: &str) -> (bool, String) {
         let dir = tempdir();
         let cases = file(&dir, "cases.yaml", cases);
@@ -325,7 +325,7 @@ mod test {
     }
 
     #[test]
-    fn the_examples_of_the_documentation_pass() {
+    fn the_examples_in_the_documentation_pass() {
         let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tools.md");
         let text = fs::read_to_string(docs).unwrap();
         let dir = tempdir();
@@ -344,7 +344,7 @@ mod test {
     }
 
     #[test]
-    fn failures_are_shown_with_their_place_and_what_differs() {
+    fn failures_show_their_place_and_the_difference() {
         let cases = "\
 cases:
   - name: wrong in every way
@@ -400,7 +400,7 @@ cases:
     }
 
     #[test]
-    fn calls_of_the_filter_are_answered_by_script() {
+    fn a_filters_calls_get_scripted_responses() {
         let dir = tempdir();
         passes(
             &third_party(&dir),
@@ -446,7 +446,7 @@ cases:
     }
 
     #[test]
-    fn routes_retries_and_failures_are_those_of_the_proxy() {
+    fn routes_retries_and_failures_work_as_in_the_proxy() {
         passes(
             "builtin:router",
             "\
@@ -486,7 +486,7 @@ cases:
     }
 
     #[test]
-    fn time_passes_as_it_is_told() {
+    fn cases_control_the_time() {
         passes(
             "builtin:ratelimit",
             "\
@@ -514,7 +514,7 @@ cases:
         );
     }
 
-    /// A filter that does at `/trap`, `/hold`, `/close` what these say, by the second byte of the path.
+    /// A filter that traps at `/trap`, holds at `/hold` and closes at `/close`, by the second byte of the path.
     const ODD: &str = r#"(module
         (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
         (import "env" "proxy_close_stream" (func $close (param i32) (result i32)))
@@ -566,7 +566,7 @@ cases:
     }
 
     #[test]
-    fn a_filter_for_tcp_connections_is_refused() {
+    fn a_tcp_filter_is_rejected() {
         let dir = tempdir();
         let module = file(&dir, "tcp_token.wasm", wasm::example("tcp-token"));
         let cases = "filter: {config: {tokens: {ann: open-sesame}, per_minute: 10}}\n\
@@ -576,7 +576,7 @@ cases:
     }
 
     #[test]
-    fn configurations_that_are_refused() {
+    fn rejected_configurations_can_be_expected() {
         passes(
             "builtin:fault",
             "cases: [{name: a, config: {delay: {fixed: 5}}, refused: {matches: '^delay.fixed: '}}]\n",
@@ -589,7 +589,7 @@ cases:
     }
 
     #[test]
-    fn mistakes_in_the_file_are_shown_at_their_place() {
+    fn errors_in_the_file_show_their_place() {
         for (cases, expected) in [
             ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "--> cases.yaml:1:44"),
             ("cases: [{name: a, steps: [{request: GET /, expct: {}}]}]\n", "did you mean `expect`?"),

@@ -33,13 +33,13 @@ fn a_test_whose_program_is_missing_fails_or_is_counted() {
     let output = test.env_remove("TOLLGATE_REQUIRE_TOOLS").output().expect("it runs");
     fs::write(&log, &output.stdout).expect("a file");
     let summary = Command::new(format!("{SCRIPTS}/summary.sh")).args([&log, &not_run]).output().expect("it runs");
-    let counted = "0 passed, 0 failed, 0 ignored, 1 not run for want of: openssl (1)\n";
+    let counted = "0 passed, 0 failed, 0 ignored, 1 not run, missing: openssl (1)\n";
     assert_eq!(text(&summary.stdout), counted, "{}", text(&summary.stderr));
 
     // A step of `tests/all.sh` is not a test, so the number of passed tests is unchanged.
     fs::write(&not_run, "valgrind\tinstructions\n").expect("a file");
     let summary = Command::new(format!("{SCRIPTS}/summary.sh")).args([&log, &not_run]).output().expect("it runs");
-    let counted = "1 passed, 0 failed, 0 ignored, 1 not run for want of: valgrind (1)\n";
+    let counted = "1 passed, 0 failed, 0 ignored, 1 not run, missing: valgrind (1)\n";
     assert_eq!(text(&summary.stdout), counted, "{}", text(&summary.stderr));
 }
 
@@ -92,6 +92,6 @@ fn the_instruction_baseline_changes_in_separate_commits() {
         git(dir.path(), &["clone", "--quiet", "--depth", depth, &from, clone.to_str().expect("a path")]);
         let (is_right, said) = check(&clone);
         assert_eq!(is_right, passes, "{depth}: {said}");
-        assert!(!passes || said.contains("only 1 commits were looked at"), "{said}");
+        assert!(!passes || said.contains("only 1 commits were checked"), "{said}");
     }
 }

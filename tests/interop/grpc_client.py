@@ -1,5 +1,5 @@
 """A gRPC client: `grpc_client.py ADDRESS [--ca FILE] CASE...` runs the cases (functions of this file) against the service that
-grpc_server.py serves. It ends with 0 if all went as it should."""
+grpc_server.py serves. Exits with 0 on success."""
 
 import os
 import sys
@@ -11,15 +11,15 @@ import grpc
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
-    # Each channel has a connection of its own.
+    # Each channel has its own connection.
     ("grpc.use_local_subchannel_pool", 1),
-    # Whether a call is tried again is up to the proxy.
+    # Retries are up to the proxy.
     ("grpc.enable_retries", 0),
 ]
 
 
 class Service:
-    """The methods, by the kinds of calls."""
+    """The methods, by the kind of call."""
 
     def __init__(self, address, ca, *options):
         options = OPTIONS + list(options)
@@ -49,7 +49,7 @@ def check(is_so, *what):
 
 
 def fails(call, code):
-    """A call that must fail in this way; the error."""
+    """Makes a call that must fail with this status. Returns the error."""
     try:
         call()
     except grpc.RpcError as error:
@@ -73,7 +73,7 @@ def streams(service):
 
 
 def bidi(service):
-    """Each message is sent only when the one before has come back, so nothing may wait for more."""
+    """Sends each message only after the previous one was echoed, so nothing may be buffered."""
     back = threading.Semaphore(1)
 
     def messages():
@@ -115,15 +115,15 @@ def errors(service):
 
 
 def deadline(service):
-    """The server is told of the time that is left, and the client learns that it is over."""
+    """The server learns the remaining time, and the client gets DEADLINE_EXCEEDED."""
     left = float(service.Remaining(b"", timeout=20))
-    # The library rounds it up, to three digits.
+    # The library rounds up to three digits.
     check(0 < left < 21, left)
     fails(lambda: service.Held(b"deadline", timeout=1), grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def shrunk(service):
-    """What the proxy's filters have taken is not the server's any more."""
+    """The proxy's filters use up a part of the deadline."""
     call = service.channel.unary_unary("/test.Echo/Remaining")
     left = float(call(b"", timeout=20, metadata=(("x-envoy-fault-delay-request", "3000"),)))
     check(0 < left < 18, left)
@@ -137,7 +137,7 @@ def cancel(service):
     call = service.HeldStream(b"stream")
     check(next(call) == b"tick")
     call.cancel()
-    # A client that goes without a word.
+    # A client that disconnects silently.
     call = service.HeldStream(b"gone")
     check(next(call) == b"tick")
     service.channel.close()
@@ -151,7 +151,7 @@ def large(service):
 
 
 def many(service):
-    """A hundred calls at once on one connection, each of which goes on."""
+    """A hundred concurrent calls on one connection, all of which make progress."""
     calls = [service.HeldStream(f"many {n}".encode()) for n in range(100)]
     for call in calls:
         check(next(call) == b"tick")
@@ -161,7 +161,7 @@ def many(service):
 
 
 def load(service):
-    """Until standard input ends: calls of all kinds, none of which may fail. A stream lives through all of it."""
+    """Makes calls of all kinds until standard input ends, none of which may fail. One stream stays open throughout."""
     over = threading.Event()
 
     def long():
@@ -208,7 +208,7 @@ def load(service):
 
 
 def keepalive(service):
-    """Pings while nothing else moves; the connection stays the same one."""
+    """Pings while idle; the connection is kept."""
     options = [
         ("grpc.keepalive_time_ms", 300),
         ("grpc.keepalive_timeout_ms", 5000),
@@ -231,7 +231,7 @@ def retried(service):
 
 
 def refused(service):
-    """What the proxy answers itself is a status of gRPC."""
+    """The proxy's own responses are gRPC statuses."""
     def call(path, *metadata):
         return lambda: service.channel.unary_unary(path)(b"", metadata=metadata, timeout=30)
 
@@ -247,7 +247,7 @@ def refused(service):
             codes.append(grpc.StatusCode.OK)
         except grpc.RpcError as error:
             codes.append(error.code())
-    # The server does not know the service, which only those learn that reach it.
+    # The server does not know the service, which shows that the call reached it.
     unknown, unavailable = grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE
     check(codes == [unknown, unknown, unavailable], codes)
 

@@ -1,6 +1,6 @@
 """A gRPC server: `grpc_server.py ADDRESS [CERTIFICATE KEY]`. Messages are bytes, so nothing is generated.
 
-What it sees of cancellations and deadlines it prints, a line each."""
+Prints cancellations and deadlines, one per line."""
 
 import sys
 import threading
@@ -14,7 +14,7 @@ failures = {}
 
 
 def say(*words):
-    # In one piece: other threads say something too.
+    # In one write, because other threads print, too.
     sys.stdout.write(" ".join(words) + "\n")
     sys.stdout.flush()
 
@@ -43,7 +43,7 @@ def bidi(messages, context):
 
 
 def metadata(message, context):
-    """Gives the request's metadata back: a text field and a binary one, before and after the message."""
+    """Echoes the request's metadata, a text field and a binary one, before and after the message."""
     sent = dict(context.invocation_metadata())
     context.send_initial_metadata((("x-text", sent["x-text"]), ("x-raw-bin", sent["x-raw-bin"])))
     context.set_trailing_metadata((("x-after", sent["x-text"]), ("x-after-bin", sent["x-raw-bin"])))
@@ -56,7 +56,7 @@ def fail(message, context):
 
 
 def fail_once(message, context):
-    """The first call with each message fails."""
+    """Fails the first call with each message."""
     if failures.setdefault(message, 0) == 0:
         failures[message] = 1
         context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
@@ -75,7 +75,7 @@ def remaining(message, context):
 
 
 def awaited(message, context):
-    """Set when the call is over."""
+    """Returns an event that is set when the call ends."""
     over = threading.Event()
 
     def end():
@@ -87,7 +87,7 @@ def awaited(message, context):
 
 
 def held(message, context):
-    """Ends only when somebody ends it."""
+    """Ends only when the client or the test ends it."""
     over = awaited(message, context)
     over.wait()
     return b""
@@ -130,7 +130,7 @@ def main(address, *pair):
         server.add_insecure_port(address)
     server.start()
     say("ready")
-    # Lines on standard input change its health.
+    # Lines on standard input change the health status.
     for line in sys.stdin:
         state.set("", health_pb2.HealthCheckResponse.ServingStatus.Value(line.strip()))
         say("health", line.strip())

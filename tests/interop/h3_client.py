@@ -1,7 +1,7 @@
 """An HTTP/3 client: `h3_client.py HOST PORT CA [CERTIFICATE KEY]`.
 
-It makes one connection, does what the lines on its standard input say (each a JSON object; see `Client.do`), and tells on its
-standard output what comes of it, as JSON too. It ends when its input does, or the connection.
+Opens one connection, executes the commands on standard input (one JSON object per line; see `Client.do`), and prints the results
+on standard output, as JSON, too. Exits when its input or the connection ends.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def say(**what):
 
 
 def body_of(command):
-    """The body that a command asks for: a text, or so many bytes that do not repeat soon."""
+    """Returns the body for a command: a text, or a number of bytes with a long period."""
     if "size" in command:
         size = command["size"]
         return b"".join(n.to_bytes(4, "big") for n in range(size // 4 + 1))[:size]
@@ -37,7 +37,7 @@ def body_of(command):
 
 
 class Limited(QuicConnection):
-    """A connection that does not let some streams go on."""
+    """A connection that stalls some streams."""
 
     paused = frozenset()
 
@@ -47,7 +47,7 @@ class Limited(QuicConnection):
 
 
 class Http(H3Connection):
-    """HTTP/3 as aioquic speaks it, but that a response to HEAD may tell the length of what it leaves out."""
+    """aioquic's HTTP/3, except that a response to HEAD may have the length of the omitted body."""
 
     heads = frozenset()
 
@@ -128,7 +128,7 @@ class Client(QuicConnectionProtocol):
 
     def look_for_goaway(self, event):
         seen = self.control.get(event.stream_id, b"") + event.data
-        # Stream 3 is the server's first, its control stream; its type has one byte.
+        # Stream 3 is the server's first stream, its control stream; the type is one byte.
         while event.stream_id == 3 and len(seen) > 1:
             buf = Buffer(data=seen[1:])
             try:
@@ -174,7 +174,7 @@ class Client(QuicConnectionProtocol):
         say(id=response.name, **await response.ended)
 
     async def load(self, command):
-        """One request after the other until told to stop; then how many were answered with 200, and what else there was."""
+        """Sends one request after the other until stopped. Then prints the number of 200 responses and all other results."""
         answered, else_ = 0, []
         while self.loading:
             response = await self.send(command).ended

@@ -1,5 +1,5 @@
-"""A WebSocket client: `websocket_client.py URL [--ca FILE] CASE...` runs the cases (functions of this file). It ends with 0
-if all went as it should."""
+"""A WebSocket client: `websocket_client.py URL [--ca FILE] CASE...` runs the cases (functions of this file). Exits with 0
+on success."""
 
 import os
 import ssl
@@ -22,7 +22,7 @@ def echo(open):
             message = os.urandom(size)
             socket.send(message)
             check(socket.recv() == message, size)
-        # Many, before any is read.
+        # Many messages before any is read.
         for n in range(200):
             socket.send(str(n))
         check([socket.recv() for _ in range(200)] == [str(n) for n in range(200)])
@@ -66,7 +66,7 @@ def breaks(open):
 
 
 def idle(open):
-    """The proxy ends it when nothing moves."""
+    """The proxy closes it when it is idle."""
     with open() as socket:
         socket.send("hello")
         check(socket.recv() == "hello")
@@ -78,7 +78,7 @@ def idle(open):
 
 
 def stays(open):
-    """Goes on until standard input ends."""
+    """Continues until standard input ends."""
     with open() as socket:
         socket.send("hello")
         check(socket.recv() == "hello")

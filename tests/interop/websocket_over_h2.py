@@ -1,5 +1,5 @@
-"""A WebSocket on a stream of HTTP/2 (RFC 8441): `websocket_over_h2.py ADDRESS`. The frames are those of `h2`, and of the
-messages those of `websockets`."""
+"""A WebSocket on a stream of HTTP/2 (RFC 8441): `websocket_over_h2.py ADDRESS`. Uses `h2` for HTTP/2, and
+`websockets` for the messages."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ def check(is_so, *what):
 
 
 class Tunnel:
-    """One stream, and what has come on it."""
+    """A stream and its received data."""
 
     def __init__(self, address):
         host, port = address.rsplit(":", 1)

@@ -1,4 +1,4 @@
-"""A WebSocket server: `websocket_server.py ADDRESS`. It gives messages back, and does what some of them say."""
+"""A WebSocket server: `websocket_server.py ADDRESS`. Echoes messages, and executes some as commands."""
 
 import sys
 

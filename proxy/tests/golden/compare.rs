@@ -1,11 +1,11 @@
-//! Golden texts: what was promised, compared with what is now. Also used by the end-to-end tests.
+//! Golden texts: compares an interface with its recorded form. Also used by the end-to-end tests.
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 
 use serde_json::Value;
 use similar::TextDiff;
 
-/// Compares a text with the golden one of this name, or puts it in its place.
+/// Compares a text with the golden one of this name, or replaces that with `UPDATE_GOLDEN` set.
 #[track_caller]
 pub fn compare(name: &str, now: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -16,18 +16,17 @@ pub fn compare(name: &str, now: &str) {
     if golden != now {
         let diff = TextDiff::from_lines(golden.as_str(), now);
         panic!(
-            "users rely on this, and it has changed:\n{}\nIf that is meant, run the test again with UPDATE_GOLDEN=1 in its \
-             environment, and tell users of the change.",
+            "an interface that users rely on has changed:\n{}\nIf this is intended, run the test again with UPDATE_GOLDEN=1 \
+             and document the change.",
             diff.unified_diff().header(&format!("proxy/tests/golden/{name}"), "now")
         );
     }
 }
 
-/// What is there or not by chance: a busy machine, say.
+/// Paths whose presence varies, with the load of the machine for example.
 const BY_CHANCE: [&str; 4] = [".generator.busy", ".generator.starved", ".notes", ".warnings"];
 
-/// The shape of a JSON document: each path in it, with the type of what stands there. Elements of a list share a
-/// path.
+/// Returns the shape of a JSON document: each path in it, with the type of its value. Elements of a list share a path.
 pub fn shape(document: &Value) -> String {
     let mut paths = BTreeSet::new();
     walk(document, "", &mut paths);

@@ -1,4 +1,4 @@
-//! The events in the proxy's own log, read from its sources: a level, a target, the names of fields.
+//! Lists the events in the proxy's log from its sources: level, target and field names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 const MACROS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "event"];
 
-/// All events, a line for each kind.
+/// Returns all events, one kind per line.
 pub fn all() -> String {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let targets = targets(&src.join("observe/target.rs"));
@@ -38,7 +38,7 @@ pub fn all() -> String {
     found.into_iter().map(|line| line + "\n").collect()
 }
 
-/// The constants of targets by name.
+/// Returns the target constants by name.
 fn targets(file: &Path) -> BTreeMap<String, String> {
     let text = fs::read_to_string(file).expect("a file of code");
     let constants = text.lines().filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \""));
@@ -51,7 +51,7 @@ fn targets(file: &Path) -> BTreeMap<String, String> {
     targets
 }
 
-/// Hands over the level and the arguments of every event, but for those in unit tests.
+/// Calls `found` with the level and the arguments of each event, except in unit tests.
 fn scan(tokens: Vec<TokenTree>, found: &mut impl FnMut(&str, &TokenStream)) {
     let mut is_test = false;
     for (i, token) in tokens.iter().enumerate() {
@@ -79,7 +79,7 @@ fn stream(group: &Group) -> Vec<TokenTree> {
     group.stream().into_iter().collect()
 }
 
-/// `level target field…`; `None` without a target.
+/// Formats an event as `level target field…`. `None` without a target.
 fn event(level: &str, arguments: &TokenStream, targets: &BTreeMap<String, String>) -> Option<String> {
     let tokens: Vec<TokenTree> = arguments.clone().into_iter().collect();
     let parts = tokens.split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ','));

@@ -1,6 +1,7 @@
-//! What users of Tollgate rely on and the compiler does not know: names and types, not words. Each test compares one interface
-//! with a golden text in this folder, which is changed knowingly (`UPDATE_GOLDEN=1`) or not at all. What only a running proxy
-//! shows is compared in `tests/end_to_end/golden.rs`, the ABI in `abi/tests/golden.rs`.
+//! Golden tests of the interfaces that users rely on and the compiler does not check: names and types, not wording.
+//! Each test compares one interface with a golden text in this folder, which is only changed deliberately
+//! (`UPDATE_GOLDEN=1`). Interfaces that only a running proxy shows are compared in `tests/end_to_end/golden.rs`, the
+//! ABI in `abi/tests/golden.rs`.
 
 mod compare;
 mod events;
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use self::compare::{compare, shape};
 
-/// Runs `tollgate` in the repository's root: its exit status, and its standard output.
+/// Runs `tollgate` in the repository's root. Returns its exit status and its standard output.
 fn tollgate(line: &str) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -22,7 +23,7 @@ fn tollgate(line: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A configuration that is right, one with a filter that no chain names, one that is wrong, cases, and a file that is no module.
+/// A valid configuration, one with an unused filter, an invalid one, cases, and a file that is not a module.
 const INPUTS: [(&str, &str); 6] = [
     (
         "right.yaml",
@@ -45,7 +46,7 @@ filters: [{name: f, wasm: 'builtin:fault'}, {name: g, wasm: 'builtin:fault'}]",
     ("no.wasm", "no module"),
 ];
 
-/// Runs command lines, in which `DIR` stands for a folder with the inputs.
+/// Runs commands in which `DIR` stands for a folder with the inputs.
 fn with_inputs(mut look: impl FnMut(&dyn Fn(&str) -> (Option<i32>, String))) {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, content) in INPUTS {
@@ -55,10 +56,10 @@ fn with_inputs(mut look: impl FnMut(&dyn Fn(&str) -> (Option<i32>, String))) {
 }
 
 #[test]
-fn the_configuration_has_its_keys_types_defaults_and_bounds() {
+fn configuration_keys_types_defaults_and_bounds_are_unchanged() {
     fn without_words(schema: &mut Value) {
         if let Value::Object(members) = schema {
-            // A key of that name has a schema, not a text.
+            // A key with this name has a schema, not a text.
             members.retain(|key, value| key != "description" || !value.is_string());
             members.values_mut().for_each(without_words);
         } else if let Value::Array(elements) = schema {
@@ -71,7 +72,7 @@ fn the_configuration_has_its_keys_types_defaults_and_bounds() {
 }
 
 #[test]
-fn the_command_line_has_its_commands_and_options() {
+fn commands_and_options_are_unchanged() {
     let mut command = tollgate::cli::command();
     command.build();
     let mut text = String::new();
@@ -87,7 +88,7 @@ fn render(command: &clap::Command, path: &str, text: &mut String) {
     }
 }
 
-/// One argument: its names, its value, and what it may be.
+/// Formats an argument: its names, its value, and its constraints.
 fn described(arg: &Arg) -> String {
     let mut words = Vec::new();
     words.extend(arg.get_short_and_visible_aliases().into_iter().flatten().map(|short| format!("-{short}")));
@@ -114,7 +115,7 @@ fn described(arg: &Arg) -> String {
 }
 
 #[test]
-fn commands_end_with_their_exit_status() {
+fn exit_codes_are_unchanged() {
     let lines = [
         ("", 2),
         ("--version", 0),
@@ -162,7 +163,7 @@ fn commands_end_with_their_exit_status() {
 }
 
 #[test]
-fn what_commands_print_as_json_has_its_shape() {
+fn json_output_of_commands_is_unchanged() {
     let lines = [
         "check --json DIR/right.yaml",
         "check --json DIR/warns.yaml",
@@ -187,13 +188,13 @@ fn what_commands_print_as_json_has_its_shape() {
 }
 
 #[test]
-fn fields_of_the_access_log_have_their_names_and_order() {
+fn access_log_fields_and_their_order_are_unchanged() {
     let names = tollgate::observe::access_log::FIELDS.iter().map(|field| format!("{}\n", field.name));
     compare("access_log.txt", &names.collect::<String>());
 }
 
 #[test]
-fn details_of_responses_have_their_words() {
+fn response_details_are_unchanged() {
     let mut words: Vec<String> =
         tollgate::observe::detail::ALL.iter().map(|detail| format!("{}\n", detail.text())).collect();
     words.sort();
@@ -201,11 +202,11 @@ fn details_of_responses_have_their_words() {
 }
 
 #[test]
-fn every_event_of_the_log_has_its_level_target_and_fields() {
+fn log_events_and_their_fields_are_unchanged() {
     compare("log.txt", &events::all());
 }
 
 #[test]
-fn the_sdk_has_its_public_paths() {
+fn public_paths_of_the_sdk_are_unchanged() {
     compare("sdk.txt", &public::paths(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk/src")));
 }

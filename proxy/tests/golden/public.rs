@@ -1,5 +1,5 @@
-//! The public paths of a crate, read from its sources: each path that other crates can name, with signature, fields, variants
-//! and implemented traits. Re-exports are followed, so it is of no interest where an item is defined.
+//! Lists the public paths of a crate from its sources: each path that other crates can name, with signature, fields,
+//! variants and implemented traits. Re-exports are followed, so the module that defines an item does not matter.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 use quote::ToTokens;
 use syn::{Attribute, Generics, ImplItem, Item, ItemImpl, ItemUse, TraitItem, Type, UseTree, Visibility};
 
-/// All public paths of the crate in this folder, one a line.
+/// Returns all public paths of the crate in this folder, one per line.
 pub fn paths(src: &Path) -> String {
     let file = read(&src.join("lib.rs"));
     let root = Module::load(file, src, &[]);
@@ -57,7 +57,7 @@ impl Module {
         path.iter().try_fold(self, |module, name| module.child(name))
     }
 
-    /// All blocks of implementations in it and below.
+    /// Returns all `impl` blocks in this module and below.
     fn blocks(&self) -> Vec<&ItemImpl> {
         let own = self.items.iter().filter_map(|item| match item {
             Item::Impl(block) => Some(block),
@@ -84,7 +84,7 @@ impl<'m> Walk<'m> {
         self.lines.insert(line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
 
-    /// A member of a type or trait.
+    /// Lists a member of a type or trait.
     fn member(&mut self, attributes: &[Attribute], line: String) {
         if !is_hidden(attributes) {
             self.line(line);
@@ -114,7 +114,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// Follows a path from a module; what it leads to is shown as `shown`, which ends with `*` for a glob.
+    /// Follows a path from a module. The result is listed as `shown`, which ends with `*` for a glob.
     fn import(&mut self, from: &'m Module, path: &[String], shown: &str) {
         let supers = path.iter().take_while(|segment| *segment == "super").count();
         let (base, rest) = match path[0].as_str() {
@@ -133,7 +133,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// What a module has under a name, under a path.
+    /// Lists the items with this name in a module.
     fn item(&mut self, module: &'m Module, name: &str, path: &str) {
         for item in module.items.iter().filter(|item| provides(item, name)) {
             match item {
@@ -151,7 +151,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// Shows an item under the shortest of its paths.
+    /// Describes an item under the shortest of its paths.
     fn describe(&mut self, module: &[String], name: &str, paths: &BTreeSet<String>) {
         let path = paths.iter().min_by_key(|path| path.len()).expect("a path");
         paths.iter().filter(|other| *other != path).for_each(|other| self.line(format!("{other} = {path}")));
@@ -192,7 +192,7 @@ impl<'m> Walk<'m> {
         }
     }
 
-    /// A type with what is derived and implemented for it, wherever in the crate that is.
+    /// Describes a type with its derived and implemented traits, wherever in the crate they are.
     fn type_of(&mut self, kind: &str, path: &str, name: &str, generics: &Generics, attributes: &[Attribute]) {
         self.line(format!("{path}: {kind} {}", text(generics)));
         for attribute in attributes.iter().filter(|a| a.path().is_ident("derive")) {
@@ -229,7 +229,7 @@ fn is_public(vis: &Visibility) -> bool {
     matches!(vis, Visibility::Public(_))
 }
 
-/// Not for users: for what the SDK's own macros expand to.
+/// Returns whether an item is hidden: it is only for the expansion of the SDK's own macros.
 fn is_hidden(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| text(&attribute.meta) == "doc (hidden)")
 }
@@ -248,7 +248,7 @@ fn named(item: &Item) -> Option<(String, &Visibility, &[Attribute])> {
     Some((ident.to_string(), vis, attributes))
 }
 
-/// Whether an item defines or passes on this name.
+/// Returns whether an item defines or re-exports this name.
 fn provides(item: &Item, name: &str) -> bool {
     match item {
         Item::Use(import) => leaves(import).iter().any(|(_, leaf)| leaf == name),
@@ -256,7 +256,7 @@ fn provides(item: &Item, name: &str) -> bool {
     }
 }
 
-/// The paths of a `use`, with the name that each brings: `*` for a glob.
+/// Returns the paths of a `use` with the name that each brings; `*` for a glob.
 fn leaves(import: &ItemUse) -> Vec<(Vec<String>, String)> {
     fn collect(tree: &UseTree, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
         let with = |name: &syn::Ident| match name == "self" && !before.is_empty() {
@@ -279,7 +279,7 @@ fn leaves(import: &ItemUse) -> Vec<(Vec<String>, String)> {
     found
 }
 
-/// Tokens as a text, without the modules in paths: a type is the same wherever it is defined.
+/// Formats tokens without the modules in paths: a type is the same wherever it is defined.
 fn text(tokens: &impl ToTokens) -> String {
     let text = tokens.to_token_stream().to_string();
     let words: Vec<&str> = text.split(' ').collect();

@@ -1,8 +1,8 @@
-//! Cycles: strongly connected components of more than one node (Tarjan).
+//! Finds cycles: strongly connected components of more than one node (Tarjan).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The groups of nodes that reach each other, each sorted.
+/// Returns the groups of nodes that reach each other, each sorted.
 pub fn cycles(edges: impl IntoIterator<Item = (String, String)>) -> Vec<Vec<String>> {
     let mut next: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (from, to) in edges {

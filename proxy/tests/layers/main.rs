@@ -1,13 +1,13 @@
-//! Holds the sources to the tables of layers in ARCHITECTURE.md: every dependency between two folders is in the table, every
-//! entry of the table is real, all of them point down, and no folders depend on each other in a cycle.
+//! Checks the sources against the tables of layers in ARCHITECTURE.md: every dependency between two folders is in the
+//! table, every entry of the table exists, all point downwards, and no folders depend on each other in a cycle.
 //!
-//! `source.rs` parses a crate and resolves its paths, `walk.rs` finds them, `table.rs` reads the tables, `graph.rs` finds cycles, and `naming.rs` tests
-//! all three. A dependency is any way of naming an item: `use` (groups, globs, renames), paths in types, expressions, patterns,
-//! bounds and macros, `super::` and `self::`, names that came in through a glob, and paths in attributes. A name is followed
-//! through re-exports to the module that defines it. Code that only tests compile does not count, nor do methods and fields,
-//! which would need types.
+//! `source.rs` parses a crate and resolves paths, `walk.rs` finds paths, `table.rs` reads the tables, `graph.rs`
+//! finds cycles, and `naming.rs` tests all of them. Every way of naming an item is a dependency: `use` (groups,
+//! globs, renames), paths in types, expressions, patterns, bounds and macros, `super::` and `self::`, names from a
+//! glob, and paths in attributes. A name is followed through re-exports to the module that defines it. Code for tests
+//! does not count, nor do methods and fields, which would need type information.
 //!
-//! `LAYERS_PRINT=1 cargo test -p tollgate --test layers -- --nocapture` prints the tables as the sources have them.
+//! `LAYERS_PRINT=1 cargo test -p tollgate --test layers -- --nocapture` prints the tables that match the sources.
 
 mod graph;
 mod naming;
@@ -25,8 +25,8 @@ use std::{
 use source::{Arrow, Crate};
 use table::Table;
 
-/// The folder (or file) below one of the prefixes that a file belongs to; the longest prefix decides. With `["", "wasm"]` there
-/// are `chain`, `wasm`, `wasm/engine` and so on.
+/// Returns the folder (or file) below one of the prefixes to which a file belongs; the longest prefix decides. With
+/// `["", "wasm"]`, examples are `chain`, `wasm` and `wasm/engine`.
 fn folder(file: &Path, prefixes: &[&str]) -> String {
     let prefix = prefixes
         .iter()
@@ -45,12 +45,12 @@ fn folder(file: &Path, prefixes: &[&str]) -> String {
     }
 }
 
-/// All dependencies between folders, each with the places that make it.
+/// Returns all dependencies between folders, each with its places.
 fn between_folders<'a>(arrows: &'a [Arrow], prefixes: &[&str]) -> BTreeMap<(String, String), Vec<&'a Arrow>> {
     let mut map: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for arrow in arrows {
         let (from, to) = (folder(&arrow.from, prefixes), folder(&arrow.to, prefixes));
-        // The root of a crate declares its modules and re-exports their items: that is its purpose.
+        // The root of a crate declares its modules and re-exports their items; that does not count.
         if from != to && to != "lib" && from != "lib" {
             map.entry((from, to)).or_default().push(arrow);
         }
@@ -58,7 +58,7 @@ fn between_folders<'a>(arrows: &'a [Arrow], prefixes: &[&str]) -> BTreeMap<(Stri
     map
 }
 
-/// The dependencies between the folders that a table is about, each with its first place.
+/// Returns the dependencies between a table's folders, each with its first place.
 fn found(table: &Table, root: &Path) -> BTreeMap<(String, String), String> {
     let krate = Crate::load(&root.join(&table.src)).unwrap();
     let arrows = krate.arrows();
@@ -81,7 +81,7 @@ fn found(table: &Table, root: &Path) -> BTreeMap<(String, String), String> {
 }
 
 #[test]
-fn sources_keep_to_the_layers() {
+fn sources_follow_the_layers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let tables = table::tables(&fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap());
     let about: Vec<_> = tables.iter().map(|t| (&*t.src, &*t.below)).collect();
@@ -100,7 +100,7 @@ fn sources_keep_to_the_layers() {
     assert!(wrong.is_empty(), "ARCHITECTURE.md and the sources differ:\n{wrong}");
 }
 
-/// Prints a table as it would have to be, with the rows and subjects that it has.
+/// Prints a table as it should be, with its present rows and subjects.
 fn print(table: &Table, found: &BTreeMap<(String, String), String>) {
     println!("\n{} {}", table.src, table.below);
     for (folders, _) in &table.rows {

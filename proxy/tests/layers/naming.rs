@@ -1,10 +1,10 @@
-//! Tests of the layers test: every way in which one module can name another, on tiny crates.
+//! Tests of the layers test on tiny crates: every way in which a module can name another.
 
 use std::{collections::BTreeMap, path::Path};
 
 use super::{between_folders, folder, graph, source::Crate, table};
 
-/// Files of a tiny crate: `a` is to name something of `b`.
+/// Returns the dependencies in a tiny crate.
 fn arrows(files: &[(&str, &str)]) -> Vec<(String, String)> {
     let files: BTreeMap<&str, &str> = files.iter().copied().collect();
     let krate = Crate::read(&|path| files.get(path.to_str().unwrap()).map(|t| (*t).to_owned())).unwrap();
@@ -12,7 +12,8 @@ fn arrows(files: &[(&str, &str)]) -> Vec<(String, String)> {
     between_folders(&arrows, &[""]).into_keys().collect()
 }
 
-/// The arrows of a crate with folders `a` and `b`, where `a/mod.rs` has this text, and `b` an item of each kind.
+/// Returns the dependencies in a crate with folders `a` and `b`, where `a/mod.rs` has this text, and `b` an item of
+/// each kind.
 fn named(a: &str) -> Vec<(String, String)> {
     arrows(&[
         ("lib.rs", "pub mod a; pub mod b; pub mod c;"),
@@ -31,7 +32,7 @@ fn pair(from: &str, to: &str) -> (String, String) {
 }
 
 #[test]
-fn each_way_of_naming_is_found() {
+fn every_way_of_naming_an_item_is_found() {
     for text in [
         "use crate::b::S;",
         "use crate::b;",
@@ -86,13 +87,13 @@ fn names_of_other_crates_are_not_found() {
 fn a_re_export_counts_for_both_modules() {
     let found = named("use crate::c::Other;");
     assert!(found.contains(&pair("a", "b")) && found.contains(&pair("a", "c")), "{found:?}");
-    // Glob imports bring names too.
+    // Glob imports bring names, too.
     let found = named("use crate::c::*; fn x(o: Other) {}");
     assert!(found.contains(&pair("a", "b")) && found.contains(&pair("a", "c")), "{found:?}");
 }
 
 #[test]
-fn re_exporting_from_a_child_is_no_dependency() {
+fn re_exporting_from_a_child_is_not_a_dependency() {
     let files = [
         ("lib.rs", "mod a;"),
         ("a/mod.rs", "mod x; pub use self::x::X; pub struct Y;"),
@@ -106,7 +107,7 @@ fn re_exporting_from_a_child_is_no_dependency() {
 }
 
 #[test]
-fn folders_are_folders_below_a_prefix() {
+fn files_belong_to_the_folder_below_a_prefix() {
     let prefixes = ["", "wasm"];
     for (file, expected) in [
         ("chain/mod.rs", "chain"),

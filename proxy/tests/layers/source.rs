@@ -11,13 +11,13 @@ use syn::{Attribute, Item, UseTree};
 
 use super::walk::Walk;
 
-/// One place in `from` that leads to something defined in `to` (files below the crate's `src`).
+/// A place in `from` that refers to something defined in `to` (files below the crate's `src`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrow {
     pub from: PathBuf,
     pub line: usize,
     pub to: PathBuf,
-    /// The path as it is written.
+    /// The path as written.
     pub text: String,
 }
 
@@ -25,7 +25,7 @@ pub struct Module {
     pub path: Vec<String>,
     pub file: PathBuf,
     pub parent: Option<usize>,
-    /// Written as `mod x { … }` in its parent's file.
+    /// Whether it is written as `mod x { … }` in its parent's file.
     pub inline: bool,
     pub names: BTreeMap<String, Vec<Def>>,
     pub globs: Vec<Vec<String>>,
@@ -37,15 +37,15 @@ pub enum Def {
     Import(Vec<String>),
 }
 
-/// What a path leads to.
+/// The target of a path.
 pub struct Target {
     /// The module that defines the item, or the module that the path names.
     pub module: usize,
-    /// The item and what follows it; empty if a module is named.
+    /// The item and the rest of the path; empty if the path names a module.
     pub rest: Vec<String>,
-    /// Modules whose imports were followed.
+    /// The modules whose imports were followed.
     pub hops: Vec<usize>,
-    /// Found through a glob.
+    /// Whether it was found through a glob.
     pub glob: bool,
 }
 
@@ -54,7 +54,7 @@ pub struct Crate {
     files: BTreeMap<PathBuf, (syn::File, usize)>,
 }
 
-/// Reads sources: from the disk, or from a table in tests.
+/// Reads a source file: from the disk, or from a table in tests.
 type Read<'a> = &'a dyn Fn(&Path) -> Option<String>;
 
 impl Crate {
@@ -155,7 +155,7 @@ impl Crate {
         Ok(())
     }
 
-    /// The file of `mod name;`, as the compiler finds it.
+    /// Returns the file of `mod name;`, found as the compiler does.
     fn file_of(&self, read: Read, id: usize, name: &str, attrs: &[Attribute]) -> PathBuf {
         let module = &self.modules[id];
         let dir = module.file.parent().unwrap_or(Path::new(""));
@@ -167,7 +167,7 @@ impl Crate {
         if !matches!(&*stem, "mod" | "lib" | "main") {
             below.push(&stem);
         }
-        // Inline modules around this one are folders.
+        // Enclosing inline modules are folders.
         let mut inline = vec![];
         let mut at = id;
         while self.modules[at].inline {
@@ -179,12 +179,12 @@ impl Crate {
         if read(&flat).is_some() { flat } else { below.join(name).join("mod.rs") }
     }
 
-    /// The items of a module that its own path of an item leads to; also used for paths of modules.
+    /// Returns the module in which an item with this path is, also for paths of modules.
     pub fn module_at(&self, path: &[String]) -> Option<usize> {
         self.modules.iter().position(|m| m.path == path)
     }
 
-    /// What `path`, written in `from`, leads to in this crate; `None` if it leads out of it or to something local.
+    /// Resolves `path`, written in `from`. `None` if it leaves the crate or is local.
     pub fn resolve(&self, from: usize, path: &[String]) -> Option<Target> {
         self.follow(from, path, &mut BTreeSet::new())
     }
@@ -219,7 +219,7 @@ impl Crate {
                 Some(Found::Through(target, glob)) => {
                     let by = at.module;
                     let mut hops = std::mem::take(&mut at.hops);
-                    // A private import is the writer's own name for the thing, not something that a module passes on.
+                    // A private import is only for the module itself and is not re-exported.
                     if index > 0 || by != from {
                         hops.push(by);
                     }
@@ -256,10 +256,11 @@ impl Crate {
             let this = match def {
                 Def::Item => Some(Found::Item),
                 Def::Module(child) => Some(Found::Module(*child)),
-                // `use http::{self, …}` in a module that has a child `http` does not happen; a name that imports itself is external.
+                // `use http::{self, …}` in a module with a child `http` does not occur; a name that imports itself is
+                // external.
                 Def::Import(path) => self.follow(module, path, seen).map(|t| Found::Through(t, false)),
             };
-            // A module and a function may share a name: on the way it is the module, at the end the item.
+            // A module and a function may have the same name: within a path it is the module, at the end the item.
             let better = match (&found, &this) {
                 (_, None) => false,
                 (None, _) => true,
@@ -291,7 +292,7 @@ impl Crate {
         None
     }
 
-    /// All arrows between files.
+    /// Returns all dependencies between files.
     pub fn arrows(&self) -> Vec<Arrow> {
         let mut arrows = BTreeSet::new();
         for (parsed, id) in self.files.values() {
@@ -321,10 +322,10 @@ impl Found {
     }
 }
 
-/// One name that a `use` brings.
+/// A name that a `use` brings.
 pub struct Leaf {
     pub path: Vec<String>,
-    /// The name here; none for a glob.
+    /// The name here; `None` for a glob.
     pub name: Option<String>,
     pub span: Span,
 }
@@ -381,7 +382,7 @@ pub fn parts(item: &Item) -> (&[Attribute], Option<&proc_macro2::Ident>) {
     }
 }
 
-/// `#[test]`, and any `#[cfg(…)]` that needs `test`.
+/// Returns whether attributes contain `#[test]`, or a `#[cfg(…)]` that requires `test`.
 pub fn is_test(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|a| {
         let last = a.path().segments.last().map(|s| s.ident.to_string()).unwrap_or_default();
@@ -398,7 +399,7 @@ fn needs_test(tokens: TokenStream) -> bool {
         let TokenTree::Ident(ident) = tree else { continue };
         match (&*ident.to_string(), iter.peek()) {
             ("test", _) => return true,
-            // The SDK runs natively in its test host only.
+            // The SDK runs natively only in its test host.
             ("not", Some(TokenTree::Group(group)))
                 if group.stream().to_string().replace(' ', "") == "target_arch=\"wasm32\"" =>
             {

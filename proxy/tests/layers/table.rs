@@ -1,8 +1,9 @@
-//! Reads the tables of ARCHITECTURE.md that list which folder may depend on which.
+//! Reads the tables in ARCHITECTURE.md that list which folder may depend on which.
 //!
-//! A table follows the line `<!-- layers: proxy/src [below wasm] -->` and has rows `` | `folder` | subject | `used` `used` … | ``,
-//! from the top layer to the bottom. One row may list several folders of the same layer. Three rules hold: every dependency in the
-//! sources is in the table, every dependency in the table is in the sources, and all of them point to rows further down.
+//! A table follows the line `<!-- layers: proxy/src [below wasm] -->` and has rows `` | `folder` | subject | `used`
+//! `used` … | ``, from the top layer to the bottom. A row may list several folders of the same layer. There are three
+//! rules: every dependency in the sources is in the table, every dependency in the table is in the sources, and all
+//! of them point to rows further down.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Table {
     /// The crate's `src`, from the root of the workspace.
     pub src: String,
-    /// The folder below `src` whose subfolders these are; empty for the top.
+    /// The folder below `src` whose subfolders are listed; empty for the top.
     pub below: String,
-    /// From top to bottom: folders, and what they use.
+    /// From top to bottom: the folders, and what they use.
     pub rows: Vec<(Vec<String>, BTreeSet<String>)>,
 }
 
-/// All tables of a document.
+/// Returns all tables of a document.
 pub fn tables(text: &str) -> Vec<Table> {
     let mut tables = vec![];
     let mut lines = text.lines();
@@ -39,12 +40,13 @@ pub fn tables(text: &str) -> Vec<Table> {
     tables
 }
 
-/// The names in backticks, without a trailing slash or `.rs`.
+/// Returns the names in backticks, without a trailing slash or `.rs`.
 fn names(cell: &str) -> impl Iterator<Item = String> {
     cell.split('`').skip(1).step_by(2).map(|n| n.trim_end_matches('/').trim_end_matches(".rs").to_owned())
 }
 
-/// The violations of the three rules, one line each. `arrows` are the pairs of folders in the sources, each with a place.
+/// Returns the violations of the three rules, one per line. `arrows` are the pairs of folders in the sources, each
+/// with a place.
 pub fn check(table: &Table, arrows: &BTreeMap<(String, String), String>) -> Vec<String> {
     let mut wrong = vec![];
     let row: BTreeMap<&str, usize> =

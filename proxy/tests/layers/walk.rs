@@ -1,4 +1,4 @@
-//! Finds the paths in a file that lead to another module.
+//! Finds the paths in a file that refer to another module.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use syn::{Attribute, Item, visit::Visit};
 
 use super::source::{Arrow, Crate, Target, is_test, leaves, parts};
 
-/// Walks over one file.
+/// The walk over one file.
 pub struct Walk<'a> {
     pub krate: &'a Crate,
-    /// The module that the walk is in.
+    /// The current module.
     pub module: usize,
     pub arrows: &'a mut BTreeSet<Arrow>,
 }
@@ -24,7 +24,7 @@ impl Walk<'_> {
 
     fn path(&mut self, path: &[String], span: Span, single: bool) {
         let Some(target) = self.krate.resolve(self.module, path) else { return };
-        // One word is the writer's own item or import, unless a glob brought it.
+        // A single word is local or imported by the file, unless it came from a glob.
         if single && !target.glob {
             return;
         }
@@ -51,7 +51,7 @@ impl Walk<'_> {
     }
 }
 
-/// Paths of two segments and more in tokens that are not parsed: macros' arguments and bodies.
+/// Returns paths of at least two segments in unparsed tokens: arguments and bodies of macros.
 fn paths_in(tokens: TokenStream) -> Vec<(Vec<String>, Span)> {
     let mut found = vec![];
     collect(tokens, &mut found);
@@ -79,7 +79,7 @@ fn collect(tokens: TokenStream, found: &mut Vec<(Vec<String>, Span)>) {
                 } else {
                     flush(&mut path, &mut start);
                     if colons == 2 {
-                        // `::http::x`, or what follows `<T as X>` and the like: not ours.
+                        // `::http::x`, or what follows `<T as X>`: external.
                         path.push(String::new());
                     }
                     path.push(text);
@@ -142,7 +142,7 @@ impl<'ast> Visit<'ast> for Walk<'_> {
         let public = !matches!(item.vis, syn::Visibility::Inherited);
         for leaf in leaves(&item.tree, item.leading_colon.is_some()) {
             let Some(target) = self.krate.resolve(self.module, &leaf.path) else { continue };
-            // A facade: a module that passes on what its children define does not use it thereby.
+            // A module that re-exports what its children define does not depend on them.
             if public && self.krate.is_ancestor(self.module, target.module) {
                 continue;
             }
