@@ -50,9 +50,9 @@ fn main() {
     }
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(_) => fail(&format!(
-            "cannot build the standard filters; if the target is missing: rustup target add {TARGET}"
-        )),
+        Ok(_) => {
+            fail(&format!("cannot build the standard filters; if the target is missing: rustup target add {TARGET}"))
+        }
         Err(e) => fail(&format!("cannot run cargo for the standard filters: {e}")),
     }
     let mut modules = String::new();

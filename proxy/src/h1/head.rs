@@ -20,7 +20,7 @@ pub enum HeadError {
     #[error("it is TLS")]
     Tls,
     /// The bytes are not HTTP/1.
-    #[error("1.1/1.1")]
+    #[error("it is not a valid HTTP/1.1 head")]
     Malformed,
     /// It exceeds the limit on its length.
     #[error("the head is too long")]
