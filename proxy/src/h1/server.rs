@@ -58,7 +58,7 @@ impl ServerConnection {
         self.wire.borrow_mut().as_mut().map(work)
     }
 
-    /// Reads the head of the next request. `None` if there is none.
+    /// Reads the head of the next request. `None` if the connection ends.
     pub(crate) fn poll_head(
         &self,
         scanner: &mut head::HeadScanner,
