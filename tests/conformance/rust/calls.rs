@@ -10,7 +10,7 @@ impl Run {
                 same!((call, headers, body, trailers), (self.id, 0, 0, 0));
                 same!(header(Map::HttpCallResponseHeaders, ":status"), None);
             }
-            (_, "ok-a-whole-url-for-a-path", HttpCall { call, .. }) => {
+            (_, "ok-absolute-url-as-path", HttpCall { call, .. }) => {
                 same!(call, self.id);
                 same!(buffer(Buffer::HttpCallResponseBody), some("GET /echo?a=b called"));
             }
@@ -54,7 +54,7 @@ impl Run {
                     return HOLD;
                 }
             }
-            (_, "ok-while-it-is-told-of-the-end", GrpcClose { call, status }) => {
+            (_, "ok-during-the-close-callback", GrpcClose { call, status }) => {
                 same!((call, status), (self.id, 0));
                 let cancels = function == "proxy_grpc_cancel";
                 same!(if cancels { host::cancel_grpc_stream(call) } else { host::close_grpc_stream(call) }, Ok(()));

@@ -20,7 +20,7 @@ impl Run {
                     same!(header(map, name), some(value));
                 }
             }
-            ("proxy_get_header_map_value", "not-found" | "ok-0.1.0-not-there") => {
+            ("proxy_get_header_map_value", "not-found" | "ok-0.1.0-absent") => {
                 same!(header(map, "x-none"), None);
                 same!(header(map, "no name"), None);
             }
@@ -50,7 +50,7 @@ impl Run {
                 host::set_map(map, vec![]).unwrap();
                 same!(header(map, "x-one"), None);
             }
-            ("proxy_set_header_map_pairs", "ok-but-refused-and-logged") => {
+            ("proxy_set_header_map_pairs", "ok-but-rejected-and-logged") => {
                 host::set_map(map, vec![("x-good", "1"), ("bad name", "2")]).unwrap();
                 host::set_map(map, vec![("x-good", "1"), ("x-bad", "a\nb")]).unwrap();
                 same!((header(map, "x-good"), header(map, "x-one")), (None, some("1")));
@@ -62,7 +62,7 @@ impl Run {
                 let all = host::get_map(map).unwrap();
                 same!(all.iter().filter(|(name, _)| name == "x-one").count(), 2);
             }
-            ("proxy_add_header_map_value", "ok-but-refused-and-logged") => {
+            ("proxy_add_header_map_value", "ok-but-rejected-and-logged") => {
                 host::add_map_value(map, "bad name", "1").unwrap();
                 host::add_map_value(map, "x-bad", "a\nb").unwrap();
                 host::add_map_value(Map::HttpResponseHeaders, "x-early", "1").unwrap();
@@ -75,7 +75,7 @@ impl Run {
                 let all = host::get_map(map).unwrap();
                 same!(all.iter().filter(|(name, _)| name == "x-two").count(), 1);
             }
-            ("proxy_replace_header_map_value", "ok-but-refused-and-logged") => {
+            ("proxy_replace_header_map_value", "ok-but-rejected-and-logged") => {
                 host::set_map_value(map, ":path", Some("no slash")).unwrap();
                 host::set_map_value(map, "x-one", Some("a\0b")).unwrap();
                 same!((header(map, ":path"), header(map, "x-one")), (some("/conformance?a=b"), some("1")));
@@ -86,7 +86,7 @@ impl Run {
                 sdk::remove(map, "x-none");
                 same!((header(map, "x-two"), header(map, "x-one")), (None, None));
             }
-            ("proxy_remove_header_map_value", "ok-but-refused-and-logged") => {
+            ("proxy_remove_header_map_value", "ok-but-rejected-and-logged") => {
                 sdk::remove(map, "bad name");
                 sdk::remove(Map::HttpResponseHeaders, "x-up");
             }

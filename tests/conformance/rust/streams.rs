@@ -37,7 +37,7 @@ impl Run {
                 self.id = sent.unwrap();
                 return HOLD;
             }
-            ("proxy_http_call", "ok-a-whole-url-for-a-path") => {
+            ("proxy_http_call", "ok-absolute-url-as-path") => {
                 let head = vec![(":method", "GET"), (":path", "http://x.example/echo?a=b"), (":authority", "called")];
                 self.id = host::dispatch_http_call("web", head, None, vec![], TIME).unwrap();
                 return HOLD;

@@ -222,7 +222,7 @@ function headers(): void {
     says(stream_context.headers.response.get(":status"), "202");
   });
   // The SDK throws at any status except Ok.
-  test("proxy_replace_header_map_value/ok-but-refused-and-logged").on(Callback.RequestHeaders, () => {
+  test("proxy_replace_header_map_value/ok-but-rejected-and-logged").on(Callback.RequestHeaders, () => {
     stream_context.headers.request.replace(":path", "no slash");
     says(stream_context.headers.request.get(":path"), "/conformance?a=b");
     stream_context.headers.response.replace("x-early", "1");
@@ -232,7 +232,7 @@ function headers(): void {
     stream_context.headers.request.remove("x-none");
     is(valueStatus(REQUEST, "x-two"), WasmResultValues.NotFound);
   });
-  test("proxy_remove_header_map_value/ok-but-refused-and-logged").on(Callback.RequestHeaders, () => {
+  test("proxy_remove_header_map_value/ok-but-rejected-and-logged").on(Callback.RequestHeaders, () => {
     stream_context.headers.request.remove("bad name");
     stream_context.headers.response.remove("x-up");
   });
