@@ -139,7 +139,7 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
     if let Some(nothing) = unit() {
         return match bytes.trim_ascii() {
             b"" | b"{}" | b"null" => Ok(nothing),
-            _ => Err(ConfigError::new("", "this filter has no configuration: leave it out")),
+            _ => Err(ConfigError::new("", "this filter takes no configuration: remove it")),
         };
     }
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
@@ -151,8 +151,8 @@ pub(crate) fn read<T: serde::de::DeserializeOwned + 'static>(bytes: &[u8]) -> Re
         let message = message.split(" at line ").next().unwrap_or_default();
         let message = match matches!(bytes.trim_ascii_start().first(), Some(b'{' | b'[' | b'"' | b'0'..=b'9')) {
             true => without_types(message),
-            // A string in the configuration file is passed through as a JSON string.
-            false => "this filter wants a map, not text".into(),
+            // A string in the configuration file is passed verbatim, not as JSON.
+            false => "expected a map, found a string".into(),
         };
         ConfigError::new(if path == "." { "" } else { &path }, message)
     })?;
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn errors_use_the_terms_of_the_configuration() {
         let wrong = |text: &str| read::<Outer>(text.as_bytes()).unwrap_err().to_string();
-        assert_eq!(wrong("allow everything"), "this filter wants a map, not text");
+        assert_eq!(wrong("allow everything"), "expected a map, found a string");
         assert_eq!(wrong(r#"{"inner": "x"}"#), "inner: invalid type: string \"x\", expected a map");
         assert_eq!(wrong(""), "missing field `inner`");
         // A filter's author may use the wrong one of two types with the same name.
@@ -234,6 +234,6 @@ mod tests {
     fn filter_without_configuration_rejects_one() {
         assert_eq!(read::<()>(b""), Ok(()));
         assert_eq!(read::<()>(b"{}"), Ok(()));
-        assert!(read::<()>(b"{\"a\": 1}").unwrap_err().message.contains("leave it out"));
+        assert!(read::<()>(b"{\"a\": 1}").unwrap_err().message.contains("remove it"));
     }
 }

@@ -274,7 +274,7 @@ fn path(pattern: &str) -> Option<String> {
         Ok(spelled) if spelled == text => None,
         Ok(spelled) => {
             let (before, after) = stars;
-            Some(format!("no path is spelled like `{pattern}`: write `{before}{spelled}{after}`"))
+            Some(format!("`{pattern}` matches no path: write `{before}{spelled}{after}`"))
         }
         Err(message) => Some(message),
     }

@@ -290,7 +290,7 @@ mod tests {
             ("example.com:08443", "example.com:8443"),
             ("[2001:db8::0:1]:443", "[2001:db8::1]:443"),
         ] {
-            let message = format!("no host is spelled like `{wrong}`: write `{right}`");
+            let message = format!("`{wrong}` matches no host: write `{right}`");
             let error = Hosts::new().add(wrong).unwrap_err();
             assert_eq!(error.replace("`.example.com`", "`*.example.com`"), message);
         }

@@ -57,7 +57,7 @@ fn of_names() {
     assert_eq!(
         found,
         [
-            "principal_header: `x y` is not a header's name; a name is a word such as `x-user`",
+            "principal_header: `x y` is not a valid header name; a name is a word such as `x-user`",
             "policies[0].name: a name has 1 to 128 bytes and no control characters",
             "policies[2].name: another policy is called `p` too",
             "policies[3].name: a name has 1 to 128 bytes and no control characters",
@@ -110,7 +110,7 @@ fn of_operations() {
         [
             "policies[0].rules[0].from: an empty list matches nothing: leave it out to match anything".to_string(),
             format!("{at}[0].operation: is empty: leave `to` out for any operation"),
-            format!("{at}[1].operation.methods[0]: no method is spelled like `get`: write `GET`"),
+            format!("{at}[1].operation.methods[0]: `get` matches no method: write `GET`"),
             format!("{at}[1].operation.not_methods[0]: `G T` is not a method; a method is a word such as `GET`"),
             format!("{at}[2].operation.paths[0]: a path begins with `/`: write `/a`"),
             format!("{at}[2].operation.paths[1]: in `/a/{{*}}` a `*` is only allowed as the first or last character"),
@@ -145,7 +145,7 @@ fn of_conditions() {
                 "{at}[1].key: `request.auth.claims[iss]` is not supported here; \
                  write `request.headers[NAME]`, `source.ip`, `remote.ip` or `source.principal`"
             ),
-            format!("{at}[2].key: `x y` is not a header's name; a name is a word such as `x-user`"),
+            format!("{at}[2].key: `x y` is not a valid header name; a name is a word such as `x-user`"),
             format!("{at}[2].values: an empty list matches nothing: leave it out to match anything"),
             format!(
                 "{at}[3].not_values[0]: `x` is not a block of addresses; \
@@ -216,17 +216,17 @@ fn of_patterns_that_nothing_can_match() {
     assert_eq!(
         found,
         [
-            format!("{to}.hosts[0]: no host is spelled like `example.com.`: write `example.com`"),
-            format!("{to}.hosts[1]: no host is spelled like `example.com:08443`: write `example.com:8443`"),
-            format!("{to}.methods[1]: no method is spelled like `purge`: write `PURGE`"),
-            format!("{to}.paths[0]: no path is spelled like `/caf%c3%a9*`: write `/caf%C3%A9*`"),
-            format!("{to}.paths[1]: no path is spelled like `//x*`: write `/x*`"),
+            format!("{to}.hosts[0]: `example.com.` matches no host: write `example.com`"),
+            format!("{to}.hosts[1]: `example.com:08443` matches no host: write `example.com:8443`"),
+            format!("{to}.methods[1]: `purge` matches no method: write `PURGE`"),
+            format!("{to}.paths[0]: `/caf%c3%a9*` matches no path: write `/caf%C3%A9*`"),
+            format!("{to}.paths[1]: `//x*` matches no path: write `/x*`"),
             format!("{to}.paths[2]: `/a#b` has a fragment, which is not compared; leave it out"),
-            format!("{to}.paths[3]: no path is spelled like `/café`: write `/caf%C3%A9`"),
-            format!("{to}.paths[4]: no path is spelled like `*/b%2e`: write `*/b.`"),
-            format!("{to}.paths[5]: no path is spelled like `/a%40b`: write `/a@b`"),
+            format!("{to}.paths[3]: `/café` matches no path: write `/caf%C3%A9`"),
+            format!("{to}.paths[4]: `*/b%2e` matches no path: write `*/b.`"),
+            format!("{to}.paths[5]: `/a%40b` matches no path: write `/a@b`"),
             format!(
-                "{to}.paths[6]: no path is like `/x/..;/`: the path has an empty segment or a dot segment with parameters"
+                "{to}.paths[6]: `/x/..;/` matches no path: the path has an empty segment or a dot segment with parameters"
             ),
             format!("{when}[0].key: `:path` {}", asks("paths")),
             format!("{when}[1].key: `Host` {}", asks("hosts")),

@@ -60,7 +60,7 @@ fn of_meaning() {
         &format!("rules[2].delay.uniform.max: {hour}"),
         "rules[3].delay.exponential: `mean` is longer than `max`",
         &format!("rules[4].delay.exponential.max: {hour}"),
-        "rules[5].match.methods[0]: no method is spelled like `put`: write `PUT`",
+        "rules[5].match.methods[0]: `put` matches no method: write `PUT`",
         "rules[5].delay: give one of `fixed`, `uniform` and `exponential`",
         &format!("delay.fixed: {hour}"),
         "abort.status: 600 is not a response status: write 200 to 599",

@@ -67,7 +67,7 @@ fn of_meaning() {
         "limits[1].burst: 0 is out of range: write 1 to 2147483647",
         "limits[2].name: another limit is called `a` too",
         "limits[2].burst: it takes over a year to gain 2 tokens: lower it, or raise `requests`",
-        "limits[3].key[0].header: `x y` is not a header's name",
+        "limits[3].key[0].header: `x y` is not a valid header name",
         "a name is a word such as `x-user`",
         "limits[3].key[1].cookie: `a=b` is not a cookie's name, such as `session`",
         "limits[3].key[2].path: write `true`, or leave this part out",
@@ -77,7 +77,7 @@ fn of_meaning() {
         "limits[4].max_keys: has no effect without a `key`: leave it out",
         "limits[5].ipv6_prefix: 129 is not a prefix length: write 1 to 128",
         "limits[6].match.path.exact: a path begins with `/`: write `/x`",
-        "limits[6].match.methods[0]: no method is spelled like `get`: write `GET`",
+        "limits[6].match.methods[0]: `get` matches no method: write `GET`",
         "limits[7].requests: 0 is out of range: write 1 to 2147483647",
         "status: 200 is not an error status: write 400 to 599, such as 429",
     ];

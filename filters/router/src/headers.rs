@@ -18,7 +18,7 @@ pub(crate) fn is_token(text: &str) -> bool {
 
 /// Validates a header name and converts it to lower case.
 pub(crate) fn name(text: &str) -> Result<String, String> {
-    if is_token(text) { Ok(text.to_ascii_lowercase()) } else { Err(format!("`{text}` is not a header's name")) }
+    if is_token(text) { Ok(text.to_ascii_lowercase()) } else { Err(format!("`{text}` is not a valid header name")) }
 }
 
 /// The same, but also accepts pseudo-headers.

@@ -48,9 +48,9 @@ fn virtual_hosts() {
     let found = mistakes(json!({"virtual_hosts": [host("a", json!(["x.com.", "y.com:08443", "*.z.com.", "*:080"]))]}));
     let messages: Vec<_> = found.iter().map(|(_, message)| message.as_str()).collect();
     let expected = [
-        "no host is spelled like `x.com.`: write `x.com`",
-        "no host is spelled like `y.com:08443`: write `y.com:8443`",
-        "no host is spelled like `.z.com.`: write `.z.com`",
+        "`x.com.` matches no host: write `x.com`",
+        "`y.com:08443` matches no host: write `y.com:8443`",
+        "`.z.com.` matches no host: write `.z.com`",
         "`*:080`: write the port without leading zeros",
     ];
     assert_eq!(messages, expected);
@@ -112,7 +112,7 @@ fn splits() {
     wrong(split(json!({"header": "a", "path": true})), "split.sticky", "give only one of `header`, `path`");
     wrong(split(json!({"source": false})), "split.sticky.source", "can only be `true`; leave it out otherwise");
     wrong(split(json!({"cookie": "a b"})), "split.sticky.cookie", "`a b` is not a cookie's name");
-    wrong(json!({"cluster": "c", "hash_key": {"header": ""}}), "hash_key.header", "`` is not a header's name");
+    wrong(json!({"cluster": "c", "hash_key": {"header": ""}}), "hash_key.header", "`` is not a valid header name");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn redirects() {
 fn responses() {
     wrong(json!({"respond": {"status": 199}}), "respond.status", "a status is 200 to 599, not 199");
     let name = json!({"respond": {"status": 200, "headers": {"a b": "c"}}});
-    wrong(name, "respond.headers.a b", "`a b` is not a header's name");
+    wrong(name, "respond.headers.a b", "`a b` is not a valid header name");
     let value = json!({"respond": {"status": 200, "headers": {"a": "b\r\nc: d"}}});
     wrong(value, "respond.headers.a", "a header's value must not have control characters");
 }
@@ -156,7 +156,7 @@ fn paths() {
     wrong_match(json!({"path": {"prefix": "/a?b"}}), "path.prefix", query);
     for (wrong, right) in [("/caf%c3%a9", "/caf%C3%A9"), ("/café", "/caf%C3%A9"), ("/a//b", "/a/b"), ("/a/../b", "/b")]
     {
-        let message = format!("no path is spelled like `{wrong}`: write `{right}`");
+        let message = format!("`{wrong}` matches no path: write `{right}`");
         wrong_match(json!({"path": {"prefix": wrong}}), "path.prefix", &message);
         wrong_match(json!({"path": {"exact": wrong}}), "path.exact", &message);
     }
@@ -173,12 +173,16 @@ fn paths() {
 
 #[test]
 fn conditions() {
-    wrong_match(json!({"method": "get"}), "methods[0]", "no method is spelled like `get`: write `GET`");
+    wrong_match(json!({"method": "get"}), "methods[0]", "`get` matches no method: write `GET`");
     wrong_match(json!({"methods": ["GET", ""]}), "methods[1]", "`` is not a method; a method is a word such as `GET`");
     // A generator that found no methods must not open the route to all of them.
     wrong_match(json!({"methods": []}), "methods", "an empty list matches no request: leave it out for any method");
-    wrong_match(json!({"headers": [{"name": "a b", "exact": "c"}]}), "headers[0].name", "`a b` is not a header's name");
-    let host = "no host is spelled like `Example.com`: write `example.com`";
+    wrong_match(
+        json!({"headers": [{"name": "a b", "exact": "c"}]}),
+        "headers[0].name",
+        "`a b` is not a valid header name",
+    );
+    let host = "`Example.com` matches no host: write `example.com`";
     wrong_match(json!({"headers": [{"name": "Host", "exact": "Example.com"}]}), "headers[0].exact", host);
     let two = json!([{"name": "a", "suffix": "b", "present": true}]);
     wrong_match(json!({"headers": two}), "headers[0]", "give only one of `suffix`, `present`");

@@ -204,7 +204,7 @@ pub fn spelled_path(path: &str, extent: Extent) -> Result<String, String> {
     if extent != Extent::End && !path.starts_with('/') {
         return Err(format!("a path begins with `/`: write `/{path}`"));
     }
-    let spelled = spelling::pattern(path.as_bytes(), extent).map_err(|e| format!("no path is like `{path}`: {e}"))?;
+    let spelled = spelling::pattern(path.as_bytes(), extent).map_err(|e| format!("`{path}` matches no path: {e}"))?;
     Ok(String::from_utf8_lossy(&spelled).into_owned())
 }
 
@@ -227,7 +227,7 @@ pub fn host_mistake(host: &str) -> Option<String> {
 }
 
 fn other_spelling(what: &str, text: &str, spelled: &str) -> String {
-    format!("no {what} is spelled like `{text}`: write `{spelled}`")
+    format!("`{text}` matches no {what}: write `{spelled}`")
 }
 
 fn is_token(text: &str) -> bool {
@@ -253,7 +253,7 @@ pub fn header_name_mistake(name: &str) -> Option<String> {
         Some("host") => Some("no request has a `:host`: write `:authority`".into()),
         Some(_) => Some(format!("no request has a `{name}`: there are `{}`", PSEUDO.join("`, `"))),
         None if is_token(name) => None,
-        None => Some(format!("`{name}` is not a header's name; a name is a word such as `x-user`")),
+        None => Some(format!("`{name}` is not a valid header name; a name is a word such as `x-user`")),
     }
 }
 
@@ -281,7 +281,10 @@ impl RequestMatch {
             // `OPTIONS *`.
             Some(PathMatch::Exact(path)) if path == "*" => {}
             Some(PathMatch::Suffix(path)) if path.is_empty() => {
-                mistakes.add(format!("{at}.path.suffix"), "every path ends with nothing: leave it out, or say more");
+                mistakes.add(
+                    format!("{at}.path.suffix"),
+                    "an empty suffix matches every path: leave it out, or write one such as `.png`",
+                );
             }
             Some(path) => {
                 let (field, text, extent) = match path {
@@ -328,7 +331,7 @@ impl HeaderMatch {
         let mut given = given.into_iter().flatten();
         let value = given.next().unwrap_or(StringMatch::Present(true));
         if given.next().is_some() {
-            mistakes.add(at, "give one of `exact`, `prefix`, `suffix` and `present`, not several");
+            mistakes.add(at, "use only one of `exact`, `prefix`, `suffix` and `present`");
         }
         let compared = match &value {
             StringMatch::Exact(text) => Some(("exact", text, Extent::Whole)),
@@ -513,13 +516,13 @@ mod tests {
             ),
             (
                 json!({"path": {"prefix": "/caf%c3%a9"}}),
-                "match.path.prefix: no path is spelled like `/caf%c3%a9`: write `/caf%C3%A9`",
+                "match.path.prefix: `/caf%c3%a9` matches no path: write `/caf%C3%A9`",
             ),
-            (json!({"path": {"prefix": "//x"}}), "match.path.prefix: no path is spelled like `//x`: write `/x`"),
-            (json!({"path": {"exact": "/a%40b"}}), "match.path.exact: no path is spelled like `/a%40b`: write `/a@b`"),
+            (json!({"path": {"prefix": "//x"}}), "match.path.prefix: `//x` matches no path: write `/x`"),
+            (json!({"path": {"exact": "/a%40b"}}), "match.path.exact: `/a%40b` matches no path: write `/a@b`"),
             (
                 json!({"path": {"exact": "/a/..;/b"}}),
-                "match.path.exact: no path is like `/a/..;/b`: the path has an empty segment or a dot segment with parameters",
+                "match.path.exact: `/a/..;/b` matches no path: the path has an empty segment or a dot segment with parameters",
             ),
             (
                 json!({"headers": [{"name": ":host"}]}),
@@ -531,35 +534,35 @@ mod tests {
             ),
             (
                 json!({"headers": [{"name": "Host", "exact": "Example.com"}]}),
-                "match.headers[0].exact: no host is spelled like `Example.com`: write `example.com`",
+                "match.headers[0].exact: `Example.com` matches no host: write `example.com`",
             ),
             (
                 json!({"headers": [{"name": ":authority", "exact": "example.com."}]}),
-                "match.headers[0].exact: no host is spelled like `example.com.`: write `example.com`",
+                "match.headers[0].exact: `example.com.` matches no host: write `example.com`",
             ),
             (
                 json!({"headers": [{"name": ":path", "prefix": "/%61?x"}]}),
-                "match.headers[0].prefix: no path is spelled like `/%61`: write `/a`",
+                "match.headers[0].prefix: `/%61` matches no path: write `/a`",
             ),
             (
                 json!({"headers": [{"name": ":method", "exact": "get"}]}),
-                "match.headers[0].exact: no method is spelled like `get`: write `GET`",
+                "match.headers[0].exact: `get` matches no method: write `GET`",
             ),
             (json!({"path": {"prefix": "a"}}), "match.path.prefix: a path begins with `/`: write `/a`"),
             (
                 json!({"path": {"suffix": ""}}),
-                "match.path.suffix: every path ends with nothing: leave it out, or say more",
+                "match.path.suffix: an empty suffix matches every path: leave it out, or write one such as `.png`",
             ),
             (json!({"methods": []}), "match.methods: an empty list matches no request: leave it out for any method"),
             (
                 json!({"methods": ["GET", "put", "a b"]}),
-                "match.methods[1]: no method is spelled like `put`: write `PUT`; \
+                "match.methods[1]: `put` matches no method: write `PUT`; \
                  match.methods[2]: `a b` is not a method; a method is a word such as `GET`",
             ),
             (
                 json!({"headers": [{"name": "x y", "exact": "1", "present": true}]}),
-                "match.headers[0].name: `x y` is not a header's name; a name is a word such as `x-user`; \
-                 match.headers[0]: give one of `exact`, `prefix`, `suffix` and `present`, not several",
+                "match.headers[0].name: `x y` is not a valid header name; a name is a word such as `x-user`; \
+                 match.headers[0]: use only one of `exact`, `prefix`, `suffix` and `present`",
             ),
         ];
         for (config, expected) in table {

@@ -28,7 +28,7 @@ fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
     u32::try_from(result).map_err(|_| {
         let why = match -result {
             n if n == Status::NotFound as i32 => "names a cluster that does not exist",
-            n if n == Status::InternalFailure as i32 => "is one too many, or too large beside the others",
+            n if n == Status::InternalFailure as i32 => "exceeds the limit on their number or total size",
             n if n == Status::ParseFailure as i32 => "cannot be read by this host",
             _ => "has a value that is out of range",
         };

@@ -168,7 +168,7 @@ impl fmt::Display for Refused<'_> {
         let Refused(name, value) = *self;
         let (name_text, value_text) = (Escaped(name), Escaped(value));
         let right = match Name::parse(name) {
-            None => return write!(f, "\"{name_text}\" is not a header's name"),
+            None => return write!(f, "\"{name_text}\" is not a valid header name"),
             Some(Name::Field(_)) if is_value(value) => {
                 return write!(f, "there is no room for another field `{name_text}`");
             }
