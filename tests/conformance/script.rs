@@ -162,7 +162,7 @@ pub struct Statement {
     pub kind: Kind,
 }
 
-/// What a line does.
+/// The effect of a line.
 #[derive(Debug, Clone)]
 pub enum Kind {
     Compare(Operand, &'static str, Operand),

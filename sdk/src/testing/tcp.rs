@@ -111,19 +111,19 @@ impl<F: TcpFilter> TcpOutcome<'_, F> {
         self.with(|s| f(s.tcp.get_or_insert_default()))
     }
 
-    fn comes(&self, side: Side, bytes: &[u8], end: bool) {
-        self.tcp(|tcp| tcp.way(side).coming.push_back((bytes.to_vec(), end)));
+    fn receive(&self, side: Side, bytes: &[u8], end: bool) {
+        self.tcp(|tcp| tcp.direction(side).incoming.push_back((bytes.to_vec(), end)));
         settle(self.dispatcher);
     }
 
     /// Sends bytes from the client.
     pub fn client_sends(&self, bytes: &[u8]) {
-        self.comes(Side::Downstream, bytes, false);
+        self.receive(Side::Downstream, bytes, false);
     }
 
     /// Ends the client's side.
     pub fn client_ends(&self) {
-        self.comes(Side::Downstream, b"", true);
+        self.receive(Side::Downstream, b"", true);
     }
 
     /// Sends bytes from the upstream, which must be connected.
@@ -132,12 +132,12 @@ impl<F: TcpFilter> TcpOutcome<'_, F> {
     /// If the filter holds the connection.
     pub fn upstream_sends(&self, bytes: &[u8]) {
         assert!(self.is_open(), "no upstream is connected: the filter holds the connection");
-        self.comes(Side::Upstream, bytes, false);
+        self.receive(Side::Upstream, bytes, false);
     }
 
     /// Ends the upstream's side.
     pub fn upstream_ends(&self) {
-        self.comes(Side::Upstream, b"", true);
+        self.receive(Side::Upstream, b"", true);
     }
 
     /// Reports whether the filter has let the connection through, so that an upstream is connected.
@@ -152,12 +152,12 @@ impl<F: TcpFilter> TcpOutcome<'_, F> {
 
     /// Returns the bytes that the upstream has received.
     pub fn upstream_got(&self) -> Vec<u8> {
-        self.tcp(|tcp| tcp.way(Side::Downstream).out.clone())
+        self.tcp(|tcp| tcp.direction(Side::Downstream).out.clone())
     }
 
     /// Returns the bytes that the client has received.
     pub fn client_got(&self) -> Vec<u8> {
-        self.tcp(|tcp| tcp.way(Side::Upstream).out.clone())
+        self.tcp(|tcp| tcp.direction(Side::Upstream).out.clone())
     }
 
     /// Returns how long the filter waits: the time until the connection's next timer.
@@ -187,7 +187,7 @@ impl<F: TcpFilter> Drop for TcpOutcome<'_, F> {
         if with(|h| !h.streams.contains_key(&self.context)) {
             return;
         }
-        let by = if self.tcp(|tcp| tcp.way(Side::Downstream).ended) { peer::REMOTE } else { peer::LOCAL };
+        let by = if self.tcp(|tcp| tcp.direction(Side::Downstream).ended) { peer::REMOTE } else { peer::LOCAL };
         with(|h| h.enter(self.context, None));
         if with(|h| h.phases & phase::DOWNSTREAM_CLOSE != 0) {
             self.dispatcher.close(self.context, by);
@@ -206,13 +206,13 @@ pub(crate) struct Tcp {
     begun: bool,
     open: bool,
     pub(super) closed: bool,
-    ways: [Way; 2],
+    directions: [Direction; 2],
 }
 
 /// One direction of the connection.
 #[derive(Debug, Default)]
-struct Way {
-    coming: VecDeque<(Vec<u8>, bool)>,
+struct Direction {
+    incoming: VecDeque<(Vec<u8>, bool)>,
     /// Bytes available to the filter, or held by it.
     kept: Vec<u8>,
     shown: bool,
@@ -227,39 +227,40 @@ struct Way {
 }
 
 impl Tcp {
-    fn way(&mut self, side: Side) -> &mut Way {
-        &mut self.ways[side as usize]
+    fn direction(&mut self, side: Side) -> &mut Direction {
+        &mut self.directions[side as usize]
     }
 
     /// Resumes a side.
     pub(super) fn resume(&mut self, side: Side) {
-        self.way(side).resumed = true;
+        self.direction(side).resumed = true;
     }
 
     pub(super) fn is_resumed(&self) -> bool {
-        self.ways.iter().any(|way| way.resumed)
+        self.directions.iter().any(|direction| direction.resumed)
     }
 
     /// Returns the bytes that host functions work on.
     pub(super) fn buffer(&mut self, side: Side) -> &mut Vec<u8> {
-        let way = self.way(side);
-        if way.shown || way.held { &mut way.kept } else { &mut way.added }
+        let direction = self.direction(side);
+        if direction.shown || direction.held { &mut direction.kept } else { &mut direction.added }
     }
 
     /// Applies what the filter has resumed, and sends what has passed it.
     fn settle(&mut self) {
         for side in [Side::Downstream, Side::Upstream] {
             let open = &mut self.open;
-            let way = &mut self.ways[side as usize];
-            if std::mem::take(&mut way.resumed) {
+            let direction = &mut self.directions[side as usize];
+            if std::mem::take(&mut direction.resumed) {
                 *open |= side == Side::Downstream && self.begun;
-                way.held = false;
+                direction.held = false;
             }
-            let mut through = if way.held || way.shown { Vec::new() } else { std::mem::take(&mut way.kept) };
-            through.append(&mut way.added);
-            way.waiting.append(&mut through);
+            let mut through =
+                if direction.held || direction.shown { Vec::new() } else { std::mem::take(&mut direction.kept) };
+            through.append(&mut direction.added);
+            direction.waiting.append(&mut through);
             if side == Side::Upstream || *open {
-                way.out.append(&mut way.waiting);
+                direction.out.append(&mut direction.waiting);
             }
         }
     }
@@ -268,7 +269,7 @@ impl Tcp {
     fn next(&mut self) -> Option<(Side, Vec<u8>, bool)> {
         let sides = [Side::Downstream, Side::Upstream];
         sides.into_iter().find_map(|side| {
-            let (bytes, end) = self.way(side).coming.pop_front()?;
+            let (bytes, end) = self.direction(side).incoming.pop_front()?;
             Some((side, bytes, end))
         })
     }
@@ -297,16 +298,16 @@ impl<F: TcpFilter> Driver for TcpDispatcher<F> {
             let bit = if side == Side::Downstream { phase::DOWNSTREAM_DATA } else { phase::UPSTREAM_DATA };
             let (shown, mut len) = (wants(bit), 0);
             tcp(&mut |tcp| {
-                let way = tcp.way(side);
-                way.kept.extend_from_slice(&bytes);
-                (way.ended, way.shown, len) = (end, shown, way.kept.len());
+                let direction = tcp.direction(side);
+                direction.kept.extend_from_slice(&bytes);
+                (direction.ended, direction.shown, len) = (end, shown, direction.kept.len());
             });
             if shown {
                 with(|h| h.enter(context, None));
                 let pauses = self.data(context, side, len, end) == action::PAUSE;
                 tcp(&mut |tcp| {
-                    let way = tcp.way(side);
-                    (way.shown, way.held) = (false, pauses);
+                    let direction = tcp.direction(side);
+                    (direction.shown, direction.held) = (false, pauses);
                 });
             }
         }

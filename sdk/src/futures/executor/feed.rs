@@ -80,11 +80,11 @@ impl Feed {
     /// Reports whether the future waits for the next part and has seen everything before; the host then starts from 0
     /// again.
     pub(super) fn release(&mut self) -> bool {
-        let goes_on = matches!(self.wants, Some((Part::Next, _))) && self.seen == self.len;
-        if goes_on {
+        let released = matches!(self.wants, Some((Part::Next, _))) && self.seen == self.len;
+        if released {
             (self.len, self.seen) = (0, 0);
         }
-        goes_on
+        released
     }
 
     fn rest(&self) -> Vec<u8> {
@@ -93,11 +93,11 @@ impl Feed {
 
     fn take(&mut self, part: Part) -> Option<Result<Vec<u8>, TooLarge>> {
         let unseen = self.len.saturating_sub(self.seen);
-        let there = self.copied.len() + unseen;
+        let available = self.copied.len() + unseen;
         match part {
-            Part::Whole(limit) if there > limit => return Some(Err(TooLarge)),
+            Part::Whole(limit) if available > limit => return Some(Err(TooLarge)),
             Part::Whole(_) if !self.end => return None,
-            Part::Next if there == 0 && !self.end => return None,
+            Part::Next if available == 0 && !self.end => return None,
             _ => {}
         }
         if unseen > 0 && !self.open {

@@ -13,7 +13,7 @@ use crate::{
     sys::{self, types::GrpcError},
 };
 
-/// What was received of a call.
+/// Data received for a call.
 pub(super) struct Grpc {
     is_stream: bool,
     /// In the host's encoding.

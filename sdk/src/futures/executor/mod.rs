@@ -53,7 +53,7 @@ struct Task {
     sleeps: Sleeps,
 }
 
-/// What a task processes.
+/// The subject of a task.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A stream's request or response.
@@ -64,7 +64,7 @@ pub(crate) enum Kind {
     Queued,
 }
 
-/// What the host holds for a task.
+/// The part of a message that the host holds for a task.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
     Nothing,
@@ -222,12 +222,12 @@ pub(crate) fn body(task: &Handle, len: usize, end: bool) -> Flow {
         Poll::Ready(verdict) => flow(verdict),
         Poll::Pending => {
             // A future that waits for another part has seen this one.
-            let goes_on = with_task(id, |t| {
-                let goes_on = t.feed.close();
-                t.held = if goes_on { Held::Nothing } else { Held::Body };
-                goes_on
+            let released = with_task(id, |t| {
+                let released = t.feed.close();
+                t.held = if released { Held::Nothing } else { Held::Body };
+                released
             });
-            if goes_on == Some(true) { Flow::Continue } else { Flow::Pause }
+            if released == Some(true) { Flow::Continue } else { Flow::Pause }
         }
     }
 }
@@ -248,15 +248,15 @@ pub(crate) fn run_woken() {
         }
         let result = poll(id);
         let Kind::Message(half) = kind else { continue };
-        let goes_on = match result {
+        let released = match result {
             Poll::Ready((Err(reply), _)) => {
                 reply.send();
                 false
             }
             Poll::Ready((Ok(()), held)) => held != Held::Nothing,
-            Poll::Pending => with_task(id, Task::let_go) == Some(true),
+            Poll::Pending => with_task(id, Task::release_held) == Some(true),
         };
-        if goes_on {
+        if released {
             half.resume();
         }
     }
@@ -264,16 +264,16 @@ pub(crate) fn run_woken() {
 
 impl Task {
     /// Reports whether the host must release what it holds before more of the body can arrive.
-    fn let_go(&mut self) -> bool {
-        let goes_on = match self.held {
+    fn release_held(&mut self) -> bool {
+        let released = match self.held {
             Held::Nothing => false,
             Held::Head => self.feed.is_wanted() && self.feed.is_untouched(),
             Held::Body => self.feed.release(),
         };
-        if goes_on {
+        if released {
             self.held = Held::Nothing;
         }
-        goes_on
+        released
     }
 }
 
