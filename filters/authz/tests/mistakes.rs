@@ -230,7 +230,7 @@ fn of_patterns_that_nothing_can_match() {
             ),
             format!("{when}[0].key: `:path` {}", asks("paths")),
             format!("{when}[1].key: `Host` {}", asks("hosts")),
-            format!("{when}[2].key: no request has a `:host`: write `:authority`"),
+            format!("{when}[2].key: `:host` is not a request header: write `:authority`"),
             format!("{when}[3].key: `:method` {}", asks("methods")),
         ]
     );

@@ -250,8 +250,8 @@ const PSEUDO: [&str; 4] = [":method", ":path", ":authority", ":scheme"];
 pub fn header_name_mistake(name: &str) -> Option<String> {
     match name.strip_prefix(':') {
         Some(_) if PSEUDO.contains(&name) => None,
-        Some("host") => Some("no request has a `:host`: write `:authority`".into()),
-        Some(_) => Some(format!("no request has a `{name}`: there are `{}`", PSEUDO.join("`, `"))),
+        Some("host") => Some("`:host` is not a request header: write `:authority`".into()),
+        Some(_) => Some(format!("`{name}` is not a request header; the pseudo-headers are `{}`", PSEUDO.join("`, `"))),
         None if is_token(name) => None,
         None => Some(format!("`{name}` is not a valid header name; a name is a word such as `x-user`")),
     }
@@ -526,11 +526,11 @@ mod tests {
             ),
             (
                 json!({"headers": [{"name": ":host"}]}),
-                "match.headers[0].name: no request has a `:host`: write `:authority`",
+                "match.headers[0].name: `:host` is not a request header: write `:authority`",
             ),
             (
                 json!({"headers": [{"name": ":status"}]}),
-                "match.headers[0].name: no request has a `:status`: there are `:method`, `:path`, `:authority`, `:scheme`",
+                "match.headers[0].name: `:status` is not a request header; the pseudo-headers are `:method`, `:path`, `:authority`, `:scheme`",
             ),
             (
                 json!({"headers": [{"name": "Host", "exact": "Example.com"}]}),
