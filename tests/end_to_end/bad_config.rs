@@ -94,10 +94,10 @@ fn bad_files_are_explained() {
         let output = tollgate(dir.path(), &["check", name]);
         assert_eq!(output.status.code(), Some(1), "{name}: {output:?}");
         assert!(output.stdout.is_empty(), "{name}: {output:?}");
-        let (said, beside) = (text(&output.stderr), PathBuf::from(format!("{}.expected", file.display())));
+        let (said, expected) = (text(&output.stderr), PathBuf::from(format!("{}.expected", file.display())));
         if std::env::var_os("UPDATE").is_some() {
-            fs::write(beside, said).expect("the folder can be written");
-        } else if fs::read_to_string(beside).unwrap_or_default() != said {
+            fs::write(expected, said).expect("the folder can be written");
+        } else if fs::read_to_string(expected).unwrap_or_default() != said {
             wrong.push(format!("--- {name}:\n{said}"));
         }
     }

@@ -144,7 +144,7 @@ fn a_part_is_forwarded_before_the_next_one_arrives() {
 #[test]
 fn a_whole_body_is_replaced() {
     let upstream = in_parts("good ", "evening");
-    for by in ["other", "one that is longer than what was there", ""] {
+    for by in ["other", "a body longer than the original", ""] {
         let code = format!("(drop (call $set_buffer BUFFER (i32.const 0) (i32.const -1) %\"{by}\"))");
         let proxy = with(&upstream, &at_the_end(&code), "", "");
         assert_eq!(passed(&proxy, &upstream, "hello ", "world"), both_ways(by, by));

@@ -21,7 +21,7 @@ fn until_full(what: &str) -> (u32, u32) {
     (0..2).for_each(|_| assert_eq!(proxy.get("/").status(), 200));
     assert_eq!(proxy.filter("greedy")["traps"], 0);
     let requests = upstream.wait_for_requests(2);
-    let said = requests[0].field("x-said").expect("what it was answered");
+    let said = requests[0].field("x-said").expect("the results");
     let (count, status) = said.split_once(' ').expect("two numbers");
     (count.parse().expect("a number"), status.parse().expect("a number"))
 }

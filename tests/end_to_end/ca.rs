@@ -41,7 +41,7 @@ impl Folder {
     }
 
     fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).expect("the file is there")
+        fs::read_to_string(self.path(name)).expect("the file exists")
     }
 
     fn try_run(&self, args: &[&str]) -> Output {
@@ -145,7 +145,7 @@ fn assert_is_of_web(certificate: &str, key: &str) {
 /// The stored certificate and its key, read from the directory.
 fn held(dir: &Path) -> (String, String) {
     let dir = fs::canonicalize(dir.join("..data")).expect("a folder");
-    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the file is there");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).expect("the file exists");
     (read("workload.pem"), read("workload.key"))
 }
 
@@ -161,7 +161,7 @@ fn webpki_accepts_certificates_signed_on_the_command_line() {
     assert!(matches!(other, Err(webpki::Error::CertNotValidForName(_))), "{other:?}");
     assert_is_of_web(&leaf, &folder.read("web.key"));
     for file in ["web.key", "ca/ca.key", "ca/token.key"] {
-        let mode = fs::metadata(folder.path(file)).expect("the file is there").permissions().mode();
+        let mode = fs::metadata(folder.path(file)).expect("the file exists").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
     let another = Folder::new();
@@ -268,7 +268,7 @@ fn a_proxy_signs_certificates_for_another() {
 }
 
 /// An authority whose clock is behind: nine tenths of its certificates' hour have passed when they arrive. So a proxy
-/// renews its first one immediately, and the second one five minutes later. Returns also its root; `refuse` is the
+/// renews its first one immediately, and the second one five minutes later. Returns also its root; `refused` is the
 /// index of the request that it rejects, if any.
 fn late_authority(refused: Option<usize>) -> (Upstream, String) {
     let key = KeyPair::generate().expect("a key");
@@ -382,9 +382,9 @@ fn a_workload_whose_request_is_rejected_does_not_start() {
 fn a_workload_waits_for_an_unavailable_authority() {
     let folder = Folder::new();
     let ca = folder.serve("");
-    let (address, tries) = (ca.address("admin"), AtomicUsize::new(0));
+    let (address, attempts) = (ca.address("admin"), AtomicUsize::new(0));
     // At first the authority fails in two ways.
-    let way = Upstream::scripted(move |mut connection| match tries.fetch_add(1, Ordering::SeqCst) {
+    let way = Upstream::scripted(move |mut connection| match attempts.fetch_add(1, Ordering::SeqCst) {
         0 => {}
         1 => {
             connection.head();

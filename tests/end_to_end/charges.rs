@@ -76,7 +76,7 @@ impl Beside {
 
 /// The statuses that a filter made by [`guest::saying`] wrote into this request.
 fn numbers(request: &Message) -> Vec<i64> {
-    let said = request.field("x-said").expect("what it was answered");
+    let said = request.field("x-said").expect("the results");
     said.split(' ').map(|number| number.parse().expect("a number")).collect()
 }
 
@@ -545,7 +545,7 @@ fn a_rejected_configuration_leaves_no_writes() {
 /// The latency of a client of the well-behaved filter, before and while the hostile filter gets ten requests a second.
 #[test]
 #[ignore = "a measurement"]
-fn latency_beside_a_hostile_filter() {
+fn latency_next_to_a_hostile_filter() {
     use std::{
         sync::atomic::{AtomicBool, Ordering::Relaxed},
         thread,

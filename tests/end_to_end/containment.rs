@@ -136,16 +136,16 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
 
         // One failure, one new instance, which works.
         wait_until(&format!("another instance of {name}"), || {
-            let figures = proxy.filter(&name);
-            figures["rebuilds"] == 1 && figures["instances"] == 2
+            let info = proxy.filter(&name);
+            info["rebuilds"] == 1 && info["instances"] == 2
         });
-        let figures = proxy.filter(&name);
-        assert_eq!((&figures["traps"], &figures["state"]), (&1.into(), &"ready".into()), "{figures}");
-        let last = figures["last_error"].as_str().unwrap_or_default();
+        let info = proxy.filter(&name);
+        assert_eq!((&info["traps"], &info["state"]), (&1.into(), &"ready".into()), "{info}");
+        let last = info["last_error"].as_str().unwrap_or_default();
         assert!(last.starts_with(&format!("{reason}: ")) && last.contains(said), "{name}: {last}");
         let of_stream = !matches!(callback, "proxy_on_done" | "proxy_on_log" | "proxy_on_delete" | "proxy_on_tick");
         if of_stream {
-            assert_eq!(figures["failed_streams"], 1, "{name}");
+            assert_eq!(info["failed_streams"], 1, "{name}");
         }
         for _ in 0..2 {
             assert_eq!(ask(&mut Client::connect(proxy.address(&name)), "/", false), Outcome::Status(200), "{name}");
@@ -238,8 +238,8 @@ fn failing_and_healthy_requests_run_concurrently() {
     });
     assert!(!proxy.has_ended());
     wait_until("one new instance per failure", || {
-        let figures = proxy.filter("boom");
-        figures["instances"] == 2 && figures["traps"] == figures["rebuilds"]
+        let info = proxy.filter("boom");
+        info["instances"] == 2 && info["traps"] == info["rebuilds"]
     });
     assert!(proxy.filter("boom")["traps"].as_u64() >= Some(1));
     assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "2xx")]), 400.0);

@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// A listener, a cluster and a log per path.
+/// A listener, a cluster and a log per combination.
 fn config(upstreams: &[(Way, Upstream)]) -> Config {
     const LOG: &str = "format: '%req(x-row)% %status% %flags% %details%'";
     let mut config = Config::new().unchained("holder", "holder.wasm", "");
@@ -51,7 +51,7 @@ fn config(upstreams: &[(Way, Upstream)]) -> Config {
     config
 }
 
-/// Sends all rows that this path can express.
+/// Sends all rows that this combination can express.
 fn run(
     way: Way,
     address: SocketAddr,
@@ -77,7 +77,7 @@ fn run(
     all
 }
 
-/// The log of a path, by row; lines of unreadable requests name no row.
+/// The log of a combination, by row; lines of unreadable requests name no row.
 fn logged(proxy: &Proxy, way: Way) -> BTreeMap<usize, Logged> {
     let text = fs::read_to_string(proxy.dir().join(format!("{}.log", way.name()))).unwrap_or_default();
     let line = |line: &str| {
@@ -88,7 +88,7 @@ fn logged(proxy: &Proxy, way: Way) -> BTreeMap<usize, Logged> {
     text.lines().filter_map(line).collect()
 }
 
-/// Rows and paths, and their outcomes.
+/// Rows and combinations, and their outcomes.
 #[derive(Default)]
 struct Count {
     compared: usize,
@@ -140,7 +140,7 @@ fn a_message_means_the_same_in_every_version() {
                 scope.spawn(move || run(*way, address, certificate, rows, seen))
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a finished path")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("a finished combination")).collect()
     });
     let mut count = Count::default();
     for (((way, _), seen), results) in ways.iter().zip(&seen).zip(&results) {
@@ -177,8 +177,8 @@ fn tell(rows: &[Row], count: &Count, ways: usize) {
     }
     let _ = writeln!(
         text,
-        "differential table: {} rows x {ways} ways: {compared} compared, {otherwise} of them right in another way; \
-         {inexpressible} cannot be said",
+        "differential table: {} rows x {ways} ways: {compared} compared, {otherwise} of them right with another outcome; \
+         {inexpressible} cannot be expressed",
         rows.len()
     );
     let _ = io::stderr().write_all(text.as_bytes());

@@ -104,7 +104,7 @@ fn sigterm_lets_an_active_request_finish() {
     drain(&proxy, Signal::TERM);
     assert_eq!(proxy.admin("GET", "/live", "").status(), 200);
     wait_until("new connections to be refused", || std::net::TcpStream::connect(proxy.address("main")).is_err());
-    go.send(()).expect("the upstream is there");
+    go.send(()).expect("the upstream is running");
     let response = client.read();
     assert_eq!((response.text(), response.field("connection")), ("finished", Some("close")));
     assert!(client.wire.is_closed());
@@ -133,7 +133,7 @@ fn sigterm_lets_bodies_finish() {
     drain(&proxy, Signal::TERM);
     up.send("load");
     assert_eq!(up.read().text(), "upload");
-    go.send(()).expect("the upstream is there");
+    go.send(()).expect("the upstream is running");
     down.wire.read_body(&mut response, false).expect("the rest of the body");
     assert_eq!(response.text(), "download");
     assert!(down.wire.is_closed() && up.wire.is_closed());

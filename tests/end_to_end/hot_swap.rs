@@ -320,8 +320,8 @@ fn an_old_filter_that_fails_at_its_end_is_handled() {
     for _ in 0..4 {
         assert_eq!(version(&proxy.get("/")), "v2");
     }
-    let figures = proxy.filter("marker");
-    assert_eq!((&figures["state"], &figures["instances"]), (&"ready".into(), &2.into()), "{figures}");
+    let info = proxy.filter("marker");
+    assert_eq!((&info["state"], &info["instances"]), (&"ready".into(), &2.into()), "{info}");
     assert!(!proxy.has_ended());
 }
 

@@ -144,7 +144,7 @@ fn an_early_hint_does_not_prevent_a_retry() {
         hints += seen.len();
     }
     // Two per response, and one per failed attempt.
-    let tries = upstream.requests().len();
-    assert!(tries > 0);
-    assert_eq!(hints, 8 + tries);
+    let attempts = upstream.requests().len();
+    assert!(attempts > 0);
+    assert_eq!(hints, 8 + attempts);
 }

@@ -33,7 +33,7 @@ fn requests_over_a_clusters_limit_get_503() {
     assert_eq!(proxy.get("/over").status(), 503);
     proxy.entry_for("/over").flagged("UO").because("overflow");
     assert_eq!(proxy.metrics().sum("tollgate_cluster_request_overflows_total", &[("cluster", "web")]), 1.0);
-    (0..2).for_each(|_| answer_one.send(()).expect("the upstream is there"));
+    (0..2).for_each(|_| answer_one.send(()).expect("the upstream is running"));
     inside.iter_mut().for_each(|client| assert_eq!(client.read().status(), 200));
     assert_eq!(upstream.requests().len(), 2);
 }
@@ -53,9 +53,9 @@ fn requests_wait_for_a_connection_up_to_the_pending_limit() {
     assert_eq!(proxy.get("/third").status(), 503);
     assert_eq!(proxy.entry_for("/third")["flags"], "UO");
     assert_eq!(proxy.metrics().sum("tollgate_cluster_pending_overflows_total", &[]), 1.0);
-    answer_one.send(()).expect("the upstream is there");
+    answer_one.send(()).expect("the upstream is running");
     assert_eq!(first.read().status(), 200);
-    answer_one.send(()).expect("the upstream is there");
+    answer_one.send(()).expect("the upstream is running");
     assert_eq!(second.read().status(), 200);
     assert_eq!((upstream.requests().len(), upstream.connections()), (2, 1));
 }
@@ -84,9 +84,9 @@ fn a_pending_request_can_time_out_or_be_cancelled() {
     wait_until("no request to wait", || pending(&proxy) == 0.0);
     assert_eq!(proxy.entry_for("/gone")["flags"], "DC");
 
-    answer_one.send(()).expect("the upstream is there");
+    answer_one.send(()).expect("the upstream is running");
     assert_eq!(first.read().status(), 200);
-    answer_one.send(()).expect("the upstream is there");
+    answer_one.send(()).expect("the upstream is running");
     assert_eq!(proxy.get("/next").status(), 200);
     let targets: Vec<_> = upstream.requests().iter().map(|r| r.target().to_owned()).collect();
     assert_eq!(targets, ["/first", "/next"]);

@@ -154,7 +154,7 @@ fn portable_modules_import_nothing_but_the_standard() {
             assert!(known, "{name} imports {}.{}", import.module, import.name);
             count += 1;
         }
-        assert!(count > 0, "{name} exports nothing");
+        assert!(count > 0, "{name} imports nothing");
     }
 }
 

@@ -110,12 +110,12 @@ fn the_timeout_covers_all_attempts() {
         let retry = format!("retry: {{on: [reset], attempts: 10, per_try_timeout: {each}ms, backoff: 1ms}}");
         let proxy = Proxy::start(Config::to_with(&upstream, &format!("{limit}\n{retry}")));
         assert_eq!(proxy.get("/").status(), 504);
-        let tries = upstream.requests().len();
-        assert!(tries <= 4, "{tries}");
+        let attempts = upstream.requests().len();
+        assert!(attempts <= 4, "{attempts}");
         let entry = proxy.entry_for("/").flagged("UT").because("response_head_timeout");
         // If an attempt's own timeout has expired as well when the proxy checks, the proxy may report that one.
         let why = entry["upstream_failure"].as_str().unwrap_or_default();
-        (tries > 1 && why.contains("response_head_timeout")).then_some(())
+        (attempts > 1 && why.contains("response_head_timeout")).then_some(())
     });
 }
 

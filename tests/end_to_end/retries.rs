@@ -23,7 +23,7 @@ fn with_retry(upstream: &Upstream, retry: &str) -> Proxy {
 
 #[test]
 fn only_configured_failures_are_retried() {
-    for (on, statuses, expected, tries) in [
+    for (on, statuses, expected, attempts) in [
         ("5xx", &[500][..], 200, 2),
         ("5xx", &[502], 200, 2),
         ("5xx", &[0], 200, 2),
@@ -45,10 +45,10 @@ fn only_configured_failures_are_retried() {
         let proxy = with_retry(&upstream, &format!("{{on: [{on}]}}"));
         // Not idempotent: HTTP itself does not allow a retry.
         assert_eq!(proxy.request("POST", "/", &[], b"body").status(), expected, "{on} {statuses:?}");
-        assert_eq!(upstream.requests().len(), tries, "{on} {statuses:?}");
-        assert_eq!(proxy.entry_for("/")["attempts"], tries, "{on} {statuses:?}");
+        assert_eq!(upstream.requests().len(), attempts, "{on} {statuses:?}");
+        assert_eq!(proxy.entry_for("/")["attempts"], attempts, "{on} {statuses:?}");
         let counted = proxy.metrics().sum("tollgate_cluster_retries_total", &[("cluster", "web")]);
-        assert_eq!(counted, (tries - 1) as f64, "{on} {statuses:?}");
+        assert_eq!(counted, (attempts - 1) as f64, "{on} {statuses:?}");
     }
 }
 
@@ -107,7 +107,7 @@ fn an_unreachable_endpoint_fails_no_request() {
         assert_eq!(metrics.sum("tollgate_cluster_retries_total", &[]), 0.0, "{options}");
     }
     // Each endpoint is tried once before the configured retries begin. Without retries there are none.
-    for (options, tries, flags) in [
+    for (options, attempts, flags) in [
         ("", 2, "UF"),
         ("retry: {on: [connect_failure], attempts: 1, backoff: 1ms}", 3, "UF,URX"),
         ("retry: {attempts: 0}", 1, "UF"),
@@ -115,7 +115,7 @@ fn an_unreachable_endpoint_fails_no_request() {
         let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &[dead(), dead()], options));
         assert_eq!(proxy.get("/").status(), 503);
         let entry = proxy.entry_for("/");
-        assert_eq!((&entry["attempts"], &entry["flags"]), (&tries.into(), &flags.into()), "{options}");
+        assert_eq!((&entry["attempts"], &entry["flags"]), (&attempts.into(), &flags.into()), "{options}");
     }
 }
 

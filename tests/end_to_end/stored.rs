@@ -156,7 +156,7 @@ fn shared_data_supports_create_delete_and_ttl() {
         assert_eq!(proxy.get("/").status(), 200);
         upstream.only_request().all("x-said").iter().map(ToString::to_string).collect()
     };
-    let made = shared(
+    let created = shared(
         r#"(call $answer (call $shared_set %"k" %"one" (i64.const 0) (i64.const 0)))
            (call $answer (call $shared_set %"k" %"two" (i64.const 0) (i64.const 0)))
            (call $answer (call $shared_get %"k" (i32.const 4096) (i32.const 100) (i32.const 4092)))
@@ -167,7 +167,7 @@ fn shared_data_supports_create_delete_and_ttl() {
            (call $answer (call $shared_delete %"k" (i64.const -1)))
            (call $answer (call $shared_get %"k" (i32.const 4096) (i32.const 100) (i32.const 0)))"#,
     );
-    assert_eq!(made, ["0 8 3 one 8 0 1 -1"]);
+    assert_eq!(created, ["0 8 3 one 8 0 1 -1"]);
     let timed = shared(
         r#"(call $answer (call $shared_set %"k" %"one" (i64.const -1) (i64.const 3600000)))
            (call $answer (call $get_shared %"k" (global.get $out) (global.get $out_len) (i32.const 4092)))

@@ -98,7 +98,7 @@ fn uploads_wait_behind_complete_requests() {
     let mut second = proxy.client();
     second.send_request("GET", "/second", &[], b"");
     wait_until("both to wait", || pending() == 2.0);
-    (0..2).for_each(|_| go.send(()).expect("the upstream is there"));
+    (0..2).for_each(|_| go.send(()).expect("the upstream is running"));
     assert_eq!((first.read().status(), second.read().status()), (200, 200));
     slow.send(vec![b'x'; LONG - 1]);
     assert_eq!(slow.read().status(), 200);

@@ -206,10 +206,10 @@ fn an_upload_ends_with_its_exchange_by_a_reset() {
 #[test]
 fn a_retry_resends_a_body_that_was_still_being_read() {
     let (seen, saw) = telling();
-    let tries = AtomicUsize::new(0);
+    let attempts = AtomicUsize::new(0);
     let upstream = Upstream::by_h2(move |h2| {
         while let Ok((stream, _)) = h2.next_head() {
-            if tries.fetch_add(1, SeqCst) == 0 {
+            if attempts.fetch_add(1, SeqCst) == 0 {
                 h2.headers(stream, &[(":status", "503")], true);
                 continue;
             }

@@ -256,7 +256,7 @@ fn held_bytes_of_all_bodies_are_bounded() {
     let mut client = proxy.client();
     client.send(format!("POST /large HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", 300 << 20));
     let part = vec![b'x'; 1 << 20];
-    // The client need not manage to send all of this.
+    // The proxy need not read all of this.
     let _ = (0..300).all(|_| client.wire.send(&part).is_ok());
     assert_eq!(client.read().status(), 503);
     proxy.entry_for("/large").expect(503, "OM").because("held_bodies_overflow");

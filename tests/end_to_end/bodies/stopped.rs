@@ -84,7 +84,7 @@ fn a_response_is_aborted_at_a_later_part_of_its_body() {
         client.send_request("GET", "/loud", &[], b"");
         assert_eq!(client.wire.read_head().expect("a head").status(), 200);
         assert_eq!(client.wire.read_exact(10).expect("the first part"), b"5\r\nhello\r\n");
-        go.send(()).expect("the upstream is there");
+        go.send(()).expect("the upstream is running");
         assert_eq!(client.wire.read_to_end(), b"", "{action}");
         proxy.entry_for("/loud").expect(200, "LR");
     }

@@ -117,7 +117,7 @@ fn a_proxy_uses_its_own_cache_entries_and_no_planted_ones() {
     let mut proxy = Proxy::start_with(config(), &[("f.wasm", &guest::version("right"))]);
     assert_eq!(proxy.get("/").field("x-version"), Some("right"));
     let cache = proxy.dir().join("cache");
-    assert_eq!(fs::metadata(&cache).expect("it was made").permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::metadata(&cache).expect("the cache exists").permissions().mode() & 0o777, 0o700);
     let right = entries(&cache);
     proxy.put("f.wasm", guest::version("wrong"));
     proxy.change_config(config());

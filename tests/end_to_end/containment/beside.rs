@@ -73,23 +73,20 @@ fn measure(name: &str, module: &[u8], limits: &str, strict: bool) -> String {
     let sent = poison(&proxy, seconds);
     let (main, plain) = (seen(main), seen(plain));
     wait_until("the filter to be available again", || proxy.filter("boom")["instances"] == 2);
-    let figures = proxy.filter("boom");
-    let number = |name: &str| figures[name].as_u64().expect("a number");
+    let info = proxy.filter("boom");
+    let number = |name: &str| info[name].as_u64().expect("a number");
     let failed = main["errors"]["total"].as_u64().expect("a number");
     let over = proxy.metrics().sum("tollgate_filter_rebuild_budget_exhausted_total", &[]);
     // Each poison request is one of the failed streams, whether it found an instance or not.
     let inside = number("failed_streams").saturating_sub(sent.into());
     if strict {
-        assert_eq!((number("traps"), number("rebuilds")), (sent.into(), sent.into()), "{name}: {figures}");
+        assert_eq!((number("traps"), number("rebuilds")), (sent.into(), sent.into()), "{name}: {info}");
         // Some of the affected streams had been answered already, or were outside of the measurement.
-        assert!(
-            failed <= inside,
-            "{name}: {failed} failed, {inside} of them inside an instance that failed: {figures}"
-        );
+        assert!(failed <= inside, "{name}: {failed} failed, {inside} of them inside an instance that failed: {info}");
     }
     assert_eq!(plain["errors"]["total"], 0, "{name}: {plain}");
     println!("{}", proxy.output().lines().find(|l| l.contains("the filter failed")).unwrap_or_default());
-    println!("{figures:#}\n{}", proxy.admin("GET", "/ready", "").text());
+    println!("{info:#}\n{}", proxy.admin("GET", "/ready", "").text());
     let line = format!(
         "| {name} | {sent} | {} | {over} | {} | {failed} | {} | {} |",
         number("traps"),
@@ -125,7 +122,7 @@ fn a_poison_request_each_100_ms() {
 /// Ten traps per second next to ten requests per second that stay in the instance for 300 ms each.
 #[test]
 #[ignore = "takes a minute: see above"]
-fn long_requests_beside_a_poison_request_each_100_ms() {
+fn long_requests_next_to_poison_requests() {
     let upstream = Upstream::replying(|request| {
         if request.target() == "/slow" {
             thread::sleep(3 * EACH);

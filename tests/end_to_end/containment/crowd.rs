@@ -206,8 +206,8 @@ fn requests_while_there_is_no_instance() {
             assert_eq!((response.status(), response.field("x-marked")), (status, None), "{policy}: {request}");
         }
         assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
-        let metrics = proxy.filter("boom");
-        assert_eq!((&metrics["traps"], &metrics["failed_streams"]), (&2.into(), &3.into()), "{policy}");
+        let info = proxy.filter("boom");
+        assert_eq!((&info["traps"], &info["failed_streams"]), (&2.into(), &3.into()), "{policy}");
         // One for all clients, and a quarantined one for the sender of these requests.
         wait_until("another instance", || proxy.get("/").field("x-marked") == Some("yes"));
         assert_eq!(proxy.filter("boom")["instances"], 1);
@@ -286,8 +286,8 @@ fn a_filter_that_cannot_be_recreated_stays_failed() {
         let refuses = |e: &str| e.starts_with("it could not be set up again");
         filter["instances"] == 0 && filter["last_error"].as_str().is_some_and(refuses)
     });
-    let metrics = proxy.filter("boom");
-    assert_eq!((&metrics["state"], &metrics["instances"]), (&"failed".into(), &0.into()), "{metrics}");
+    let info = proxy.filter("boom");
+    assert_eq!((&info["state"], &info["instances"]), (&"failed".into(), &0.into()), "{info}");
     assert_eq!(proxy.get("/").status(), 503);
     assert_eq!(Client::connect(proxy.address("plain")).get("/").status(), 200);
     // A load balancer must not remove all proxies because of one filter.

@@ -90,9 +90,9 @@ fn poison(what: &str, limits: &str, reason: &str) {
         assert_eq!((next.status(), next.field("x-marked")), (200, Some("yes")), "{round}");
         wait_until("a spare", || proxy.filter("boom")["spares"].as_u64() >= Some(1));
     }
-    let figures = proxy.filter("boom");
-    for figure in ["traps", "rebuilds", "failed_streams"] {
-        assert_eq!(figures[figure], ROUNDS, "{figure}: {figures}");
+    let info = proxy.filter("boom");
+    for field in ["traps", "rebuilds", "failed_streams"] {
+        assert_eq!(info[field], ROUNDS, "{field}: {info}");
     }
     let labels = [("filter", "boom"), ("reason", reason)];
     assert_eq!(proxy.metrics().sum("tollgate_filter_traps_total", &labels), ROUNDS as f64);
@@ -150,7 +150,7 @@ fn a_call_without_processor_time_does_not_fail() {
     let mut processor = CpuSet::new();
     processor.set(sched_getcpu());
     sched_setaffinity(worker, &processor).expect("it can be bound to a processor");
-    setpriority_process(worker, 19).expect("it can be made to give way");
+    setpriority_process(worker, 19).expect("its priority can be lowered");
     let (over, end) = (AtomicBool::new(false), Instant::now() + DEADLINE);
     let status = thread::scope(|scope| {
         scope.spawn(|| {
@@ -240,8 +240,8 @@ fn clients_that_make_a_filter_fail_are_reported() {
         proxy.request("PUT", &path, &[("x-boom", "1")], b"");
         proxy.request("GET", &format!("/often?n={nth}"), &[("x-boom", "1")], b"");
     }
-    let figures = proxy.filter("boom");
-    let (clients, paths) = (&figures["poisoned_by"]["clients"], &figures["poisoned_by"]["paths"]);
+    let info = proxy.filter("boom");
+    let (clients, paths) = (&info["poisoned_by"]["clients"], &info["poisoned_by"]["paths"]);
     let client = serde_json::json!([{ "client": "127.0.0.1", "failures": 80, "at_most_too_many": 0 }]);
     assert_eq!(*clients, client);
     assert_eq!(paths.as_array().map(Vec::len), Some(8), "{paths}");

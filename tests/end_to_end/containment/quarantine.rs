@@ -64,8 +64,8 @@ fn a_client_that_poisons_repeatedly_fails_alone() {
         let response = from(&mut poisoner, POISONER, "/", false);
         response.status() == 200 && response.field("x-marked") == Some("yes")
     });
-    let figures = proxy.filter("boom");
-    assert_eq!((&figures["instances"], &figures["quarantine"]), (&1.into(), &1.into()), "{figures}");
+    let info = proxy.filter("boom");
+    assert_eq!((&info["instances"], &info["quarantine"]), (&1.into(), &1.into()), "{info}");
     let labels = [("filter", "boom")];
     assert_eq!(proxy.metrics().sum("tollgate_filter_quarantine_instances", &labels), 1.0);
     let output = proxy.output();
@@ -79,14 +79,14 @@ fn streams_in_quarantine_fail_together() {
     let proxy = one_instance(&upstream, "deny", &holding());
     let mut poisoner = proxy.client();
     quarantine(&proxy, &mut poisoner);
-    let mut beside = proxy.client();
+    let mut other = proxy.client();
     let before = upstream.requests().len();
-    wait_until("an instance for it", || from(&mut beside, POISONER, "/", false).status() == 200);
-    beside.send_request("GET", "/slow", &[("x-forwarded-for", POISONER)], b"");
+    wait_until("an instance for it", || from(&mut other, POISONER, "/", false).status() == 200);
+    other.send_request("GET", "/slow", &[("x-forwarded-for", POISONER)], b"");
     upstream.wait_for_requests(before + 2);
     assert_eq!(from(&mut poisoner, POISONER, "/boom", true).status(), 503);
     gate.open();
-    assert_eq!(beside.read().status(), 503, "the filter could not have seen its response");
+    assert_eq!(other.read().status(), 503, "the filter could not have seen its response");
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn a_failure_in_a_call_response_is_attributed_to_its_client() {
     let proxy = one_instance(&upstream, "deny", &module);
     let mut poisoner = proxy.client();
     quarantine(&proxy, &mut poisoner);
-    let figures = proxy.filter("boom");
-    assert_eq!(figures["poisoned_by"]["clients"][0]["client"], POISONER, "{figures}");
+    let info = proxy.filter("boom");
+    assert_eq!(info["poisoned_by"]["clients"][0]["client"], POISONER, "{info}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
-//! The vocabulary of the table: what a client sends, what an upstream answers, the expected outcome, and the paths it
-//! applies to.
+//! The vocabulary of the table: what a client sends, what an upstream answers, the expected outcome, and the
+//! combinations it applies to.
 
 use std::fmt;
 
 pub use crate::harness::exchange::{Point, Request, Version};
 use crate::harness::{exchange::owned, frames::Fields};
 
-/// A path through the proxy.
+/// A combination of versions and of a filter that holds bodies or none.
 #[derive(Debug, Clone, Copy)]
 pub struct Way {
     pub client: Version,
@@ -16,7 +16,7 @@ pub struct Way {
 }
 
 impl Way {
-    /// All paths.
+    /// All combinations.
     pub fn all() -> Vec<Way> {
         let mut all = Vec::new();
         for client in [Version::H1, Version::H2, Version::H3] {
@@ -39,7 +39,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// A set of paths.
+/// A set of combinations.
 #[derive(Debug, Clone, Copy)]
 pub enum Ways {
     From(&'static [Version]),
@@ -147,7 +147,7 @@ pub enum Flags {
     Any,
 }
 
-/// A path with another outcome.
+/// A combination with another outcome.
 pub struct Exception {
     pub ways: Ways,
     pub kind: Kind,
@@ -352,7 +352,7 @@ impl Row {
         self.except(ways, Kind::Otherwise(want), why)
     }
 
-    /// The exception for a path. The first match counts.
+    /// The exception for a combination. The first match counts.
     pub fn exception(&self, way: Way) -> Option<&Exception> {
         self.exceptions.iter().find(|exception| exception.ways.include(way))
     }

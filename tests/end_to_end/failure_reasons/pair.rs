@@ -80,7 +80,7 @@ pub struct Server<'a> {
     pub alpn: &'a [&'a str],
     /// The issuer of its clients' certificates, if it requires them.
     pub clients: Option<&'a Issuer>,
-    /// Whether it closes a connection after bytes that look like the end of a request's head.
+    /// Whether it closes the connection after a request's head instead of answering.
     pub hangs_up: bool,
 }
 

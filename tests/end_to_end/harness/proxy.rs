@@ -58,12 +58,12 @@ impl Proxy {
     /// The same; returns the output if it exits instead.
     pub fn try_start(config: impl Into<Setup>, files: &[(&str, &[u8])]) -> Result<Proxy, String> {
         let config = config.into();
-        let mut tries = 0;
+        let mut attempts = 0;
         loop {
-            tries += 1;
+            attempts += 1;
             match Proxy::launch(&config, files) {
                 // Another process took the port after it was released here and before the proxy bound it.
-                Err(output) if output.contains("Address already in use") && tries < 10 => {}
+                Err(output) if output.contains("Address already in use") && attempts < 10 => {}
                 result => return result,
             }
         }
@@ -291,9 +291,9 @@ impl Proxy {
 
     /// Replaces a file atomically, as deployment tools do. The proxy notices by itself.
     pub fn put(&self, name: &str, content: impl AsRef<[u8]>) {
-        let beside = self.dir().join(format!(".{name}.new"));
-        fs::write(&beside, content).expect("a file can be written");
-        fs::rename(beside, self.dir().join(name)).expect("a file can be renamed");
+        let temporary = self.dir().join(format!(".{name}.new"));
+        fs::write(&temporary, content).expect("a file can be written");
+        fs::rename(temporary, self.dir().join(name)).expect("a file can be renamed");
     }
 
     /// Replaces the configuration; words between at signs keep their addresses.

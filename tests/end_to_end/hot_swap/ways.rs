@@ -91,16 +91,16 @@ fn write_slowly(path: &Path, [first, rest]: &[Vec<u8>; 2]) {
 }
 
 fn put_over(path: &Path, next: &[Vec<u8>; 2]) {
-    let beside = path.with_extension("new");
-    write(&beside, next);
-    rename(beside, path);
+    let temporary = path.with_extension("new");
+    write(&temporary, next);
+    rename(temporary, path);
 }
 
 /// Creates a link, or replaces it.
 fn turn(link: &Path, target: impl AsRef<Path>) {
-    let beside = link.with_file_name("turned");
-    symlink(target, &beside).expect("a link");
-    rename(beside, link);
+    let temporary = link.with_file_name("turned");
+    symlink(target, &temporary).expect("a link");
+    rename(temporary, link);
 }
 
 fn all_ways(mut watched: Watched) {

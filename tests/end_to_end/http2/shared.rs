@@ -44,7 +44,7 @@ fn a_request_with_a_long_head_uses_a_separate_connection() {
     assert_eq!(proxy.request("GET", "/long", &[("X-Long", &long)], b"").status(), 502);
     let mut other = proxy.client();
     assert_eq!(other.request("GET", "/longish", &[("X-Long", &long[..8000])], b"").text(), "fine");
-    held.iter().for_each(|_| go.send(()).expect("the upstream is there"));
+    held.iter().for_each(|_| go.send(()).expect("the upstream is running"));
     for stream in held {
         assert_eq!(client.response(stream).text(), "fine");
     }
@@ -62,7 +62,7 @@ fn a_head_that_grows_when_compressed_is_a_long_one() {
     let held = client.request("POST", "/held", &[], true);
     wait_until("the connection to be shared", || connects(&proxy) == 1.0);
     assert_eq!(proxy.request("GET", "/long", &[("X-Long", &"\\".repeat(3600))], b"").status(), 502);
-    go.send(()).expect("the upstream is there");
+    go.send(()).expect("the upstream is running");
     assert_eq!(client.response(held).text(), "fine");
     assert_eq!(connects(&proxy), 2.0);
 }
@@ -79,7 +79,7 @@ fn a_request_with_a_long_head_waits_for_a_separate_connection() {
     let mut other = proxy.client();
     other.send_request("GET", "/longish", &[("X-Long", &long)], b"");
     proxy.wait_for_metric("tollgate_cluster_requests_pending", &[("cluster", "web")], 1.0);
-    go.send(()).expect("the upstream is there");
+    go.send(()).expect("the upstream is running");
     assert_eq!(client.response(held).text(), "fine");
     assert_eq!(other.read().text(), "fine");
     assert_eq!((proxy.get("/").text(), connects(&proxy)), ("fine", 3.0));
@@ -99,7 +99,7 @@ fn a_request_with_trailers_uses_a_separate_connection() {
         client.response(stream).status()
     };
     assert_eq!(post(&mut other, "/announced", &[("trailer", "x-sum")]), 502);
-    go.send(()).expect("the upstream is there");
+    go.send(()).expect("the upstream is running");
     assert_eq!(client.response(held).text(), "fine");
     assert_eq!(connects(&proxy), 2.0);
     // Unannounced trailers are dropped.
@@ -312,7 +312,7 @@ fn begin(client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)]) -> u3
 }
 
 /// The same for an upload that is rejected.
-fn begin_in_vain(proxy: &Proxy, client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)], details: &str) {
+fn begin_rejected(proxy: &Proxy, client: &mut H2, path: &str, from: &str, fields: &[(&str, &str)], details: &str) {
     let stream = begin(client, path, from, fields);
     assert_eq!(client.response(stream).status(), 503);
     proxy.entry_for(path).expect(503, "UO").because(details);
@@ -335,9 +335,9 @@ fn uploads_with_separate_connections_leave_some_to_others() {
     let held = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|from| begin(&mut client, "/held", from, &ALONE));
     wait_until("each to have a connection", || connects(&proxy) == 4.0);
     for (from, fields) in [("192.0.2.1", &ALONE[..]), ("192.0.2.1", &[])] {
-        begin_in_vain(&proxy, &mut client, "/client", from, fields, "client_uploads_overflow");
+        begin_rejected(&proxy, &mut client, "/client", from, fields, "client_uploads_overflow");
     }
-    begin_in_vain(&proxy, &mut client, "/all", "192.0.2.4", &ALONE, "uploads_overflow");
+    begin_rejected(&proxy, &mut client, "/all", "192.0.2.4", &ALONE, "uploads_overflow");
     assert_eq!((client.get("/").text(), connects(&proxy)), ("fine", 4.0));
     // A finished upload frees its connection.
     client.headers(held[0], &[("x-sum", "7")], true);
@@ -397,7 +397,7 @@ fn uploads_use_a_share_of_the_upstreams_streams() {
         let _held = [(); 2].map(|()| begin(&mut client, "/held", from, &[]));
     }
     wait_for_uploads(&proxy, 6.0);
-    begin_in_vain(&proxy, &mut client, "/client", "192.0.2.1", &[], "client_uploads_overflow");
-    begin_in_vain(&proxy, &mut client, "/all", "192.0.2.4", &[], "uploads_overflow");
+    begin_rejected(&proxy, &mut client, "/client", "192.0.2.1", &[], "client_uploads_overflow");
+    begin_rejected(&proxy, &mut client, "/all", "192.0.2.4", &[], "uploads_overflow");
     assert_eq!(client.get("/").text(), "fine");
 }

@@ -28,7 +28,7 @@ fn a_visitor_keeps_a_variant() {
             assert_eq!(upstream.requests().pop().expect("a request").target(), format!("/{known}/"));
         }
         let response = proxy.request("GET", "/", &[("cookie", "seen=c")], b"");
-        assert!(response.field("set-cookie").is_some(), "an unknown variant");
+        assert!(response.field("set-cookie").is_some(), "an unknown variant is replaced");
         assert_eq!(proxy.metrics().sum("wasmcustom_variants_visitors", &[]), 2.0);
         assert_eq!(proxy.filter("variants")["traps"], 0);
     }
