@@ -57,8 +57,8 @@ fn gate_reads_a_missing_configuration_as_empty() {
     let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let files: [(&str, &[u8]); 1] = [("filter.wasm", &module)];
-    let Err(said) = Proxy::try_start(config(&upstream, "gate", &[]), &files) else { panic!("it must not start") };
-    assert!(said.contains("it logged: no keys are configured"), "{said}");
+    let Err(output) = Proxy::try_start(config(&upstream, "gate", &[]), &files) else { panic!("it must not start") };
+    assert!(output.contains("it logged: no keys are configured"), "{output}");
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn an_unknown_root_id_prevents_the_start() {
     let Some(module) = peer::module("assemblyscript/gate") else { return };
     let upstream = Upstream::saying("in");
     let config = Config::to(&upstream).filter("gate", "filter.wasm", "root_id: other");
-    let Err(said) = Proxy::try_start(config, &[("filter.wasm", &module)]) else { panic!("it must not start") };
-    assert!(said.contains("Missing root context factory for root id: other"), "{said}");
+    let Err(output) = Proxy::try_start(config, &[("filter.wasm", &module)]) else { panic!("it must not start") };
+    assert!(output.contains("Missing root context factory for root id: other"), "{output}");
 }
 
 const VERIFY: [&str; 3] = ["cluster: decisions", "path: /check", "timeout: 60000"];

@@ -384,7 +384,7 @@ fn a_touched_file_changes_nothing() {
     proxy.put("marker.wasm", &module);
     let text = fs::read(proxy.dir().join("config.yaml")).expect("the configuration");
     proxy.put("config.yaml", text);
-    let (status, said) = proxy.reload();
-    assert_eq!((status, &said["result"], proxy.version()), (200, &"unchanged".into(), 1), "{said}");
+    let (status, response) = proxy.reload();
+    assert_eq!((status, &response["result"], proxy.version()), (200, &"unchanged".into(), 1), "{response}");
     assert_eq!(version(&proxy.get("/")), "v1");
 }

@@ -131,10 +131,10 @@ fn a_process_with_unread_output_can_exit() {
 fn startup_errors_are_written_completely() {
     let config =
         Config::new().top(&format!("admin: {{address: '@admin@', hosts: [{}]}}\nnonsense: 1", "x".repeat(100_000)));
-    let said = Proxy::try_start(config, &[]).map(|_| ()).expect_err("it must not start");
+    let output = Proxy::try_start(config, &[]).map(|_| ()).expect_err("it must not start");
     assert!(
-        said.contains("unknown field `nonsense`") && said.ends_with("the configuration cannot be used\n"),
-        "{said}"
+        output.contains("unknown field `nonsense`") && output.ends_with("the configuration cannot be used\n"),
+        "{output}"
     );
 }
 

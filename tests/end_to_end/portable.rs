@@ -162,8 +162,8 @@ fn portable_modules_import_nothing_but_the_standard() {
 #[test]
 fn a_configuration_error_is_logged_with_its_location() {
     let config = Config::to("127.0.0.1:1").filter("fault", "fault.wasm", "config: {abort: {status: 99, percent: 1}}");
-    let Err(said) = Proxy::try_start(config, &[("fault.wasm", &wasm::portable("fault"))]) else {
+    let Err(output) = Proxy::try_start(config, &[("fault.wasm", &wasm::portable("fault"))]) else {
         panic!("it must be rejected")
     };
-    assert!(said.contains("abort.status: 99 is not the status of a response"), "{said}");
+    assert!(output.contains("abort.status: 99 is not the status of a response"), "{output}");
 }

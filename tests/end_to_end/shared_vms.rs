@@ -180,10 +180,10 @@ fn filters_of_released_sdks_share_a_vm() {
 fn the_filter_that_rejects_its_configuration_is_named() {
     let upstream = Upstream::saying("hello");
     let (one, other) = ("vm_id: together\nconfig: {greeting: one}", "vm_id: together\nconfig: {greting: two}");
-    let Err(said) = try_two(Config::to(&upstream), &wasm::example("hello"), one, other) else {
+    let Err(output) = try_two(Config::to(&upstream), &wasm::example("hello"), one, other) else {
         panic!("it must not start")
     };
-    assert!(said.contains("config: {greting: two}") && said.contains("unknown field `greting`"), "{said}");
+    assert!(output.contains("config: {greting: two}") && output.contains("unknown field `greting`"), "{output}");
 }
 
 /// Both pause requests for a call's response; the second one then replies itself. Whatever one of them does in a

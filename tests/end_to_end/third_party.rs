@@ -184,8 +184,8 @@ fn many_concurrent_verifications_find_their_requests() {
 fn its_configuration_is_checked() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).module("third", &wasm::example("third-party"), "config: {tga: x}");
-    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it must not start") };
-    assert!(said.contains("it logged: invalid configuration: unknown field `tga`"), "{said}");
+    let Err(output) = Proxy::try_start(config, &[]) else { panic!("it must not start") };
+    assert!(output.contains("it logged: invalid configuration: unknown field `tga`"), "{output}");
 }
 
 #[test]
@@ -211,8 +211,8 @@ fn the_introductory_filter_works() {
     proxy.change_config(with("config: {greeting: good evening}"));
     assert_eq!(proxy.get("/").field("x-hello"), Some("good evening"));
     proxy.put_config(with("config: {greting: good night}"));
-    let (status, said) = proxy.reload();
-    assert_eq!(status, 422, "{said}");
-    assert!(said["errors"][0]["message"].as_str().is_some_and(|m| m.contains("greting")), "{said}");
+    let (status, report) = proxy.reload();
+    assert_eq!(status, 422, "{report}");
+    assert!(report["errors"][0]["message"].as_str().is_some_and(|m| m.contains("greting")), "{report}");
     assert_eq!(proxy.get("/").field("x-hello"), Some("good evening"));
 }

@@ -70,8 +70,8 @@ fn go_rejects_an_invalid_configuration() {
         ("config: {secret: NOT_SET}", "environment variable \"NOT_SET\" is not set"),
     ] {
         let Some(started) = signed(&upstream, options) else { return };
-        let Err(said) = started else { panic!("it must not start") };
-        assert!(said.contains(reason), "{said}");
+        let Err(output) = started else { panic!("it must not start") };
+        assert!(output.contains(reason), "{output}");
     }
 }
 
@@ -120,7 +120,7 @@ fn cpp_rejects_an_invalid_configuration() {
     let upstream = Upstream::saying("");
     for (lines, reason) in [("max-age soon", "`soon` is not a number"), ("orign x", "unknown option `orign`")] {
         let Some(started) = cors(&upstream, lines) else { return };
-        let Err(said) = started else { panic!("it must not start") };
-        assert!(said.contains(reason), "{said}");
+        let Err(output) = started else { panic!("it must not start") };
+        assert!(output.contains(reason), "{output}");
     }
 }

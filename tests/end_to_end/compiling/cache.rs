@@ -47,11 +47,11 @@ fn a_cache_writable_by_others_is_an_error_with_a_remedy() {
     for folder in [cache.join("modules"), cache.clone()] {
         mode(&folder, 0o777);
         for command in ["check", "run"] {
-            let (fine, said) = tollgate(command, dir.path());
+            let (fine, output) = tollgate(command, dir.path());
             assert!(!fine, "{command}");
-            assert!(said.contains(&format!("can write to {} (mode 777)", folder.display())), "{said}");
-            assert!(said.contains(&format!("`chmod -R go-w {}`", folder.display())), "{said}");
-            assert!(said.contains("config.yaml:"), "it reports the location: {said}");
+            assert!(output.contains(&format!("can write to {} (mode 777)", folder.display())), "{output}");
+            assert!(output.contains(&format!("`chmod -R go-w {}`", folder.display())), "{output}");
+            assert!(output.contains("config.yaml:"), "it reports the location: {output}");
         }
         mode(&folder, 0o755);
         assert!(tollgate("check", dir.path()).0, "others may read it");
@@ -65,8 +65,8 @@ fn a_cache_owned_by_another_user_is_an_error() {
     assert!(tollgate("check", dir.path()).0);
     // Only root can change the owner.
     if chown(&cache, Some(65534), None).is_ok() {
-        let (fine, said) = tollgate("check", dir.path());
-        assert!(!fine && said.contains("belongs to user 65534, who could run code in this process"), "{said}");
+        let (fine, output) = tollgate("check", dir.path());
+        assert!(!fine && output.contains("belongs to user 65534, who could run code in this process"), "{output}");
     }
 }
 
@@ -104,8 +104,8 @@ fn damaged_or_swapped_cache_entries_are_recompiled() {
     flipped[right.len() / 2] ^= 1;
     for content in [wrong, flipped, right[..right.len() / 2].to_vec(), Vec::new()] {
         fs::write(&kept[0], content).expect("it is ours");
-        let (fine, said) = tollgate("check", dir.path());
-        assert!(fine, "{said}");
+        let (fine, output) = tollgate("check", dir.path());
+        assert!(fine, "{output}");
         assert_eq!(fs::read(&kept[0]).expect("it is ours"), right);
     }
 }

@@ -124,8 +124,8 @@ fn a_body_held_by_a_failed_filter_is_not_released() {
         wait_until("the filter to hold a part", || proxy.filter("boom")["calls"].as_u64() >= Some(2));
         proxy.request("GET", "/boom", &[("x-boom", "1")], b"");
         gate.open();
-        let said = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
-        assert!(!said.contains("secret"), "{framing:?}: {said:?}");
+        let output = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
+        assert!(!output.contains("secret"), "{framing:?}: {output:?}");
         assert_eq!(proxy.entry_for("/held")["flags"], "FF", "{framing:?}");
     }
 }
@@ -160,8 +160,8 @@ fn a_partial_body_held_by_a_failed_filter_is_not_released() {
     wait_until("the filter to hold a part", || calls() > before);
     proxy.request("GET", "/boom", &[("x-boom", "1")], b"");
     gates[1].open();
-    let said = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
-    assert!(!said.contains("secret") && !said.contains("0\r\n\r\n"), "{said:?}");
+    let output = String::from_utf8_lossy(&client.wire.read_to_end()).into_owned();
+    assert!(!output.contains("secret") && !output.contains("0\r\n\r\n"), "{output:?}");
     assert_eq!(proxy.entry_for("/held")["flags"], "FF");
 }
 

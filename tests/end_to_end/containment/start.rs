@@ -8,10 +8,10 @@ use crate::{
 /// Asserts that a proxy does not start with this filter, and reports the reason and the location.
 fn refused(module: &[u8], options: &str, reason: &str) {
     let config = Config::to(Upstream::refusing()).module("bad", module, options);
-    let Err(said) = Proxy::try_start(config, &[]) else { panic!("it must not start: {reason}") };
-    assert!(said.contains(reason), "{said}");
-    assert!(said.contains("config.yaml:1"), "it reports the location: {said}");
-    assert!(!said.contains("panicked"), "{said}");
+    let Err(output) = Proxy::try_start(config, &[]) else { panic!("it must not start: {reason}") };
+    assert!(output.contains(reason), "{output}");
+    assert!(output.contains("config.yaml:1"), "it reports the location: {output}");
+    assert!(!output.contains("panicked"), "{output}");
 }
 
 fn configuring(code: &str) -> Vec<u8> {

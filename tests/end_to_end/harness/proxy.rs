@@ -313,8 +313,8 @@ impl Proxy {
     pub fn change_config(&mut self, config: impl Into<Setup>) {
         self.put_config(config);
         // Either this reload or the proxy's own file watch applies it first.
-        let (status, said) = self.reload();
-        assert_eq!(status, 200, "{said:#}");
+        let (status, response) = self.reload();
+        assert_eq!(status, 200, "{response:#}");
     }
 
     /// All lines of the access log so far.

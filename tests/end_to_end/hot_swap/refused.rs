@@ -56,12 +56,12 @@ fn a_misplaced_variable_is_named_without_its_value() {
         ),
     ] {
         proxy.put_config(config);
-        let (status, said) = proxy.reload();
-        assert_eq!(status, 422, "{said:#}");
-        let message = said["errors"][0]["message"].as_str().unwrap_or_default();
-        assert!(message.contains("${CARGO_MANIFEST_DIR}"), "{said:#}");
+        let (status, response) = proxy.reload();
+        assert_eq!(status, 422, "{response:#}");
+        let message = response["errors"][0]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("${CARGO_MANIFEST_DIR}"), "{response:#}");
         proxy.wait_for_output(message);
-        for told in [said.to_string(), proxy.config().to_string(), proxy.output()] {
+        for told in [response.to_string(), proxy.config().to_string(), proxy.output()] {
             assert!(!told.contains(SECRET), "{told}");
         }
     }

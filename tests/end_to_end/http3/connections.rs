@@ -190,7 +190,7 @@ fn wildcard_listeners_of_both_families_coexist() {
     let mut proxy = Proxy::start_with(alone, &pair.files());
     assert_eq!(text(&proxy, "127.0.0.1").as_deref(), Some("six"), "it gets both while it is alone");
     proxy.put_config(both);
-    let (status, said) = proxy.reload();
+    let (status, response) = proxy.reload();
     assert_eq!(status, 422);
-    assert!(said.to_string().contains("clients' connections there would be lost"), "{said}");
+    assert!(response.to_string().contains("clients' connections there would be lost"), "{response}");
 }

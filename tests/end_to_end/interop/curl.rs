@@ -31,12 +31,12 @@ fn large_bodies_pass_in_both_directions() {
             let common = ["-sS", "--cacert", &ca, "--resolve", &resolve, version];
             let url = format!("{base}/large");
             let out = got.to_str().expect("a path");
-            let said = run(&curl, &[&common[..], &["-o", out, "-w", "%{http_version}", &url]].concat()).well();
-            assert_eq!(said, if version == "--http1.1" { "1.1" } else { "2" });
+            let output = run(&curl, &[&common[..], &["-o", out, "-w", "%{http_version}", &url]].concat()).well();
+            assert_eq!(output, if version == "--http1.1" { "1.1" } else { "2" });
             assert!(fs::read(&got).expect("a file") == large(), "{scheme} {version}: the download differs");
             let url = format!("{base}/upload");
-            let said = run(&curl, &[&common[..], &["--data-binary", &sent, &url]].concat()).well();
-            assert_eq!(said, large().len().to_string(), "{scheme} {version}");
+            let output = run(&curl, &[&common[..], &["--data-binary", &sent, &url]].concat()).well();
+            assert_eq!(output, large().len().to_string(), "{scheme} {version}");
         }
     }
 }
@@ -47,8 +47,8 @@ fn an_upgrade_to_http2_is_ignored() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream));
     let url = format!("http://{}/", proxy.address("main"));
-    let said = run(&curl, &["-sS", "--http2", "-w", " %{http_version}", "-d", "body", &url]).well();
-    assert_eq!(said, "4 1.1");
+    let output = run(&curl, &["-sS", "--http2", "-w", " %{http_version}", "-d", "body", &url]).well();
+    assert_eq!(output, "4 1.1");
 }
 
 /// Over TLS, since curl 7.88 cannot do this with prior knowledge (with any server).
@@ -59,8 +59,8 @@ fn many_requests_share_a_connection() {
     let proxy = Proxy::start(Config::to(&upstream).listener(&authority.tls(&["web.test"], "")));
     let url = format!("https://{}/[1-200]", proxy.address("main"));
     let args = ["-sS", "-k", "-Z", "--parallel-max", "50", "--http2", "-w", "%{http_code}\n", "-o", "/dev/null"];
-    let said = run(&curl, &[&args[..], &[&url]].concat()).well();
-    assert_eq!(said.lines().filter(|line| *line == "200").count(), 200);
+    let output = run(&curl, &[&args[..], &[&url]].concat()).well();
+    assert_eq!(output.lines().filter(|line| *line == "200").count(), 200);
     let connections = proxy.metrics().sum("tollgate_connections_total", &[("listener", "main")]);
     assert!(connections < 10.0, "{connections}");
 }
@@ -78,8 +78,8 @@ fn unix_sockets_on_both_sides() {
     let socket = proxy.dir().join("inner.sock");
     for version in ["--http1.1", "--http2-prior-knowledge"] {
         let socket = socket.to_str().expect("a path");
-        let said = run(&curl, &["-sS", version, "--unix-socket", socket, "-d", "other", "http://any/"]).well();
-        assert_eq!(said, "5", "{version}");
+        let output = run(&curl, &["-sS", version, "--unix-socket", socket, "-d", "other", "http://any/"]).well();
+        assert_eq!(output, "5", "{version}");
     }
 }
 
@@ -125,7 +125,7 @@ fn trailers_reach_curl() {
     let proxy = Proxy::start(Config::to(&upstream));
     let url = format!("http://{}/", proxy.address("main"));
     for version in ["--http1.1", "--http2-prior-knowledge"] {
-        let said = run(&curl, &["-sS", version, "-H", "TE: trailers", "-D", "-", &url]).well();
-        assert!(said.to_lowercase().contains("x-down: 1"), "{version}: {said}");
+        let output = run(&curl, &["-sS", version, "-H", "TE: trailers", "-D", "-", &url]).well();
+        assert!(output.to_lowercase().contains("x-down: 1"), "{version}: {output}");
     }
 }

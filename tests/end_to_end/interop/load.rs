@@ -12,10 +12,10 @@ fn line<'s>(said: &'s str, begin: &str) -> &'s str {
 fn h2load(tool: &std::path::Path, proxy: &Proxy, requests: usize, args: &[&str]) {
     let url = format!("https://{}/", proxy.address("main"));
     let requests = requests.to_string();
-    let said = run(tool, &[&["-n", &requests], args, &[&url]].concat()).well();
+    let output = run(tool, &[&["-n", &requests], args, &[&url]].concat()).well();
     let done = format!("{requests} succeeded, 0 failed, 0 errored, 0 timeout");
-    assert!(line(&said, "requests:").contains(&done), "{said}");
-    assert!(line(&said, "status codes:").contains(&format!("{requests} 2xx")), "{said}");
+    assert!(line(&output, "requests:").contains(&done), "{output}");
+    assert!(line(&output, "status codes:").contains(&format!("{requests} 2xx")), "{output}");
 }
 
 fn config(upstream: &Upstream, authority: &Authority, more: &str) -> Config {
@@ -51,8 +51,8 @@ fn requests_survive_changes_of_filters_and_certificates() {
         });
         let short = scope.spawn(|| {
             for _ in 0..30 {
-                let said = run(&h2load, &["-n", "20", "-c", "4", "-m", "2", &url]).well();
-                assert!(said.contains("20 succeeded, 0 failed"), "{said}");
+                let output = run(&h2load, &["-n", "20", "-c", "4", "-m", "2", &url]).well();
+                assert!(output.contains("20 succeeded, 0 failed"), "{output}");
             }
         });
         for n in 2..8_u64 {

@@ -17,14 +17,14 @@ fn requests_share_a_connection_with_and_without_priorities() {
     for more in [&[][..], &["--no-dep"], &["-p", "1"], &["--no-rfc7540-pri"]] {
         let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
         let args = [&["-nv", "--no-push", "-w", "24", "-W", "24"], more, &urls].concat();
-        let said = run(&nghttp, &args);
+        let output = run(&nghttp, &args);
         // Older versions of nghttp do not have the last option.
-        if said.err.contains("unrecognized option") {
+        if output.err.contains("unrecognized option") {
             continue;
         }
-        let said = said.well();
-        assert_eq!(said.matches(":status: 200").count(), 4, "{said}");
-        assert!(!said.contains(
+        let output = output.well();
+        assert_eq!(output.matches(":status: 200").count(), 4, "{output}");
+        assert!(!output.contains(
             "GOAWAY frame <length=8, flags=0x00, stream_id=0>\n          (last_stream_id=0, error_code=PROTOCOL"
         ));
     }
@@ -42,7 +42,7 @@ fn trailers_pass() {
     let proxy = Proxy::start(Config::to_with(server.address, "protocol: h2"));
     let url = format!("http://{}/", proxy.address("main"));
     let data = data.path().to_str().expect("a path");
-    let said = run(&nghttp, &["-nv", "-H", "te: trailers", "--trailer", "x-up: 2", "-d", data, &url]).well();
-    assert!(said.contains("x-down: 1"), "{said}");
+    let output = run(&nghttp, &["-nv", "-H", "te: trailers", "--trailer", "x-up: 2", "-d", data, &url]).well();
+    assert!(output.contains("x-down: 1"), "{output}");
     wait_until("the trailer at nghttpd", || server.output().contains("x-up: 2"));
 }

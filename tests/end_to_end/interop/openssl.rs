@@ -75,12 +75,12 @@ fn the_certificate_is_chosen_by_sni() {
         ("unknown.test", "first.test"),
     ];
     for (asked, shown) in cases {
-        let said = client.connect(&proxy, &["-servername", asked]);
-        assert!(said.out.contains(&format!("subject=CN = {shown}\n")), "{asked}: {said:?}");
-        assert!(served(&said));
+        let output = client.connect(&proxy, &["-servername", asked]);
+        assert!(output.out.contains(&format!("subject=CN = {shown}\n")), "{asked}: {output:?}");
+        assert!(served(&output));
     }
-    let said = client.connect(&proxy, &["-noservername"]);
-    assert!(said.out.contains("subject=CN = first.test\n"), "{said:?}");
+    let output = client.connect(&proxy, &["-noservername"]);
+    assert!(output.out.contains("subject=CN = first.test\n"), "{output:?}");
 }
 
 #[test]
@@ -88,8 +88,8 @@ fn only_allowed_tls_versions_are_accepted() {
     let Some(client) = Client::new(&["web.test"]) else { return };
     let both = client.proxy(&["web.test"], "");
     for (option, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
-        let said = client.connect(&both, &[option]);
-        assert!(served(&said) && said.out.contains(name), "{said:?}");
+        let output = client.connect(&both, &[option]);
+        assert!(served(&output) && output.out.contains(name), "{output:?}");
     }
     // openssl must be told to allow old versions, too.
     let old = client.connect(&both, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
@@ -105,8 +105,8 @@ fn only_allowed_tls_versions_are_accepted() {
         ("ECDHE-ECDSA-AES256-SHA384", "(NONE)"),
         ("ECDHE-ECDSA-NULL-SHA:@SECLEVEL=0", "(NONE)"),
     ] {
-        let said = client.shake_hands(&both, &["-tls1_2", "-cipher", suite]);
-        assert!(said.out.contains(&format!("Cipher is {chosen}")), "{suite}: {said:?}");
+        let output = client.shake_hands(&both, &["-tls1_2", "-cipher", suite]);
+        assert!(output.out.contains(&format!("Cipher is {chosen}")), "{suite}: {output:?}");
     }
 }
 
@@ -116,13 +116,13 @@ fn sessions_are_resumed() {
     let proxy = client.proxy(&["web.test"], "");
     let session = client.authority.path("session");
     for version in ["-tls1_2", "-tls1_3"] {
-        let said = client.connect(&proxy, &[version, "-sess_out", &session]);
-        assert!(served(&said) && said.out.contains("New, TLS"), "{said:?}");
-        let said = client.connect(&proxy, &[version, "-sess_in", &session]);
-        assert!(served(&said) && said.out.contains("Reused, TLS"), "{version}: {said:?}");
+        let output = client.connect(&proxy, &[version, "-sess_out", &session]);
+        assert!(served(&output) && output.out.contains("New, TLS"), "{output:?}");
+        let output = client.connect(&proxy, &[version, "-sess_in", &session]);
+        assert!(served(&output) && output.out.contains("Reused, TLS"), "{version}: {output:?}");
     }
-    let said = client.shake_hands(&proxy, &["-tls1_2", "-reconnect"]);
-    assert!(said.out.matches("Reused, TLSv1.2").count() == 5, "{said:?}");
+    let output = client.shake_hands(&proxy, &["-tls1_2", "-reconnect"]);
+    assert!(output.out.matches("Reused, TLSv1.2").count() == 5, "{output:?}");
 }
 
 #[test]
