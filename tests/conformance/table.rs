@@ -143,9 +143,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "it pauses and waits for the body under `stop_all`: a hint is logged",
         "stop_all_delivers_nothing_until_the_filter_resumes",
     ),
-    ("other streams", "held by the instance that fails", "requests_that_the_filter_holds"),
-    ("other streams", "while there is no instance", "requests_while_there_is_no_instance"),
-    ("the next stream", "after the first failure", "the_request_after_the_first_failure_meets_a_spare_instance"),
+    ("other streams", "held by the instance that fails", "requests_held_by_a_failed_filter_follow_its_policy"),
+    ("other streams", "while there is no instance", "requests_without_an_instance_follow_the_policy"),
+    ("the next stream", "after the first failure", "the_request_after_the_first_failure_uses_a_spare_instance"),
 ];
 
 /// The files with these tests.

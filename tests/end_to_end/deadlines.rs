@@ -35,7 +35,7 @@ fn a_call_ends_at_its_timeout() {
 }
 
 #[test]
-fn time_in_filters_counts() {
+fn time_in_filters_counts_towards_the_deadline() {
     let upstream = Upstream::saying("too late");
     let delays = "config: {delay: {fixed: 1h, percent: 100}}";
     let proxy = Proxy::start(Config::to_with(&upstream, "").filter("delays", "builtin:fault", delays));

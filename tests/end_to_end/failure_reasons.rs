@@ -1,5 +1,5 @@
-//! Every failure has a reason and a hint what to change: for upstreams in the access log, in `GET /clusters` and in the
-//! log; for clients in the access log, in the log and in a counter.
+//! Every failure has a reason and a hint on what to change: for upstreams in the access log, in `GET /clusters` and in
+//! the log; for clients in the access log, in the log and in a counter.
 
 mod calls;
 mod clients;

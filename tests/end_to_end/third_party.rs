@@ -181,7 +181,7 @@ fn many_concurrent_verifications_find_their_requests() {
 }
 
 #[test]
-fn its_configuration_is_checked() {
+fn an_invalid_configuration_prevents_the_start() {
     let upstream = Upstream::saying("hello");
     let config = Config::to(&upstream).module("third", &wasm::example("third-party"), "config: {tga: x}");
     let Err(output) = Proxy::try_start(config, &[]) else { panic!("it must not start") };

@@ -109,7 +109,7 @@ fn a_strict_listener_rejects_plaintext() {
 }
 
 #[test]
-fn a_permissive_listener_takes_both() {
+fn a_permissive_listener_accepts_tls_and_plaintext() {
     let (upstream, pairs) = (Upstream::replying(|_| answer(200, &[], "")), Pairs::new());
     for protocol in ["http", "auto"] {
         let proxy = pairs.proxy(

@@ -47,7 +47,7 @@ fn under_way(proxy: &Proxy, listener: &str, count: f64) {
 }
 
 #[test]
-fn requests_that_the_filter_holds() {
+fn requests_held_by_a_failed_filter_follow_its_policy() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");
         let proxy = one_instance(&upstream, policy, &holding());
@@ -85,7 +85,7 @@ fn at_the_upstream(policy: &str, listener: &str) -> u16 {
 }
 
 #[test]
-fn requests_at_the_upstream() {
+fn requests_at_the_upstream_follow_the_failed_filters_policy() {
     // Under the policy `deny`, the filter's effect on the response cannot be skipped.
     assert_eq!(at_the_upstream("deny", "main"), 503);
     assert_eq!(at_the_upstream("bypass", "main"), 200);
@@ -180,7 +180,7 @@ fn a_body_during_which_the_filter_fails_is_truncated() {
 }
 
 #[test]
-fn the_request_after_the_first_failure_meets_a_spare_instance() {
+fn the_request_after_the_first_failure_uses_a_spare_instance() {
     let upstream = Upstream::saying("hello");
     let proxy = one_instance(&upstream, "deny", &holding());
     // Both in one write: there is no time to create an instance in between.
@@ -193,7 +193,7 @@ fn the_request_after_the_first_failure_meets_a_spare_instance() {
 }
 
 #[test]
-fn requests_while_there_is_no_instance() {
+fn requests_without_an_instance_follow_the_policy() {
     for (policy, status) in [("deny", 503), ("bypass", 200)] {
         let upstream = Upstream::saying("hello");
         let proxy = one_instance(&upstream, policy, &costly());

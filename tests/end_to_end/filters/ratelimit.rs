@@ -12,7 +12,7 @@ fn limited(upstream: &Upstream, listener: &str, config: &str) -> Proxy {
 }
 
 #[test]
-fn over_the_limit_there_is_429() {
+fn requests_over_the_limit_get_429() {
     let upstream = Upstream::saying("ok");
     let proxy = limited(&upstream, "", "{limits: [{name: few, requests: 24, per: 24h, burst: 2}]}");
     let mut client = proxy.client();

@@ -227,7 +227,7 @@ fn a_routes_timeout_overrides_the_clusters() {
 
 /// Without a router, and with a router without a matching route.
 #[test]
-fn without_a_route_there_is_404() {
+fn requests_without_a_route_get_404() {
     let proxy = Proxy::start(Config::new());
     assert_eq!(proxy.get("/none").status(), 404);
     proxy.entry_for("/none").flagged("NR").because("route_not_found");

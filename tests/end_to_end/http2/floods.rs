@@ -156,7 +156,7 @@ fn empty_continuations_end_the_connection() {
 }
 
 #[test]
-fn a_head_that_is_too_large_is_answered_with_431() {
+fn an_oversized_head_gets_431() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream).listener("limits: {header_bytes: 16KiB}"));
     let mut client = proxy.h2();
@@ -190,7 +190,7 @@ fn heads_of_several_times_the_limit_end_only_their_stream() {
 }
 
 #[test]
-fn too_many_fields_are_answered_with_431() {
+fn too_many_fields_get_431() {
     let upstream = Upstream::saying("hello");
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();
