@@ -34,8 +34,8 @@ fn unread_lines_at_shutdown_are_counted_as_lost() {
     (0..100).for_each(|_| assert_eq!(client.get(&long).status(), 200));
     drop(client);
     proxy.signal(Signal::TERM);
-    let said = proxy.last_words();
-    let line = said.lines().find(|line| line.contains("access log lines lost")).unwrap_or_else(|| panic!("{said}"));
+    let output = proxy.last_words();
+    let line = output.lines().find(|line| line.contains("access log lines lost")).unwrap_or_else(|| panic!("{output}"));
     let lost: u32 = line.rsplit_once("lines=").and_then(|(_, n)| n.parse().ok()).unwrap_or_else(|| panic!("{line}"));
     assert!((60..=90).contains(&lost), "a pipe holds 64 KiB: {lost}");
 }
@@ -122,9 +122,9 @@ fn a_fifo_without_a_reader_blocks_nothing() {
     assert_eq!(proxy.get("/").status(), 200);
     // A reload that adds another such log is rejected; the next signal is still handled.
     proxy.put_config(format!("listeners: [{{name: other, address: '@main@', access_log: {{to: {path}}}}}]"));
-    let (status, said) = proxy.reload();
-    assert_eq!(status, 422, "{said}");
-    assert!(said.to_string().contains("no process reads from this FIFO"), "{said}");
+    let (status, response) = proxy.reload();
+    assert_eq!(status, 422, "{response}");
+    assert!(response.to_string().contains("no process reads from this FIFO"), "{response}");
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait_exit().code(), Some(0));
 }

@@ -189,13 +189,13 @@ fn filters_lists_the_running_filters() {
 fn reload_applies_or_reports_the_errors() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start(Config::to(&upstream));
-    let (status, said) = proxy.reload();
-    assert_eq!((status, &said["result"]), (200, &"unchanged".into()));
+    let (status, response) = proxy.reload();
+    assert_eq!((status, &response["result"]), (200, &"unchanged".into()));
 
     proxy.put_config(Config::to(&upstream).listener("no_such_option: 1"));
-    let (status, said) = proxy.reload();
-    assert_eq!((status, &said["result"]), (422, &"refused".into()));
-    assert!(said["errors"].to_string().contains("no_such_option"), "{said}");
+    let (status, response) = proxy.reload();
+    assert_eq!((status, &response["result"]), (422, &"refused".into()));
+    assert!(response["errors"].to_string().contains("no_such_option"), "{response}");
     assert_eq!((proxy.version(), proxy.get("/").status()), (1, 200), "the old configuration keeps running");
     assert_eq!(proxy.config()["last_attempt"]["result"], "refused");
     let metrics = proxy.metrics();
@@ -345,8 +345,8 @@ fn a_token_is_required_and_a_new_one_applies_immediately() {
 fn a_missing_or_weak_token_prevents_the_start() {
     let config = "admin: {address: '@admin@', token_file: token}\nlisteners: [{name: main, address: '@main@'}]";
     for (files, why) in [(&[][..], "cannot be read"), (&[("token", &b"short"[..])][..], "can be guessed")] {
-        let said = Proxy::try_start(config, files).map(|_| ()).expect_err("it does not start");
-        assert!(said.contains("no usable token for the admin listener") && said.contains(why), "{said}");
+        let output = Proxy::try_start(config, files).map(|_| ()).expect_err("it does not start");
+        assert!(output.contains("no usable token for the admin listener") && output.contains(why), "{output}");
     }
 }
 

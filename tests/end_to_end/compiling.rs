@@ -79,9 +79,9 @@ fn a_disproportionate_function_is_rejected_unless_the_limit_is_raised() {
     let upstream = Upstream::saying("ok");
     let mut proxy = Proxy::start_with(Config::to(&upstream), &[("f.wasm", &out_of_proportion())]);
     proxy.put_config(Config::to(&upstream).filter("f", "f.wasm", ""));
-    let (status, said) = proxy.reload();
-    assert_eq!(status, 422, "{said}");
-    let error = &said["errors"][0];
+    let (status, response) = proxy.reload();
+    assert_eq!(status, 422, "{response}");
+    let error = &response["errors"][0];
     let message = error["message"].as_str().expect("a message");
     assert!(message.contains("1048579 bytes of code, and `compile.function_size` allows 1MiB"), "{message}");
     assert!(error["help"].as_str().is_some_and(|help| help.contains("`compile: {function_size: 2MiB}`")), "{error}");
@@ -93,18 +93,18 @@ fn a_disproportionate_function_is_rejected_unless_the_limit_is_raised() {
 
 #[test]
 fn the_module_size_limit_is_checked_before_reading() {
-    let (fine, said) = check(&vec![0; 2 << 20], "compile: {module_size: 1MiB}");
+    let (fine, output) = check(&vec![0; 2 << 20], "compile: {module_size: 1MiB}");
     assert!(!fine);
-    assert!(said.contains("it has 2097152 bytes, and `compile.module_size` allows 1MiB"), "{said}");
+    assert!(output.contains("it has 2097152 bytes, and `compile.module_size` allows 1MiB"), "{output}");
 }
 
 #[test]
 fn the_compiler_memory_limit_is_enforced() {
-    let (fine, said) = check(&hungry(), "compile: {function_size: 4MiB, memory: 256MiB}");
+    let (fine, output) = check(&hungry(), "compile: {function_size: 4MiB, memory: 256MiB}");
     assert!(!fine);
-    assert!(said.contains("more memory than `compile.memory` allows (256MiB)"), "{said}");
+    assert!(output.contains("more memory than `compile.memory` allows (256MiB)"), "{output}");
     let help = "= help: few modules need that; if you trust this one, allow it with `compile: {memory: 512MiB}`";
-    assert!(said.contains(help), "{said}");
+    assert!(output.contains(help), "{output}");
 }
 
 #[test]
@@ -120,9 +120,9 @@ fn the_minimum_compiler_memory_suffices_for_built_in_filters() {
 
 #[test]
 fn the_compiler_time_limit_is_enforced() {
-    let (fine, said) = check(&slow(), "compile: {time: 1s}");
+    let (fine, output) = check(&slow(), "compile: {time: 1s}");
     assert!(!fine);
-    assert!(said.contains("more processor time than `compile.time` allows (1s)"), "{said}");
+    assert!(output.contains("more processor time than `compile.time` allows (1s)"), "{output}");
 }
 
 #[test]
@@ -131,10 +131,10 @@ fn sigterm_ends_a_compiler_and_then_the_proxy() {
     proxy.signal(Signal::TERM);
     wait_until("the compiler's end", || !runs(compiler));
     assert_eq!(proxy.wait_exit().code(), Some(0));
-    let said = proxy.last_words();
+    let output = proxy.last_words();
     assert!(
-        !said.contains("rejected") && !said.contains("configuration applied"),
-        "the load was abandoned, not finished: {said}"
+        !output.contains("rejected") && !output.contains("configuration applied"),
+        "the load was abandoned, not finished: {output}"
     );
 }
 
@@ -262,9 +262,9 @@ fn a_fifo_instead_of_a_file_is_rejected_and_blocks_nothing() {
         mkfifoat(CWD, path, Mode::RWXU).expect("a FIFO");
     };
     let refused = |proxy: &Proxy, reason: &str| {
-        let (status, said) = proxy.reload();
-        assert_eq!(status, 422, "{said}");
-        assert!(said.to_string().contains(reason), "{said}");
+        let (status, response) = proxy.reload();
+        assert_eq!(status, 422, "{response}");
+        assert!(response.to_string().contains(reason), "{response}");
     };
     fifo(&proxy, "config.yaml");
     refused(&proxy, "it is a FIFO, not a regular file");
