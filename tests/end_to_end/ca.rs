@@ -506,8 +506,8 @@ fn token_files_are_not_replaced_and_readable_keys_are_warned_about() {
     let folder = Folder::new();
     let key = folder.read("ca/ca.key");
     folder.run(&["token", "--out", "web.token"]);
-    let said = folder.refusal(&["token", "--out", "web.token"]);
-    assert!(said.contains("`web.token` already exists"), "{said}");
+    let output = folder.refusal(&["token", "--out", "web.token"]);
+    assert!(output.contains("`web.token` already exists"), "{output}");
     folder.refusal(&["token", "--out", "ca/ca.key"]);
     assert_eq!(folder.read("ca/ca.key"), key);
     let left = fs::read_dir(folder.path(""))
