@@ -80,7 +80,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 }
 
 struct Server {
-    foundry: Arc<SnapshotBuilder>,
+    builder: Arc<SnapshotBuilder>,
     workers: Vec<WorkerHandle>,
     status: Rc<Status>,
     changes: mpsc::Sender<ReloadRequest>,
@@ -118,11 +118,11 @@ impl Server {
             }
             wrong => wrong.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message)),
         }
-        let foundry = Arc::new(SnapshotBuilder::new(count, compiler)?);
-        let status = Rc::new(Status::new(&foundry.registry)?);
-        foundry.show_clusters(status.current.clone())?;
-        certificates::show(&foundry.registry, status.current.clone())?;
-        log::stderr::show(&foundry.registry)?;
+        let builder = Arc::new(SnapshotBuilder::new(count, compiler)?);
+        let status = Rc::new(Status::new(&builder.registry)?);
+        builder.show_clusters(status.current.clone())?;
+        certificates::show(&builder.registry, status.current.clone())?;
+        log::stderr::show(&builder.registry)?;
         let (changes, inbox) = mpsc::channel(8);
         if running.admin.enabled {
             if let Some(wrong) = admin::Token::look(&loaded) {
@@ -130,12 +130,12 @@ impl Server {
             }
             let state = Rc::new(admin::State {
                 status: status.clone(),
-                registry: foundry.registry.clone(),
+                registry: builder.registry.clone(),
                 log: log.clone(),
                 changes: changes.clone(),
                 hosts: running.admin.address.inet().map(|_| running.admin.hosts.clone()),
                 token: admin::Token::of(&loaded),
-                ca: ca::service::Service::open(&loaded, &foundry.registry)?,
+                ca: ca::service::Service::open(&loaded, &builder.registry)?,
                 socket: admin::Socket::default(),
             });
             match admin::listen(&running.admin, state.token.as_ref()).await {
@@ -153,28 +153,28 @@ impl Server {
             let sockets = socket::listen(&address, &SocketOptions::default(), 1, claim);
             let sockets = sockets.with_context(|| format!("cannot listen on {} (probes)", probes.address))?;
             for socket in sockets {
-                admin::Probes { status: status.clone(), registry: foundry.registry.clone() }.serve(socket)?;
+                admin::Probes { status: status.clone(), registry: builder.registry.clone() }.serve(socket)?;
             }
         }
         // The configuration may refer to the certificate's files. The admin listener already runs: it may be the
         // authority.
-        if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &foundry.registry)? {
+        if let Some(workload) = Agent::new(&loaded, cache_dir(&loaded), &builder.registry)? {
             workload.start().await?;
         }
         let claim = if predecessor.is_some() { AddressClaim::Shared } else { AddressClaim::Sole };
-        let making = foundry.clone();
+        let making = builder.clone();
         let work = move || making.build(loaded, None, BuildMode::Full(claim));
-        let made = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, work)).await???;
+        let built = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, work)).await???;
         let (asked, rebuilds) = mpsc::unbounded_channel();
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
         let workers = workers.context("a worker cannot start")?;
-        made.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
+        built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let mut reloader = Reloader {
             path: options.file,
             running,
-            foundry: foundry.clone(),
+            builder: builder.clone(),
             workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
-            checks: HealthChecks::new(foundry.registry.clone()),
+            checks: HealthChecks::new(builder.registry.clone()),
             status: status.clone(),
             log,
             watcher: Watcher::new(status.unwatched.clone()),
@@ -183,7 +183,7 @@ impl Server {
             patience: None,
             given_up: 0,
         };
-        let snapshot = reloader.apply(made).await;
+        let snapshot = reloader.apply(built).await;
         status.note("start", ReloadOutcome::Applied(snapshot.version));
         say_ready(&snapshot, workers.len());
         if let Some(predecessor) = predecessor {
@@ -192,7 +192,7 @@ impl Server {
         // Releases the memory that the start used on this thread.
         alloc::give_back();
         let reloader = tokio::task::spawn_local(reloader.run()).abort_handle();
-        Ok(Server { foundry, workers, status, changes, reloader, rebuilds })
+        Ok(Server { builder, workers, status, changes, reloader, rebuilds })
     }
 
     /// Handles signals and workers' requests until the process has to stop, and then stops it.
@@ -241,9 +241,9 @@ impl Server {
 
     /// Reopens all access logs by name, on another thread, since a disk may be slow.
     fn reopen_logs(&self) {
-        let foundry = self.foundry.clone();
+        let builder = self.builder.clone();
         tokio::task::spawn_blocking(move || {
-            let failed = foundry.log_writer.reopen();
+            let failed = builder.log_writer.reopen();
             failed.iter().for_each(|e| tracing::error!(target: target::ACCESS_LOG, "{e}"));
             if failed.is_empty() {
                 tracing::info!(target: target::ACCESS_LOG, "access logs reopened");
@@ -261,7 +261,7 @@ impl Server {
     async fn stop(mut self, signal: &str, mut signals: Signals) {
         self.status.draining.store(true, Ordering::Relaxed);
         self.reloader.abort();
-        self.foundry.engine.end_compiling();
+        self.builder.engine.end_compiling();
         let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
         tracing::info!(target: target::PROCESS, signal, ?timeout, "stopping: no new connections are accepted");
         let mut waiting = Vec::new();
@@ -302,10 +302,10 @@ impl Server {
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
         }
-        let (workers, foundry) = (self.workers, self.foundry);
+        let (workers, builder) = (self.workers, self.builder);
         let ended = tokio::task::spawn_blocking(move || {
             workers.into_iter().for_each(WorkerHandle::join);
-            foundry.log_writer.close(Duration::from_secs(2))
+            builder.log_writer.close(Duration::from_secs(2))
         });
         // A stuck worker must not keep the process alive.
         match tokio::time::timeout(Duration::from_secs(3), ended).await {

@@ -21,30 +21,31 @@ pub(super) fn run(file: &Path, as_json: bool) -> ExitCode {
         let mut warnings: Vec<_> = loaded.warnings.iter().cloned().collect();
         let (source, cache) = (loaded.source.clone(), crate::control::load::cache_dir(&loaded));
         let mut wrong = trial::look(&loaded, cache);
-        let made = crate::control::load::compiler(&loaded).map_err(anyhow::Error::from).and_then(|(compiler, said)| {
-            match said {
-                Some(error) if error.severity == Severity::Error => wrong.push(error),
-                said => warnings.extend(said),
-            }
-            SnapshotBuilder::new(1, compiler)
-        });
-        let foundry = match made {
-            Ok(foundry) => foundry,
+        let builder =
+            crate::control::load::compiler(&loaded).map_err(anyhow::Error::from).and_then(|(compiler, said)| {
+                match said {
+                    Some(error) if error.severity == Severity::Error => wrong.push(error),
+                    said => warnings.extend(said),
+                }
+                SnapshotBuilder::new(1, compiler)
+            });
+        let builder = match builder {
+            Ok(builder) => builder,
             Err(e) => {
                 wrong.push(Diagnostic::error(None, e.to_string()));
                 return Err(Diagnostics::new(source, wrong));
             }
         };
-        let made = match foundry.build(loaded, None, BuildMode::Trial) {
-            Ok(made) if wrong.is_empty() => made,
+        let built = match builder.build(loaded, None, BuildMode::Trial) {
+            Ok(built) if wrong.is_empty() => built,
             Ok(_) => return Err(Diagnostics::new(source, wrong)),
             Err(others) => {
                 return Err(Diagnostics::new(source, wrong.into_iter().chain(others.iter().cloned()).collect()));
             }
         };
-        warnings.extend(made.snapshot.warnings.iter().cloned());
-        let source = made.snapshot.loaded.source.clone();
-        Ok((made.snapshot, Diagnostics::new(source, warnings)))
+        warnings.extend(built.snapshot.warnings.iter().cloned());
+        let source = built.snapshot.loaded.source.clone();
+        Ok((built.snapshot, Diagnostics::new(source, warnings)))
     });
     match (checked, as_json) {
         (Ok((_, warnings)), true) => println!("{:#}", json!({ "ok": true, "diagnostics": warnings.to_json() })),

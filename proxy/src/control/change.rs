@@ -18,7 +18,7 @@ pub struct ReloadRequest {
 /// The last attempt to change the configuration.
 #[derive(Debug, Clone)]
 pub struct ReloadAttempt {
-    /// When it was made.
+    /// The time of the attempt.
     pub at: SystemTime,
     /// The cause: a file, a signal, the admin API.
     pub cause: &'static str,

@@ -44,7 +44,7 @@ pub(crate) struct Reloader {
     pub(crate) path: PathBuf,
     /// The configuration that the process was started with.
     pub(crate) running: model::Config,
-    pub(crate) foundry: Arc<SnapshotBuilder>,
+    pub(crate) builder: Arc<SnapshotBuilder>,
     /// Weak, because a worker ends when all senders of its commands are dropped.
     pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
     pub(crate) checks: HealthChecks,
@@ -71,7 +71,7 @@ struct Load {
     /// The files to watch, whether they are valid or not.
     files: Vec<PathBuf>,
     /// The snapshot and the differences, or `None` if the files match the running configuration.
-    made: Result<Option<(Built, String)>, Diagnostics>,
+    built: Result<Option<(Built, String)>, Diagnostics>,
 }
 
 impl Reloader {
@@ -108,8 +108,8 @@ impl Reloader {
         let before = self.refusal.take();
         let patience = self.patience.take();
         let result = match load {
-            Ok(Load { made: Ok(Some((made, different))), .. }) => self.replace(made, &different, cause).await,
-            Ok(Load { made: Ok(None), .. }) => {
+            Ok(Load { built: Ok(Some((built, different))), .. }) => self.replace(built, &different, cause).await,
+            Ok(Load { built: Ok(None), .. }) => {
                 if before.is_some() {
                     tracing::info!(
                         target: target::CONFIG,
@@ -122,7 +122,7 @@ impl Reloader {
                 }
                 ReloadOutcome::Unchanged
             }
-            Ok(Load { made: Err(wrong), .. }) => {
+            Ok(Load { built: Err(wrong), .. }) => {
                 self.forget_trial();
                 let text = wrong.render(false);
                 let is_known = before.as_ref() == Some(&text);
@@ -167,9 +167,9 @@ impl Reloader {
             self.given_up += 1;
             return None;
         }
-        let (foundry, path, previous) = (self.foundry.clone(), self.path.clone(), self.status.current.load_full());
+        let (builder, path, previous) = (self.builder.clone(), self.path.clone(), self.status.current.load_full());
         let before = previous.clone();
-        let work = move || load_change(&foundry, &path, before.as_deref());
+        let work = move || load_change(&builder, &path, before.as_deref());
         let load = match tokio::task::spawn_blocking(move || threads::at_work(Urgency::Reload, work)).await {
             Ok(Ok(load)) => Ok(load),
             Ok(Err(e)) => Err(e.to_string()),
@@ -194,20 +194,20 @@ impl Reloader {
     /// Removes the metrics of a configuration that was not applied.
     fn forget_trial(&self) {
         if let Some(current) = self.status.current.load_full() {
-            self.foundry.forget_unused(&current);
+            self.builder.forget_unused(&current);
         }
     }
 
     /// Replaces the running snapshot, and logs the consequences.
-    async fn replace(&mut self, made: Built, different: &str, cause: &'static str) -> ReloadOutcome {
-        let Snapshot { loaded, warnings, .. } = &*made.snapshot;
+    async fn replace(&mut self, built: Built, different: &str, cause: &'static str) -> ReloadOutcome {
+        let Snapshot { loaded, warnings, .. } = &*built.snapshot;
         loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let old = self.status.current.load_full();
         if let Some(old) = &old {
-            let said = diff::restarts(&self.running, &old.loaded.config, &made.snapshot.loaded.config);
+            let said = diff::restarts(&self.running, &old.loaded.config, &built.snapshot.loaded.config);
             said.iter().for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
         }
-        let new = self.apply(made).await;
+        let new = self.apply(built).await;
         if let Some(old) = &old {
             for (name, path, mode) in diff::permissions(&old.loaded.config, &new.loaded.config) {
                 match socket::set_mode(path, mode) {
@@ -246,8 +246,8 @@ impl Reloader {
     }
 
     /// Delivers a snapshot to the workers, and waits until all of them have applied it.
-    pub(crate) async fn apply(&mut self, made: Built) -> Arc<Snapshot> {
-        let Built { snapshot, instances, mut sockets } = made;
+    pub(crate) async fn apply(&mut self, built: Built) -> Arc<Snapshot> {
+        let Built { snapshot, instances, mut sockets } = built;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
@@ -276,25 +276,25 @@ impl Reloader {
         }
         self.checks.apply(snapshot.configured_clusters());
         self.status.current.store(Some(snapshot.clone()));
-        self.foundry.forget_unused(&snapshot);
+        self.builder.forget_unused(&snapshot);
         self.watcher.watch(snapshot.files.clone());
         snapshot
     }
 }
 
 /// Loads the files and builds a snapshot, if they differ from the running configuration.
-fn load_change(foundry: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
+fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
     let loaded = match load(path) {
         Ok(loaded) => loaded,
-        Err(wrong) => return Load { files: files(wrong.source()), made: Err(wrong) },
+        Err(wrong) => return Load { files: files(wrong.source()), built: Err(wrong) },
     };
     let files = files(&loaded.source);
     if previous.is_some_and(|p| p.is_made_of(&loaded)) {
-        return Load { files, made: Ok(None) };
+        return Load { files, built: Ok(None) };
     }
-    let made = foundry.build(loaded, previous, BuildMode::Full(AddressClaim::Sole)).map(|made| {
-        let different = previous.map_or_else(String::new, |previous| diff::describe(previous, &made.snapshot));
-        Some((made, different))
+    let built = builder.build(loaded, previous, BuildMode::Full(AddressClaim::Sole)).map(|built| {
+        let different = previous.map_or_else(String::new, |previous| diff::describe(previous, &built.snapshot));
+        Some((built, different))
     });
-    Load { files, made }
+    Load { files, built }
 }

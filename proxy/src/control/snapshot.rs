@@ -109,13 +109,13 @@ impl SnapshotBuilder {
             (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
         });
         let clusters: Arc<Clusters> = Arc::new(clusters.collect());
-        let world = FilterEnv::new(clusters.clone(), self.shared.clone());
+        let env = FilterEnv::new(clusters.clone(), self.shared.clone());
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
-            match self.filter(filter, &loaded, &world, previous) {
+            match self.filter(filter, &loaded, &env, previous) {
                 Err((message, help)) => {
                     wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, help));
                 }
@@ -221,7 +221,7 @@ impl SnapshotBuilder {
         &self,
         filter: &model::Filter,
         loaded: &Loaded,
-        world: &Arc<FilterEnv>,
+        env: &Arc<FilterEnv>,
         previous: Option<&Snapshot>,
     ) -> Result<Plugin, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
@@ -244,7 +244,7 @@ impl SnapshotBuilder {
             Some(code) => code.clone(),
             None => CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?,
         };
-        Plugin::new(filter, code, &self.engine, world).map_err(|e| (e.to_string(), None))
+        Plugin::new(filter, code, &self.engine, env).map_err(|e| (e.to_string(), None))
     }
 
     fn listeners(

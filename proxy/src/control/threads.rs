@@ -29,9 +29,9 @@ pub fn at_work<R: Send>(urgency: Urgency, work: impl FnOnce() -> R + Send) -> io
             // On Linux this affects only this thread. Elsewhere, or if it is forbidden, loading disturbs traffic more.
             let _ = rustix::process::nice(NICE);
         }
-        let made = work();
+        let result = work();
         alloc::give_back();
-        made
+        result
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("tollgate-load".into()).spawn_scoped(scope, loading)?;

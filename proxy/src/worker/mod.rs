@@ -158,8 +158,8 @@ impl Worker {
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         while let Some(command) = inbox.recv().await {
             match command {
-                Command::Apply(delivery, done) => {
-                    let closing = self.apply(*delivery);
+                Command::Apply(update, done) => {
+                    let closing = self.apply(*update);
                     // The next configuration may use these addresses again.
                     tokio::task::spawn_local(async move {
                         closed(closing).await;
@@ -180,11 +180,11 @@ impl Worker {
     }
 
     /// Applies another snapshot. Returns the sockets that it no longer has, which are being closed.
-    fn apply(&self, delivery: WorkerUpdate) -> Vec<JoinHandle<()>> {
-        let WorkerUpdate { snapshot, instances, sockets } = delivery;
-        let site = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
+    fn apply(&self, update: WorkerUpdate) -> Vec<JoinHandle<()>> {
+        let WorkerUpdate { snapshot, instances, sockets } = update;
+        let binding = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
         let vms = snapshot.machines.iter().zip(instances);
-        let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+        let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, binding.clone())).collect();
         let filters = snapshot.in_order(&vms);
         let mut streams: HashMap<_, _> = by_place(sockets.streams);
         #[cfg(feature = "http3")]
@@ -192,25 +192,25 @@ impl Worker {
         let mut listening = self.listening.borrow_mut();
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
-            let site = Rc::new(self.site(&snapshot, index, &filters));
-            let tcp = tcp_site(&snapshot, index, &filters).map(Rc::new);
+            let context = Rc::new(self.listener_context(&snapshot, index, &filters));
+            let tcp = tcp_context(&snapshot, index, &filters).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let name = &parts.config.name;
                 let place = (index, address.clone());
-                let there = match (listening.remove(address), streams.remove(&place)) {
-                    (Some(there), _) if there.name == *name => {
-                        there.handle.set_site(site.clone());
-                        *there.tcp.borrow_mut() = tcp.clone();
-                        there
+                let bound = match (listening.remove(address), streams.remove(&place)) {
+                    (Some(bound), _) if bound.name == *name => {
+                        bound.handle.set_site(context.clone());
+                        *bound.tcp.borrow_mut() = tcp.clone();
+                        bound
                     }
                     // Existing connections belong to another listener; they end with it.
-                    (Some(there), _) => there.passes_to(|socket| {
-                        self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                    (Some(bound), _) => bound.passes_to(|socket| {
+                        self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
                     }),
                     (None, Some(socket)) => match Listener::try_from(socket) {
                         Ok(socket) => {
                             let socket = Rc::new(socket);
-                            self.listen(name.clone(), socket, site.clone(), tcp.clone(), parts.shared.clone())
+                            self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
                         }
                         Err(e) => {
                             tracing::error!(
@@ -223,8 +223,8 @@ impl Worker {
                     (None, None) => continue,
                 };
                 #[cfg(feature = "http3")]
-                let there = self.with_quic(there, datagrams.remove(&place), &site);
-                kept.insert(address.clone(), there);
+                let bound = self.with_quic(bound, datagrams.remove(&place), &context);
+                kept.insert(address.clone(), bound);
             }
         }
         let gone = std::mem::replace(&mut *listening, kept);
@@ -236,35 +236,35 @@ impl Worker {
     }
 
     /// Creates a listener's context for this worker.
-    fn site(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> ListenerContext {
+    fn listener_context(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> ListenerContext {
         let parts = &snapshot.listeners[index];
         let config = &parts.config;
         let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
         let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
         let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
-        let mut site = ListenerContext::new(
+        let mut context = ListenerContext::new(
             config.clone(),
             Rc::new(Chain::new(filters)),
             parts.figures.clone(),
             self.pools.clone(),
         );
-        site.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
-        site.tls = parts.tls.clone();
-        site.access_log = parts.access_log.clone();
-        site.clusters = snapshot.cluster_figures.iter().cloned().collect();
-        site.retries = snapshot.retries.iter().cloned().collect();
-        site
+        context.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        context.tls = parts.tls.clone();
+        context.access_log = parts.access_log.clone();
+        context.clusters = snapshot.cluster_figures.iter().cloned().collect();
+        context.retries = snapshot.retries.iter().cloned().collect();
+        context
     }
 
     fn listen(
         &self,
         name: String,
         socket: Rc<Listener>,
-        site: Rc<ListenerContext>,
+        context: Rc<ListenerContext>,
         tcp: Option<Rc<TcpListenerContext>>,
         shared: Arc<ListenerShared>,
     ) -> BoundListener {
-        let handle = Rc::new(ListenerHandle::new(site));
+        let handle = Rc::new(ListenerHandle::new(context));
         let tcp = Rc::new(RefCell::new(tcp));
         let (stop, stopped) = watch::channel(false);
         let all = (self.connections.clone(), self.clients.clone());
@@ -289,20 +289,20 @@ impl Worker {
         &self,
         mut listening: BoundListener,
         socket: Option<std::net::UdpSocket>,
-        site: &Rc<ListenerContext>,
+        context: &Rc<ListenerContext>,
     ) -> BoundListener {
         listening.quic = match (listening.quic, socket) {
-            (Some(quic), _) if site.config.http3 => {
-                quic.set_site(site.clone());
+            (Some(quic), _) if context.config.http3 => {
+                quic.set_site(context.clone());
                 Some(quic)
             }
             (None, Some(socket)) => {
                 let connections = self.connections.clone();
-                let new = Quic::listen(socket, site.clone(), listening.shared.clone(), connections);
+                let new = Quic::listen(socket, context.clone(), listening.shared.clone(), connections);
                 new.map_err(|e| {
                     tracing::error!(
                         target: target::LISTENER,
-                        listener = &*site.name, "cannot serve HTTP/3: {e}"
+                        listener = &*context.name, "cannot serve HTTP/3: {e}"
                     )
                 })
                 .ok()
@@ -334,7 +334,7 @@ async fn closed(closing: Vec<JoinHandle<()>>) {
 }
 
 /// Creates a listener's context for TCP connections, if it accepts any.
-fn tcp_site(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpListenerContext> {
+fn tcp_context(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpListenerContext> {
     let parts = &snapshot.listeners[index];
     let (config, figures) = (&parts.config, parts.tcp.clone()?);
     let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
@@ -401,10 +401,10 @@ async fn accept(
 ) {
     let (refusals, unaccepted) = (RejectedConnections::default(), LogLimiter::default());
     let refuse = |stream, peer, refused: &RejectedConnection| {
-        let site = handle.site();
-        site.reject(peer, "TCP", refused);
-        let tls = site.config.tls.as_ref().map(|tls| tls.mode);
-        refusals.refuse(stream, site.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
+        let context = handle.site();
+        context.reject(peer, "TCP", refused);
+        let tls = context.config.tls.as_ref().map(|tls| tls.mode);
+        refusals.refuse(stream, context.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
     };
     // Returns whether other connections were closed to make room.
     let begin = |stream: Socket, peer| {

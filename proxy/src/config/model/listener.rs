@@ -250,7 +250,7 @@ pub enum ForwardedClientCert {
     Append,
     /// Replaces the header by one element if the client has a verified certificate; otherwise removes it.
     Set,
-    /// Forwards the header unchanged, whoever sent it. Use it only behind a proxy that sanitizes the header.
+    /// Forwards the header unchanged, regardless of its sender. Use it only behind a proxy that sanitizes the header.
     Forward,
 }
 

@@ -29,7 +29,7 @@ clusters:
 struct World {
     dir: Dir,
     ca: Ca,
-    foundry: SnapshotBuilder,
+    builder: SnapshotBuilder,
 }
 
 impl World {
@@ -37,7 +37,7 @@ impl World {
         let world = World {
             dir: Dir::new(),
             ca: Ca::new("ca"),
-            foundry: SnapshotBuilder::new(1, Compiler::in_process()).unwrap(),
+            builder: SnapshotBuilder::new(1, Compiler::in_process()).unwrap(),
         };
         world.dir.write("ca.pem", &world.ca.pem());
         world.rotate();
@@ -54,7 +54,7 @@ impl World {
     }
 
     fn make(&self, previous: Option<&Snapshot>) -> Result<Arc<Snapshot>, Diagnostics> {
-        self.foundry.build(self.load(), previous, BuildMode::Trial).map(|made| made.snapshot)
+        self.builder.build(self.load(), previous, BuildMode::Trial).map(|built| built.snapshot)
     }
 
     /// Returns the diagnostics without the directory.
@@ -146,8 +146,8 @@ fn expiry_dates_are_reported() {
     let said = expiring(&snapshot, year_2090);
     assert!(said[0].ends_with("server.pem` expires on 2090-01-01T00:00:00Z"), "{said:?}");
     let current = Arc::new(ArcSwapOption::from(Some(snapshot)));
-    show(&world.foundry.registry, current).unwrap();
+    show(&world.builder.registry, current).unwrap();
     let path = world.dir.path().join("server.pem").display().to_string();
     let name = "tollgate_tls_certificate_not_after_timestamp_seconds";
-    assert_eq!(world.foundry.registry.value(name, &[("certificate", &path)]), Some(3_786_912_000.0));
+    assert_eq!(world.builder.registry.value(name, &[("certificate", &path)]), Some(3_786_912_000.0));
 }
