@@ -358,7 +358,7 @@ impl JsonSchema for Duration {
             "type": "string",
             "format": "tollgate-time",
             "pattern": r"^[0-9]+(\.[0-9]+)? ?(us|µs|ms|s|m|h)$",
-            "description": "A length of time: a number with a unit (us, ms, s, m, h), such as 250ms.",
+            "description": "A duration: a number with a unit (us, ms, s, m, h), such as 250ms.",
         })
     }
 }
@@ -399,7 +399,7 @@ impl JsonSchema for Cidr {
         json_schema!({
             "type": "string",
             "format": "tollgate-cidr",
-            "description": "An IP address, or a range of them: 10.0.0.0/8.",
+            "description": "An IP address, or a range such as 10.0.0.0/8.",
         })
     }
 }
@@ -412,7 +412,7 @@ impl JsonSchema for ServerName {
         json_schema!({
             "type": "string",
             "format": "tollgate-server-name",
-            "description": "The name of a server (a.example), or of all those below one (*.example).",
+            "description": "A server name (a.example), or a wildcard (*.example).",
         })
     }
 }
@@ -428,7 +428,7 @@ impl JsonSchema for Workers {
             "maximum": 1024,
             "format": "tollgate-workers",
             "pattern": "^auto$",
-            "description": "`auto` (one for each processor) or a number from 1 to 1024.",
+            "description": "`auto` (one per processor) or a number from 1 to 1024.",
         })
     }
 }

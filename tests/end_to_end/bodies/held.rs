@@ -101,7 +101,7 @@ fn stop_all_delivers_nothing_until_the_filter_resumes() {
     // The log names the missing option, once.
     assert_eq!(proxy.request("POST", "/stalled-too", &[], b"0123456789").status(), 504);
     proxy.entry_for("/stalled-too");
-    assert_eq!(proxy.output().matches("it needs `headers_pause: hold_headers`").count(), 1);
+    assert_eq!(proxy.output().matches("set `headers_pause: hold_headers`").count(), 1);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl JsonSchema for CaUrl {
         json_schema!({
             "type": "string",
             "format": "tollgate-ca-url",
-            "description": "The URL of a certificate authority's service: http://HOST:PORT.",
+            "description": "The URL of a certificate authority: http://HOST:PORT.",
         })
     }
 }
