@@ -519,6 +519,6 @@ fn token_files_are_not_replaced_and_readable_keys_are_warned_about() {
     fs::set_permissions(folder.path("ca/ca.key"), fs::Permissions::from_mode(0o644)).expect("ours");
     assert!(
         warned(&folder)
-            .contains("warning: the authority's private key in `ca/ca.key` is readable by every user of this machine")
+            .contains("warning: every user on this machine can read the authority's private key in `ca/ca.key`")
     );
 }

@@ -389,7 +389,7 @@ fn open(dir: &Path) -> anyhow::Result<Authority> {
     ] {
         let path = dir.join(name);
         if crate::files::is_exposed(&path) {
-            eprintln!("warning: {what} in `{}` is readable by every user of this machine: chmod 600", path.display());
+            eprintln!("warning: every user on this machine can read {what} in `{}`: chmod 600", path.display());
         }
     }
     Ok(authority)

@@ -277,8 +277,7 @@ impl OwnCertificate {
 
     /// Returns a warning with its place, if any.
     pub(super) fn warning(&self) -> Option<(String, String)> {
-        let text =
-            || format!("the private key in `{}` is readable by every user of this machine", self.key_path.display());
+        let text = || format!("every user on this machine can read the private key in `{}`", self.key_path.display());
         self.exposed.then(|| (format!("{}/key", self.place), text()))
     }
 }

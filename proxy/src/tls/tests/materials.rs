@@ -141,5 +141,5 @@ fn readable_keys_are_a_warning() {
     let said = said(0o644);
     assert_eq!(said.len(), 1);
     assert_eq!(said[0].0, "certificates/0/key");
-    assert!(said[0].1.ends_with("` is readable by every user of this machine"), "{said:?}");
+    assert!(said[0].1.starts_with("every user on this machine can read the private key in `"), "{said:?}");
 }
