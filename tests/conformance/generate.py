@@ -3,9 +3,9 @@
 
     generate.py go|cpp OUT
 
-The language of the case files is told in script.rs. What a module in these languages cannot do (WebAssembly text, functions that
-are not of the standard) is left out. Beside the cases stand the imports, from the tables in
-abi/src. Statements are written so that both languages understand them; what differs is in `Go` and `Cpp`.
+script.rs documents the language of the case files. Cases that a module in these languages cannot express (WebAssembly text,
+functions outside of Proxy-Wasm) are left out. The output also contains the imports, from the tables in abi/src. Statements
+are written in the common subset of both languages; the differences are in `Go` and `Cpp`.
 """
 
 import re

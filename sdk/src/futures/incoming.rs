@@ -20,7 +20,7 @@ use crate::message::body::{Late, TooLarge};
 pub struct Incoming<M> {
     message: M,
     task: u32,
-    /// The host makes the body available, or there is none.
+    /// Whether the host makes the body available, or the message has no body.
     fed: bool,
 }
 

@@ -89,7 +89,7 @@ impl Data {
         self.len
     }
 
-    /// Reports whether there are none; only the last part can be empty.
+    /// Reports whether the part is empty; only the last part can be.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -74,7 +74,7 @@ class Verify extends Context {
     if (headers == 0) {
       log(LogLevelValues.warn, "the service does not answer");
       if (this.options.get("fail") == "open") continue_request();
-      else refuse(503, "nobody decides");
+      else refuse(503, "no decision");
       return;
     }
     const answer = stream_context.headers.http_callback;
