@@ -75,17 +75,17 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         let most = config.limits.requests_per_connection;
         let mut requests = pin!(requests::serve(&connection, &handle, &info, &progress, limits, most));
         let mut drain = pin!(drained);
-        let (mut told, mut listens) = (false, false);
+        let (mut announced, mut registered) = (false, false);
         let mut grace_ends = None;
         poll_fn(|cx| {
-            if !listens {
+            if !registered {
                 // Polled once to register the waker; the state is cheaper to read from the handle.
-                listens = true;
+                registered = true;
                 let _ = drain.as_mut().poll(cx);
             }
             let old = retires.is_some_and(|at| at <= Instant::now());
-            if !told && (old || handle.is_draining()) {
-                told = true;
+            if !announced && (old || handle.is_draining()) {
+                announced = true;
                 // A request may be on its way on an idle connection. It is still answered, with an announcement that it
                 // was the last.
                 info.closing.set(true);

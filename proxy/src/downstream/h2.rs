@@ -150,7 +150,7 @@ impl Connection {
         let most = config.limits.requests_per_connection;
         let mut pings = KeepAlive::new(config.http2.ping_clients(), config.http2.ping_timeout.0, http.ping_pong());
         let mut drained = pin!(handle.drained());
-        let mut listens = false;
+        let mut registered = false;
         let bounds = [timeouts.keep_alive.bound(), timeouts.idle.bound(), timeouts.connection_age.bound()];
         let look = bounds.into_iter().flatten().fold(LOOK, Duration::min);
         let mut timer = pin!(sleep(look));
@@ -158,9 +158,9 @@ impl Connection {
         // When a draining connection without streams is closed, if it is draining.
         let mut ends: Option<Instant> = None;
         poll_fn(|cx| {
-            if !listens {
+            if !registered {
                 // Polled once to register the waker; the state is cheaper to read from the handle.
-                listens = true;
+                registered = true;
                 let _ = drained.as_mut().poll(cx);
             }
             let accepted = turns.turn(cx, |cx| self.poll_accept(&mut http, cx))?;
@@ -180,7 +180,7 @@ impl Connection {
                 let _ = turns.turn(cx, |cx| http.poll_closed(cx))?;
                 return Poll::Ready(Ok(None));
             }
-            let mut told = ends.is_some() || handle.is_draining() || (most != 0 && info.requests.get() >= most);
+            let mut closing = ends.is_some() || handle.is_draining() || (most != 0 && info.requests.get() >= most);
             while poll_timer(timer.as_mut(), cx).is_ready() {
                 let now = Instant::now();
                 self.streams.end_stalled(timeouts.idle.bound());
@@ -191,12 +191,12 @@ impl Connection {
                     if ends.is_some_and(|ends| ends <= now) && (delivered || late) {
                         return Poll::Ready(Ok(None));
                     }
-                    told |= timeouts.keep_alive.bound().is_some_and(|limit| info.idle_since.get() + limit <= now);
+                    closing |= timeouts.keep_alive.bound().is_some_and(|limit| info.idle_since.get() + limit <= now);
                 }
-                told |= retires.is_some_and(|retires| retires <= now);
+                closing |= retires.is_some_and(|retires| retires <= now);
                 timer.as_mut().reset((now + look).into());
             }
-            if told && ends.is_none() {
+            if closing && ends.is_none() {
                 let end = Instant::now() + GRACE;
                 ends = Some(end);
                 timer.as_mut().reset(end.into());

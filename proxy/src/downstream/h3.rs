@@ -47,7 +47,7 @@ enum Phase {
     /// Accepting requests.
     Open,
     /// The client was sent a GOAWAY; requests already on their way are accepted until this time.
-    Told(Instant),
+    Announced(Instant),
     /// No more requests are accepted. The connection ends when its requests are complete, but not before this time.
     Closing(Instant),
 }
@@ -110,13 +110,13 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
                 let idle = timeouts.keep_alive.bound().filter(|_| idle).map(|limit| since + limit);
                 idle.into_iter().chain(retires).min()
             }
-            Phase::Told(until) => Some(until),
+            Phase::Announced(until) => Some(until),
             Phase::Closing(until) => idle.then_some(until),
         };
         let full = most != 0 && info.requests.get() >= most;
         match phase {
             Phase::Open if draining || full || due.is_some_and(|due| due <= now) => {
-                phase = Phase::Told(now + GRACE);
+                phase = Phase::Announced(now + GRACE);
                 if facts.is_new() {
                     // h3's GOAWAY says that not even the first request is accepted.
                     facts.refuse_more();
@@ -127,7 +127,7 @@ async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<Con
                 }
                 continue;
             }
-            Phase::Told(until) if until <= now => {
+            Phase::Announced(until) if until <= now => {
                 phase = Phase::Closing(now + GRACE);
                 facts.refuse_more();
                 if !matches!(timeout(GRACE, connection.shutdown(1)).await, Ok(Ok(()))) {

@@ -242,10 +242,10 @@ impl Cluster {
         let known: HashMap<&Address, &Arc<Endpoint>> =
             previous.iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<WeightedEndpoint> = Vec::with_capacity(config.endpoints.len());
-        let mut places = HashMap::new();
+        let mut indices = HashMap::new();
         for model::Endpoint { address, weight } in &config.endpoints {
-            let place = *places.entry(address).or_insert(members.len());
-            match members.get_mut(place) {
+            let index = *indices.entry(address).or_insert(members.len());
+            match members.get_mut(index) {
                 Some(member) => member.weight = member.weight.saturating_add(*weight),
                 None => {
                     let endpoint =
@@ -390,15 +390,15 @@ impl Cluster {
     }
 
     /// Returns the request capacity.
-    fn places(&self) -> u64 {
+    fn capacity(&self) -> u64 {
         self.limits.requests.min(self.limits.connections * self.streams())
     }
 
     /// Returns how much all clients together, and each client, may hold through unfinished uploads and tunnels.
     pub(super) fn upload_shares(&self) -> (ClientShare, ClientShare) {
-        let (places, streams) = (self.places(), self.streams());
+        let (capacity, streams) = (self.capacity(), self.streams());
         let share = |percent| ClientShare {
-            requests: part(places, percent),
+            requests: part(capacity, percent),
             connections: part(self.limits.connections, percent),
             streams,
         };
@@ -410,9 +410,9 @@ impl Cluster {
     /// capacity for others: a share of the capacity in use.
     pub(super) fn shares_now(&self) -> (u64, u64) {
         let held = self.stats.active.load(Relaxed).saturating_sub(self.stats.pending.load(Relaxed));
-        let places = held.min(self.places()).max(1);
+        let capacity = held.min(self.capacity()).max(1);
         let (all, each) = self.limits.percent;
-        (part(places, all), part(places, each))
+        (part(capacity, all), part(capacity, each))
     }
 
     /// Returns whether a client holds or waits for more than its share, as far as is known. If nothing is waiting, this

@@ -54,7 +54,7 @@ pub(super) struct Downloads {
     worker: u64,
     under_way: RefCell<Slab<Entry>>,
     /// The counts most recently published to the other workers.
-    told: RefCell<FxHashMap<Client, u64>>,
+    published: RefCell<FxHashMap<Client, u64>>,
     looked: Cell<Option<Instant>>,
 }
 
@@ -77,7 +77,7 @@ impl Downloads {
         Rc::new(Downloads {
             worker: next_id(),
             under_way: RefCell::default(),
-            told: RefCell::default(),
+            published: RefCell::default(),
             looked: Cell::new(None),
         })
     }
@@ -113,7 +113,7 @@ impl Downloads {
         let stats = cluster.stats();
         let ended = {
             let mut table = stats.shares.lock();
-            self.tell(stats, &mut table, &waiting);
+            self.publish(stats, &mut table, &waiting);
             table.lacking.remove(&self.worker);
             let elsewhere = table.lacking.values().sum::<usize>();
             let patience = if elsewhere > 0 { PATIENCE } else { patience };
@@ -148,8 +148,8 @@ impl Downloads {
     }
 
     /// Returns whether published counts of this worker may be outdated.
-    pub(super) fn has_told(&self) -> bool {
-        !self.told.borrow().is_empty()
+    pub(super) fn has_published(&self) -> bool {
+        !self.published.borrow().is_empty()
     }
 
     /// Chooses up to `missing` responses to evict, longest wait first: those of clients over their shares or, without
@@ -158,7 +158,7 @@ impl Downloads {
         waiting.sort_unstable_by_key(|waiting| waiting.since);
         let (all, each) = cluster.shares_now();
         let stats = cluster.stats();
-        let mut told = self.told.borrow_mut();
+        let mut published = self.published.borrow_mut();
         let mut ended = Vec::new();
         for of_one in [true, false] {
             // While some clients are over their shares, only those make room: their responses will soon have waited
@@ -176,30 +176,30 @@ impl Downloads {
                 }
                 ended.push(key);
                 if !uploads {
-                    table.wait_no_more(client, 1);
+                    table.stop_waiting(client, 1);
                     stats.downloads.fetch_sub(1, Relaxed);
-                    if let Some(count) = told.get_mut(&client) {
+                    if let Some(count) = published.get_mut(&client) {
                         *count -= 1;
                     }
                 }
                 false
             });
         }
-        told.retain(|_, count| *count > 0);
+        published.retain(|_, count| *count > 0);
         ended
     }
 
     /// Publishes to the other workers which responses wait here now.
-    fn tell(&self, stats: &ClusterStats, table: &mut Table, waiting: &[Waiting]) {
-        let mut told = self.told.borrow_mut();
-        for (client, count) in told.drain() {
-            table.wait_no_more(client, count);
+    fn publish(&self, stats: &ClusterStats, table: &mut Table, waiting: &[Waiting]) {
+        let mut published = self.published.borrow_mut();
+        for (client, count) in published.drain() {
+            table.stop_waiting(client, count);
             stats.downloads.fetch_sub(count, Relaxed);
         }
         for waiting in waiting.iter().filter(|waiting| !waiting.uploads) {
-            *told.entry(waiting.client).or_default() += 1;
+            *published.entry(waiting.client).or_default() += 1;
         }
-        for (client, count) in told.iter() {
+        for (client, count) in published.iter() {
             table.wait(*client, *count);
             stats.downloads.fetch_add(*count, Relaxed);
         }
@@ -208,7 +208,7 @@ impl Downloads {
     /// Withdraws what was published to the other workers.
     pub(super) fn end(&self, stats: &ClusterStats) {
         let mut table = stats.shares.lock();
-        self.tell(stats, &mut table, &[]);
+        self.publish(stats, &mut table, &[]);
         table.lacking.remove(&self.worker);
     }
 }
@@ -335,6 +335,6 @@ mod tests {
         under_way[2].0.since.set(None);
         under_way[3].0.since.set(None);
         look(&there, &cluster, 1).await;
-        assert!(!there.has_told() && evicted(&under_way).len() == 2);
+        assert!(!there.has_published() && evicted(&under_way).len() == 2);
     }
 }

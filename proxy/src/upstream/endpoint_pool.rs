@@ -435,7 +435,7 @@ impl<B> ClusterPool<B> {
         });
         drop((expired, expired_muxes));
         self.serve();
-        if self.stats.pending.load(Relaxed) > 0 || self.downloads.has_told() {
+        if self.stats.pending.load(Relaxed) > 0 || self.downloads.has_published() {
             self.make_room();
         }
         self.connections.get() > 0 || !self.waiters.borrow().is_empty()

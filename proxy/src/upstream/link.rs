@@ -143,13 +143,13 @@ where
             };
             return Err(RequestError::unsent(kind, body));
         }
-        let (mut upload, asked, before) = match self.line.borrow_mut().as_mut() {
+        let (mut upload, rules, before) = match self.line.borrow_mut().as_mut() {
             None => return Err(RequestError::unsent(RequestErrorKind::Overflow, body)),
             Some(wire) => {
                 let before = [wire.sent(), wire.received()];
-                let (upload, asked) =
+                let (upload, rules) =
                     head.show(|head| (RequestWriter::begin(head, body, wire), ResponseRules::of(head)));
-                (upload, asked, before)
+                (upload, rules, before)
             }
         };
         let (mut finder, mut interim) = (head::HeadScanner::default(), 0);
@@ -167,7 +167,7 @@ where
                     }
                     Ok(Some(length)) => {
                         finder = head::HeadScanner::default();
-                        match head::response(&mut wire.inbox, length, &self.limits, asked.head_only) {
+                        match head::response(&mut wire.inbox, length, &self.limits, rules.head_only) {
                             Err(error) => return Poll::Ready(Err(H1Error::Head(error))),
                             // More responses follow (RFC 9110 section 15.2).
                             Ok(response) if is_interim(response.parts.status) => {
@@ -194,12 +194,12 @@ where
         })
         .await;
         let protocol = |source| RequestError { kind: RequestErrorKind::Protocol { source }, body: None };
-        let head = result.map_err(|lost| RequestError { body: None, kind: self.failed(lost, reused, before) })?;
+        let head = result.map_err(|error| RequestError { body: None, kind: self.failed(error, reused, before) })?;
         if !head.persists || upload.broken.is_some() {
             self.closed.set(true);
         }
         if head.parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !asked.switch {
+            if !rules.switch {
                 return Err(protocol(ProtocolError::Switched));
             }
             let upstream = self.clone().switched(upload);
@@ -214,8 +214,8 @@ where
     }
 
     /// Converts the error into what the retry decision needs.
-    fn failed(&self, lost: H1Error, reused: bool, [sent, received]: [u64; 2]) -> RequestErrorKind {
-        match lost {
+    fn failed(&self, error: H1Error, reused: bool, [sent, received]: [u64; 2]) -> RequestErrorKind {
+        match error {
             H1Error::Upload(source) => RequestErrorKind::RequestBody { source },
             H1Error::Interim => RequestErrorKind::Protocol { source: ProtocolError::Interim },
             H1Error::Head(error) => {

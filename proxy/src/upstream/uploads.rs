@@ -196,7 +196,7 @@ impl Table {
     }
 
     /// Subtracts responses that wait for a client.
-    pub(super) fn wait_no_more(&mut self, client: Client, count: u64) {
+    pub(super) fn stop_waiting(&mut self, client: Client, count: u64) {
         self.change(client, |held| held.downloads = held.downloads.saturating_sub(count));
     }
 }

@@ -143,12 +143,12 @@ impl EndpointCheck {
         if self.contrary.get() >= threshold {
             self.contrary.set(0);
             self.endpoint.set_healthy(!was);
-            self.tell(result);
+            self.announce(result);
         }
     }
 
     /// Logs and applies a change of the endpoint's state.
-    fn tell(&self, result: Result<(), String>) {
+    fn announce(&self, result: Result<(), String>) {
         let cluster = self.cluster.borrow().clone();
         let selection = cluster.set_health(self.config.panic_threshold);
         let (healthy, all) = cluster.health();
