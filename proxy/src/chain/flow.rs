@@ -5,7 +5,7 @@
 
 use std::{
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::StatusCode;
@@ -26,6 +26,18 @@ pub struct HeadFlow {
     paused: bool,
     /// How many filters process it in total.
     last: usize,
+}
+
+/// The body of a message whose head is on its way, for a filter that holds the head and subscribes to the body.
+pub trait BodyFeed {
+    /// Why the body cannot be fed.
+    type Error;
+
+    /// Passes the next part to filter `nth`, which holds the head. Returns whether that filter lets the head go.
+    fn poll_feed(&mut self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, Self::Error>>;
+
+    /// Releases the parts held by filter `nth`, which has let the head go. `until`: the filter that holds the head now.
+    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), Self::Error>;
 }
 
 /// How a head's way through the chain ended.
@@ -90,10 +102,38 @@ impl HeadFlow {
         }
     }
 
-    /// Releases the head from the filter that holds it, as its body callback requested.
-    pub fn release(&mut self) {
+    /// Releases the head from the filter that holds it.
+    fn release(&mut self) {
         self.passed += 1;
         self.paused = false;
+    }
+
+    /// Proceeds as far as filters allow, and feeds the body to a filter that holds the head and subscribes to the body. `body`:
+    /// `None` if no body follows.
+    pub fn poll_with<B: BodyFeed>(
+        &mut self,
+        stream: &Rc<Stream>,
+        body: Option<&mut B>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Outcome, B::Error>> {
+        let Some(body) = body else { return self.poll(stream, true, cx).map(Ok) };
+        loop {
+            let held = self.held_by();
+            let progress = self.poll(stream, false, cx);
+            if let Some(nth) = held
+                && self.held_by() != held
+            {
+                body.release(nth, self.held_by())?;
+            }
+            if let Poll::Ready(outcome) = progress {
+                return Poll::Ready(Ok(outcome));
+            }
+            let Some(nth) = self.held_by().filter(|_| self.feeds_body(stream)) else { return Poll::Pending };
+            if ready!(body.poll_feed(nth, cx))? {
+                self.release();
+                body.release(nth, None)?;
+            }
+        }
     }
 
     /// Proceeds as far as filters allow. `end`: no body follows.

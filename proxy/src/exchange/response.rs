@@ -24,7 +24,7 @@ use crate::{
     chain::{
         Direction, LocalReply, ResponseHead, Stream,
         body::{BodyAborted, BodyFlow, FilteredFrame as Passed},
-        flow::{HeadFlow, Outcome, interrupted, is_interrupted},
+        flow::{BodyFeed, HeadFlow, Outcome, interrupted, is_interrupted},
     },
     h1::violation::length,
     http::{
@@ -273,51 +273,29 @@ impl PendingResponse<'_> {
         source: &mut ResponseSource,
         bodiless: bool,
     ) -> Result<Option<LocalReply>, StreamClosed> {
+        let mut feed = ResponseFeed { stream, source, flow: body };
         let outcome = poll_fn(|cx| {
-            loop {
-                let held = flow.held_by();
-                let progress = flow.poll(stream, bodiless, cx);
-                if let Some(nth) = held
-                    && flow.held_by() != held
-                    && let Err(e) = body.release(stream, nth, flow.held_by())
-                {
-                    return Poll::Ready(Err(response_fault(e)));
+            match flow.poll_with(stream, (!bodiless).then_some(&mut feed), cx) {
+                Poll::Ready(Ok(outcome)) => return Poll::Ready(Ok(outcome)),
+                Poll::Ready(Err(BodyError::Filter(e))) => return Poll::Ready(Err(response_fault(e))),
+                Poll::Ready(Err(error)) => {
+                    note_broken(stream, self.guards.as_ref(), &error);
+                    return Poll::Ready(Err(LocalFailure::Reset));
                 }
-                if let Poll::Ready(outcome) = progress {
-                    return Poll::Ready(Ok(outcome));
+                Poll::Pending => {}
+            }
+            let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
+            if passed.is_ready() && !bodiless {
+                flow.stalled(stream);
+            }
+            match passed {
+                Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.failure(false))),
+                // Another local reply would be held as well.
+                Poll::Ready(_) => {
+                    stream.flag(flag::IDLE_TIMEOUT);
+                    Poll::Ready(Ok(Outcome::Closed))
                 }
-                let Some(nth) = flow.held_by() else { return Poll::Pending };
-                if !bodiless && flow.feeds_body(stream) && !body.has_ended() {
-                    match poll_into(stream, source, body, Some(nth), cx) {
-                        Poll::Ready(Ok(true)) => {
-                            flow.release();
-                            if let Err(e) = body.release(stream, nth, None) {
-                                return Poll::Ready(Err(response_fault(e)));
-                            }
-                            continue;
-                        }
-                        Poll::Ready(Ok(false)) => continue,
-                        Poll::Ready(Err(BodyError::Filter(e))) => return Poll::Ready(Err(response_fault(e))),
-                        Poll::Ready(Err(error)) => {
-                            note_broken(stream, self.guards.as_ref(), &error);
-                            return Poll::Ready(Err(LocalFailure::Reset));
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                let passed = self.deadline.as_mut().map_or(Poll::Pending, |d| d.poll(cx));
-                if passed.is_ready() && !bodiless {
-                    flow.stalled(stream);
-                }
-                return match passed {
-                    Poll::Ready(passed) if self.guards.is_some() => Poll::Ready(Err(passed.failure(false))),
-                    // Another local reply would be held as well.
-                    Poll::Ready(_) => {
-                        stream.flag(flag::IDLE_TIMEOUT);
-                        Poll::Ready(Ok(Outcome::Closed))
-                    }
-                    Poll::Pending => Poll::Pending,
-                };
+                Poll::Pending => Poll::Pending,
             }
         });
         match outcome.await {
@@ -352,6 +330,29 @@ fn response_fault(stopped: BodyAborted) -> LocalFailure {
         BodyAborted::TooLarge => LocalFailure::ResponseTooLarge,
         BodyAborted::Crowded => LocalFailure::HeldBodies,
         BodyAborted::FilterFailed => LocalFailure::FilterFailed,
+    }
+}
+
+/// A response's body, for a filter that holds the head.
+struct ResponseFeed<'a> {
+    stream: &'a Rc<Stream>,
+    source: &'a mut ResponseSource,
+    flow: &'a mut BodyFlow,
+}
+
+impl BodyFeed for ResponseFeed<'_> {
+    type Error = BodyError;
+
+    fn poll_feed(&mut self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+        // The end has passed: no part is left that could change the filter's mind.
+        if self.flow.has_ended() {
+            return Poll::Pending;
+        }
+        poll_into(self.stream, self.source, self.flow, Some(nth), cx)
+    }
+
+    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), BodyError> {
+        self.flow.release(self.stream, nth, until).map_err(BodyError::from)
     }
 }
 

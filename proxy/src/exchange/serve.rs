@@ -141,47 +141,24 @@ pub(super) async fn request_filters(
     deadline: &mut Deadline,
 ) -> Result<usize, Interrupted> {
     let mut head = HeadFlow::new(stream, Direction::Request);
+    let mut body: &Upload = upload;
     let outcome = poll_fn(|cx| {
-        loop {
-            let held = head.held_by();
-            let progress = head.poll(stream, upload.is_empty(), cx);
-            if let Some(nth) = held
-                && head.held_by() != held
-                && let Err(failure) = upload.release(nth, head.held_by())
-            {
-                return Poll::Ready(Err(failure));
-            }
-            if let Poll::Ready(outcome) = progress {
-                return Poll::Ready(Ok(outcome));
-            }
-            let Some(nth) = head.held_by() else { return Poll::Pending };
-            if head.feeds_body(stream) && !upload.is_empty() {
-                match upload.poll_held(nth, cx) {
-                    // The filter lets the head go: continue with the next one.
-                    Poll::Ready(Ok(true)) => {
-                        head.release();
-                        if let Err(failure) = upload.release(nth, None) {
-                            return Poll::Ready(Err(failure));
-                        }
-                        continue;
-                    }
-                    Poll::Ready(Ok(false)) => continue,
-                    Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
-                    Poll::Pending => {}
-                }
-            } else {
-                upload.rests();
-            }
-            return deadline.poll(cx).map(|passed| {
-                if !upload.is_empty() {
-                    head.stalled(stream);
-                }
-                Err(match passed {
-                    DeadlineKind::Idle => LocalFailure::FilterStalled,
-                    passed => passed.failure(upload.awaits_client()),
-                })
-            });
+        let has_body = !upload.is_empty();
+        if let Poll::Ready(outcome) = head.poll_with(stream, has_body.then_some(&mut body), cx) {
+            return Poll::Ready(outcome);
         }
+        if !(has_body && head.feeds_body(stream)) {
+            upload.rests();
+        }
+        deadline.poll(cx).map(|passed| {
+            if has_body {
+                head.stalled(stream);
+            }
+            Err(match passed {
+                DeadlineKind::Idle => LocalFailure::FilterStalled,
+                passed => passed.failure(upload.awaits_client()),
+            })
+        })
     })
     .await;
     let seen = head.seen();

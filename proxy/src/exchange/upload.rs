@@ -28,6 +28,7 @@ use crate::{
     chain::{
         Direction, Stream,
         body::{BodyFlow, FilteredFrame as Passed},
+        flow::BodyFeed,
     },
     config::model::HeaderUnderscores,
     h2::measure,
@@ -336,18 +337,6 @@ impl Upload {
         .await
     }
 
-    /// Releases the parts held by filter `nth`, which has let the head go.
-    pub(super) fn release(&self, nth: usize, until: Option<usize>) -> Result<(), LocalFailure> {
-        let mut source = self.source.borrow_mut();
-        source.flow.release(&self.stream, nth, until).map_err(LocalFailure::from)
-    }
-
-    /// Passes the next part to a filter that holds the head. Returns whether that filter lets the head go.
-    pub(super) fn poll_held(&self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, LocalFailure>> {
-        let mut source = self.source.borrow_mut();
-        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.failure.get().unwrap_or(LocalFailure::BadBody))
-    }
-
     /// Moves one part from the client into the filters.
     fn poll_flow(
         &self,
@@ -510,6 +499,20 @@ impl Upload {
             }
             ready!(self.poll_flow(&mut source, None, cx))?;
         }
+    }
+}
+
+impl BodyFeed for &Upload {
+    type Error = LocalFailure;
+
+    fn poll_feed(&mut self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, LocalFailure>> {
+        let mut source = self.source.borrow_mut();
+        self.poll_flow(&mut source, Some(nth), cx).map_err(|_| self.failure.get().unwrap_or(LocalFailure::BadBody))
+    }
+
+    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), LocalFailure> {
+        let mut source = self.source.borrow_mut();
+        source.flow.release(&self.stream, nth, until).map_err(LocalFailure::from)
     }
 }
 

@@ -17,7 +17,7 @@ use http::{HeaderMap, Method, StatusCode};
 use crate::chain::{
     Direction, LocalReply, ResponseHead, Route, SelectedRoute, Stream,
     body::{BodyAborted, BodyFlow},
-    flow::{HeadFlow, Outcome, failed_reply, interrupted},
+    flow::{BodyFeed, HeadFlow, Outcome, failed_reply, interrupted},
     stream::StreamState,
 };
 
@@ -151,7 +151,14 @@ struct Message<'a> {
     direction: Direction,
     flow: HeadFlow,
     /// `None` without a body.
-    body: Option<BodyFlow>,
+    body: Option<MessageBody<'a>>,
+}
+
+/// The body of a message.
+struct MessageBody<'a> {
+    stream: &'a Rc<Stream>,
+    direction: Direction,
+    flow: BodyFlow,
     /// The part that no filter has received yet.
     left: Bytes,
     trailers: Option<HeaderMap>,
@@ -159,92 +166,50 @@ struct Message<'a> {
 
 impl<'a> Message<'a> {
     fn new(driver: &Driver, stream: &'a Rc<Stream>, direction: Direction, flow: HeadFlow, whole: &Bytes) -> Self {
-        let has_body = !whole.is_empty();
-        let body = || BodyFlow::new(stream, direction, driver.buffered_body).skipping(flow.passed());
-        Message {
+        let body = || MessageBody {
             stream,
             direction,
-            body: has_body.then(body),
-            flow,
-            left: if has_body { whole.clone() } else { Bytes::new() },
-            trailers: driver.trailers.as_ref().filter(|_| has_body).cloned(),
-        }
+            flow: BodyFlow::new(stream, direction, driver.buffered_body).skipping(flow.passed()),
+            left: whole.clone(),
+            trailers: driver.trailers.clone(),
+        };
+        Message { stream, direction, body: (!whole.is_empty()).then(body), flow }
     }
 
     /// Passes the head through the filters, and feeds the body to a filter that holds the head and subscribes to the body.
     fn head(&mut self) -> Result<(), Stop> {
         let mut cx = Context::from_waker(Waker::noop());
-        loop {
-            let held = self.flow.held_by();
-            let progress = self.flow.poll(self.stream, self.body.is_none(), &mut cx);
-            if let Some(nth) = held
-                && self.flow.held_by() != held
-            {
-                self.release(nth, self.flow.held_by())?;
-            }
-            if let Poll::Ready(outcome) = progress {
-                return self.outcome(outcome);
-            }
-            let Some(nth) = self.flow.held_by() else { return Err(self.held(0)) };
-            let fed = if self.flow.feeds_body(self.stream) { self.feed(Some(nth))? } else { None };
-            match fed {
-                None => return Err(self.held(nth)),
-                // It releases the head: continue with the next filter.
-                Some(true) => {
-                    self.flow.release();
-                    self.release(nth, None)?;
-                }
-                Some(false) => {}
-            }
+        match self.flow.poll_with(self.stream, self.body.as_mut(), &mut cx) {
+            Poll::Ready(Ok(outcome)) => self.outcome(outcome),
+            Poll::Ready(Err(aborted)) => Err(self.stopped(aborted)),
+            Poll::Pending => Err(self.held(self.flow.held_by().unwrap_or(0))),
         }
     }
 
     /// Passes body and trailers through the filters, if any of them subscribes to them.
     fn rest(&mut self) -> Result<(), Stop> {
-        if self.body.is_none() || !self.stream.chain.wants_body(self.direction) {
+        let Some(body) = self.body.as_mut().filter(|_| self.stream.chain.wants_body(self.direction)) else {
             return Ok(());
-        }
-        while self.feed(None)?.is_some() {}
-        let stopped = match &mut self.body {
-            Some(flow) => flow.resume(self.stream, None),
-            None => Ok(()),
         };
-        stopped.map_err(|e| self.stopped(e))?;
-        if self.body.as_ref().is_some_and(|flow| !flow.has_ended()) {
+        loop {
+            match body.feed(None) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(aborted) => return Err(self.stopped(aborted)),
+            }
+            if let Some(outcome) = interrupted(self.stream) {
+                return self.outcome(outcome);
+            }
+        }
+        if let Err(aborted) = body.flow.resume(self.stream, None) {
+            return Err(self.stopped(aborted));
+        }
+        if !body.flow.has_ended() {
             let state = self.stream.state.borrow();
             let position = state.positions.iter().position(|p| p.paused[self.direction as usize]);
             return Err(Stop::Held(position.unwrap_or(0)));
         }
         Ok(())
-    }
-
-    /// Passes the next part of the body to the filters, up to the one that holds the head. Returns whether that filter releases
-    /// the head, or `None` if no part is left.
-    fn feed(&mut self, until: Option<usize>) -> Result<Option<bool>, Stop> {
-        let Some(flow) = &mut self.body else { return Ok(None) };
-        let moved = if !self.left.is_empty() {
-            let data = self.left.split_to(self.left.len().min(FRAME));
-            let end = self.left.is_empty() && self.trailers.is_none();
-            self.stream.state.borrow_mut().bytes[self.direction as usize] += data.len() as u64;
-            flow.data(self.stream, data, end, until)
-        } else if let Some(trailers) = self.trailers.take() {
-            flow.trailers(self.stream, trailers, until)
-        } else {
-            return Ok(None);
-        };
-        while flow.pop().is_some() {}
-        let released = moved.map_err(|e| self.stopped(e))?;
-        match interrupted(self.stream) {
-            Some(outcome) => self.outcome(outcome).map(|()| None),
-            None => Ok(Some(released)),
-        }
-    }
-
-    /// Releases the parts that filter `nth` has held, after it has released the head.
-    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), Stop> {
-        let Some(flow) = &mut self.body else { return Ok(()) };
-        let released = flow.release(self.stream, nth, until);
-        released.map_err(|e| self.stopped(e))
     }
 
     fn outcome(&self, outcome: Outcome) -> Result<(), Stop> {
@@ -271,5 +236,36 @@ impl<'a> Message<'a> {
             (BodyAborted::TooLarge, Direction::Response) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         };
         Stop::Reply(Box::new(reply), self.flow.seen())
+    }
+}
+
+impl MessageBody<'_> {
+    /// Passes the next part to the filters, up to the one that holds the head. Returns whether that filter releases the head, or
+    /// `None` if no part is left.
+    fn feed(&mut self, until: Option<usize>) -> Result<Option<bool>, BodyAborted> {
+        let released = if !self.left.is_empty() {
+            let data = self.left.split_to(self.left.len().min(FRAME));
+            let end = self.left.is_empty() && self.trailers.is_none();
+            self.stream.state.borrow_mut().bytes[self.direction as usize] += data.len() as u64;
+            self.flow.data(self.stream, data, end, until)?
+        } else if let Some(trailers) = self.trailers.take() {
+            self.flow.trailers(self.stream, trailers, until)?
+        } else {
+            return Ok(None);
+        };
+        while self.flow.pop().is_some() {}
+        Ok(Some(released))
+    }
+}
+
+impl BodyFeed for MessageBody<'_> {
+    type Error = BodyAborted;
+
+    fn poll_feed(&mut self, nth: usize, _: &mut Context<'_>) -> Poll<Result<bool, BodyAborted>> {
+        self.feed(Some(nth)).transpose().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), BodyAborted> {
+        self.flow.release(self.stream, nth, until)
     }
 }
