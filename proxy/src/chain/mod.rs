@@ -11,6 +11,7 @@ pub mod head;
 pub mod interim;
 pub mod limits;
 pub mod network;
+pub mod retry;
 pub mod route;
 pub mod stored;
 pub mod stream;

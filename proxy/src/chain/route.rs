@@ -6,46 +6,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tollgate_abi::{doc, fast, proxy_wasm::Status};
 
-use super::head::{BadHeader, HeaderOps, RequestHead, is_host};
+use super::{
+    head::{BadHeader, HeaderOps, RequestHead, is_host},
+    retry::RetryPolicy,
+};
 use crate::upstream::Cluster;
 
 /// The clusters by name.
 pub type Clusters = HashMap<String, Arc<Cluster>>;
-
-/// When and how often a failed request is retried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RetryPolicy {
-    /// The conditions for a retry.
-    pub on: Box<[doc::RetryOn]>,
-    /// Maximum number of retries, not counting the first attempt.
-    pub attempts: u32,
-    /// The timeout of each attempt.
-    pub per_try_timeout: Option<Duration>,
-    /// Maximum delay before the first retry.
-    pub backoff: Duration,
-}
-
-impl RetryPolicy {
-    /// Whether requests are retried if no connection could be established.
-    pub fn is_for_connecting(&self) -> bool {
-        self.on.iter().any(|on| CONNECTING.contains(on))
-    }
-
-    /// The number of other endpoints tried immediately if no connection could be established. Nothing was sent then, so
-    /// this is not a retry: it is safe for any request, multiplies no load, and is exempt from retry budget and
-    /// back-off. Each endpoint is tried once, so the number is finite.
-    pub fn detours(policy: Option<&RetryPolicy>) -> u32 {
-        match policy {
-            Some(policy) if policy.attempts == 0 => 0,
-            Some(policy) if policy.is_for_connecting() => u32::MAX,
-            _ => 1,
-        }
-    }
-}
-
-/// The retry conditions that cover connect failures.
-pub const CONNECTING: [doc::RetryOn; 3] =
-    [doc::RetryOn::ConnectFailure, doc::RetryOn::GatewayError, doc::RetryOn::ServerError];
 
 /// A route, validated and resolved.
 #[derive(Debug)]
@@ -249,24 +217,6 @@ mod tests {
         for (ms, expected) in [(None, None), (Some(0), Some(None)), (Some(5), Some(Some(Duration::from_millis(5))))] {
             let route = route(&[1], |doc| (doc.timeout_ms, doc.idle_timeout_ms) = (ms, ms));
             assert_eq!((route.timeout, route.idle_timeout), (expected, expected));
-        }
-    }
-
-    #[test]
-    fn connect_failure_policy_tries_every_endpoint() {
-        use doc::RetryOn::{ConnectFailure, Reset, ServerError};
-        assert_eq!(RetryPolicy::detours(None), 1);
-        for (on, attempts, expected) in [
-            (vec![ConnectFailure], 1, u32::MAX),
-            (vec![Reset, ServerError], 1, u32::MAX),
-            (vec![Reset], 1, 1),
-            (vec![], 1, 1),
-            (vec![ConnectFailure], 0, 0),
-        ] {
-            let route = route(&[1], |doc| {
-                doc.retry = Some(doc::Retry { on, attempts, per_try_timeout_ms: None, backoff_ms: 0 })
-            });
-            assert_eq!(RetryPolicy::detours(route.retry.as_ref()), expected, "{:?}", route.retry);
         }
     }
 

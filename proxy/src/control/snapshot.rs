@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     builtins,
-    chain::route::{Clusters, RetryPolicy},
+    chain::{retry::RetryPolicy, route::Clusters},
     config::{
         Diagnostic, Diagnostics, Loaded, Source,
         model::{self, Protocol},

@@ -20,7 +20,7 @@ use crate::{
     chain::{
         Direction, RequestHead, SelectedRoute, Stream,
         flow::{Outcome, interrupted},
-        route::{CONNECTING, RetryPolicy},
+        retry::{Attempts, NextAttempt, NoAttempt, RetryPolicy},
     },
     config::{model::ClusterProtocol, units::Address},
     h1::{encoder, violation::length},
@@ -31,7 +31,7 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        Backoff, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
+        Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
         RequestErrorKind, Retryable as Repeat, UsageGuard, WaitTime,
     },
 };
@@ -408,12 +408,7 @@ const UNPROCESSED: u32 = 3;
 
 /// The retry state of one request.
 struct RetryState<'p> {
-    policy: Option<&'p RetryPolicy>,
-    left: u32,
-    backoff: Backoff,
-    tried: Vec<Arc<Endpoint>>,
-    /// How many more endpoints may be tried after failures to connect.
-    detours: u32,
+    attempts: Attempts<'p>,
     /// Whether the one repetition that HTTP allows without a retry policy was used.
     repeated: bool,
     /// How often upstreams reported that they have not processed the request.
@@ -422,14 +417,6 @@ struct RetryState<'p> {
     new_connection: bool,
     /// Whether that connection may carry no other request.
     alone: bool,
-    /// The retry permit, held while retries are in progress.
-    budget: Option<crate::upstream::RetryGuard>,
-}
-
-/// A retry after a wait.
-struct Retry {
-    wait: Duration,
-    endpoint: Arc<Endpoint>,
 }
 
 /// A reason for a possible retry.
@@ -448,19 +435,8 @@ enum RetryReason {
 
 impl<'p> RetryState<'p> {
     fn new(policy: Option<&'p RetryPolicy>) -> RetryState<'p> {
-        let backoff = Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff));
-        RetryState {
-            policy,
-            left: policy.map_or(0, |p| p.attempts),
-            backoff,
-            tried: Vec::new(),
-            detours: RetryPolicy::detours(policy),
-            repeated: false,
-            unprocessed: 0,
-            new_connection: false,
-            alone: false,
-            budget: None,
-        }
+        let attempts = Attempts::new(policy);
+        RetryState { attempts, repeated: false, unprocessed: 0, new_connection: false, alone: false }
     }
 
     fn reason_of_response<B>(&self, response: &Response<B>, stream: &Stream) -> Option<RetryReason> {
@@ -505,59 +481,34 @@ impl<'p> RetryState<'p> {
         upload: &Upload,
         selected: &SelectedRoute,
         stream: &Stream,
-    ) -> Option<Retry> {
-        let cluster = &selected.cluster;
+    ) -> Option<NextAttempt> {
+        let (cluster, balance) = (&selected.cluster, selected.balance);
         if !upload.can_repeat() || upload.failure().is_some() {
             return None;
         }
         (self.new_connection, self.alone) = (false, false);
-        let wanted = match reason {
-            RetryReason::Stale { .. } | RetryReason::Unprocessed => {
-                match reason {
-                    RetryReason::Stale { alone } => {
-                        (self.repeated, self.new_connection, self.alone) = (true, true, alone)
-                    }
-                    _ => {
-                        self.unprocessed += 1;
-                        // An HTTP/2 connection that accepts no more streams is no longer used, but another one may also
-                        // be about to close.
-                        self.new_connection = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
-                    }
-                }
+        self.attempts.failed_at(failed);
+        let next = match reason {
+            RetryReason::Policy(conditions) => self.attempts.retry(conditions, cluster, balance),
+            RetryReason::Connect => self.attempts.reconnect(cluster, balance),
+            RetryReason::Stale { alone } => {
+                (self.repeated, self.new_connection, self.alone) = (true, true, alone);
                 stream.state.borrow_mut().failures = None;
-                self.tried.push(failed.clone());
-                let endpoint = cluster.pick(selected.balance, &self.tried)?;
-                return Some(Retry { wait: Duration::ZERO, endpoint });
+                self.attempts.repeat(cluster, balance)
             }
-            RetryReason::Connect => {
-                self.tried.push(failed.clone());
-                let another = (self.detours > 0).then(|| cluster.pick_another(selected.balance, &self.tried)).flatten();
-                if let Some(endpoint) = another {
-                    self.detours -= 1;
-                    return Some(Retry { wait: Duration::ZERO, endpoint });
-                }
-                &CONNECTING[..]
+            RetryReason::Unprocessed => {
+                self.unprocessed += 1;
+                // An HTTP/2 connection that accepts no more streams is no longer used, but another one may also be about
+                // to close.
+                self.new_connection = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
+                stream.state.borrow_mut().failures = None;
+                self.attempts.repeat(cluster, balance)
             }
-            RetryReason::Policy(wanted) => wanted,
         };
-        let policy = self.policy.filter(|p| wanted.iter().any(|w| p.on.contains(w)))?;
-        let allowed = self.left > 0 && {
-            // One retry permit covers all retries of a request, since they never run concurrently.
-            self.budget = self.budget.take().or_else(|| cluster.try_retry());
-            self.budget.is_some()
-        };
-        if !allowed {
-            if policy.attempts > 0 {
-                stream.flag(flag::RETRY_LIMIT);
-            }
-            return None;
+        if matches!(next, Err(NoAttempt::Exhausted)) {
+            stream.flag(flag::RETRY_LIMIT);
         }
-        self.left -= 1;
-        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, failed)) {
-            self.tried.push(failed.clone());
-        }
-        let endpoint = cluster.pick(selected.balance, &self.tried)?;
-        Some(Retry { wait: self.backoff.next_wait(), endpoint })
+        next.ok()
     }
 }
 

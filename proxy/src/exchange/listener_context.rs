@@ -10,7 +10,7 @@ use super::{
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
 };
 use crate::{
-    chain::{Chain, Route, route::RetryPolicy},
+    chain::{Chain, Route, retry::RetryPolicy},
     config::{model, units::Address},
     http::body::Body,
     observe::{self, AccessLog, Counter, Entry, Gauge, Histogram},

@@ -33,7 +33,7 @@ use super::{ListenerContext, outcome::StreamClosed, serve};
 use crate::{
     chain::{
         Action, Chain, Direction, Filter, LocalReply, OnFailure, Route,
-        route::RetryPolicy,
+        retry::RetryPolicy,
         stream::ConnectionInfo,
         tests::{Log, Scripted, acting, passing, pausing},
     },

@@ -5,7 +5,7 @@ use std::{path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
 
 use crate::{
     builtins,
-    chain::route::{Clusters, RetryPolicy},
+    chain::{retry::RetryPolicy, route::Clusters},
     config::{Diagnostics, Loaded, Node, Source, model, units::Address},
     exchange::{ClusterMetrics, ListenerMetrics},
     listener::socket::ListenerShared,

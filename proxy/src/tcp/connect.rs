@@ -14,12 +14,12 @@ use crate::{
     chain::{
         SelectedRoute,
         network::{NetworkStream, Side},
-        route::RetryPolicy,
+        retry::{Attempts, NoAttempt},
         stored::CLUSTER_STATE,
     },
     net::{Stream, proxy_protocol::Addresses},
     observe::target,
-    upstream::{ActiveGuard, Backoff, Cluster, DirectConnection, RequestGuard},
+    upstream::{ActiveGuard, Cluster, DirectConnection, RequestGuard},
 };
 
 /// A connection to an endpoint, with the guards that count it as active.
@@ -48,12 +48,7 @@ pub(super) async fn run(
     stream.state.borrow_mut().cluster = Some(cluster.name.clone());
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| listener.retries.get(&cluster.name));
-    let mut detours = RetryPolicy::detours(retry);
-    let retry = retry.filter(|policy| policy.is_for_connecting());
-    let mut retries = retry.map_or(0, |policy| policy.attempts);
-    let mut backoff = Backoff::new(retry.map_or(Duration::ZERO, |policy| policy.backoff));
-    // One retry permit of the budget covers all retries of a connection.
-    let (mut budget, mut tried, start) = (None, Vec::new(), tokio::time::Instant::now());
+    let (mut attempts, start) = (Attempts::new(retry), tokio::time::Instant::now());
     let key = balance_key(stream, selected.as_ref());
     let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;
     loop {
@@ -88,28 +83,22 @@ pub(super) async fn run(
         );
         target.note_failure(&cluster.name, error.trouble, &error.to_string());
         stream.failed(Side::Upstream, error.to_string());
-        tried.push(target.clone());
-        if detours > 0
-            && let Some(another) = cluster.pick_another(Some(key), &tried)
-        {
-            detours -= 1;
-            endpoint = another;
-            continue;
-        }
-        let again = retries > 0 && {
-            budget = budget.take().or_else(|| cluster.try_retry());
-            budget.is_some()
-        };
-        if !again {
-            if retry.is_some_and(|policy| policy.attempts > 0) {
-                stream.state.borrow_mut().flags |= flag::RETRY_LIMIT;
+        attempts.failed_at(target);
+        let next = match attempts.reconnect(&cluster, Some(key)) {
+            Ok(next) => next,
+            Err(NoAttempt::NoEndpoint) => return Err(TcpFailure::NoEndpoint),
+            Err(reason) => {
+                if reason == NoAttempt::Exhausted {
+                    stream.state.borrow_mut().flags |= flag::RETRY_LIMIT;
+                }
+                return Err(if error.timeout { TcpFailure::ConnectTimeout } else { TcpFailure::ConnectFailure });
             }
-            return Err(if error.timeout { TcpFailure::ConnectTimeout } else { TcpFailure::ConnectFailure });
-        }
-        retries -= 1;
+        };
         drop((active, place));
-        tokio::time::sleep(backoff.next_wait()).await;
-        endpoint = cluster.pick(Some(key), &tried).ok_or(TcpFailure::NoEndpoint)?;
+        if !next.wait.is_zero() {
+            tokio::time::sleep(next.wait).await;
+        }
+        endpoint = next.endpoint;
     }
 }
 

@@ -30,7 +30,7 @@ use self::{guard::TcpGuard, relay::Relay};
 use crate::{
     chain::{
         network::{NetworkChain, NetworkStream},
-        route::RetryPolicy,
+        retry::RetryPolicy,
         stream::ConnectionInfo,
     },
     net::{Transport, linger},

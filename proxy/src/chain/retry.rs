@@ -1,0 +1,220 @@
+//! Retries: the policy, and the attempts of one request or TCP connection under it.
+
+use std::{sync::Arc, time::Duration};
+
+use tollgate_abi::doc::RetryOn;
+
+use crate::upstream::{Backoff, Cluster, Endpoint, RetryGuard};
+
+/// When and how often a failed request is retried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    /// The conditions for a retry.
+    pub on: Box<[RetryOn]>,
+    /// Maximum number of retries, not counting the first attempt.
+    pub attempts: u32,
+    /// The timeout of each attempt.
+    pub per_try_timeout: Option<Duration>,
+    /// Maximum delay before the first retry.
+    pub backoff: Duration,
+}
+
+/// The retry conditions that cover connect failures.
+const CONNECTING: [RetryOn; 3] = [RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError];
+
+impl RetryPolicy {
+    fn lists(&self, conditions: &[RetryOn]) -> bool {
+        self.on.iter().any(|on| conditions.contains(on))
+    }
+
+    /// The number of other endpoints tried immediately if no connection could be established. Nothing was sent then, so
+    /// this is not a retry: it is safe for any request, multiplies no load, and is exempt from retry budget and
+    /// back-off. Each endpoint is tried once, so the number is finite.
+    fn detours(policy: Option<&RetryPolicy>) -> u32 {
+        match policy {
+            Some(policy) if policy.attempts == 0 => 0,
+            Some(policy) if policy.lists(&CONNECTING) => u32::MAX,
+            _ => 1,
+        }
+    }
+}
+
+/// The attempts of one request or TCP connection.
+pub struct Attempts<'p> {
+    policy: Option<&'p RetryPolicy>,
+    /// How many retries the policy still allows.
+    left: u32,
+    /// How many more endpoints may be tried after failures to connect.
+    detours: u32,
+    backoff: Backoff,
+    tried: Vec<Arc<Endpoint>>,
+    /// The retry permit, held while retries are in progress. One covers all of them, since they never run concurrently.
+    permit: Option<RetryGuard>,
+}
+
+/// An attempt after a failed one.
+#[derive(Debug)]
+pub struct NextAttempt {
+    /// Where it goes.
+    pub endpoint: Arc<Endpoint>,
+    /// How long it waits.
+    pub wait: Duration,
+}
+
+/// Why no attempt follows a failed one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoAttempt {
+    /// The policy does not list this failure.
+    NotRetried,
+    /// The policy's attempts or the cluster's retry budget are used up.
+    Exhausted,
+    /// The cluster has no endpoint.
+    NoEndpoint,
+}
+
+impl<'p> Attempts<'p> {
+    /// The state before the first attempt.
+    pub fn new(policy: Option<&'p RetryPolicy>) -> Attempts<'p> {
+        Attempts {
+            policy,
+            left: policy.map_or(0, |p| p.attempts),
+            detours: RetryPolicy::detours(policy),
+            backoff: Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff)),
+            tried: Vec::new(),
+            permit: None,
+        }
+    }
+
+    /// Notes that an attempt at this endpoint failed.
+    pub fn failed_at(&mut self, endpoint: &Arc<Endpoint>) {
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint)) {
+            self.tried.push(endpoint.clone());
+        }
+    }
+
+    /// The next attempt after one that does not count, because the upstream has not processed the request. It needs no policy.
+    pub fn repeat(&self, cluster: &Cluster, balance: Option<u64>) -> Result<NextAttempt, NoAttempt> {
+        let endpoint = cluster.pick(balance, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
+        Ok(NextAttempt { endpoint, wait: Duration::ZERO })
+    }
+
+    /// The next attempt after a failure to connect.
+    pub fn reconnect(&mut self, cluster: &Cluster, balance: Option<u64>) -> Result<NextAttempt, NoAttempt> {
+        if self.detours > 0
+            && let Some(endpoint) = cluster.pick_another(balance, &self.tried)
+        {
+            self.detours -= 1;
+            return Ok(NextAttempt { endpoint, wait: Duration::ZERO });
+        }
+        self.retry(&CONNECTING, cluster, balance)
+    }
+
+    /// The next attempt after a failure that the policy covers if it lists one of these conditions.
+    pub fn retry(
+        &mut self,
+        conditions: &[RetryOn],
+        cluster: &Cluster,
+        balance: Option<u64>,
+    ) -> Result<NextAttempt, NoAttempt> {
+        let policy = self.policy.filter(|policy| policy.lists(conditions) && policy.attempts > 0);
+        policy.ok_or(NoAttempt::NotRetried)?;
+        if self.left > 0 {
+            self.permit = self.permit.take().or_else(|| cluster.try_retry());
+        }
+        if self.left == 0 || self.permit.is_none() {
+            return Err(NoAttempt::Exhausted);
+        }
+        self.left -= 1;
+        let endpoint = cluster.pick(balance, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
+        Ok(NextAttempt { endpoint, wait: self.backoff.next_wait() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cluster(endpoints: usize, budget: u32) -> Arc<Cluster> {
+        let endpoints: Vec<_> = (1..=endpoints).map(|n| json!({"address": format!("10.0.0.{n}:80")})).collect();
+        let budget = json!({"percent": 0, "min_concurrent": budget});
+        let config = json!({"name": "web", "endpoints": endpoints, "retry_budget": budget});
+        Cluster::new(&serde_json::from_value(config).unwrap(), None)
+    }
+
+    fn policy(on: RetryOn, attempts: u32) -> RetryPolicy {
+        RetryPolicy { on: [on].into(), attempts, per_try_timeout: None, backoff: Duration::from_millis(10) }
+    }
+
+    /// Lets all attempts fail to connect: the addresses in order, and why there was no other.
+    fn addresses(policy: Option<&RetryPolicy>, cluster: &Arc<Cluster>) -> (Vec<String>, NoAttempt) {
+        let mut attempts = Attempts::new(policy);
+        let mut endpoint = cluster.pick(Some(0), &[]).unwrap();
+        let mut addresses = Vec::new();
+        loop {
+            addresses.push(endpoint.address.to_string());
+            attempts.failed_at(&endpoint);
+            match attempts.reconnect(cluster, Some(0)) {
+                Ok(next) => endpoint = next.endpoint,
+                Err(reason) => return (addresses, reason),
+            }
+        }
+    }
+
+    #[test]
+    fn connect_failure_policy_tries_every_endpoint() {
+        use RetryOn::{ConnectFailure, Reset, ServerError};
+        assert_eq!(RetryPolicy::detours(None), 1);
+        for (on, attempts, expected) in [
+            (&[ConnectFailure][..], 1, u32::MAX),
+            (&[Reset, ServerError], 1, u32::MAX),
+            (&[Reset], 1, 1),
+            (&[], 1, 1),
+            (&[ConnectFailure], 0, 0),
+        ] {
+            let policy = RetryPolicy { on: on.into(), ..policy(Reset, attempts) };
+            assert_eq!(RetryPolicy::detours(Some(&policy)), expected, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn connect_failures_lead_to_other_endpoints_and_then_to_retries() {
+        let distinct = |addresses: &[String]| addresses.iter().collect::<std::collections::HashSet<_>>().len();
+        for (policy, attempts, endpoints, reason) in [
+            (None, 2, 2, NoAttempt::NotRetried),
+            (Some(policy(RetryOn::RateLimited, 2)), 2, 2, NoAttempt::NotRetried),
+            (Some(policy(RetryOn::ConnectFailure, 0)), 1, 1, NoAttempt::NotRetried),
+            (Some(policy(RetryOn::ConnectFailure, 2)), 5, 3, NoAttempt::Exhausted),
+        ] {
+            let (tried, why) = addresses(policy.as_ref(), &cluster(3, 10));
+            assert_eq!((tried.len(), distinct(&tried), why), (attempts, endpoints, reason), "{policy:?}: {tried:?}");
+        }
+    }
+
+    #[test]
+    fn retries_take_one_permit_of_the_budget_and_return_it() {
+        let (cluster, policy) = (cluster(2, 1), policy(RetryOn::ServerError, 3));
+        let mut first = Attempts::new(Some(&policy));
+        assert!(first.retry(&[RetryOn::ServerError], &cluster, None).is_ok());
+        assert!(first.retry(&[RetryOn::ServerError], &cluster, None).is_ok(), "it has its permit already");
+        let mut second = Attempts::new(Some(&policy));
+        assert_eq!(second.retry(&[RetryOn::ServerError], &cluster, None).unwrap_err(), NoAttempt::Exhausted);
+        drop(first);
+        assert!(second.retry(&[RetryOn::ServerError], &cluster, None).is_ok());
+    }
+
+    #[test]
+    fn only_listed_failures_are_retried_as_often_as_allowed() {
+        let (cluster, policy) = (cluster(2, 10), policy(RetryOn::Reset, 1));
+        let mut attempts = Attempts::new(Some(&policy));
+        let unlisted = attempts.retry(&[RetryOn::ServerError], &cluster, None);
+        assert_eq!(unlisted.unwrap_err(), NoAttempt::NotRetried);
+        let failed = cluster.pick(Some(0), &[]).unwrap();
+        attempts.failed_at(&failed);
+        let next = attempts.retry(&[RetryOn::ServerError, RetryOn::Reset], &cluster, Some(0)).unwrap();
+        assert!(!Arc::ptr_eq(&next.endpoint, &failed), "an endpoint that has not failed comes first");
+        let exhausted = attempts.retry(&[RetryOn::Reset], &cluster, None);
+        assert_eq!(exhausted.unwrap_err(), NoAttempt::Exhausted);
+    }
+}
