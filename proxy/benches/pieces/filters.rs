@@ -60,8 +60,9 @@ fn chain(name: &'static str, file: &str) -> Piece {
     let binding = VmBinding { upstream: Pools::new(PoolOptions::default()), supply };
     let tasks = LocalSet::new();
     let filters = tasks.block_on(&super::traffic::runtime().0, async move {
-        let all = snapshot.machines.iter().zip(instances.into_iter().flatten());
-        let vms: Vec<_> = all.map(|(machine, instance)| Vm::new(machine.clone(), instance, binding.clone())).collect();
+        let all = snapshot.templates.iter().zip(instances.into_iter().flatten());
+        let vms: Vec<_> =
+            all.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
         snapshot.in_order(&vms).into_iter().map(|filter| filter as Rc<dyn Filter>).collect()
     });
     let chain = Rc::new(Chain::new(filters));

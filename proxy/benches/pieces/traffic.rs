@@ -100,9 +100,9 @@ fn whole_request() -> Piece {
     let snapshot = snapshot();
     let parts = &snapshot.listeners[0];
     let mut context =
-        ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.figures.clone(), pools());
+        ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.metrics.clone(), pools());
     context.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
-    context.clusters = snapshot.cluster_figures.iter().cloned().collect();
+    context.clusters = snapshot.cluster_metrics.iter().cloned().collect();
     let mut client = local.block_on(&runtime, async {
         let (client, served) = UnixStream::pair().expect("a pair of sockets");
         let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);

@@ -192,7 +192,7 @@ impl BodyFlow {
             }
             let position = stream.chain.position(self.direction, nth);
             {
-                let p = &mut stream.state.borrow_mut().positions[position];
+                let p = &mut stream.state.borrow_mut().filters[position];
                 if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
                     continue;
                 }
@@ -255,7 +255,7 @@ impl BodyFlow {
                 state.buffers[self.direction as usize] = Some(std::mem::take(&mut data));
                 state.buffer_limit = self.limit;
                 state.shows_end[self.direction as usize] = end;
-                state.positions[position].begin(self.direction as usize);
+                state.filters[position].begin(self.direction as usize);
             }
             let action = filter.on_body(self.direction, stream, position, len, end);
             let mut state = stream.state.borrow_mut();
@@ -267,7 +267,7 @@ impl BodyFlow {
             // If the filter has added trailers, the end of the body is no longer the end of the message.
             let added = if end { state.trailers[self.direction as usize].take() } else { None };
             let added = added.filter(|trailers| !trailers.is_empty());
-            let p = &mut state.positions[position];
+            let p = &mut state.filters[position];
             // A resume during the callback has the same effect as `Continue`.
             let resumed = std::mem::take(&mut p.resumed[self.direction as usize]);
             match action {
@@ -380,7 +380,7 @@ impl BodyFlow {
                 let mut state = stream.state.borrow_mut();
                 (state.buffers[way], state.trailers[way]) = (Some(held), Some(trailers));
                 state.buffer_limit = self.limit;
-                state.positions[position].begin(way);
+                state.filters[position].begin(way);
             }
             let action = match notify_body {
                 true => filter.on_body(self.direction, stream, position, len, true),
@@ -392,7 +392,7 @@ impl BodyFlow {
             if data.is_overflown() {
                 return Err(BodyAborted::TooLarge);
             }
-            let p = &mut state.positions[position];
+            let p = &mut state.filters[position];
             let resumed = std::mem::take(&mut p.resumed[way]);
             let pauses = action == Action::Pause && !resumed;
             p.paused[way] = pauses;

@@ -57,7 +57,7 @@ impl MemoryBudget {
 
     /// Creates an empty charge, which may grow.
     pub fn open(self: &Arc<Self>) -> MemoryCharge {
-        MemoryCharge { ledger: self.clone(), bytes: 0 }
+        MemoryCharge { budget: self.clone(), bytes: 0 }
     }
 
     /// The usage in bytes.
@@ -86,14 +86,14 @@ impl MemoryBudget {
 /// Bytes charged to a budget, returned on drop.
 #[derive(Debug)]
 pub struct MemoryCharge {
-    ledger: Arc<MemoryBudget>,
+    budget: Arc<MemoryBudget>,
     bytes: usize,
 }
 
 impl MemoryCharge {
     /// Charges more bytes if they fit.
     pub fn grow(&mut self, bytes: usize) -> Result<(), BudgetExceeded> {
-        self.ledger.take(bytes)?;
+        self.budget.take(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
@@ -103,7 +103,7 @@ impl MemoryCharge {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.grow(more),
             None => {
-                self.ledger.give_back(self.bytes - bytes);
+                self.budget.give_back(self.bytes - bytes);
                 self.bytes = bytes;
                 Ok(())
             }
@@ -112,7 +112,7 @@ impl MemoryCharge {
 
     /// Whether it is a charge on this budget.
     pub fn is_of(&self, ledger: &Arc<MemoryBudget>) -> bool {
-        Arc::ptr_eq(&self.ledger, ledger)
+        Arc::ptr_eq(&self.budget, ledger)
     }
 
     /// Wraps bytes so that they hold the charge for as long as any part of them exists.
@@ -124,7 +124,7 @@ impl MemoryCharge {
 impl Drop for MemoryCharge {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.ledger.give_back(self.bytes);
+            self.budget.give_back(self.bytes);
         }
     }
 }

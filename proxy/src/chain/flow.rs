@@ -148,7 +148,7 @@ impl HeadFlow {
                 return Poll::Ready(Outcome::Done);
             }
             let position = stream.chain.position(self.direction, self.passed);
-            let p = &mut state.positions[position];
+            let p = &mut state.filters[position];
             if self.paused {
                 if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
                     drop(state);
@@ -178,7 +178,7 @@ impl HeadFlow {
             match filter.on_headers(self.direction, stream, position, end) {
                 Action::Continue | Action::Failed(OnFailure::Bypass) => self.passed += 1,
                 Action::Pause => {
-                    stream.state.borrow_mut().positions[position].paused[self.direction as usize] = true;
+                    stream.state.borrow_mut().filters[position].paused[self.direction as usize] = true;
                     self.paused = true;
                 }
                 Action::Failed(OnFailure::Deny) => {

@@ -323,11 +323,11 @@ pub struct StreamState {
     /// Maximum bytes of a body part after changes by a filter.
     pub buffer_limit: usize,
     /// One per filter of the chain.
-    pub positions: SmallVec<[FilterState; 6]>,
+    pub filters: SmallVec<[FilterState; 6]>,
     /// Permits of concurrency limits, released when the stream ends.
     pub held: SmallVec<[Permit; 1]>,
     /// The charges for growth caused by filters.
-    pub owed: DeferredCharge,
+    pub deferred: DeferredCharge,
 }
 
 impl StreamState {
@@ -335,7 +335,7 @@ impl StreamState {
     /// added.
     #[inline]
     pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
-        if self.owed.add(more) {
+        if self.deferred.add(more) {
             return true;
         }
         let RequestHead { path, authority, fields, .. } = &self.request;
@@ -343,7 +343,7 @@ impl StreamState {
         let maps: usize = maps.map(head::size).sum();
         let eventual: usize = self.eventual.iter().map(|(_, value)| value.len() + ITEM).sum();
         let there = path.len() + authority.len() + maps + eventual + size_of_log_fields(&self.log_fields);
-        self.owed.weigh(ledger, there, more)
+        self.deferred.weigh(ledger, there, more)
     }
 }
 
@@ -484,9 +484,9 @@ impl Stream {
                 upstream_local: None,
                 attempts: 0,
                 bytes: [0, 0],
-                positions,
+                filters: positions,
                 held: SmallVec::new(),
-                owed: DeferredCharge::default(),
+                deferred: DeferredCharge::default(),
             }),
         })
     }
@@ -513,7 +513,7 @@ impl Stream {
 
     /// Resumes a message that a filter has paused, and wakes the stream's task.
     pub fn resume(&self, position: usize, direction: Direction) {
-        if let Some(p) = self.state.borrow_mut().positions.get_mut(position) {
+        if let Some(p) = self.state.borrow_mut().filters.get_mut(position) {
             p.resumed[direction as usize] = true;
         }
         self.wake();
@@ -544,7 +544,7 @@ impl Stream {
     /// which is reported and flagged once.
     pub fn gone(&self, position: usize) -> (bool, bool) {
         let mut state = self.state.borrow_mut();
-        let p = &mut state.positions[position];
+        let p = &mut state.filters[position];
         let (gone, denies) = (p.gone, std::mem::take(&mut p.denies));
         if denies {
             state.flags |= flag::FILTER_FAILED;
@@ -569,7 +569,7 @@ impl Stream {
         for (position, filter) in self.chain.filters().iter().enumerate() {
             let seen = {
                 let mut state = self.state.borrow_mut();
-                let p = &mut state.positions[position];
+                let p = &mut state.filters[position];
                 p.end();
                 !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0)
             };

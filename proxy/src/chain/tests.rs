@@ -45,7 +45,7 @@ impl Scripted {
     fn call(&self, stream: &Rc<Stream>, position: usize, event: String) -> Action {
         self.log.borrow_mut().push(format!("{} {event}", self.name));
         // A real filter has a context from its first callback on.
-        stream.state.borrow_mut().positions[position].context = 2;
+        stream.state.borrow_mut().filters[position].context = 2;
         (self.act)(stream, position, &event)
     }
 }
@@ -248,9 +248,9 @@ fn filter_that_failed_in_another_stream_denies_at_its_next_callback() {
     let mut flow = HeadFlow::new(&stream, Direction::Request);
     assert!(poll(&mut flow, &stream).is_pending());
     // The filter holds the request; its instance fails, by another stream's doing. The head goes on.
-    stream.state.borrow_mut().positions[0].gone = true;
+    stream.state.borrow_mut().filters[0].gone = true;
     assert!(is_done(poll(&mut flow, &stream)));
-    stream.state.borrow_mut().positions[0].denies = true;
+    stream.state.borrow_mut().filters[0].denies = true;
     let outcome = poll(&mut HeadFlow::new(&stream, Direction::Response), &stream);
     assert!(matches!(outcome, Poll::Ready(Outcome::Reply(_))), "{outcome:?}");
     assert!(is_done(poll(&mut HeadFlow::new(&stream, Direction::Response), &stream)), "it denies once");
@@ -435,7 +435,7 @@ fn failed_filter_denies_a_body_or_lets_out_what_it_held() {
 
     let mut upload = Upload::new(10, vec![Scripted::filter("a", phase::ALL, &log, pausing("request body"))]);
     upload.data("x", false).unwrap();
-    upload.stream.state.borrow_mut().positions[0].gone = true;
+    upload.stream.state.borrow_mut().filters[0].gone = true;
     upload.data("y", true).unwrap();
     assert_eq!((upload.out(), upload.flow.is_over()), ("xy".into(), true));
 }

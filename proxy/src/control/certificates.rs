@@ -114,9 +114,9 @@ impl<'l> Certificates<'l> {
 }
 
 fn refused(source: &Source, pointer: &str, problem: &FieldError) -> Diagnostic {
-    let pointer = match problem.place.is_empty() {
+    let pointer = match problem.field.is_empty() {
         true => pointer.to_owned(),
-        false => format!("{pointer}/{}", problem.place),
+        false => format!("{pointer}/{}", problem.field),
     };
     let passing = matches!(problem.error, MaterialError::KeyMismatch { .. });
     Diagnostic { passing, ..source.diagnostic(&pointer, problem.error.to_string(), problem.error.help()) }

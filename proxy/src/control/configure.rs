@@ -14,27 +14,27 @@ use crate::{
 /// plugin is replaced, in the template and in `plugins`, by one with the converted configuration.
 pub(super) fn configured(
     loaded: &Loaded,
-    machine: &mut Arc<VmTemplate>,
+    template: &mut Arc<VmTemplate>,
     plugins: &mut [Arc<Plugin>],
 ) -> Result<Instance, Vec<Diagnostic>> {
     // Each of its filters may be replaced once.
-    for _ in 0..=machine.plugins().len() {
-        let failed = match machine.instantiate() {
+    for _ in 0..=template.plugins().len() {
+        let failed = match template.instantiate() {
             Ok(instance) => return Ok(instance),
             Err(failed) => failed,
         };
-        let filter = &machine.plugins()[failed.filter];
+        let filter = &template.plugins()[failed.filter];
         match ask(loaded, filter, failed.error) {
             Ok(replaced) => {
                 let old = filter.clone();
                 let new =
                     |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
                 plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
-                *machine = VmTemplate::new(machine.plugins().iter().map(new).collect());
+                *template = VmTemplate::new(template.plugins().iter().map(new).collect());
             }
             Err(mut mistakes) => {
                 // The filters after it have not been configured yet.
-                for other in &machine.plugins()[failed.filter + 1..] {
+                for other in &template.plugins()[failed.filter + 1..] {
                     if let Err(failed) = VmTemplate::of(other.clone()).instantiate()
                         && let Err(more) = ask(loaded, other, failed.error)
                     {
@@ -45,7 +45,7 @@ pub(super) fn configured(
             }
         }
     }
-    Err(vec![Diagnostic::error(None, format!("filters {} cannot be set up", machine.names()))])
+    Err(vec![Diagnostic::error(None, format!("filters {} cannot be set up", template.names()))])
 }
 
 /// Asks a failed filter for all errors. Returns the filter with a converted configuration if that resolves them.

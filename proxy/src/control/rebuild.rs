@@ -16,17 +16,17 @@ const SHARE: u32 = 10;
 /// Creates another instance of a VM template, not before its scheduled time, and sends it to the worker that requested
 /// it. Returns without one if the worker has ended, or if no configuration uses the template any more.
 pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Command>) {
-    let InstanceOrder { machine, mut wait } = rebuild.order;
-    let machine = {
-        let weak = Arc::downgrade(&machine);
-        drop(machine);
+    let InstanceOrder { template, mut wait } = rebuild.order;
+    let template = {
+        let weak = Arc::downgrade(&template);
+        drop(template);
         weak
     };
     let mut pause = Duration::ZERO;
     loop {
         tokio::time::sleep(wait).await;
-        let Some(machine) = machine.upgrade() else { return };
-        let making = machine.clone();
+        let Some(template) = template.upgrade() else { return };
+        let making = template.clone();
         let make = move || {
             let before = processor_time();
             (making.instantiate(), processor_time().saturating_sub(before))
@@ -37,14 +37,14 @@ pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Comm
             Ok((Ok(instance), _)) => {
                 // Upgraded only for this moment: a worker ends when all senders of its commands are dropped.
                 if let Some(commands) = commands.upgrade() {
-                    let _ = commands.send(Command::Adopt(machine, Box::new(instance)));
+                    let _ = commands.send(Command::Adopt(template, Box::new(instance)));
                 }
                 return;
             }
             Ok((Err(e), took)) => {
                 used = took;
                 let message = format!("it could not be set up again: {e}");
-                let plugin = &machine.plugins()[e.filter];
+                let plugin = &template.plugins()[e.filter];
                 tracing::error!(target: target::FILTER, filter = plugin.info.name, "{message}");
                 plugin.last_error.store(Some(Arc::new(message)));
             }

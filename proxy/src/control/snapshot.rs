@@ -125,10 +125,10 @@ impl SnapshotBuilder {
                 }
             }
         }
-        let mut machines = VmTemplate::shared_by(&plugins);
+        let mut templates = VmTemplate::shared_by(&plugins);
         let mut first_instances = Vec::new();
-        for machine in &mut machines {
-            match configured(&loaded, machine, &mut plugins) {
+        for template in &mut templates {
+            match configured(&loaded, template, &mut plugins) {
                 Ok(instance) => first_instances.push(instance),
                 Err(mistakes) => wrong.extend(mistakes),
             }
@@ -137,14 +137,14 @@ impl SnapshotBuilder {
         let (tls, mut warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
-            let all = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
-                let names = machine.plugins().iter().map(|p| p.info.name.as_str());
+            let all = templates.iter().zip(&first_instances).flat_map(|(template, instance)| {
+                let names = template.plugins().iter().map(|p| p.info.name.as_str());
                 names.enumerate().map(|(filter, name)| (name, instance.phases(filter)))
             });
             let phases: HashMap<&str, u32> = all.collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
-            let ticking = machines.iter().zip(&first_instances).flat_map(|(machine, instance)| {
-                let plugins = machine.plugins().iter().enumerate();
+            let ticking = templates.iter().zip(&first_instances).flat_map(|(template, instance)| {
+                let plugins = template.plugins().iter().enumerate();
                 plugins.filter(move |(filter, _)| instance.ticks(*filter)).map(|(_, plugin)| plugin.info.name.as_str())
             });
             warnings.extend(unused::warnings(&loaded, &ticking.collect::<Vec<_>>()));
@@ -156,7 +156,7 @@ impl SnapshotBuilder {
                 // The first instance accepted the configuration, so the others do too, unless the filter is
                 // nondeterministic.
                 let more: Result<Vec<_>, _> =
-                    machines.iter().map(|m| m.instantiate().map_err(|e| (&m.plugins()[e.filter], e))).collect();
+                    templates.iter().map(|m| m.instantiate().map_err(|e| (&m.plugins()[e.filter], e))).collect();
                 match more {
                     Ok(more) => instances.push(more),
                     Err((plugin, e)) => {
@@ -197,9 +197,9 @@ impl SnapshotBuilder {
             retries: retries.collect(),
             clusters,
             plugins,
-            machines,
+            templates,
             listeners,
-            cluster_figures,
+            cluster_metrics: cluster_figures,
             tcp_clusters,
             files: files(&loaded.source),
             tls,
@@ -209,8 +209,8 @@ impl SnapshotBuilder {
         if instances.len() > self.workers
             && let Some(spares) = instances.pop()
         {
-            for (machine, spare) in snapshot.machines.iter().zip(spares) {
-                machine.put_by(spare);
+            for (template, spare) in snapshot.templates.iter().zip(spares) {
+                template.put_by(spare);
             }
         }
         Ok(Built { snapshot: Arc::new(snapshot), instances, sockets })
@@ -278,17 +278,18 @@ impl SnapshotBuilder {
                 }
             };
             let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
-            let figures = match SnapshotBuilder::figures(&self.registry, &listener.name, listener.tls.is_some()) {
-                // Methods that were seen before are kept.
-                Ok(figures) => ListenerMetrics {
-                    methods: before.map_or(figures.methods, |l| l.figures.methods.clone()),
-                    ..figures
-                },
-                Err(e) => {
-                    wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
-                    continue;
-                }
-            };
+            let figures =
+                match SnapshotBuilder::listener_metrics(&self.registry, &listener.name, listener.tls.is_some()) {
+                    // Methods that were seen before are kept.
+                    Ok(figures) => ListenerMetrics {
+                        methods: before.map_or(figures.methods, |l| l.metrics.methods.clone()),
+                        ..figures
+                    },
+                    Err(e) => {
+                        wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
+                        continue;
+                    }
+                };
             let takes_tcp = matches!(listener.protocol, Protocol::Tcp | Protocol::Auto);
             let tcp = match takes_tcp.then(|| self.tcp_figures(&listener.name, &figures)).transpose() {
                 Ok(tcp) => tcp,
@@ -301,7 +302,7 @@ impl SnapshotBuilder {
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
             let config = Arc::new(listener.clone());
-            all.push(ListenerParts { config, chain, access_log, figures, tcp, tls, shared });
+            all.push(ListenerParts { config, chain, access_log, metrics: figures, tcp, tls, shared });
         }
         all
     }
@@ -385,7 +386,7 @@ impl SnapshotBuilder {
     }
 
     /// Creates the metrics of a listener.
-    pub(crate) fn figures(r: &Registry, listener: &str, tls: bool) -> Result<ListenerMetrics, MetricError> {
+    pub(crate) fn listener_metrics(r: &Registry, listener: &str, tls: bool) -> Result<ListenerMetrics, MetricError> {
         let labels: &[(&str, &str)] = &[("listener", listener)];
         let bytes = |direction| {
             let labels = [("listener", listener), ("direction", direction)];
@@ -436,7 +437,7 @@ impl SnapshotBuilder {
                     refused(8)?,
                 ],
                 handshakes: tls.then(|| SnapshotBuilder::handshakes(r, listener)).transpose()?,
-                warned: Arc::default(),
+                reject_log: Arc::default(),
             },
         })
     }

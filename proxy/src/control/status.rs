@@ -94,12 +94,12 @@ impl Status {
         };
         let strict = snapshot.loaded.config.admin.unready_without_filters;
         let (mut out, mut degraded) = (String::new(), String::new());
-        for machine in &snapshot.machines {
-            let seen = machine.presence.seen();
+        for template in &snapshot.templates {
+            let seen = template.availability.seen();
             if seen.with == seen.workers && !seen.out {
                 continue;
             }
-            for plugin in machine.plugins() {
+            for plugin in template.plugins() {
                 let name = &plugin.info.name;
                 let missing = match seen.workers - seen.with {
                     _ if seen.out => {
@@ -154,8 +154,8 @@ impl Status {
         let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
             let instances = p.metrics.instances.value();
             let inside = |m: &&Arc<VmTemplate>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
-            let machine = s.machines.iter().find(inside);
-            let sharing = machine.map_or(&[][..], |m| m.plugins());
+            let template = s.templates.iter().find(inside);
+            let sharing = template.map_or(&[][..], |m| m.plugins());
             let others: Vec<_> = sharing.iter().map(|o| &o.info.name).filter(|n| **n != p.info.name).collect();
             json!({
                 "name": p.info.name,
@@ -166,7 +166,7 @@ impl Status {
                 "shares_vm_with": others,
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
-                "spares": machine.map_or(0, |m| m.spares()),
+                "spares": template.map_or(0, |m| m.spares()),
                 "quarantine": p.metrics.quarantine.value(),
                 "memory_bytes": p.metrics.memory.value(),
                 "host_memory_bytes": p.metrics.host_memory.value(),

@@ -27,12 +27,12 @@ impl ListenerHandle {
     }
 
     /// Returns the active rules.
-    pub fn site(&self) -> Rc<ListenerContext> {
+    pub fn context(&self) -> Rc<ListenerContext> {
         self.listener.borrow().clone()
     }
 
     /// Sets the rules for requests from now on.
-    pub fn set_site(&self, listener: Rc<ListenerContext>) {
+    pub fn set_context(&self, listener: Rc<ListenerContext>) {
         *self.listener.borrow_mut() = listener;
     }
 

@@ -56,7 +56,7 @@ enum DriverEnd {
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<ConnectionInfo>) {
     // The rules at the start of the connection; each request uses those active when it begins.
-    let config = handle.site().config.clone();
+    let config = handle.context().config.clone();
     let timeouts = &config.timeouts;
     let limits = Limits {
         head: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
@@ -106,7 +106,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
                 let now = Instant::now();
                 if grace_ends.is_some_and(|end| end <= now) {
                     grace_ends = None;
-                    connection.ending.set(true);
+                    connection.closing.set(true);
                     cx.waker().wake_by_ref();
                 }
                 let after = |since: Instant, bound: Option<Duration>| bound.map(|bound| since + bound);
@@ -138,7 +138,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         })
         .await
     };
-    close(&handle.site(), &info, &connection, end).await;
+    close(&handle.context(), &info, &connection, end).await;
 }
 
 /// Finishes a connection that carries no more requests.
@@ -164,8 +164,8 @@ async fn close(listener: &ListenerContext, info: &ConnectionInfo, connection: &S
         };
         let length = SizeHint::with_exact(text.len() as u64);
         connection.with(|io| {
-            encoder::response(&head, &length, false, client, &mut io.outbox);
-            io.outbox.push(text.into());
+            encoder::response(&head, &length, false, client, &mut io.write_buf);
+            io.write_buf.push(text.into());
         });
         // Do not wait for a client that does not read.
         let _ = tokio::time::timeout(REFUSING, poll_fn(|cx| connection.poll_flush(cx))).await;
@@ -186,7 +186,7 @@ fn refused(listener: &ListenerContext, info: &ConnectionInfo, error: HeadError) 
         HeadError::Violation(violation) => (StatusCode::BAD_REQUEST, violation.detail()),
         HeadError::Tls => {
             let refused = RejectedConnection::new(RejectReason::Protocol, SPEAKS_TLS.to_owned());
-            listener.metrics.connections.warned.warn(&listener.name, info.peer, &refused);
+            listener.metrics.connections.reject_log.warn(&listener.name, info.peer, &refused);
             (StatusCode::BAD_REQUEST, detail::TLS_ON_PLAIN_PORT)
         }
         HeadError::Malformed => (StatusCode::BAD_REQUEST, detail::MALFORMED_REQUEST),

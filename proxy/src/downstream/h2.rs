@@ -87,10 +87,10 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
     let flood = Rc::new(FrameLimiter::default());
     let window = Rc::new(Window::default());
     let malformed = Malformed::default();
-    let screened = ScreenedIo::of_client(stream, longest_head(&handle.site().config) as usize, malformed.clone());
+    let screened = ScreenedIo::of_client(stream, longest_head(&handle.context().config) as usize, malformed.clone());
     let (io, turns) = Io::new(CountedFrames::new(screened, flood.clone(), window.clone()));
     let streams = Streams::default();
-    let resets = ResetLimiter::new(handle.site().config.trusted_hops > 0);
+    let resets = ResetLimiter::new(handle.context().config.trusted_hops > 0);
     let connection = Rc::new(Connection { handle, info, streams, resets, window, malformed });
     let ended = connection.run(io, &turns).await;
     let is_over = matches!(ended, Ok(None) | Err(ConnectionBroken::Http(_))) && !flood.is_one();
@@ -107,7 +107,7 @@ pub async fn serve(handle: Rc<ListenerHandle>, stream: Stream, info: Rc<Connecti
         }
     };
     if let Some(refused) = refused {
-        connection.handle.site().reject(connection.info.peer, PROTOCOL, &refused);
+        connection.handle.context().reject(connection.info.peer, PROTOCOL, &refused);
     }
     // The client may not have read the last responses, or the reason for the rejection.
     if is_over && let Some(frames) = turns.into_stream() {
@@ -121,7 +121,7 @@ impl Connection {
         io: Io<Below>,
         turns: &Turns<Below>,
     ) -> Result<Option<RejectReason>, ConnectionBroken> {
-        let config = self.handle.site().config.clone();
+        let config = self.handle.context().config.clone();
         let mut shaking = pin!(builder(&config).handshake(io));
         let shaken = poll_fn(|cx| match turns.turn(cx, |cx| shaking.as_mut().poll(cx)) {
             Ok(shaken) => shaken.map_err(ConnectionBroken::Http),
@@ -211,7 +211,7 @@ impl Connection {
 
     /// Counts and logs a malformed request.
     fn log_malformed(&self, why: Detail) {
-        log_refusal(&self.handle.site(), &self.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, why, "");
+        log_refusal(&self.handle.context(), &self.info, PROTOCOL, 0, flag::DOWNSTREAM_PROTOCOL, why, "");
     }
 
     /// Starts serving the requests that have arrived. Ready when the connection has ended.

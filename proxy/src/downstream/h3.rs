@@ -55,7 +55,7 @@ enum Phase {
 /// Serves a connection until it ends.
 pub async fn serve(handle: Rc<ListenerHandle>, quic: quinn::Connection, info: Rc<ConnectionInfo>) {
     if let Some(refusal) = run(&handle, &quic, info).await {
-        handle.site().refuse(refusal);
+        handle.context().count_rejected(refusal);
     }
     // Let quinn's task for the connection send what is left.
     tokio::task::yield_now().await;
@@ -74,7 +74,7 @@ fn code(code: Code) -> VarInt {
 /// Returns the reason if the client is to blame for the end. Unless closed explicitly, the connection closes when h3's
 /// connection is dropped.
 async fn run(handle: &Rc<ListenerHandle>, quic: &quinn::Connection, info: Rc<ConnectionInfo>) -> Option<RejectReason> {
-    let config = handle.site().config.clone();
+    let config = handle.context().config.clone();
     let (limits, timeouts) = (&config.limits, &config.timeouts);
     let longest = limits.header_bytes.0.saturating_mul(LENIENCE);
     let facts = ConnectionFacts::new(quic.clone(), longest);

@@ -74,7 +74,7 @@ pub(super) struct Deadline {
     per_try: Option<Instant>,
     /// The minimum upload rate, enforced until the response begins: a client that sends while it receives may have
     /// little to send.
-    pace: Option<Rc<MinRate>>,
+    min_rate: Option<Rc<MinRate>>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -103,7 +103,7 @@ impl Deadline {
             age: listener.config.timeouts.stream_age.bound(),
             idle,
             per_try: None,
-            pace: None,
+            min_rate: None,
             sleep: None,
         }
     }
@@ -121,7 +121,7 @@ impl Deadline {
 
     /// Adds the minimum rate of the request's body, until the response begins.
     pub(super) fn with(mut self, upload: &Upload) -> Deadline {
-        self.pace = upload.pace();
+        self.min_rate = upload.pace();
         self
     }
 
@@ -143,7 +143,7 @@ impl Deadline {
     /// Records that the response has begun.
     pub(super) fn answered(&mut self) {
         self.end_try();
-        (self.head, self.pace) = (None, None);
+        (self.head, self.min_rate) = (None, None);
     }
 
     /// Returns the moment `limit` after the end of the request, if it has ended. Time that filters take before passing
@@ -192,7 +192,7 @@ impl Deadline {
             .map(|at| (at, DeadlineKind::Idle));
         let head = self.after_request(self.head).map(|at| (at, DeadlineKind::Head));
         let per_try = self.per_try.map(|at| (at, DeadlineKind::PerTry));
-        let pace = self.pace.as_ref().and_then(|pace| pace.due()).map(|at| (at, DeadlineKind::Pace));
+        let pace = self.min_rate.as_ref().and_then(|pace| pace.due()).map(|at| (at, DeadlineKind::Pace));
         [self.whole(), head, per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 

@@ -107,7 +107,7 @@ pub(super) async fn run(
             cluster,
             endpoint: active.endpoint(),
             upgrade,
-            place,
+            usage: place,
             new_connection: retry_state.new_connection,
             alone: retry_state.alone,
         };
@@ -306,7 +306,7 @@ struct AttemptTarget<'a> {
     endpoint: &'a Arc<Endpoint>,
     upgrade: Option<&'a Upgrade>,
     /// The client's share of unfinished uploads and tunnels that this request uses, if any.
-    place: &'a UsageGuard,
+    usage: &'a UsageGuard,
     /// Use only a newly opened connection: an idle one has just turned out to be closed.
     new_connection: bool,
     /// Use only a connection that carries no other request.
@@ -321,7 +321,7 @@ async fn attempt(
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, AttemptError> {
-    let AttemptTarget { cluster, endpoint, upgrade, place, new_connection, alone } = &attempt_target;
+    let AttemptTarget { cluster, endpoint, upgrade, usage: place, new_connection, alone } = &attempt_target;
     let first = stream.state.borrow().attempts == 1 && upload.is_empty();
     // Nothing has been awaited since `routed`, so it can be reused.
     let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
@@ -341,7 +341,7 @@ async fn attempt(
                     client,
                     new: *new_connection,
                     uploads: upload.is_unfinished(),
-                    place: Some(place),
+                    usage: Some(place),
                     trailers: upload.has_filtered_trailers(),
                     alone: *alone,
                     on_behalf_of,

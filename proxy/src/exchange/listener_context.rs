@@ -74,7 +74,7 @@ impl ListenerContext {
     }
 
     /// Counts a connection that was closed because of the client's behaviour.
-    pub fn refuse(&self, refusal: RejectReason) {
+    pub fn count_rejected(&self, refusal: RejectReason) {
         self.metrics.connections.refused[refusal as usize].inc(observe::shard());
     }
 
@@ -83,7 +83,7 @@ impl ListenerContext {
     #[cold]
     pub fn reject(&self, peer: SocketAddr, protocol: &str, refused: &RejectedConnection) {
         let RejectedConnection { refusal, cause, why } = refused;
-        self.refuse(*refusal);
+        self.count_rejected(*refusal);
         let (connections, shard) = (&self.metrics.connections, observe::shard());
         if let (Some(cause), Some(counters)) = (cause, &connections.handshakes) {
             counters[*cause as usize].inc(shard);
@@ -91,7 +91,7 @@ impl ListenerContext {
         if why.is_empty() {
             return;
         }
-        connections.warned.warn(&self.name, peer, refused);
+        connections.reject_log.warn(&self.name, peer, refused);
         if let (Some(log), Some((flags, details))) = (&self.access_log, refusal.logged()) {
             let now = Entry::new(SystemTime::now(), &self.name, peer);
             log.log(shard, &Entry { flags, details: details.text(), protocol, downstream_failure: why, ..now });
@@ -161,7 +161,7 @@ pub struct ConnectionMetrics {
     /// Failed handshakes, by [`HandshakeError`](crate::tls::HandshakeError); `None` if the listener has no TLS.
     pub handshakes: Option<Arc<[Counter]>>,
     /// Rate limits of the rejection log.
-    pub warned: Arc<RejectLogLimiter>,
+    pub reject_log: Arc<RejectLogLimiter>,
 }
 
 /// A cluster's metrics.

@@ -126,7 +126,7 @@ async fn send(
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
-    let choice = ProtocolChoice { client: Some(client), place: Some(place), ..ProtocolChoice::default() };
+    let choice = ProtocolChoice { client: Some(client), usage: Some(place), ..ProtocolChoice::default() };
     let mut body = pools.send(cluster, endpoint, choice, head, body).await.map_err(failed).ok()?.into_body();
     // Read the body to its end, so that the connection can be reused.
     while !body.is_end_stream() {

@@ -186,7 +186,7 @@ impl Setup {
         let chain = Chain::new(self.filters.into_iter().chain([observer]).collect());
 
         let listener = merged(json!({"name": "public", "address": "127.0.0.1:80"}), &self.listener);
-        let metrics = SnapshotBuilder::figures(&Registry::new(1), "public", false).expect("metrics");
+        let metrics = SnapshotBuilder::listener_metrics(&Registry::new(1), "public", false).expect("metrics");
         let pools = Pools::dialling(PoolOptions::default(), dial);
         let mut context = ListenerContext::new(Arc::new(listener), Rc::new(chain), metrics, pools);
         context.default_route = (!self.unrouted).then(|| Arc::new(Route::to_cluster(cluster)));

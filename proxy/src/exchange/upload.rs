@@ -59,7 +59,7 @@ pub(super) struct Upload {
     /// Maximum size of trailers in bytes.
     max_trailers: u64,
     source: RefCell<UploadSource>,
-    ahead: RefCell<ReadAhead>,
+    read_ahead: RefCell<ReadAhead>,
     kept: RefCell<ReplayBuffer>,
     /// Whether no further attempt will need the kept parts.
     settled: Cell<bool>,
@@ -139,7 +139,7 @@ impl Upload {
             keeps_underscores: listener.config.header_underscores == HeaderUnderscores::Keep,
             max_trailers: listener.config.limits.header_bytes.0,
             source: RefCell::new(UploadSource { incoming, drained: empty, flow }),
-            ahead: RefCell::default(),
+            read_ahead: RefCell::default(),
             kept: RefCell::new(ReplayBuffer { frames: Vec::new(), bytes: 0, limit: 0, lost: true }),
             settled: Cell::new(false),
             begun: Cell::new(false),
@@ -174,7 +174,7 @@ impl Upload {
     pub(super) fn has_filtered_trailers(&self) -> bool {
         self.filtered
             && (self.source.borrow().flow.has_trailers()
-                || self.ahead.borrow().has_trailers()
+                || self.read_ahead.borrow().has_trailers()
                 || matches!(self.kept.borrow().frames.last(), Some(UploadFrame::Trailers(_))))
     }
 
@@ -271,7 +271,7 @@ impl Upload {
         let source = self.source.borrow();
         let (length_in, length_out) = source.flow.lengths();
         match source.flow.has_ended() {
-            true if source.flow.has_trailers() || self.ahead.borrow().has_trailers() => Some(None),
+            true if source.flow.has_trailers() || self.read_ahead.borrow().has_trailers() => Some(None),
             true => Some(Some(length_out.into())),
             false if fields.contains_key(header::TRAILER) => Some(None),
             false => (length_in != length_out || self.stream.chain.changes_body(Direction::Request)).then_some(None),
@@ -312,15 +312,15 @@ impl Upload {
             loop {
                 if self.failure.get().is_some()
                     || crate::chain::flow::is_interrupted(&self.stream)
-                    || !self.ahead.borrow().has_room(most)
+                    || !self.read_ahead.borrow().has_room(most)
                 {
                     return Poll::Ready(None);
                 }
                 match self.poll_source(cx) {
-                    Poll::Ready(Some(Ok(part))) => self.ahead.borrow_mut().push(part),
+                    Poll::Ready(Some(Ok(part))) => self.read_ahead.borrow_mut().push(part),
                     Poll::Ready(Some(Err(_))) => return Poll::Ready(None),
                     Poll::Ready(None) => {
-                        self.ahead.borrow_mut().end();
+                        self.read_ahead.borrow_mut().end();
                         return Poll::Ready(None);
                     }
                     Poll::Pending if length.is_some() => return deadline.poll(cx).map(Some),
@@ -458,7 +458,7 @@ impl Upload {
 
     /// Returns the next part, read ahead or not.
     fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<UploadFrame, BodyError>>> {
-        let ahead = self.ahead.borrow_mut().pop();
+        let ahead = self.read_ahead.borrow_mut().pop();
         match ahead {
             Some(part) => Poll::Ready(part.map(Ok)),
             None => self.poll_source(cx),

@@ -30,7 +30,7 @@ pub struct BufferedIo<T> {
     /// Received bytes that were not parsed yet.
     pub inbox: BytesMut,
     /// Bytes to send.
-    pub outbox: WriteBuf,
+    pub write_buf: WriteBuf,
     received: u64,
     sent: u64,
 }
@@ -38,7 +38,7 @@ pub struct BufferedIo<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     /// Wraps a new connection.
     pub fn new(io: T) -> BufferedIo<T> {
-        BufferedIo { io, inbox: BytesMut::new(), outbox: WriteBuf::default(), received: 0, sent: 0 }
+        BufferedIo { io, inbox: BytesMut::new(), write_buf: WriteBuf::default(), received: 0, sent: 0 }
     }
 
     /// Returns the stream.
@@ -83,8 +83,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     /// # Errors
     /// The stream's errors.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outbox.is_empty() {
-            self.sent += ready!(self.outbox.poll_write(Pin::new(&mut self.io), cx))? as u64;
+        while !self.write_buf.is_empty() {
+            self.sent += ready!(self.write_buf.poll_write(Pin::new(&mut self.io), cx))? as u64;
         }
         Pin::new(&mut self.io).poll_flush(cx)
     }
@@ -94,7 +94,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
         if self.inbox.is_empty() {
             self.inbox = BytesMut::new();
         }
-        self.outbox.release();
+        self.write_buf.release();
     }
 
     /// Returns the unparsed bytes and the stream.

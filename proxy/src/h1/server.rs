@@ -23,7 +23,7 @@ const AHEAD: usize = 16 << 10;
 
 /// A client's connection.
 pub(crate) struct ServerConnection {
-    wire: RefCell<Option<BufferedIo<Stream>>>,
+    io: RefCell<Option<BufferedIo<Stream>>>,
     /// The unread rest of the current request's body.
     body: RefCell<Decoder>,
     /// The number of the current request; bodies of earlier ones have ended.
@@ -33,29 +33,29 @@ pub(crate) struct ServerConnection {
     /// Since when the client has accepted none of the bytes to send.
     pub(crate) blocked_since: Cell<Option<Instant>>,
     /// Whether to close instead of waiting for a request, unless some of it was received.
-    pub(crate) ending: Cell<bool>,
+    pub(crate) closing: Cell<bool>,
 }
 
 impl ServerConnection {
     pub(crate) fn new(stream: Stream) -> ServerConnection {
         ServerConnection {
-            wire: RefCell::new(Some(BufferedIo::new(stream))),
+            io: RefCell::new(Some(BufferedIo::new(stream))),
             body: RefCell::new(Decoder::length(0)),
             request: Cell::new(0),
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
-            ending: Cell::new(false),
+            closing: Cell::new(false),
         }
     }
 
     /// Takes the unread bytes and the connection, once.
     pub(crate) fn take(&self) -> Option<(Bytes, Stream)> {
-        self.wire.take().map(BufferedIo::into_parts)
+        self.io.take().map(BufferedIo::into_parts)
     }
 
     /// Calls `work` with the connection, unless it was taken.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut BufferedIo<Stream>) -> T) -> Option<T> {
-        self.wire.borrow_mut().as_mut().map(work)
+        self.io.borrow_mut().as_mut().map(work)
     }
 
     /// Reads the head of the next request. `None` if the connection ends.
@@ -65,7 +65,7 @@ impl ServerConnection {
         limits: &h1::Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<head::Request>, h1::HeadError>> {
-        let mut wire = self.wire.borrow_mut();
+        let mut wire = self.io.borrow_mut();
         let Some(wire) = wire.as_mut() else { return Poll::Ready(Ok(None)) };
         loop {
             if !wire.inbox.is_empty() {
@@ -81,7 +81,7 @@ impl ServerConnection {
                 found?;
             }
             if wire.inbox.is_empty() {
-                if self.ending.get() {
+                if self.closing.get() {
                     return Poll::Ready(Ok(None));
                 }
                 // The connection may stay idle for long.
@@ -99,7 +99,7 @@ impl ServerConnection {
     /// Starts reading a request's body.
     pub(crate) fn begin(self: &Rc<Self>, body: Decoder) -> RequestBody {
         *self.body.borrow_mut() = body;
-        RequestBody { request: self.request.get(), line: self.clone() }
+        RequestBody { request: self.request.get(), connection: self.clone() }
     }
 
     /// Returns whether another request can follow after this response: the rest of the body must be short and certain
@@ -117,7 +117,7 @@ impl ServerConnection {
     /// Discards the rest of a finished request's body. Returns `false` if it cannot be read.
     pub(crate) fn poll_rest(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut body = self.body.borrow_mut();
-        let mut wire = self.wire.borrow_mut();
+        let mut wire = self.io.borrow_mut();
         let Some(wire) = wire.as_mut() else { return Poll::Ready(false) };
         while !body.is_done() {
             match body.decode(&mut wire.inbox) {
@@ -154,13 +154,13 @@ impl ServerConnection {
     /// Queues interim responses for the next flush.
     pub(crate) fn write_interims(&self, interims: Vec<Response<()>>) {
         for interim in interims {
-            self.with(|wire| encoder::interim(&interim, &mut wire.outbox));
+            self.with(|wire| encoder::interim(&interim, &mut wire.write_buf));
         }
     }
 
     /// Sends queued bytes. Fails when the client has disconnected.
     pub(crate) fn poll_waiting(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.with(|wire| wire.outbox.is_empty()) {
+        match self.with(|wire| wire.write_buf.is_empty()) {
             Some(false) => self.poll_flush(cx),
             Some(true) | None => Poll::Ready(Ok(())),
         }
@@ -195,12 +195,12 @@ impl ServerConnection {
     ) -> Result<usize, encoder::LengthMismatch> {
         let written = self.with(|wire| {
             if let Some(data) = data {
-                encoder.data(data, &mut wire.outbox)?;
+                encoder.data(data, &mut wire.write_buf)?;
             }
             if let Some(trailers) = end {
-                encoder.end(trailers, &mut wire.outbox)?;
+                encoder.end(trailers, &mut wire.write_buf)?;
             }
-            Ok(wire.outbox.len())
+            Ok(wire.write_buf.len())
         });
         written.unwrap_or(Ok(0))
     }
@@ -211,13 +211,13 @@ pub type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body, read from its connection on demand.
 pub struct RequestBody {
-    line: Rc<ServerConnection>,
+    connection: Rc<ServerConnection>,
     request: u32,
 }
 
 impl RequestBody {
     fn is_over(&self) -> bool {
-        self.line.request.get() != self.request
+        self.connection.request.get() != self.request
     }
 }
 
@@ -226,12 +226,12 @@ impl http_body::Body for RequestBody {
     type Error = ReadError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
-        let line = &self.line;
+        let line = &self.connection;
         let failed = |error: ReadError| Poll::Ready(Some(Err(error)));
         if self.is_over() {
             return failed(io::Error::from(io::ErrorKind::ConnectionAborted).into());
         }
-        let (mut wire, mut body) = (line.wire.borrow_mut(), line.body.borrow_mut());
+        let (mut wire, mut body) = (line.io.borrow_mut(), line.body.borrow_mut());
         let Some(wire) = wire.as_mut() else { return failed(io::Error::from(io::ErrorKind::NotConnected).into()) };
         loop {
             match body.decode(&mut wire.inbox) {
@@ -250,10 +250,10 @@ impl http_body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        !self.is_over() && self.line.body.borrow().is_done()
+        !self.is_over() && self.connection.body.borrow().is_done()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.is_over() { SizeHint::default() } else { self.line.body.borrow().size_hint() }
+        if self.is_over() { SizeHint::default() } else { self.connection.body.borrow().size_hint() }
     }
 }

@@ -55,7 +55,7 @@ impl StreamEnds {
     }
 
     /// Returns the peer's settings.
-    pub fn said(&self) -> &PeerSettings {
+    pub fn peer_settings(&self) -> &PeerSettings {
         &self.0.settings
     }
 }

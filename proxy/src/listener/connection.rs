@@ -52,7 +52,7 @@ pub async fn serve(
     (peer, local): (SocketAddr, SocketAddr),
     guard: &ClientGuard,
 ) {
-    let ctx = handle.site();
+    let ctx = handle.context();
     // Boxed, so that the connection's task does not hold the space for its whole life.
     let opened = Box::pin(begin(&handle, &ctx, socket, peer, local)).await;
     let Opened { stream, info, protocol } = match opened {
@@ -76,7 +76,11 @@ pub async fn serve(
             let ctx = tcp.borrow().clone();
             let Some(ctx) = ctx else {
                 let why = "the client does not speak HTTP, and the listener accepts no other protocol".to_owned();
-                return handle.site().reject(info.peer, "TCP", &RejectedConnection::new(RejectReason::Protocol, why));
+                return handle.context().reject(
+                    info.peer,
+                    "TCP",
+                    &RejectedConnection::new(RejectReason::Protocol, why),
+                );
             };
             let (first, stream) = stream.into_parts();
             let sni = info.tls.as_ref().and_then(|tls| tls.server_name.clone());

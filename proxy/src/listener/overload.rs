@@ -45,7 +45,7 @@ impl RejectedConnections {
     /// the response (RFC 9112 section 9.6). So it stays open for a second, or until the client closes it. If there
     /// are already 64 such connections, or `may_linger` is false, the response is written, received bytes are read,
     /// and the connection is closed: most clients still receive the response.
-    pub fn refuse(&self, socket: Socket, protocol: Protocol, tls: Option<TlsMode>, may_linger: bool) {
+    pub fn reject(&self, socket: Socket, protocol: Protocol, tls: Option<TlsMode>, may_linger: bool) {
         let wait = match (protocol, tls) {
             (Protocol::Http2 | Protocol::Tcp, _) | (_, Some(TlsMode::Strict)) => return,
             (Protocol::Http | Protocol::Http1, None | Some(TlsMode::Disable)) => false,
@@ -167,7 +167,7 @@ mod tests {
                 if before {
                     client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n").await.unwrap();
                 }
-                rejected.refuse(socket, Protocol::Http, None, true);
+                rejected.reject(socket, Protocol::Http, None, true);
                 tokio::task::yield_now().await;
                 if after {
                     client.write_all(b"hello").await.unwrap();
@@ -187,7 +187,7 @@ mod tests {
                 Socket::Tcp(stream) => stream.readable().await.unwrap(),
                 Socket::Unix(_) => unreachable!(),
             }
-            rejected.refuse(socket, Protocol::Http1, None, true);
+            rejected.reject(socket, Protocol::Http1, None, true);
             assert_eq!(rejected.lingering(), MOST);
             assert_eq!(read(&mut client).await.unwrap(), ANSWER);
         });
@@ -198,8 +198,8 @@ mod tests {
         run(async {
             let rejected = RejectedConnections::default();
             let ((leaves, first), (_stays, second)) = (pair().await, pair().await);
-            rejected.refuse(first, Protocol::Http1, None, true);
-            rejected.refuse(second, Protocol::Http1, None, true);
+            rejected.reject(first, Protocol::Http1, None, true);
+            rejected.reject(second, Protocol::Http1, None, true);
             assert_eq!(rejected.lingering(), 2);
             drop(leaves);
             while rejected.lingering() > 0 {
@@ -215,7 +215,7 @@ mod tests {
             let strict = Some(TlsMode::Strict);
             for (protocol, tls) in [(Protocol::Http2, None), (Protocol::Tcp, None), (Protocol::Http, strict)] {
                 let (mut client, socket) = pair().await;
-                rejected.refuse(socket, protocol, tls, true);
+                rejected.reject(socket, protocol, tls, true);
                 assert_eq!(read(&mut client).await.unwrap(), b"");
             }
             for (protocol, tls) in [(Protocol::Auto, None), (Protocol::Http, Some(TlsMode::Permissive))] {
@@ -224,7 +224,7 @@ mod tests {
                 {
                     let (mut client, socket) = pair().await;
                     client.write_all(sent.as_bytes()).await.unwrap();
-                    rejected.refuse(socket, protocol, tls, true);
+                    rejected.reject(socket, protocol, tls, true);
                     // A connection closed with unread bytes is reset.
                     assert_eq!(read(&mut client).await.unwrap_or_default(), expected, "{sent:?}");
                 }
@@ -237,7 +237,7 @@ mod tests {
         run(async {
             let rejected = RejectedConnections { lingering: Rc::new(Cell::new(MOST)) };
             let (mut client, socket) = UnixStream::pair().unwrap();
-            rejected.refuse(Socket::Unix(socket), Protocol::Http, None, true);
+            rejected.reject(Socket::Unix(socket), Protocol::Http, None, true);
             let mut all = Vec::new();
             client.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, ANSWER);

@@ -89,7 +89,7 @@ impl Quic {
                 listener = &*ctx.name, "HTTP/3 keeps its previous certificates: {e}"
             ),
         }
-        self.handle.set_site(ctx);
+        self.handle.set_context(ctx);
     }
 
     /// Stops accepting connections and drains existing ones. The socket is closed when the last one has ended.
@@ -177,7 +177,7 @@ impl QuicAcceptor {
     }
 
     fn take(&self, incoming: Incoming) {
-        let (ctx, peer) = (self.handle.site(), incoming.remote_address());
+        let (ctx, peer) = (self.handle.context(), incoming.remote_address());
         let active = self.handshakes.get();
         if active >= VALIDATE_FROM && !incoming.remote_address_validated() {
             // A client without a validated address can be asked to retry.

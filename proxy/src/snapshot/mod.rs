@@ -32,11 +32,11 @@ pub struct Snapshot {
     /// The filters, in the order of the configuration.
     pub plugins: Vec<Arc<Plugin>>,
     /// The templates of the filters' VMs: one per filter, or shared.
-    pub machines: Vec<Arc<VmTemplate>>,
+    pub templates: Vec<Arc<VmTemplate>>,
     /// The parts of the listeners, in the order of the configuration.
     pub listeners: Vec<ListenerParts>,
     /// Metrics of the clusters.
-    pub cluster_figures: Vec<(Box<str>, ClusterMetrics)>,
+    pub cluster_metrics: Vec<(Box<str>, ClusterMetrics)>,
     /// Metrics of the clusters for TCP connections.
     pub tcp_clusters: Vec<(Box<str>, tcp::TcpClusterMetrics)>,
     /// Retry policies of the clusters.
@@ -89,7 +89,7 @@ pub struct ListenerParts {
     /// The access log.
     pub access_log: Option<AccessLog>,
     /// The metrics.
-    pub figures: ListenerMetrics,
+    pub metrics: ListenerMetrics,
     /// Metrics of TCP connections, if the listener accepts any.
     pub tcp: Option<tcp::TcpMetrics>,
     /// TLS; `None` for plaintext.

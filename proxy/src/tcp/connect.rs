@@ -84,7 +84,7 @@ pub(super) async fn run(
         target.note_failure(&cluster.name, error.trouble, &error.to_string());
         stream.failed(Side::Upstream, error.to_string());
         attempts.failed_at(target);
-        let next = match attempts.reconnect(&cluster, Some(key)) {
+        let next = match attempts.reconnect(cluster, Some(key)) {
             Ok(next) => next,
             Err(NoAttempt::NoEndpoint) => return Err(TcpFailure::NoEndpoint),
             Err(reason) => {

@@ -61,7 +61,7 @@ pub(super) struct RelayDirection<'e> {
 
 impl<'e> RelayDirection<'e> {
     pub(super) fn new(guard: &'e TcpGuard, side: Side) -> Self {
-        let bytes = &guard.listener().figures.bytes;
+        let bytes = &guard.listener().metrics.bytes;
         let (received, sent) = match side {
             Side::Downstream => (Some(&bytes[0]), None),
             Side::Upstream => (None, Some(&bytes[1])),

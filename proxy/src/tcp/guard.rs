@@ -29,8 +29,8 @@ pub(super) struct TcpGuard {
 impl TcpGuard {
     pub(super) fn new(listener: Rc<TcpListenerContext>, stream: Rc<NetworkStream>) -> TcpGuard {
         let shard = observe::shard();
-        listener.figures.connections.inc(shard);
-        listener.figures.active.add(shard, 1);
+        listener.metrics.connections.inc(shard);
+        listener.metrics.active.add(shard, 1);
         TcpGuard {
             listener,
             stream,
@@ -125,7 +125,7 @@ impl Drop for TcpGuard {
         stream.end(downstream, self.upstream.get());
         let state = stream.state.borrow();
         let shard = observe::shard();
-        let figures = &listener.figures;
+        let figures = &listener.metrics;
         figures.active.sub(shard, 1);
         if state.flags != 0 {
             figures.flags.iter().filter(|(bit, _)| state.flags & bit != 0).for_each(|(_, counter)| counter.inc(shard));

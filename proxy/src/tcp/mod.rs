@@ -55,7 +55,7 @@ pub struct TcpListenerContext {
     /// The access log, if connections are logged.
     pub access_log: Option<AccessLog>,
     /// The listener's metrics.
-    pub figures: TcpMetrics,
+    pub metrics: TcpMetrics,
     /// Metrics per cluster, by name.
     pub clusters: FxHashMap<Box<str>, TcpClusterMetrics>,
     /// Retry policies for connecting, by cluster.

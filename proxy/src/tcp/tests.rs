@@ -18,7 +18,7 @@ use super::*;
 use crate::{chain::route::Clusters, config::model, net::Socket, observe::Registry, upstream::Cluster};
 
 /// Creates a listener's context with one cluster of these endpoints.
-fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry) {
+fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry) {
     let registry = Registry::new(1);
     let mut config = json!({"name": "c", "endpoints": []});
     config["endpoints"] = endpoints.iter().map(|a| json!({"address": a.to_string()})).collect();
@@ -34,7 +34,7 @@ fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListener
         per_try_timeout: None,
         backoff: r.backoff.0,
     });
-    let site = TcpListenerContext {
+    let context = TcpListenerContext {
         name: "l".into(),
         chain: Rc::new(NetworkChain::new(Vec::new())),
         routes: Routes::new(&listener, &clusters),
@@ -42,7 +42,7 @@ fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListener
         age: None,
         buffered: 1 << 20,
         access_log: None,
-        figures: TcpMetrics {
+        metrics: TcpMetrics {
             connections: counter("connections"),
             active: registry.gauge("active", "", &[]).unwrap(),
             bytes: [counter("received"), counter("sent")],
@@ -51,7 +51,7 @@ fn site(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListener
         clusters: [("c".into(), TcpClusterMetrics { bytes: [counter("to"), counter("from")] })].into_iter().collect(),
         retries: retry.map(|r| ("c".into(), r)).into_iter().collect(),
     };
-    (Rc::new(site), registry)
+    (Rc::new(context), registry)
 }
 
 fn info() -> Rc<ConnectionInfo> {
@@ -66,11 +66,11 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// Connects a client over sockets and serves its connection.
-async fn by_sockets(site: &Rc<TcpListenerContext>) -> TcpStream {
+async fn by_sockets(context: &Rc<TcpListenerContext>) -> TcpStream {
     let (listener, address) = listen().await;
     let client = TcpStream::connect(address).await.unwrap();
     let (socket, _) = listener.accept().await.unwrap();
-    spawn_local(serve(site.clone(), Socket::Tcp(socket), info(), Bytes::new(), None));
+    spawn_local(serve(context.clone(), Socket::Tcp(socket), info(), Bytes::new(), None));
     client
 }
 
@@ -142,13 +142,13 @@ fn splicing_delivers_the_same_bytes_as_copying() {
     local(async {
         for splices in [false, true] {
             let (listener, address) = listen().await;
-            let (site, registry) = site(&[address], json!({}));
+            let (context, registry) = context(&[address], json!({}));
             if splices {
-                let client = by_sockets(&site).await;
+                let client = by_sockets(&context).await;
                 exchange(listener, client, FORTH, BACK).await;
             } else {
                 let (client, served) = duplex(1 << 16);
-                spawn_local(serve(site.clone(), served, info(), Bytes::new(), None));
+                spawn_local(serve(context.clone(), served, info(), Bytes::new(), None));
                 exchange(listener, client, FORTH, BACK).await;
             }
             assert_eq!(splice::pooled() > 0, splices, "pipes are used for sockets only");
@@ -169,16 +169,16 @@ fn receiver_that_does_not_read_stops_its_sender() {
     local(async {
         for splices in [true, false] {
             let (listener, address) = listen().await;
-            let (site, _) = site(&[address], json!({}));
+            let (context, _) = context(&[address], json!({}));
             let piece = vec![7; 1 << 16];
             // The capacity of all buffers between the two, far less than the sender has.
             const MOST: usize = 64 << 20;
             let sent = async {
                 if splices {
-                    fill(by_sockets(&site).await, &piece, MOST).await
+                    fill(by_sockets(&context).await, &piece, MOST).await
                 } else {
                     let (client, served) = duplex(1 << 16);
-                    spawn_local(serve(site.clone(), served, info(), Bytes::new(), None));
+                    spawn_local(serve(context.clone(), served, info(), Bytes::new(), None));
                     fill(client, &piece, MOST).await
                 }
             };
@@ -208,11 +208,11 @@ async fn fill(mut to: impl AsyncWrite + Unpin, piece: &[u8], most: usize) -> usi
 fn bytes_read_before_come_first() {
     local(async {
         let (listener, address) = listen().await;
-        let (site, registry) = site(&[address], json!({}));
+        let (context, registry) = context(&[address], json!({}));
         let (front, front_address) = listen().await;
         let mut client = TcpStream::connect(front_address).await.unwrap();
         let (socket, _) = front.accept().await.unwrap();
-        spawn_local(serve(site, Socket::Tcp(socket), info(), Bytes::from_static(b"first "), None));
+        spawn_local(serve(context, Socket::Tcp(socket), info(), Bytes::from_static(b"first "), None));
         let (mut upstream, _) = listener.accept().await.unwrap();
         client.write_all(b"second").await.unwrap();
         client.shutdown().await.unwrap();
@@ -228,8 +228,8 @@ fn end_of_one_direction_leaves_the_other_open() {
     local(async {
         for client_first in [true, false] {
             let (listener, address) = listen().await;
-            let (site, _) = site(&[address], json!({}));
-            let client = by_sockets(&site).await;
+            let (context, _) = context(&[address], json!({}));
+            let client = by_sockets(&context).await;
             let (upstream, _) = listener.accept().await.unwrap();
             let (mut first, mut second) = if client_first { (client, upstream) } else { (upstream, client) };
             first.write_all(b"all I have").await.unwrap();
@@ -254,8 +254,8 @@ fn reset_is_forwarded_as_a_reset() {
     local(async {
         for by_client in [true, false] {
             let (listener, address) = listen().await;
-            let (site, _) = site(&[address], json!({}));
-            let client = by_sockets(&site).await;
+            let (context, _) = context(&[address], json!({}));
+            let client = by_sockets(&context).await;
             let (upstream, _) = listener.accept().await.unwrap();
             let (mut first, mut second) = if by_client { (client, upstream) } else { (upstream, client) };
             first.write_u8(b'x').await.unwrap();
@@ -277,19 +277,19 @@ fn connection_survives_an_endpoint_that_refuses_connections() {
         let (listener, address) = listen().await;
         let retry = json!({"retry": {"attempts": 1, "backoff": "0s"}});
         for options in [json!({}), retry.clone(), json!({"retry_budget": {"percent": 0, "min_concurrent": 0}})] {
-            let (site, _) = site(&[refusing, address], options);
-            let mut client = by_sockets(&site).await;
+            let (context, _) = context(&[refusing, address], options);
+            let mut client = by_sockets(&context).await;
             let (mut upstream, _) = listener.accept().await.unwrap();
             upstream.write_all(b"x").await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), b'x');
-            let cluster = site.routes.choose(None).unwrap();
+            let cluster = context.routes.choose(None).unwrap();
             assert_eq!(cluster.stats().connects.load(Relaxed), 1);
             assert_eq!((cluster.stats().active.load(Relaxed), cluster.stats().connections.load(Relaxed)), (1, 1));
         }
-        let (site, _) = site(&[refusing], retry);
-        let mut client = by_sockets(&site).await;
+        let (context, _) = context(&[refusing], retry);
+        let mut client = by_sockets(&context).await;
         assert!(client.read(&mut [0]).await.is_ok_and(|n| n == 0));
-        let stats = site.routes.choose(None).unwrap().stats();
+        let stats = context.routes.choose(None).unwrap().stats();
         while stats.active.load(Relaxed) != 0 {
             tokio::task::yield_now().await;
         }
@@ -297,10 +297,10 @@ fn connection_survives_an_endpoint_that_refuses_connections() {
         // Without retries there is no second attempt.
         let (gone, other) = listen().await;
         drop(gone);
-        let (site, _) = self::site(&[refusing, other], json!({"retry": {"attempts": 0}}));
-        let mut client = by_sockets(&site).await;
+        let (context, _) = self::context(&[refusing, other], json!({"retry": {"attempts": 0}}));
+        let mut client = by_sockets(&context).await;
         assert!(client.read(&mut [0]).await.is_ok_and(|n| n == 0));
-        assert_eq!(site.routes.choose(None).unwrap().stats().connect_failures.load(Relaxed), 1);
+        assert_eq!(context.routes.choose(None).unwrap().stats().connect_failures.load(Relaxed), 1);
     });
 }
 

@@ -60,7 +60,7 @@ impl ClientTls {
         if let Some(same) = previous.filter(|previous| previous.digest == digest) {
             return Ok(same.clone());
         }
-        let whole = |error| vec![FieldError { place: String::new(), error }];
+        let whole = |error| vec![FieldError { field: String::new(), error }];
         let server_name = server_name(section, cluster);
         let dated = lists.iter().filter_map(|list| list.dated.clone()).collect();
         let trusted = match section.ca.is_empty() {
@@ -129,7 +129,7 @@ pub(super) fn verifying(
     loader: &mut Loader<'_>,
 ) -> Result<(Arc<RootCertStore>, Vec<RevocationList>), Vec<FieldError>> {
     let roots = match section.ca.is_empty() {
-        true => loader.system_roots().map_err(|error| vec![FieldError { place: String::new(), error }]),
+        true => loader.system_roots().map_err(|error| vec![FieldError { field: String::new(), error }]),
         false => loader.roots(&section.ca, "ca"),
     };
     match (roots, loader.revocation_lists(&section.crl)) {

@@ -142,7 +142,7 @@ impl fmt::Display for Found {
 #[error("{error}")]
 pub struct FieldError {
     /// The field, as a JSON pointer into the `tls` section without the first slash, such as `certificates/0/key`.
-    pub place: String,
+    pub field: String,
     /// The error.
     pub error: MaterialError,
 }

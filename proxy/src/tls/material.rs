@@ -138,8 +138,8 @@ impl<'r> Loader<'r> {
 
     /// Loads our certificate and its key, which must match and be valid now. `place` is the place of the pair.
     pub(super) fn pair(&mut self, files: &CertificateFiles, place: &str) -> Result<OwnCertificate, FieldError> {
-        let of_certificate = |error| FieldError { place: format!("{place}/certificate"), error };
-        let of_key = |error| FieldError { place: format!("{place}/key"), error };
+        let of_certificate = |error| FieldError { field: format!("{place}/certificate"), error };
+        let of_key = |error| FieldError { field: format!("{place}/key"), error };
         let (path, chain) =
             self.all::<CertificateDer<'static>>(&files.certificate, "certificate").map_err(of_certificate)?;
         let unusable = |e: IdentityError| MaterialError::Certificate(path.clone(), 1, e.to_string());
@@ -195,7 +195,7 @@ impl<'r> Loader<'r> {
                 }
                 Ok(())
             };
-            wrong.extend(add().err().map(|error| FieldError { place: format!("{place}/{index}"), error }));
+            wrong.extend(add().err().map(|error| FieldError { field: format!("{place}/{index}"), error }));
         }
         if wrong.is_empty() { Ok(Arc::new(roots)) } else { Err(wrong) }
     }
@@ -228,7 +228,7 @@ impl<'r> Loader<'r> {
             });
             match checked {
                 Ok(checked) => lists.extend(checked),
-                Err(error) => wrong.push(FieldError { place, error }),
+                Err(error) => wrong.push(FieldError { field: place, error }),
             }
         }
         if wrong.is_empty() { Ok(lists) } else { Err(wrong) }

@@ -58,7 +58,7 @@ impl ServerTls {
         if !wrong.is_empty() {
             return Err(wrong);
         }
-        let whole = |error| vec![FieldError { place: String::new(), error }];
+        let whole = |error| vec![FieldError { field: String::new(), error }];
         let refused = |e: rustls::Error| whole(MaterialError::Refused(plain(&e)));
         let ClientAuth { verifier, rules, lists } = clients;
         let sessions = Sessions::new(rules, verifier.is_some(), previous.map(|p| &p.sessions)).map_err(whole)?;
@@ -201,7 +201,7 @@ impl ClientAuth {
                 builder = builder.allow_unauthenticated();
             }
             let refused = |e: rustls::server::VerifierBuilderError| {
-                vec![FieldError { place, error: MaterialError::Refused(e.to_string()) }]
+                vec![FieldError { field: place, error: MaterialError::Refused(e.to_string()) }]
             };
             let verifier = builder.build().map_err(refused)?;
             match domain {

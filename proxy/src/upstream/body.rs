@@ -91,18 +91,18 @@ pub(super) trait BodyGuard: 'static {
 pub(super) struct H1Body {
     pub(super) decoder: Decoder,
     /// The connection; `None` once the end was reached.
-    pub(super) link: Option<Rc<dyn ConnectionGuard>>,
+    pub(super) guard: Option<Rc<dyn ConnectionGuard>>,
 }
 
 impl H1Body {
     pub(super) fn new(decoder: Decoder, link: Rc<dyn ConnectionGuard>) -> Self {
-        H1Body { decoder, link: Some(link) }
+        H1Body { decoder, guard: Some(link) }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         let part = ready!(self.poll_part(cx));
         if part.as_ref().is_some_and(Result::is_err) {
-            self.link = None;
+            self.guard = None;
         } else {
             self.finish_at_end();
         }
@@ -117,7 +117,7 @@ impl H1Body {
     /// Releases the connection at the end of the body. A caller that knows where the body ends does not read past it.
     fn finish_at_end(&mut self) {
         if self.decoder.is_done()
-            && let Some(link) = self.link.take()
+            && let Some(link) = self.guard.take()
         {
             link.finish();
         }

@@ -122,7 +122,7 @@ pub struct Endpoint {
     /// The last error, however long ago.
     last_error: ArcSwapOption<LastError>,
     /// Rate limits of the log, per kind of failure.
-    warned: [LogLimiter; FailureCategory::COUNT],
+    log_limiters: [LogLimiter; FailureCategory::COUNT],
 }
 
 /// The last failure of an endpoint.
@@ -468,7 +468,7 @@ impl Endpoint {
             healthy: AtomicBool::new(true),
             check_error: ArcSwapOption::empty(),
             last_error: ArcSwapOption::empty(),
-            warned: Default::default(),
+            log_limiters: Default::default(),
         }
     }
 
@@ -526,7 +526,7 @@ impl Endpoint {
     #[cold]
     pub fn note_failure(&self, cluster: &str, trouble: FailureCategory, text: &str) {
         self.remember(trouble, text);
-        if let Some(left_out) = self.warned[trouble as usize].may_warn() {
+        if let Some(left_out) = self.log_limiters[trouble as usize].may_warn() {
             let (endpoint, kind) = (&self.address, trouble.name());
             tracing::warn!(target: target::UPSTREAM, cluster, %endpoint, kind, left_out, "an endpoint failed: {text}");
         }

@@ -331,7 +331,7 @@ where
     /// Writes the head.
     fn begin<T>(head: &encoder::RequestHead<'_>, body: B, wire: &mut BufferedIo<T>) -> Self {
         let empty = body.is_end_stream();
-        let encoder = encoder::request(head, &body.size_hint(), empty, &mut wire.outbox);
+        let encoder = encoder::request(head, &body.size_hint(), empty, &mut wire.write_buf);
         RequestWriter { body: (!empty).then_some(body), encoder, sent: false, broken: None }
     }
 
@@ -369,7 +369,7 @@ where
     ) -> Result<bool, Box<dyn Error + Send + Sync>> {
         let RequestWriter { body: rest, encoder, .. } = self;
         while let Some(body) = rest {
-            if wire.outbox.len() >= ENOUGH {
+            if wire.write_buf.len() >= ENOUGH {
                 return Ok(true);
             }
             let trailers = match Pin::new(&mut *body).poll_frame(cx) {
@@ -378,7 +378,7 @@ where
                 Poll::Ready(None) => None,
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        encoder.data(data, &mut wire.outbox)?;
+                        encoder.data(data, &mut wire.write_buf)?;
                         if !body.is_end_stream() {
                             continue;
                         }
@@ -387,7 +387,7 @@ where
                     Err(frame) => frame.into_trailers().ok(),
                 },
             };
-            encoder.end(trailers.as_ref(), &mut wire.outbox)?;
+            encoder.end(trailers.as_ref(), &mut wire.write_buf)?;
             *rest = None;
         }
         Ok(true)
@@ -517,7 +517,7 @@ impl<B: 'static> ConnectionGuard for H1Connection<B> {
 impl H1Body {
     /// Reads the next part of the body.
     pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<h1::BodyPart, UpstreamBodyError>>> {
-        let Some(link) = &self.link else { return Poll::Ready(None) };
+        let Some(link) = &self.guard else { return Poll::Ready(None) };
         let mut line = link.line().borrow_mut();
         let Some(wire) = line.as_mut() else { return Poll::Ready(Some(Err(UpstreamBodyError::Cut))) };
         loop {

@@ -260,12 +260,12 @@ where
             poll_fn(|cx| match turns.turn(cx, |cx| Pin::new(&mut connection).poll(cx)) {
                 Err(error) => Poll::Ready(Err(error)),
                 Ok(Poll::Ready(ended)) => Poll::Ready(ended.map_err(io::Error::other)),
-                Ok(Poll::Pending) if state.ends.said().has_settings() => Poll::Ready(Ok(())),
+                Ok(Poll::Pending) if state.ends.peer_settings().has_settings() => Poll::Ready(Ok(())),
                 Ok(Poll::Pending) => Poll::Pending,
             })
             .await?;
         }
-        slot.max_head.set(state.ends.said().max_head().or(slot.max_head.get()));
+        slot.max_head.set(state.ends.peer_settings().max_head().or(slot.max_head.get()));
         Ok(Rc::new_cyclic(|mux: &Weak<H2Connection<B>>| {
             let (mux, slot_of_task, shared) = (Weak::clone(mux), Rc::clone(&slot), Rc::clone(&state));
             spawn_local(async move {
@@ -281,9 +281,9 @@ where
                     }
                     let theirs = u32::try_from(connection.max_concurrent_send_streams()).unwrap_or(u32::MAX);
                     shared.most.set(config.max_concurrent_streams.min(theirs));
-                    if shared.ends.said().has_settings() {
+                    if shared.ends.peer_settings().has_settings() {
                         slot_of_task.endpoint.allow_streams(theirs);
-                        slot_of_task.max_head.set(shared.ends.said().max_head());
+                        slot_of_task.max_head.set(shared.ends.peer_settings().max_head());
                     }
                     shared.received.set(turns.received());
                     if let Poll::Ready(ended) = ended {
@@ -326,7 +326,7 @@ where
         weight: RequestWeight,
     ) -> Result<Response<PooledBody>, RequestError<B>> {
         let mux = &place.0;
-        if let Some(refused) = weight.refused(mux.state.ends.said().max_head()) {
+        if let Some(refused) = weight.refused(mux.state.ends.peer_settings().max_head()) {
             return Err(RequestError::unsent(refused, body));
         }
         let reused = mux.served.get() > 1;
@@ -335,13 +335,14 @@ where
         let number = Cell::new(0);
         // The upstream does not say which request made it close the connection. It is probably the last one that it
         // processed or, if it did not report that, the one that began last.
-        let again = |error: &h2::Error| match mux.state.ends.said().last_stream().unwrap_or(mux.state.begun.get()) {
-            _ if !(error.is_io() || error.is_go_away()) => Retryable::No,
-            last if last != number.get() => Retryable::Anew,
-            // The connection was idle, and may have been closed before this request reached it.
-            _ if reused && begins_alone && mux.state.received.get() == received => Retryable::Alone,
-            _ => Retryable::No,
-        };
+        let again =
+            |error: &h2::Error| match mux.state.ends.peer_settings().last_stream().unwrap_or(mux.state.begun.get()) {
+                _ if !(error.is_io() || error.is_go_away()) => Retryable::No,
+                last if last != number.get() => Retryable::Anew,
+                // The connection was idle, and may have been closed before this request reached it.
+                _ if reused && begins_alone && mux.state.received.get() == received => Retryable::Alone,
+                _ => Retryable::No,
+            };
         let failure = |error: h2::Error| match reason(&error) {
             Some(StreamEnd::Protocol) => {
                 let first = mux.state.first.get();

@@ -72,7 +72,7 @@ pub struct ProtocolChoice<'a> {
     /// Its body is incomplete: it waits behind complete requests.
     pub uploads: bool,
     /// Its permit among unfinished uploads and tunnels.
-    pub place: Option<&'a UsageGuard>,
+    pub usage: Option<&'a UsageGuard>,
     /// Its body ends with trailers, whether its head announces them or not.
     pub trailers: bool,
     /// It shares its connection with no other request, because it may make the upstream close it.
@@ -294,7 +294,7 @@ where
                 }
                 continue;
             }
-            choice.place.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(RequestErrorKind::Crowded)?;
+            choice.usage.map_or(Ok(()), |place| place.confirm(&cluster, alone)).map_err(RequestErrorKind::Crowded)?;
             let options = WaitOptions { uploads: choice.uploads, client: choice.on_behalf_of, alone };
             let permit = match pool.acquire(slot, options).await? {
                 Grant::Room => {

@@ -188,7 +188,7 @@ pub struct Host {
     /// That filter's identity.
     pub identity: Arc<PluginInfo>,
     /// The environment that all filters of the snapshot share.
-    pub world: Arc<FilterEnv>,
+    pub env: Arc<FilterEnv>,
     /// Its memory limit.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -204,13 +204,13 @@ pub struct Host {
     /// The ABI version that it was built for.
     pub abi: &'static str,
     /// The last line it logged while it was configured.
-    pub said: String,
+    pub last_logged: String,
     /// Errors in its configuration, with their paths.
     pub config_errors: Vec<(String, String)>,
     /// Whether a tick was set or cleared.
     pub ticks_changed: bool,
     /// The budget of host memory.
-    pub ledger: Arc<MemoryBudget>,
+    pub budget: Arc<MemoryBudget>,
     /// The charge for what it has defined: names, routes, ids.
     pub defined: MemoryCharge,
     /// Header names by id.
@@ -218,7 +218,7 @@ pub struct Host {
     /// Ids of header names.
     pub name_ids: HashMap<Vec<u8>, u32>,
     /// Header names that it has passed as text.
-    pub spelled: NameCache,
+    pub name_cache: NameCache,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
     /// Buckets by id.
@@ -240,7 +240,7 @@ pub struct Host {
     /// gRPC calls that the other side has ended and the guest has not.
     pub grpc_over: EndedCalls,
     /// Commands for gRPC calls, executed when the guest has returned.
-    pub grpc_wishes: Vec<CallCommand>,
+    pub grpc_commands: Vec<CallCommand>,
     /// Timers to set when the guest has returned.
     pub timers: Vec<Timer>,
     /// The results of calls.
@@ -286,7 +286,7 @@ impl Host {
             identity: roots[0].identity.clone(),
             roots,
             root: 0,
-            world,
+            env: world,
             limiter: Limiter { memory: memory_limit, tables: ledger.open(), denied: false },
             memory: None,
             allocate: None,
@@ -294,14 +294,14 @@ impl Host {
             phase: Phase::Start,
             effective: 0,
             abi: "",
-            said: String::new(),
+            last_logged: String::new(),
             config_errors: Vec::new(),
             ticks_changed: false,
             defined: ledger.open(),
-            ledger,
+            budget: ledger,
             names: Vec::new(),
             name_ids: HashMap::new(),
-            spelled: NameCache::default(),
+            name_cache: NameCache::default(),
             routes: Vec::new(),
             buckets: Vec::new(),
             stream_limits: Vec::new(),
@@ -312,7 +312,7 @@ impl Host {
             calls: Vec::new(),
             grpc_calls: HashMap::new(),
             grpc_over: EndedCalls::default(),
-            grpc_wishes: Vec::new(),
+            grpc_commands: Vec::new(),
             timers: Vec::new(),
             answers: Answers::default(),
             scratch: Vec::new(),

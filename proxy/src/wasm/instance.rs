@@ -100,7 +100,7 @@ pub(super) struct Exports {
     pub(super) log: Option<TypedFunc<u32, ()>>,
     pub(super) delete: Option<TypedFunc<u32, ()>>,
     /// Several callbacks combined into one call.
-    pub(super) joined: Option<Trampoline>,
+    pub(super) trampoline: Option<Trampoline>,
 }
 
 impl Exports {
@@ -139,7 +139,7 @@ impl Exports {
             done: get(instance, store, "proxy_on_done"),
             log: get(instance, store, "proxy_on_log"),
             delete: get(instance, store, "proxy_on_delete"),
-            joined: Trampoline::find(engine, instance, store),
+            trampoline: Trampoline::find(engine, instance, store),
         }
     }
 }

@@ -65,10 +65,10 @@ pub struct VmBinding {
 /// A VM on a worker.
 pub struct Vm {
     me: Weak<Vm>,
-    machine: Arc<VmTemplate>,
+    template: Arc<VmTemplate>,
     /// Its filters, in the order of their root contexts.
-    tenants: Box<[Rc<RootContext>]>,
-    site: VmBinding,
+    roots: Box<[Rc<RootContext>]>,
+    binding: VmBinding,
     /// The regular VM, if this one is its quarantine.
     main: Option<Weak<Vm>>,
     quarantine: Quarantine,
@@ -79,9 +79,9 @@ pub struct Vm {
     /// Another instance is being created, or will be.
     ordered: Cell<bool>,
     /// How many instances in a row have failed outside any stream in the first call made to them.
-    still_born: Cell<u32>,
+    failed_at_start: Cell<u32>,
     /// The VM stays without an instance until then.
-    resting: Cell<Option<Instant>>,
+    paused_until: Cell<Option<Instant>>,
     /// The VM is being dropped.
     closing: Cell<bool>,
     /// Counts the instances, so that a stream never meets an instance other than the one it started in.
@@ -109,7 +109,7 @@ pub(in crate::wasm) struct RootContext {
     index: usize,
     half_call: (Duration, u64),
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
-    listening: RefCell<Option<QueueSubscription>>,
+    subscription: RefCell<Option<QueueSubscription>>,
 }
 
 /// A filter's subscription to its queues.
@@ -127,7 +127,7 @@ impl RootContext {
     }
 
     /// Stops everything that runs for its root context on its own: the tick and queue notifications.
-    fn silence(&self) {
+    fn stop(&self) {
         if let Some((_, ticking)) = self.ticking.take() {
             ticking.abort();
         }
@@ -136,7 +136,7 @@ impl RootContext {
 
     /// Stops reading its queues. Pending notifications go to the previous reader, or to the next one that registers.
     fn stop_listening(&self) {
-        let Some(QueueSubscription { note, queues, task }) = self.listening.take() else { return };
+        let Some(QueueSubscription { note, queues, task }) = self.subscription.take() else { return };
         task.abort();
         queues.into_iter().for_each(|queue| self.plugin.env.shared.queues.pass_on(queue, &note));
     }
@@ -166,16 +166,16 @@ pub(super) struct InstanceUnavailable;
 
 impl Vm {
     /// Creates a VM with a ready instance.
-    pub fn new(machine: Arc<VmTemplate>, instance: Instance, site: VmBinding) -> Rc<Vm> {
-        let vm = Vm::without_instance(machine, site, None);
-        vm.machine.presence.join();
-        vm.machine.presence.found();
+    pub fn new(template: Arc<VmTemplate>, instance: Instance, binding: VmBinding) -> Rc<Vm> {
+        let vm = Vm::without_instance(template, binding, None);
+        vm.template.availability.join();
+        vm.template.availability.found();
         vm.adopt(instance);
         vm
     }
 
-    fn without_instance(machine: Arc<VmTemplate>, site: VmBinding, main: Option<Weak<Vm>>) -> Rc<Vm> {
-        let tenants: Box<[_]> = (machine.plugins().iter().enumerate())
+    fn without_instance(template: Arc<VmTemplate>, binding: VmBinding, main: Option<Weak<Vm>>) -> Rc<Vm> {
+        let roots: Box<[_]> = (template.plugins().iter().enumerate())
             .map(|(index, plugin)| {
                 Rc::new(RootContext {
                     plugin: plugin.clone(),
@@ -184,23 +184,23 @@ impl Vm {
                     index,
                     half_call: plugin.half_call(),
                     ticking: RefCell::new(None),
-                    listening: RefCell::new(None),
+                    subscription: RefCell::new(None),
                 })
             })
             .collect();
         Rc::new_cyclic(|me| Vm {
             me: me.clone(),
-            ids: Cell::new(ContextIds::from(FIRST_ROOT + tenants.len() as u32)),
-            machine,
-            tenants,
-            site,
+            ids: Cell::new(ContextIds::from(FIRST_ROOT + roots.len() as u32)),
+            template,
+            roots,
+            binding,
             main,
             quarantine: Quarantine::default(),
             instance: RefCell::new(None),
             spares: RefCell::default(),
             ordered: Cell::new(false),
-            still_born: Cell::new(0),
-            resting: Cell::new(None),
+            failed_at_start: Cell::new(0),
+            paused_until: Cell::new(None),
             closing: Cell::new(false),
             incarnation: Cell::new(0),
             contexts: Rc::default(),
@@ -213,13 +213,13 @@ impl Vm {
     }
 
     /// The template of its instances.
-    pub fn machine(&self) -> &Arc<VmTemplate> {
-        &self.machine
+    pub fn template(&self) -> &Arc<VmTemplate> {
+        &self.template
     }
 
     /// Its filters, in the template's order.
     pub fn filters(self: &Rc<Self>) -> impl Iterator<Item = Rc<WasmFilter>> {
-        self.tenants.iter().map(|tenant| Rc::new(WasmFilter::new(self.clone(), tenant.clone())))
+        self.roots.iter().map(|root_context| Rc::new(WasmFilter::new(self.clone(), root_context.clone())))
     }
 
     /// The number of host calls by the guest and of bytes copied for them. For benchmarks.
@@ -235,28 +235,31 @@ impl Vm {
     /// Makes an instance the current one.
     fn adopt(&self, mut instance: Instance) {
         // A worker only receives instances of an applied configuration.
-        self.tenants[0].plugin.env.trial.succeed();
+        self.roots[0].plugin.env.undo_log.succeed();
         let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
         // A tick continues over a failure if its period is unchanged; without a tick in the new instance, it ends.
         instance.store.data_mut().ticks_changed = true;
-        for tenant in &self.tenants {
-            tenant.phases.set(instance.phases(tenant.index));
-            tenant.subscribes.set(instance.subscribed(tenant.index).is_some());
-            self.gauge(tenant).add(observe::shard(), 1);
+        for root_context in &self.roots {
+            root_context.phases.set(instance.phases(root_context.index));
+            root_context.subscribes.set(instance.subscribed(root_context.index).is_some());
+            self.gauge(root_context).add(observe::shard(), 1);
         }
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.calls_before.set(self.calls.get());
         *self.instance.borrow_mut() = Some(instance);
         // Carries out what the guest requested while it was configured.
         self.settle();
-        self.tenants.iter().filter(|tenant| !reads.contains(&tenant.index)).for_each(|tenant| tenant.stop_listening());
+        self.roots
+            .iter()
+            .filter(|root_context| !reads.contains(&root_context.index))
+            .for_each(|root_context| root_context.stop_listening());
     }
 
     /// Calls the guest for one of its filters, on behalf of a stream or of none. `hears`: the caller denies the stream
     /// if this fails.
     pub(super) fn enter<T>(
         &self,
-        tenant: &RootContext,
+        root_context: &RootContext,
         stream: Option<(&StreamRef, usize)>,
         context: u32,
         hears: bool,
@@ -272,21 +275,21 @@ impl Vm {
         let calls = self.calls.get() + 1;
         self.calls.set(calls);
         // A VM is called only on its worker's thread, so this shard has no other writer.
-        tenant.plugin.metrics.calls.inc_alone(observe::shard());
+        root_context.plugin.metrics.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
-        clock::start_ticks(store, tenant.half_call.0, tenant.half_call.1);
+        clock::start_ticks(store, root_context.half_call.0, root_context.half_call.1);
         let began = clock::begin();
-        store.data_mut().act_for(tenant.index, context);
+        store.data_mut().act_for(root_context.index, context);
         let result = {
             let _scope = CallScope::enter(stream, &self.contexts);
             call(store, exports)
         };
         if let Some(start) = timed {
-            tenant.plugin.metrics.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
+            root_context.plugin.metrics.time.observe(observe::shard(), start.elapsed().as_nanos() as u64);
             self.account_memory(store);
         }
         let result = match result {
-            Ok(_) if clock::overran(began, tenant.plugin.call_time) => Err(Trap::Interrupt.into()),
+            Ok(_) if clock::overran(began, root_context.plugin.call_time) => Err(Trap::Interrupt.into()),
             result => result,
         };
         match result {
@@ -294,7 +297,7 @@ impl Vm {
                 let host = store.data();
                 let unsettled = !host.calls.is_empty()
                     || !host.timers.is_empty()
-                    || !host.grpc_wishes.is_empty()
+                    || !host.grpc_commands.is_empty()
                     || !host.reads.is_empty()
                     || host.ticks_changed;
                 drop(slot);
@@ -307,7 +310,7 @@ impl Vm {
                 let (denied, effective) = (store.data().limiter.denied, store.data().effective);
                 let dead = slot.take();
                 drop(slot);
-                self.fail(tenant, &error, (denied, effective), stream, hears);
+                self.fail(root_context, &error, (denied, effective), stream, hears);
                 drop(dead);
                 Err(InstanceUnavailable)
             }
@@ -321,18 +324,21 @@ impl Vm {
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
             if std::mem::take(&mut host.ticks_changed) {
-                self.tenants.iter().zip(&host.roots).for_each(|(tenant, root)| self.set_tick(tenant, root.tick));
+                self.roots
+                    .iter()
+                    .zip(&host.roots)
+                    .for_each(|(root_context, root)| self.set_tick(root_context, root.tick));
             }
             // Calls that were cancelled in the same callback are never started.
             let grpc_calls = &host.grpc_calls;
-            host.grpc_wishes.retain(|wish| match wish {
+            host.grpc_commands.retain(|wish| match wish {
                 CallCommand::Open(call) => grpc_calls.contains_key(&call.id),
                 _ => true,
             });
             (
                 std::mem::take(&mut host.calls),
                 std::mem::take(&mut host.timers),
-                std::mem::take(&mut host.grpc_wishes),
+                std::mem::take(&mut host.grpc_commands),
                 std::mem::take(&mut host.reads),
             )
         };
@@ -350,7 +356,7 @@ impl Vm {
         }
         for wish in wishes {
             let calls = &mut self.grpc.borrow_mut();
-            grpc::execute(calls, wish, &self.me, &self.site.upstream, self.incarnation.get());
+            grpc::execute(calls, wish, &self.me, &self.binding.upstream, self.incarnation.get());
         }
         for timer in timers {
             let Some((stream, position, _)) = self.find(timer.context) else { continue };
@@ -371,15 +377,15 @@ impl Vm {
         // A queue's messages go to the reader that registered last; a quarantine VM, which may fail at any time, must
         // not be a reader.
         for (root, queue) in reads.into_iter().filter(|_| !self.is_apart()) {
-            let tenant = &self.tenants[root];
-            let known = tenant.listening.borrow().as_ref().map(|listening| listening.note.clone());
-            let note = known.unwrap_or_else(|| self.listen(tenant));
-            if let Some(listening) = &mut *tenant.listening.borrow_mut()
+            let root_context = &self.roots[root];
+            let known = root_context.subscription.borrow().as_ref().map(|listening| listening.note.clone());
+            let note = known.unwrap_or_else(|| self.listen(root_context));
+            if let Some(listening) = &mut *root_context.subscription.borrow_mut()
                 && !listening.queues.contains(&queue)
             {
                 listening.queues.push(queue);
             }
-            tenant.plugin.env.shared.queues.read(queue, note);
+            root_context.plugin.env.shared.queues.read(queue, note);
         }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
@@ -389,7 +395,7 @@ impl Vm {
     /// Starts an HTTP call.
     fn begin(&self, call: HttpCall) {
         let id = call.id;
-        let task = callout::run(self.me.clone(), self.site.upstream.clone(), call, self.incarnation.get());
+        let task = callout::run(self.me.clone(), self.binding.upstream.clone(), call, self.incarnation.get());
         self.http.borrow_mut().insert(id, tokio::task::spawn_local(task).abort_handle());
     }
 
@@ -397,19 +403,19 @@ impl Vm {
     fn find(&self, context: u32) -> Option<(StreamRef, usize, &Rc<RootContext>)> {
         let contexts = self.contexts.borrow();
         let StreamContext { stream, position, root } = contexts.get(context)?;
-        Some((stream.upgrade()?, *position, &self.tenants[*root]))
+        Some((stream.upgrade()?, *position, &self.roots[*root]))
     }
 
     /// Linear memory is charged to the first of the filters that share it.
     fn account_memory(&self, store: &Store<Host>) {
         let now = memory_size(store);
-        self.tenants[0].plugin.metrics.memory.add(observe::shard(), now - self.memory.replace(now));
+        self.roots[0].plugin.metrics.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
     /// Notifies a filter of messages in its queues for as long as there is an instance.
-    fn listen(&self, tenant: &Rc<RootContext>) -> QueueNotification {
+    fn listen(&self, root_context: &Rc<RootContext>) -> QueueNotification {
         let (note, mut inbox) = unbounded_channel();
-        let (me, listener) = (self.me.clone(), tenant.clone());
+        let (me, listener) = (self.me.clone(), root_context.clone());
         let task = tokio::task::spawn_local(async move {
             while let Some(queue) = inbox.recv().await {
                 while listener.plugin.env.shared.queues.tell(queue) {
@@ -425,15 +431,15 @@ impl Vm {
             }
         });
         let (queues, task) = (Vec::new(), task.abort_handle());
-        *tenant.listening.borrow_mut() = Some(QueueSubscription { note: note.clone(), queues, task });
+        *root_context.subscription.borrow_mut() = Some(QueueSubscription { note: note.clone(), queues, task });
         note
     }
 
-    fn set_tick(&self, tenant: &Rc<RootContext>, tick: Option<Duration>) {
-        if tenant.ticking.borrow().as_ref().map(|(period, _)| *period) == tick {
+    fn set_tick(&self, root_context: &Rc<RootContext>, tick: Option<Duration>) {
+        if root_context.ticking.borrow().as_ref().map(|(period, _)| *period) == tick {
             return;
         }
-        let (me, ticking) = (self.me.clone(), tenant.clone());
+        let (me, ticking) = (self.me.clone(), root_context.clone());
         let new = tick.map(|period| {
             let task = tokio::task::spawn_local(async move {
                 loop {
@@ -447,15 +453,15 @@ impl Vm {
             });
             (period, task.abort_handle())
         });
-        if let Some((_, old)) = tenant.ticking.replace(new) {
+        if let Some((_, old)) = root_context.ticking.replace(new) {
             old.abort();
         }
     }
 
     fn on_timer(&self, context: u32, token: i64, incarnation: u32) {
-        let Some((stream, position, tenant)) = self.find(context) else { return };
+        let Some((stream, position, root_context)) = self.find(context) else { return };
         if incarnation == self.incarnation.get() {
-            let _ = self.enter(tenant, Some((&stream, position)), context, false, |store, exports| {
+            let _ = self.enter(root_context, Some((&stream, position)), context, false, |store, exports| {
                 exports.timer.as_ref().map_or(Ok(()), |f| f.call(store, (context, token)))
             });
         }
@@ -467,15 +473,15 @@ impl Vm {
             return;
         }
         self.http.borrow_mut().remove(&id);
-        let tenant = &self.tenants[root];
-        let _ = self.enter(tenant, None, tenant.root(), false, |store, exports| {
+        let root_context = &self.roots[root];
+        let _ = self.enter(root_context, None, root_context.root(), false, |store, exports| {
             let calls = &mut store.data_mut().calls_under_way;
             *calls = calls.saturating_sub(1);
             let Some(f) = &exports.http_call_response else { return Ok(()) };
             let headers = response.head.as_ref().map_or(0, |h| 1 + h.fields.len() as u32);
             let (body, trailers) = (response.body.len() as u32, response.trailers.len() as u32);
             store.data_mut().answers.call_response = Some(response);
-            let result = f.call(&mut *store, (tenant.root(), id, headers, body, trailers));
+            let result = f.call(&mut *store, (root_context.root(), id, headers, body, trailers));
             store.data_mut().answers.clear();
             result
         });
@@ -486,8 +492,8 @@ impl Vm {
         if incarnation != self.incarnation.get() {
             return false;
         }
-        let tenant = &self.tenants[root];
-        let delivered = self.enter(tenant, None, tenant.root(), false, |store, exports| {
+        let root_context = &self.roots[root];
+        let delivered = self.enter(root_context, None, root_context.root(), false, |store, exports| {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let (f, size) = match &event {
                 CallEvent::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
@@ -506,7 +512,7 @@ impl Vm {
             }
             let Some(f) = f else { return Ok(()) };
             host.answers.grpc_event = Some(event);
-            let result = f.call(&mut *store, (tenant.root(), id, size));
+            let result = f.call(&mut *store, (root_context.root(), id, size));
             store.data_mut().answers.clear();
             result
         });
@@ -526,18 +532,18 @@ impl Vm {
     /// Calls the guest for a stream; `call` receives the stream's context. The caller denies the stream if this fails.
     pub(super) fn call<T>(
         &self,
-        tenant: &RootContext,
+        root_context: &RootContext,
         (stream, position): (&StreamRef, usize),
         call: impl FnOnce(&mut Store<Host>, &Exports, CallContext) -> wasmtime::Result<T>,
     ) -> Result<T, InstanceUnavailable> {
         let apart = self.apart(stream, position);
-        let (vm, tenant) = match &apart {
-            Some(vm) => (&**vm, &*vm.tenants[tenant.index]),
-            None => (self, tenant),
+        let (vm, root_context) = match &apart {
+            Some(vm) => (&**vm, &*vm.roots[root_context.index]),
+            None => (self, root_context),
         };
-        let (id, new) = vm.context(tenant, stream, position)?;
-        let parent = (new && tenant.phases.get() & phase::LIFECYCLE != 0).then(|| tenant.root());
-        vm.enter(tenant, Some((stream, position)), id, true, |store, exports| {
+        let (id, new) = vm.context(root_context, stream, position)?;
+        let parent = (new && root_context.phases.get() & phase::LIFECYCLE != 0).then(|| root_context.root());
+        vm.enter(root_context, Some((stream, position)), id, true, |store, exports| {
             call(store, exports, CallContext { id, parent })
         })
     }
@@ -546,7 +552,7 @@ impl Vm {
     /// stream.
     pub(super) fn context(
         &self,
-        tenant: &RootContext,
+        root_context: &RootContext,
         stream: &StreamRef,
         position: usize,
     ) -> Result<(u32, bool), InstanceUnavailable> {
@@ -562,7 +568,7 @@ impl Vm {
             _ => Err(InstanceUnavailable),
         })?;
         if new {
-            let known = StreamContext { stream: stream.downgrade(), position, root: tenant.index };
+            let known = StreamContext { stream: stream.downgrade(), position, root: root_context.index };
             let mut contexts = self.contexts.borrow_mut();
             contexts.insert(context, known);
             self.ids.set(self.ids.get().taken(|id| contexts.get(id).is_some()));
@@ -588,16 +594,16 @@ fn memory_size(store: &Store<Host>) -> i64 {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.closing.set(true);
-        self.tenants.iter().for_each(|tenant| tenant.silence());
+        self.roots.iter().for_each(|root_context| root_context.stop());
         self.grpc.borrow_mut().clear();
         let had = self.instance.borrow().is_some();
         if !self.is_apart() {
-            self.machine.presence.leave(had);
+            self.template.availability.leave(had);
         }
-        self.machine.kept.fetch_sub(self.spares.borrow().len(), Ordering::Relaxed);
-        for tenant in &self.tenants {
-            let root = tenant.root();
-            let _ = self.enter(tenant, None, root, false, |store, exports| {
+        self.template.kept.fetch_sub(self.spares.borrow().len(), Ordering::Relaxed);
+        for root_context in &self.roots {
+            let root = root_context.root();
+            let _ = self.enter(root_context, None, root, false, |store, exports| {
                 if let Some(done) = &exports.done {
                     done.call(&mut *store, root)?;
                 }
@@ -605,8 +611,8 @@ impl Drop for Vm {
             });
         }
         if had && self.instance.borrow().is_some() {
-            self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(observe::shard(), 1));
-            self.tenants[0].plugin.metrics.memory.sub(observe::shard(), self.memory.get());
+            self.roots.iter().for_each(|root_context| self.gauge(root_context).sub(observe::shard(), 1));
+            self.roots[0].plugin.metrics.memory.sub(observe::shard(), self.memory.get());
         }
     }
 }

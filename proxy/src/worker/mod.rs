@@ -134,7 +134,7 @@ struct Worker {
     supply: Rc<InstanceSupply>,
     pools: Pools<Body>,
     /// By address: sockets belong to an address, and can move from one listener to another.
-    listening: RefCell<HashMap<Address, BoundListener>>,
+    listeners: RefCell<HashMap<Address, BoundListener>>,
     vms: RefCell<Vec<Rc<Vm>>>,
     connections: Rc<ConnectionCount>,
     clients: Rc<Clients>,
@@ -148,7 +148,7 @@ impl Worker {
                 let _ = rebuilds.send(RebuildRequest { worker: index, order });
             }),
             pools: Pools::new(PoolOptions::default()),
-            listening: RefCell::default(),
+            listeners: RefCell::default(),
             vms: RefCell::default(),
             connections: Rc::default(),
             clients: Rc::default(),
@@ -166,11 +166,11 @@ impl Worker {
                         let _ = done.send(());
                     });
                 }
-                Command::Adopt(machine, instance) => {
+                Command::Adopt(template, instance) => {
                     self.supply.charge(instance.made_in);
                     let vms = self.vms.borrow();
                     // Instances for a snapshot that is gone are dropped.
-                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.machine(), &machine)) {
+                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.template(), &template)) {
                         vm.deliver(*instance);
                     }
                 }
@@ -183,13 +183,14 @@ impl Worker {
     fn apply(&self, update: WorkerUpdate) -> Vec<JoinHandle<()>> {
         let WorkerUpdate { snapshot, instances, sockets } = update;
         let binding = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
-        let vms = snapshot.machines.iter().zip(instances);
-        let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, binding.clone())).collect();
+        let vms = snapshot.templates.iter().zip(instances);
+        let vms: Vec<_> =
+            vms.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
         let filters = snapshot.in_order(&vms);
         let mut streams: HashMap<_, _> = by_place(sockets.streams);
         #[cfg(feature = "http3")]
         let mut datagrams: HashMap<_, _> = by_place(sockets.datagrams);
-        let mut listening = self.listening.borrow_mut();
+        let mut listening = self.listeners.borrow_mut();
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let context = Rc::new(self.listener_context(&snapshot, index, &filters));
@@ -199,7 +200,7 @@ impl Worker {
                 let place = (index, address.clone());
                 let bound = match (listening.remove(address), streams.remove(&place)) {
                     (Some(bound), _) if bound.name == *name => {
-                        bound.handle.set_site(context.clone());
+                        bound.handle.set_context(context.clone());
                         *bound.tcp.borrow_mut() = tcp.clone();
                         bound
                     }
@@ -245,13 +246,13 @@ impl Worker {
         let mut context = ListenerContext::new(
             config.clone(),
             Rc::new(Chain::new(filters)),
-            parts.figures.clone(),
+            parts.metrics.clone(),
             self.pools.clone(),
         );
         context.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
         context.tls = parts.tls.clone();
         context.access_log = parts.access_log.clone();
-        context.clusters = snapshot.cluster_figures.iter().cloned().collect();
+        context.clusters = snapshot.cluster_metrics.iter().cloned().collect();
         context.retries = snapshot.retries.iter().cloned().collect();
         context
     }
@@ -316,7 +317,7 @@ impl Worker {
     }
 
     fn drain(&self, done: oneshot::Sender<()>) {
-        let closing = self.listening.borrow_mut().drain().map(|(_, listening)| listening.end()).collect();
+        let closing = self.listeners.borrow_mut().drain().map(|(_, listening)| listening.end()).collect();
         let connections = self.connections.clone();
         tokio::task::spawn_local(async move {
             closed(closing).await;
@@ -347,7 +348,7 @@ fn tcp_context(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) ->
         age: config.timeouts.connection_age.bound(),
         buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
         access_log: parts.access_log.clone(),
-        figures,
+        metrics: figures,
         clusters: snapshot.tcp_clusters.iter().cloned().collect(),
         retries: snapshot.retries.iter().cloned().collect(),
     })
@@ -401,10 +402,10 @@ async fn accept(
 ) {
     let (refusals, unaccepted) = (RejectedConnections::default(), LogLimiter::default());
     let refuse = |stream, peer, refused: &RejectedConnection| {
-        let context = handle.site();
+        let context = handle.context();
         context.reject(peer, "TCP", refused);
         let tls = context.config.tls.as_ref().map(|tls| tls.mode);
-        refusals.refuse(stream, context.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
+        refusals.reject(stream, context.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
     };
     // Returns whether other connections were closed to make room.
     let begin = |stream: Socket, peer| {
@@ -418,7 +419,7 @@ async fn accept(
             return false;
         }
         let Ok(local) = stream.local_addr() else { return false };
-        let connected = ConnectionGuard::begin(&connections, &handle.site(), place);
+        let connected = ConnectionGuard::begin(&connections, &handle.context(), place);
         let (handle, tcp) = (handle.clone(), tcp.clone());
         clients.admit(|seat| {
             let serve = async move {

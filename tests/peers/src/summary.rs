@@ -95,11 +95,11 @@ pub fn table(scenarios: &[Scenario], results: &Results) -> String {
     text
 }
 
+/// A scenario, Tollgate's row and the peer's in words, and how one measure compares.
+type Compared<'a> = (&'a Scenario, String, Comparison);
+
 /// The comparisons by measure.
-fn by_measure<'a>(
-    scenarios: &'a [Scenario],
-    results: &Results,
-) -> [(&'static str, Vec<(&'a Scenario, String, Comparison)>); MEASURES.len()] {
+fn by_measure<'a>(scenarios: &'a [Scenario], results: &Results) -> [(&'static str, Vec<Compared<'a>>); MEASURES.len()] {
     let mut found = MEASURES.map(|(title, _)| (title, Vec::new()));
     for (scenario, pair, comparisons) in all(scenarios, results) {
         for ((_, of_this), comparison) in found.iter_mut().zip(comparisons) {

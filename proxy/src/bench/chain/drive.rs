@@ -206,7 +206,7 @@ impl<'a> Message<'a> {
         }
         if !body.flow.has_ended() {
             let state = self.stream.state.borrow();
-            let position = state.positions.iter().position(|p| p.paused[self.direction as usize]);
+            let position = state.filters.iter().position(|p| p.paused[self.direction as usize]);
             return Err(Stop::Held(position.unwrap_or(0)));
         }
         Ok(())

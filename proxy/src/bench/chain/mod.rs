@@ -42,7 +42,7 @@ use crate::{
 };
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
-use report::{EndingReport, Figures, FilterReport, PhaseReport, Report, Sums, plural, rounded};
+use report::{EndingReport, FilterReport, PhaseFigures, PhaseReport, Report, Sums, plural, rounded};
 use sample::{Sample, Workload};
 use timed::{Timed, Times, clock};
 
@@ -134,13 +134,13 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
 
     let failed: Rc<RefCell<Option<Arc<VmTemplate>>>> = Rc::default();
     let note = failed.clone();
-    let site = VmBinding {
+    let binding = VmBinding {
         upstream: Pools::new(PoolOptions::default()),
-        supply: InstanceSupply::new(move |order| *note.borrow_mut() = Some(order.machine)),
+        supply: InstanceSupply::new(move |order| *note.borrow_mut() = Some(order.template)),
     };
     let instances = instances.into_iter().next().unwrap_or_default();
-    let vms = snapshot.machines.iter().zip(instances);
-    let vms: Vec<_> = vms.map(|(machine, instance)| Vm::new(machine.clone(), instance, site.clone())).collect();
+    let vms = snapshot.templates.iter().zip(instances);
+    let vms: Vec<_> = vms.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
     let filters = snapshot.in_order(&vms);
     let clock = clock();
     let runner = |name: Option<&str>| -> anyhow::Result<Runner> {
@@ -215,7 +215,7 @@ fn filter_report(filter: &Timed) -> FilterReport {
         let calls = tally.times.len();
         let per_call = |n: u64| rounded(n as f64 / calls as f64);
         let (hostcalls, copied_bytes) = (per_call(tally.hostcalls), per_call(tally.copied));
-        PhaseReport { phase, calls, figures: Figures::new(&tally.times), hostcalls, copied_bytes }
+        PhaseReport { phase, calls, figures: PhaseFigures::new(&tally.times), hostcalls, copied_bytes }
     });
     let phases = phases.collect();
     FilterReport { name: filter.name().to_owned(), memory_bytes: filter.vm().memory_bytes(), phases }
@@ -322,10 +322,10 @@ impl Runner {
         self.run.requests += requests;
         match self.failed.borrow().as_ref() {
             None => Ok(()),
-            Some(machine) => {
-                let error = machine.plugins()[0].last_error.load();
+            Some(template) => {
+                let error = template.plugins()[0].last_error.load();
                 let error = error.as_ref().map_or("unknown", |e| e.as_str());
-                bail!("filter `{}` failed on one of the requests: {error}", machine.names())
+                bail!("filter `{}` failed on one of the requests: {error}", template.names())
             }
         }
     }
@@ -351,7 +351,7 @@ impl Runner {
             workload: workload.to_owned(),
             iterations,
             clock_ns: clock.as_nanos() as f64,
-            total: Figures::new(&self.run.whole),
+            total: PhaseFigures::new(&self.run.whole),
             calls: Sums::new(&filters, iterations),
             notes: notes(&endings, iterations, self.skipped),
             endings,

@@ -28,7 +28,7 @@ pub(super) struct Report {
     pub(super) clock_ns: f64,
     pub(super) filters: Vec<FilterReport>,
     /// A whole request, without a clock between the calls.
-    pub(super) total: Figures,
+    pub(super) total: PhaseFigures,
     /// The calls of a request, timed individually and summed up.
     pub(super) calls: Sums,
     pub(super) endings: Vec<EndingReport>,
@@ -55,7 +55,7 @@ pub(super) struct PhaseReport {
     pub(super) calls: u64,
     /// The times of one call.
     #[serde(flatten)]
-    pub(super) figures: Figures,
+    pub(super) figures: PhaseFigures,
     /// Calls to the host, per call.
     pub(super) hostcalls: f64,
     /// Bytes copied, per call.
@@ -64,7 +64,7 @@ pub(super) struct PhaseReport {
 
 /// Times, and their difference from the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Figures {
+pub(super) struct PhaseFigures {
     pub(super) median_ns: f64,
     pub(super) p99_ns: f64,
     pub(super) mean_ns: f64,
@@ -82,7 +82,7 @@ pub(super) struct Sums {
 
 impl Sums {
     pub(super) fn new(filters: &[FilterReport], requests: u64) -> Sums {
-        let sum = |time: fn(&Figures) -> f64| {
+        let sum = |time: fn(&PhaseFigures) -> f64| {
             let phases = filters.iter().flat_map(|f| &f.phases);
             rounded(phases.map(|p| p.calls as f64 * time(&p.figures)).sum::<f64>() / requests as f64)
         };
@@ -151,9 +151,9 @@ fn percent(now: f64, before: f64) -> f64 {
     if before > 0.0 { rounded((now / before - 1.0) * 100.0) } else { 0.0 }
 }
 
-impl Figures {
-    pub(super) fn new(times: &Times) -> Figures {
-        Figures {
+impl PhaseFigures {
+    pub(super) fn new(times: &Times) -> PhaseFigures {
+        PhaseFigures {
             median_ns: times.quantile(0.5),
             p99_ns: times.quantile(0.99),
             mean_ns: rounded(times.mean()),
@@ -161,7 +161,7 @@ impl Figures {
         }
     }
 
-    fn compare(&mut self, before: &Figures) {
+    fn compare(&mut self, before: &PhaseFigures) {
         self.change = Some(Change {
             median_percent: percent(self.median_ns, before.median_ns),
             p99_percent: percent(self.p99_ns, before.p99_ns),
@@ -219,7 +219,7 @@ impl Report {
 
         let compared = self.total.change.is_some();
         let width = self.filters.iter().map(|f| f.name.chars().count()).max().unwrap_or(0).max("filter".len());
-        let change = |figures: &Figures| match (&figures.change, compared) {
+        let change = |figures: &PhaseFigures| match (&figures.change, compared) {
             (Some(change), _) => {
                 format!("{}{}", shift(change.median_percent, &paint), shift(change.p99_percent, &paint))
             }

@@ -177,8 +177,8 @@ fn listeners_and_requests_that_cannot_run_are_rejected() {
     }
 }
 
-fn figures(median_ns: f64, p99_ns: f64) -> Figures {
-    Figures { median_ns, p99_ns, mean_ns: median_ns, change: None }
+fn figures(median_ns: f64, p99_ns: f64) -> PhaseFigures {
+    PhaseFigures { median_ns, p99_ns, mean_ns: median_ns, change: None }
 }
 
 fn sample_report(filter: &str, median_ns: f64, p99_ns: f64) -> Report {

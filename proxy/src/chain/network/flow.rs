@@ -35,7 +35,7 @@ impl ConnectionFlow {
     pub fn advance(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
         while let Some(filter) = stream.chain.filters.get(self.passed) {
             let position = self.passed;
-            let begins = !std::mem::replace(&mut stream.state.borrow_mut().places[position].begun, true);
+            let begins = !std::mem::replace(&mut stream.state.borrow_mut().filters[position].begun, true);
             if begins {
                 let wants = filter.phases() & phase::NEW_CONNECTION != 0;
                 let open = match is_gone(stream, position)? {
@@ -49,9 +49,9 @@ impl ConnectionFlow {
                 let mut state = stream.state.borrow_mut();
                 // A resume during the callback has the same effect as `Continue`.
                 let resumed = std::mem::take(&mut state.positions[position].resumed[0]);
-                state.places[position].open = open || resumed;
+                state.filters[position].open = open || resumed;
             }
-            if !stream.state.borrow().places[position].open {
+            if !stream.state.borrow().filters[position].open {
                 break;
             }
             self.passed += 1;
@@ -79,7 +79,7 @@ impl ConnectionFlow {
     pub fn is_full(&self, stream: &NetworkStream, side: Side) -> bool {
         let state = stream.state.borrow();
         let full = |buffer: &Buffer| buffer.as_slice().len() >= stream.buffer_limit;
-        state.places.iter().any(|place| {
+        state.filters.iter().any(|place| {
             place.buffers[side as usize].as_ref().is_some_and(full)
                 || (side == Side::Downstream && full(&place.waiting.0))
         })
@@ -116,7 +116,7 @@ impl ConnectionFlow {
                 if !self.out[side as usize].is_empty() {
                     continue;
                 }
-                let added = stream.state.borrow_mut().places[position].added[side as usize].take();
+                let added = stream.state.borrow_mut().filters[position].added[side as usize].take();
                 if !added.is_empty() {
                     self.pass(stream, side, stream.chain.position(side, position), Buffer::new(added), false)?;
                 }
@@ -130,7 +130,7 @@ impl ConnectionFlow {
         let (held, waited) = {
             let mut state = stream.state.borrow_mut();
             let held = std::mem::take(&mut state.positions[position].paused[side as usize]);
-            let place = &mut state.places[position];
+            let place = &mut state.filters[position];
             let waited = side == Side::Downstream && place.begun && !std::mem::replace(&mut place.open, true);
             let held =
                 held.then(|| (place.buffers[side as usize].take().unwrap_or_default(), place.ends[side as usize]));
@@ -202,7 +202,7 @@ impl ConnectionFlow {
         let filter = &stream.chain.filters[position];
         let closes = || {
             if end && side == Side::Upstream {
-                stream.state.borrow_mut().places[position].upstream_closed = true;
+                stream.state.borrow_mut().filters[position].upstream_closed = true;
                 if filter.phases() & phase::UPSTREAM_CLOSE != 0 {
                     filter.on_upstream_close(stream, position, ClosedBy::Remote);
                 }
@@ -219,7 +219,7 @@ impl ConnectionFlow {
         let len = {
             let mut state = stream.state.borrow_mut();
             state.positions[position].begin(way);
-            let place = &mut state.places[position];
+            let place = &mut state.filters[position];
             place.ends[way] |= end;
             let buffer = place.buffers[way].get_or_insert_default();
             let mut data = data;
@@ -236,7 +236,7 @@ impl ConnectionFlow {
             let resumed = std::mem::take(&mut p.resumed[way]);
             p.paused[way] = action == Action::Pause && !resumed;
             let held = p.paused[way];
-            let place = &mut state.places[position];
+            let place = &mut state.filters[position];
             let opens =
                 side == Side::Downstream && !place.open && (resumed || action == Action::Failed(OnFailure::Bypass));
             place.open |= opens;
@@ -249,7 +249,7 @@ impl ConnectionFlow {
         if held {
             return Ok(None);
         }
-        let place = &mut stream.state.borrow_mut().places[position];
+        let place = &mut stream.state.borrow_mut().filters[position];
         Ok(Some((place.buffers[way].take().unwrap_or_default(), end)))
     }
 }
@@ -259,7 +259,7 @@ fn wait(stream: &NetworkStream, side: Side, nth: usize, mut data: Buffer, end: b
     if side == Side::Upstream {
         return Some((data, end));
     }
-    let place = &mut stream.state.borrow_mut().places[nth];
+    let place = &mut stream.state.borrow_mut().filters[nth];
     let (before, ended) = &mut place.waiting;
     if place.open && before.as_slice().is_empty() {
         return Some((data, end || std::mem::take(ended)));
@@ -275,7 +275,7 @@ fn behind_held(stream: &NetworkStream, side: Side, position: usize, mut data: Bu
     if !std::mem::take(&mut state.positions[position].paused[side as usize]) {
         return (data, end);
     }
-    let place = &mut state.places[position];
+    let place = &mut state.filters[position];
     let mut held = place.buffers[side as usize].take().unwrap_or_default();
     held.append(data.take());
     (held, end || place.ends[side as usize])

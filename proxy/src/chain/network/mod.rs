@@ -133,7 +133,7 @@ pub struct ConnectionState {
     /// One per filter of the chain.
     pub positions: SmallVec<[FilterState; 6]>,
     /// One per filter of the chain.
-    pub places: SmallVec<[ConnectionFilterState; 2]>,
+    pub filters: SmallVec<[ConnectionFilterState; 2]>,
     /// The route, if a filter has selected one.
     pub route: Option<SelectedRoute>,
     /// The cluster, once known.
@@ -159,7 +159,7 @@ pub struct ConnectionState {
     /// Permits of concurrency limits, released when the connection ends.
     pub held: SmallVec<[limits::Permit; 1]>,
     /// The charges for growth caused by filters.
-    pub owed: DeferredCharge,
+    pub deferred: DeferredCharge,
     /// Bytes received, by side.
     pub received: [u64; 2],
     /// Bytes forwarded, by the side they came from.
@@ -169,7 +169,7 @@ pub struct ConnectionState {
 impl ConnectionState {
     /// Charges a filter for `more` additional bytes of log fields. Returns whether they may be added.
     pub fn owe(&mut self, ledger: &Arc<MemoryBudget>, more: usize) -> bool {
-        self.owed.add(more) || self.owed.weigh(ledger, size_of_log_fields(&self.log_fields), more)
+        self.deferred.add(more) || self.deferred.weigh(ledger, size_of_log_fields(&self.log_fields), more)
     }
 }
 
@@ -206,7 +206,7 @@ impl NetworkStream {
         let filters = 0..chain.filters.len();
         let state = ConnectionState {
             positions: filters.clone().map(|_| FilterState::default()).collect(),
-            places: filters.map(|_| ConnectionFilterState::default()).collect(),
+            filters: filters.map(|_| ConnectionFilterState::default()).collect(),
             route: None,
             cluster: None,
             endpoint: None,
@@ -219,7 +219,7 @@ impl NetworkStream {
             log_fields: Vec::new(),
             stored: StreamMetadata::default(),
             held: SmallVec::new(),
-            owed: DeferredCharge::default(),
+            deferred: DeferredCharge::default(),
             received: [0, 0],
             sent: [0, 0],
         };
@@ -274,7 +274,7 @@ impl NetworkStream {
         let limit = self.buffer_limit;
         let overflown = {
             let mut state = self.state.borrow_mut();
-            let place = &mut state.places[position];
+            let place = &mut state.filters[position];
             let shown = place.buffers[side as usize].as_mut();
             let adds = shown.is_none();
             let buffer = shown.unwrap_or(&mut place.added[side as usize]);
@@ -293,7 +293,7 @@ impl NetworkStream {
     /// Whether a filter holds the connection, or bytes of it.
     pub fn is_held_by(&self, position: usize) -> bool {
         let state = self.state.borrow();
-        let (p, place) = (&state.positions[position], &state.places[position]);
+        let (p, place) = (&state.positions[position], &state.filters[position]);
         p.paused[0] || p.paused[1] || (place.begun && !place.open)
     }
 
@@ -337,7 +337,7 @@ impl NetworkStream {
         for (position, filter) in self.chain.filters.iter().enumerate() {
             let (seen, told) = {
                 let mut state = self.state.borrow_mut();
-                let told = state.places[position].upstream_closed;
+                let told = state.filters[position].upstream_closed;
                 let p = &mut state.positions[position];
                 p.end();
                 let wants = phase::LOG | phase::DOWNSTREAM_CLOSE | phase::UPSTREAM_CLOSE;

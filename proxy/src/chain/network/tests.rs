@@ -50,7 +50,7 @@ impl NetworkFilter for Scripted {
 
 fn shown(stream: &NetworkStream, position: usize, side: Side) -> String {
     let state = stream.state.borrow();
-    let buffer = state.places[position].buffers[side as usize].as_ref();
+    let buffer = state.filters[position].buffers[side as usize].as_ref();
     String::from_utf8(buffer.map_or(&[][..], Buffer::as_slice).to_vec()).unwrap()
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn serve(
         let request = match poll_fn(|cx| connection.poll_head(&mut finder, &limits, cx)).await {
             Ok(Some(request)) => request,
             // The connection is draining, or the client has closed it.
-            Ok(None) if connection.ending.get() => return RequestsEnd::Done,
+            Ok(None) if connection.closing.get() => return RequestsEnd::Done,
             Ok(None) => return RequestsEnd::Gone,
             Err(error) => return RequestsEnd::Refused(error),
         };
@@ -68,7 +68,7 @@ pub(super) async fn serve(
         };
         // Boxed, so that an idle connection does not reserve the space.
         let mut serving = Box::pin(exchange::serve(
-            handle.site(),
+            handle.context(),
             info.clone(),
             progress.clone(),
             Request::from_parts(request.parts, body),
@@ -97,7 +97,7 @@ pub(super) async fn serve(
         progress.interims.end();
         let (head, body) = answer.response.into_parts();
         let written = connection
-            .with(|io| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut io.outbox));
+            .with(|io| encoder::response(&head, &body.size_hint(), body.is_end_stream(), client, &mut io.write_buf));
         let Some((encoder, persists)) = written else { return RequestsEnd::Gone };
         // If the end of the connection marks the end of the response, only a reset distinguishes a truncated response
         // (RFC 9112 section 8).
@@ -144,7 +144,7 @@ async fn send(
         }
         loop {
             // Data that the client has not taken yet counts: if the task is woken for another reason, no more is added.
-            let (mut waits, mut filled) = (false, connection.with(|io| io.outbox.len()).unwrap_or(0));
+            let (mut waits, mut filled) = (false, connection.with(|io| io.write_buf.len()).unwrap_or(0));
             while !over && filled < ENOUGH {
                 let frame = match Pin::new(&mut body).poll_frame(cx) {
                     Poll::Pending => {

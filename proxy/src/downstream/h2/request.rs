@@ -33,7 +33,7 @@ pub(super) fn spawn(connection: &Rc<Connection>, request: Request<RecvStream>, m
     let requests = &connection.info.requests;
     requests.set(requests.get().saturating_add(1));
     let (mut parts, received) = request.into_parts();
-    let listener = connection.handle.site();
+    let listener = connection.handle.context();
     let Some(size) = measure(&parts.headers) else {
         connection.log_malformed(detail::MALFORMED_FIELD);
         // If this was found before h2 saw the stream, h2 learns of it now.

@@ -64,7 +64,7 @@ pub(super) fn spawn(connection: Rc<Connection>, watch: Rc<StreamWatch>, resolver
         };
         // Wait for delivery, because closing the connection discards undelivered data.
         if finished {
-            let idle = connection.handle.site().config.timeouts.idle.bound();
+            let idle = connection.handle.context().config.timeouts.idle.bound();
             delivered(connection, &watch, idle).await;
         }
     });
@@ -90,10 +90,10 @@ async fn serve(
     cut: ResetWatch,
 ) -> bool {
     let Connection { handle, info, .. } = connection;
-    let limit = handle.site().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
+    let limit = handle.context().config.timeouts.header_read.bound().unwrap_or(Duration::MAX);
     let mut resolving = pin!(resolver.resolve_request());
     let resolved = timeout(limit, resolving.as_mut()).await;
-    let listener = handle.site();
+    let listener = handle.context();
     let refused = |status, flags, why| log_refusal(&listener, info, PROTOCOL, status, flags, why, "");
     let (request, stream) = match resolved {
         Ok(Ok(resolved)) => resolved,

@@ -11,7 +11,7 @@ use crate::config::model::ClientCertificates;
 /// Returns all errors with their places, without the directory.
 fn complaints(dir: &Dir, section: &ListenerTls) -> String {
     let wrong = try_server(section, None).err().unwrap_or_default();
-    let all: Vec<String> = wrong.iter().map(|p| format!("{}: {}", p.place, p.error)).collect();
+    let all: Vec<String> = wrong.iter().map(|p| format!("{}: {}", p.field, p.error)).collect();
     all.join("\n").replace(&format!("{}/", dir.path().display()), "")
 }
 

@@ -48,16 +48,16 @@ pub struct Received {
 /// end of the stream.
 ///
 /// # Errors The request is not valid HTTP.
-pub async fn send(site: &Rc<ListenerContext>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
+pub async fn send(context: &Rc<ListenerContext>, local: SocketAddr, request: &Request) -> anyhow::Result<Got> {
     let peer = SocketAddr::new(request.client, 40_000);
     let request = http_request(request)?;
     let (ours, theirs) = tokio::io::duplex(PIPE);
-    let info = Rc::new(ConnectionInfo::new(site.name.clone(), peer, local));
-    let site = site.clone();
+    let info = Rc::new(ConnectionInfo::new(context.name.clone(), peer, local));
+    let context = context.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (site, info) = (site.clone(), info.clone());
+        let (context, info) = (context.clone(), info.clone());
         async move {
-            let answer = exchange::serve(site, info, Rc::default(), request.map(Body::Incoming)).await?;
+            let answer = exchange::serve(context, info, Rc::default(), request.map(Body::Incoming)).await?;
             Ok::<_, exchange::StreamClosed>(answer.response)
         }
     });

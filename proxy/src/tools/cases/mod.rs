@@ -118,7 +118,7 @@ async fn run_steps(
     let script = Script::new(clusters);
     let mut filter: Filter = loaded.filter.clone();
     filter.config = case.config.clone().unwrap_or(filter.config);
-    let (machine, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
+    let (template, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
     let configured = match (configured, &case.refused) {
         (Ok(instance), None) => {
             let phases = instance.phases(0);
@@ -136,7 +136,7 @@ async fn run_steps(
             return Ok(refused(error, want.as_ref(), index, case, logs).into_iter().collect());
         }
     };
-    let world = World::new(loaded, (machine, configured), &clusters, script, registry)?;
+    let world = World::new(loaded, (template, configured), &clusters, script, registry)?;
     let mut outcomes = Vec::new();
     for (n, step) in case.steps.iter().enumerate() {
         let (title, happened) = take(step, &world, logs).await.with_context(|| format!("step {}", n + 1))?;
@@ -152,7 +152,7 @@ async fn take(step: &Step, world: &World, logs: &Logs) -> anyhow::Result<(String
     let (title, got) = match (&step.request, step.wait) {
         (Some(request), _) => {
             let title = format!("{} {}", request.method, request.path);
-            (title, Some(client::send(&world.site, world.local, request).await?))
+            (title, Some(client::send(&world.context, world.local, request).await?))
         }
         (None, wait) => {
             let wait = wait.map_or(std::time::Duration::ZERO, |wait| wait.0);

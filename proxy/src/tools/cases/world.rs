@@ -28,7 +28,7 @@ use crate::{
 
 /// A filter that is ready to be tested.
 pub struct World {
-    pub site: Rc<exchange::ListenerContext>,
+    pub context: Rc<exchange::ListenerContext>,
     pub local: SocketAddr,
     pub script: Rc<Script>,
     pub observer: Rc<Observer>,
@@ -48,27 +48,27 @@ pub fn configure(
     let clusters = clusters(script.names())?;
     let registry = Registry::new(1);
     let world = wasm::FilterEnv::new(clusters.clone(), SharedStore::new(registry.clone()));
-    let machine = VmTemplate::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
-    let configured = machine.instantiate().map_err(|e| e.error);
-    Ok((machine, clusters, registry, configured))
+    let template = VmTemplate::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
+    let configured = template.instantiate().map_err(|e| e.error);
+    Ok((template, clusters, registry, configured))
 }
 
 impl World {
     /// Creates the environment of an instance. Must run where local tasks can be spawned.
     pub fn new(
         loaded: &Loaded,
-        (machine, instance): (Arc<VmTemplate>, Instance),
+        (template, instance): (Arc<VmTemplate>, Instance),
         clusters: &Clusters,
         script: Rc<Script>,
         registry: Registry,
     ) -> anyhow::Result<World> {
         let vm: Rc<OnceCell<Weak<Vm>>> = Rc::default();
         let failed = vm.clone();
-        let supply = InstanceSupply::new(move |InstanceOrder { machine, wait }| {
+        let supply = InstanceSupply::new(move |InstanceOrder { template, wait }| {
             let vm = failed.clone();
             spawn_local(async move {
                 sleep(wait).await;
-                match (vm.get().and_then(Weak::upgrade), machine.instantiate()) {
+                match (vm.get().and_then(Weak::upgrade), template.instantiate()) {
                     (Some(vm), Ok(instance)) => vm.deliver(instance),
                     (_, Err(e)) => {
                         tracing::error!(target: target::FILTER, "cannot create another instance: {e}")
@@ -78,16 +78,16 @@ impl World {
             });
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
-        let the_vm = Vm::new(machine, instance, wasm::VmBinding { upstream: calls, supply });
+        let the_vm = Vm::new(template, instance, wasm::VmBinding { upstream: calls, supply });
         // The first and only time that it is set.
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());
         let filters = the_vm.filters().map(|filter| filter as Rc<dyn Filter>);
         let chain = Rc::new(Chain::new(filters.chain([observer.clone() as Rc<dyn Filter>]).collect()));
         let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
-        let site = site(&loaded.listener, chain, clusters, pools, &registry)?;
+        let context = listener_context(&loaded.listener, chain, clusters, pools, &registry)?;
         Ok(World {
-            site: Rc::new(site),
+            context: Rc::new(context),
             local: loaded.listener.address.inet().unwrap_or(crate::net::socket::LOCAL),
             script,
             observer,
@@ -96,7 +96,7 @@ impl World {
     }
 }
 
-fn site(
+fn listener_context(
     config: &Listener,
     chain: Rc<Chain>,
     clusters: &Clusters,
@@ -107,8 +107,8 @@ fn site(
         let cluster = clusters.get(name).with_context(|| format!("the listener's cluster `{name}` does not exist"))?;
         anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
     });
-    let figures = SnapshotBuilder::figures(registry, &config.name, config.tls.is_some())?;
-    let mut site = exchange::ListenerContext::new(Arc::new(config.clone()), chain, figures, pools);
-    site.default_route = default.transpose()?;
-    Ok(site)
+    let figures = SnapshotBuilder::listener_metrics(registry, &config.name, config.tls.is_some())?;
+    let mut context = exchange::ListenerContext::new(Arc::new(config.clone()), chain, figures, pools);
+    context.default_route = default.transpose()?;
+    Ok(context)
 }

@@ -67,9 +67,9 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
         Ok(code) => {
             let native_bytes = code.native_size();
             let has_config = config.is_some();
-            let machine = VmTemplate::of(Arc::new(plugin(args, code, &engine, config)?));
+            let template = VmTemplate::of(Arc::new(plugin(args, code, &engine, config)?));
             let start = Instant::now();
-            let configured = machine.instantiate().map_err(|e| e.error);
+            let configured = template.instantiate().map_err(|e| e.error);
             let instantiate_ms = start.elapsed().as_secs_f64() * 1e3;
             let refused = match configured {
                 Ok(instance) => {

@@ -153,17 +153,17 @@ mod tests {
     #[test]
     fn disabled_level_is_not_formatted() {
         // This test sets up no subscriber.
-        let (voice, formatted) = (FilterLog::default(), AtomicU32::new(0));
+        let (log, formatted) = (FilterLog::default(), AtomicU32::new(0));
         tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
-            voice.say("f", Level::WARN, format_args!("{}", Counted(&formatted)));
+            log.say("f", Level::WARN, format_args!("{}", Counted(&formatted)));
         });
         assert_eq!(formatted.load(Relaxed), 0);
     }
 
     #[test]
     fn lines_per_second_are_limited() {
-        let voice = FilterLog::default();
-        let lines = (0..50_000).filter(|_| voice.may_log("f")).count();
+        let log = FilterLog::default();
+        let lines = (0..50_000).filter(|_| log.may_log("f")).count();
         // The clock may have reached another second or two meanwhile.
         assert!((PER_SECOND as usize..=3 * PER_SECOND as usize).contains(&lines), "{lines}");
     }

@@ -20,16 +20,16 @@ pub struct PluginInfo {
     /// Its environment.
     pub env: BTreeMap<String, String>,
     /// Its log.
-    pub voice: FilterLog,
+    pub log: FilterLog,
     /// State shared with the other filters of its `vm_id`.
-    pub estate: Arc<VmIdStore>,
+    pub vm_store: Arc<VmIdStore>,
     /// State shared by all its instances, also across hot reloads.
-    pub holdings: Arc<FilterStore>,
+    pub store: Arc<FilterStore>,
 }
 
 impl PluginInfo {
     /// Logs a warning about an invalid action of the filter.
     pub fn complain(&self, line: std::fmt::Arguments<'_>) {
-        self.voice.say(&self.name, tracing::Level::WARN, line);
+        self.log.say(&self.name, tracing::Level::WARN, line);
     }
 }

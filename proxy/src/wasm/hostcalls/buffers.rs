@@ -23,7 +23,7 @@ fn with_buffer<T>(host: &Host, which: i32, f: impl FnOnce(&[u8]) -> T) -> Result
         buffer::PLUGIN_CONFIGURATION => (host.phase != Phase::Start).then(|| f(&host.identity.config)),
         buffer::DOWNSTREAM_DATA | buffer::UPSTREAM_DATA => call_scope::with_network(|stream, position| {
             let state = stream.state.borrow();
-            state.places[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
+            state.filters[position].buffers[side(which) as usize].as_ref().map(|b| f(b.as_slice()))
         })
         .flatten(),
         buffer::GRPC_CALL_MESSAGE => match &host.answers.grpc_event {

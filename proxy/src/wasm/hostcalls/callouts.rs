@@ -86,7 +86,7 @@ fn http_call(
     };
     let name = str::from_utf8(key(memory, upstream.0, upstream.1)?)
         .map_err(|_| bad(format_args!("the cluster's name is not UTF-8")))?;
-    let cluster = host.world.clusters.get(name).cloned();
+    let cluster = host.env.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     let decode = |(ptr, len)| {
         pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("the headers are malformed")))
@@ -127,7 +127,7 @@ fn http_call(
         return Err(Status::InternalFailure);
     }
     let size = CALL + body.len() + headers.1 as u32 as usize + trailers.1 as u32 as usize;
-    let charge = host.ledger.charge(size).map_err(|_| Status::InternalFailure)?;
+    let charge = host.budget.charge(size).map_err(|_| Status::InternalFailure)?;
     let body = Bytes::copy_from_slice(body);
     let id = host.last_call.wrapping_add(1);
     write_u32(memory, id_out, id)?;

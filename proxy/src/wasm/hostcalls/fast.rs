@@ -68,7 +68,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "cluster_exists", |mut c: Caller<'_, Host>, name: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let name = str::from_utf8(key(memory, name, len)?).map_err(|_| Status::BadArgument)?;
-            Ok(host.world.clusters.contains_key(name).into())
+            Ok(host.env.clusters.contains_key(name).into())
         }))
     })?;
     linker.func_wrap(
@@ -118,7 +118,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             return Status::NotFound as i32;
         };
         let set_now = host.timers.iter().filter(|timer| timer.context == context).count();
-        let charge = if under_way + set_now < limit::STREAM_TIMERS { host.ledger.charge(TIMER).ok() } else { None };
+        let charge = if under_way + set_now < limit::STREAM_TIMERS { host.budget.charge(TIMER).ok() } else { None };
         let Some(charge) = charge else { return Status::InternalFailure as i32 };
         let after = Duration::from_micros(microseconds.max(0) as u64).min(LONGEST_TIMER);
         host.timers.push(Timer { context, after, token, charge });
@@ -205,7 +205,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "route_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let route: doc::Route = document(memory, host, ptr, len)?;
-            let route = Route::new(route, &host.world.clusters)?;
+            let route = Route::new(route, &host.env.clusters)?;
             room(&host.routes, limit::ROUTES)?;
             host.define(size_of::<Route>() + 2 * len as u32 as usize)?;
             host.routes.push(Arc::new(route));
@@ -217,7 +217,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let bucket: doc::Bucket = document(memory, host, ptr, len)?;
             room(&host.buckets, limit::BUCKETS)?;
             host.define(2 * bucket.name.len())?;
-            host.buckets.push(host.identity.holdings.bucket(&bucket)?);
+            host.buckets.push(host.identity.store.bucket(&bucket)?);
             Ok(host.buckets.len() as i32 - 1)
         }))
     })?;
@@ -230,7 +230,7 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             }
             room(&host.stream_limits, limit::LIMITS)?;
             host.define(name.len())?;
-            host.stream_limits.push((host.identity.holdings.limit(name)?, max));
+            host.stream_limits.push((host.identity.store.limit(name)?, max));
             Ok(host.stream_limits.len() as i32 - 1)
         }))
     })?;
@@ -408,7 +408,7 @@ fn change(
     };
     host.copied += value.len() as u64;
     begin_trailers(which);
-    let changed = grow_map(&mut host.answers, &host.ledger, which, more, |headers| f(headers, name, value))?;
+    let changed = grow_map(&mut host.answers, &host.budget, which, more, |headers| f(headers, name, value))?;
     changed.ok_or(Status::NotFound)?.map_err(|_| Status::BadArgument)
 }
 
@@ -426,7 +426,7 @@ fn add_eventual(caller: &mut Caller<'_, Host>, id: i32, ptr: i32, len: i32) -> R
     host.copied += value.len() as u64;
     let field: (HeaderName, HeaderValue) = (name, value);
     let push = |s: &mut StreamState| {
-        let fits = s.eventual.len() < MAX_EVENTUAL && s.owe(&host.ledger, field_size(0, field.1.as_bytes()));
+        let fits = s.eventual.len() < MAX_EVENTUAL && s.owe(&host.budget, field_size(0, field.1.as_bytes()));
         fits.then(|| s.eventual.push(field)).ok_or(Status::BadArgument)
     };
     call_scope::with_state(push).ok_or(Status::NotFound)?
@@ -461,7 +461,7 @@ fn log_field(caller: &mut Caller<'_, Host>, name: (i32, i32), value: (i32, i32))
         Ok(String::from_utf8_lossy(bytes).into_owned())
     };
     let (name, value) = (text(name)?, text(value)?);
-    if !call_scope::with_subject(|subject, _| subject.owe(&host.ledger, name.len() + value.len() + ITEM))
+    if !call_scope::with_subject(|subject, _| subject.owe(&host.budget, name.len() + value.len() + ITEM))
         .unwrap_or(true)
     {
         return Err(Status::InternalFailure);

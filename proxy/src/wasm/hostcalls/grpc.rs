@@ -125,7 +125,7 @@ fn open(
     };
     let upstream = key(memory, target.upstream.0, target.upstream.1)?;
     let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is not a cluster name")))?;
-    let cluster = host.world.clusters.get(name).cloned();
+    let cluster = host.env.clusters.get(name).cloned();
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     if cluster.protocol == ClusterProtocol::H1 {
         return Err(bad(format_args!("cluster `{name}` uses HTTP/1.1; gRPC needs `protocol: h2`")));
@@ -162,9 +162,9 @@ fn open(
         return Err(Status::InternalFailure);
     }
     let full = |_| Status::InternalFailure;
-    let charge = host.ledger.charge(CALL + path.len() + at(target.metadata)?.len()).map_err(full)?;
+    let charge = host.budget.charge(CALL + path.len() + at(target.metadata)?.len()).map_err(full)?;
     let message = match message {
-        Some(message) => Some(host.ledger.charge(ITEM + message.len()).map_err(full)?.hold(framed(message))),
+        Some(message) => Some(host.budget.charge(ITEM + message.len()).map_err(full)?.hold(framed(message))),
         None => None,
     };
     let id = host.last_call.wrapping_add(1);
@@ -174,7 +174,15 @@ fn open(
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
     let root = host.root;
-    host.grpc_wishes.push(CallCommand::Open(Box::new(GrpcCall { id, root, cluster, head, message, timeout, charge })));
+    host.grpc_commands.push(CallCommand::Open(Box::new(GrpcCall {
+        id,
+        root,
+        cluster,
+        head,
+        message,
+        timeout,
+        charge,
+    })));
     Ok(())
 }
 
@@ -190,14 +198,14 @@ fn send(caller: &mut Caller<'_, Host>, id: u32, message: Range, last: bool) -> R
         // The guest has already half-closed the call.
         return Ok(());
     }
-    let Ok(charge) = host.ledger.charge(ITEM + message.len()) else {
+    let Ok(charge) = host.budget.charge(ITEM + message.len()) else {
         host.identity.complain(format_args!("gRPC message not sent: `limits.host_memory` is reached"));
         // The released SDKs accept no better status here.
         return Err(Status::BadArgument);
     };
     call.closed = last;
     host.copied += message.len() as u64;
-    host.grpc_wishes.push(CallCommand::Send(id, charge.hold(framed(message)), last));
+    host.grpc_commands.push(CallCommand::Send(id, charge.hold(framed(message)), last));
     Ok(())
 }
 
@@ -209,9 +217,9 @@ fn end(host: &mut Host, id: u32, all: bool) -> Result<(), Status> {
     };
     if all {
         host.grpc_calls.remove(&id);
-        host.grpc_wishes.push(CallCommand::Cancel(id));
+        host.grpc_commands.push(CallCommand::Cancel(id));
     } else if !std::mem::replace(&mut call.closed, true) {
-        host.grpc_wishes.push(CallCommand::Close(id));
+        host.grpc_commands.push(CallCommand::Close(id));
     }
     Ok(())
 }

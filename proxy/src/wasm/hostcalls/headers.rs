@@ -91,7 +91,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "proxy_get_header_map_value",
         |mut caller: Caller<'_, Host>, which: i32, key: i32, key_len: i32, out: i32, size_out: i32| {
             answer(&mut caller, out, size_out, |memory, host, data| {
-                let name = host.spelled.name(slice(memory, key, key_len)?);
+                let name = host.name_cache.name(slice(memory, key, key_len)?);
                 let found = with_map(&mut host.answers, which, |headers| {
                     let value = headers.first(name?)?;
                     data.extend_from_slice(&value);
@@ -221,9 +221,9 @@ fn change(
     };
     host.copied += (key.len() + value.len()) as u64;
     begin_trailers(which);
-    let name = host.spelled.name(key);
+    let name = host.name_cache.name(key);
     let changed =
-        grow_map(&mut host.answers, &host.ledger, which, more, |headers| f(headers, name.ok_or(BadHeader)?, value))?;
+        grow_map(&mut host.answers, &host.budget, which, more, |headers| f(headers, name.ok_or(BadHeader)?, value))?;
     let why: &dyn fmt::Display = match changed {
         Some(Ok(())) => return Ok(()),
         Some(Err(_)) => &Refused(key, value),
@@ -245,7 +245,7 @@ fn set_pairs(caller: &mut Caller<'_, Host>, which: i32, ptr: i32, len: i32) -> R
     let named: Option<Vec<_>> = decoded.into_iter().map(|(name, value)| Some((Name::parse(name)?, value))).collect();
     begin_trailers(which);
     let replaced = match named {
-        Some(named) => grow_map(&mut host.answers, &host.ledger, which, more, |headers| headers.replace(&named))?,
+        Some(named) => grow_map(&mut host.answers, &host.budget, which, more, |headers| headers.replace(&named))?,
         None => Some(Err(BadHeader)),
     };
     if replaced != Some(Ok(())) {

@@ -60,8 +60,8 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
     }
     slice(memory, id_out, 4)?;
     host.define(0)?;
-    let holdings = &host.identity.holdings;
-    let (metric, newly) = host.world.shared.registry.dynamic(kind, name, &holdings.metrics).map_err(|e| {
+    let filter_store = &host.identity.store;
+    let (metric, newly) = host.env.shared.registry.dynamic(kind, name, &filter_store.metrics).map_err(|e| {
         host.identity.complain(format_args!("metric `{}` not defined: {e}", Escaped(name.as_bytes())));
         match e {
             MetricError::TooMany => Status::InternalFailure,
@@ -69,7 +69,7 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
         }
     })?;
     if let Some(shown) = newly {
-        host.world.trial.note_metric(holdings, shown);
+        host.env.undo_log.note_metric(filter_store, shown);
     }
     let id = host.metrics.len() as u32;
     host.metrics.push(metric);
@@ -85,5 +85,5 @@ fn on_metric<T>(
     host.hostcalls += 1;
     let metric = host.metrics.get(id as u32 as usize).ok_or(Status::NotFound)?;
     // A counter cannot decrease, a histogram cannot be read.
-    f(metric, &host.world.trial).map_err(|_| Status::BadArgument)
+    f(metric, &host.env.undo_log).map_err(|_| Status::BadArgument)
 }

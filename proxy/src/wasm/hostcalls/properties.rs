@@ -93,7 +93,7 @@ fn set(caller: &mut Caller<'_, Host>, path: (i32, i32), value: (i32, i32)) -> Re
     let set = match path.len() {
         0..=limit::STATE_BYTES => {
             let key = [SET, path].concat();
-            call_scope::with_notes(|notes| notes.stored.set_state(&key, value, &host.ledger))
+            call_scope::with_notes(|notes| notes.stored.set_state(&key, value, &host.budget))
         }
         _ => Some(Err(StoreError::Bad)),
     };

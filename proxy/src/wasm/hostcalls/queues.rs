@@ -23,8 +23,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let text = |ptr, len| str::from_utf8(key(memory, ptr, len)?).map_err(|_| Status::NotFound);
                 let (vm, name) = (text(vm, vm_len)?, text(name, name_len)?);
                 let id = match vm.is_empty() {
-                    true => host.identity.estate.queues.resolve(name),
-                    false => host.world.shared.find_estate(vm).and_then(|estate| estate.queues.resolve(name)),
+                    true => host.identity.vm_store.queues.resolve(name),
+                    false => host.env.shared.find_estate(vm).and_then(|vm_store| vm_store.queues.resolve(name)),
                 };
                 write_u32(memory, id_out, id.ok_or(Status::NotFound)?)
             };
@@ -40,13 +40,13 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 // A message without room is rejected before it is copied.
                 let value = range(memory, value, value_len)?;
                 host.copied += value.len() as u64;
-                let queues = &host.world.shared.queues;
-                let sent = match host.world.trial.is_on() {
+                let queues = &host.env.shared.queues;
+                let sent = match host.env.undo_log.is_on() {
                     true => {
-                        let message = queues.charged(id as u32, value, &host.ledger);
-                        message.map(|message| host.world.trial.send(message))
+                        let message = queues.charged(id as u32, value, &host.budget);
+                        message.map(|message| host.env.undo_log.send(message))
                     }
-                    false => queues.send(id as u32, value, &host.ledger),
+                    false => queues.send(id as u32, value, &host.budget),
                 };
                 sent.map_err(|why| {
                     if why == EnqueueError::Full {
@@ -72,10 +72,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let mut taken = None;
             let given = give(&mut caller, out, size_out, |host, data| {
                 // A configuration that is not applied yet must not take messages from the running one.
-                if host.world.trial.is_on() {
+                if host.env.undo_log.is_on() {
                     return Err(Status::Empty);
                 }
-                let message = host.world.shared.queues.take(id as u32, &host.identity.estate.queues);
+                let message = host.env.shared.queues.take(id as u32, &host.identity.vm_store.queues);
                 let message = message.ok_or(Status::NotFound)?.ok_or(Status::Empty)?;
                 data.extend_from_slice(&message.bytes);
                 taken = Some(message);
@@ -85,7 +85,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             if !matches!(given, Ok(ok) if ok == Status::Ok as i32)
                 && let Some(message) = taken
             {
-                caller.data().world.shared.queues.put_back(id as u32, message);
+                caller.data().env.shared.queues.put_back(id as u32, message);
             }
             given
         },
@@ -96,10 +96,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let name = str::from_utf8(key(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
-    let estate = &host.identity.estate;
-    let (id, made) = host.world.shared.queues.open(&estate.queues, name).ok_or(Status::InternalFailure)?;
+    let vm_store = &host.identity.vm_store;
+    let (id, made) = host.env.shared.queues.open(&vm_store.queues, name).ok_or(Status::InternalFailure)?;
     if made {
-        host.world.trial.note_queue(estate, id);
+        host.env.undo_log.note_queue(vm_store, id);
     }
     // It is notified of messages once it runs on a worker.
     if !host.reads.contains(&(host.root, id)) {

@@ -40,7 +40,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut c: Caller<'_, Host>, key: i32, len: i32, buffer: i32, cap: i32, version_out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
                 let (value, version) =
-                    host.identity.estate.data.get(self::key(memory, key, len)?).ok_or(Status::NotFound)?;
+                    host.identity.vm_store.data.get(self::key(memory, key, len)?).ok_or(Status::NotFound)?;
                 if version_out != 0 {
                     write_u32(memory, version_out, version)?;
                 }
@@ -65,10 +65,10 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "shared_delete", |mut c: Caller<'_, Host>, key: i32, len: i32, expected: i64| {
         status(split(&mut c).and_then(|(memory, host)| {
             let expected = ExpectedVersion::of_number(expected).ok_or(Status::BadArgument)?;
-            let (key, estate) = (self::key(memory, key, len)?, &host.identity.estate);
-            let change = estate.data.delete(key, expected).map_err(of_shared)?;
-            if host.world.trial.is_on() {
-                host.world.trial.note_data(estate, key, change);
+            let (key, vm_store) = (self::key(memory, key, len)?, &host.identity.vm_store);
+            let change = vm_store.data.delete(key, expected).map_err(of_shared)?;
+            if host.env.undo_log.is_on() {
+                host.env.undo_log.note_data(vm_store, key, change);
             }
             Ok(())
         }))
@@ -84,10 +84,10 @@ pub(super) fn set_shared(
     expected: ExpectedVersion,
     ttl: Option<Duration>,
 ) -> Result<(), Status> {
-    let estate = &host.identity.estate;
-    let change = estate.data.set(key, value, expected, ttl).map_err(of_shared)?;
-    if host.world.trial.is_on() {
-        host.world.trial.note_data(estate, key, change);
+    let vm_store = &host.identity.vm_store;
+    let change = vm_store.data.set(key, value, expected, ttl).map_err(of_shared)?;
+    if host.env.undo_log.is_on() {
+        host.env.undo_log.note_data(vm_store, key, change);
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ fn state(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             status(split(&mut c).and_then(|(memory, host)| {
                 let (key, value) = (slice(memory, key, len)?, slice(memory, value, value_len)?);
                 host.copied += value.len() as u64;
-                with_stored(|stored| stored.set_state(key, value, &host.ledger).map_err(of_stored))
+                with_stored(|stored| stored.set_state(key, value, &host.budget).map_err(of_stored))
             }))
         },
     )?;
@@ -183,7 +183,7 @@ fn metadata(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
                 let (space, key) = (slice(memory, space, space_len)?, slice(memory, key, key_len)?);
                 let value = slice(memory, value, value_len)?;
                 host.copied += value.len() as u64;
-                with_stored(|stored| stored.set_metadata((space, key), kind, value, &host.ledger).map_err(of_stored))
+                with_stored(|stored| stored.set_metadata((space, key), kind, value, &host.budget).map_err(of_stored))
             }))
         },
     )?;

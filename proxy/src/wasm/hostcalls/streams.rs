@@ -127,9 +127,9 @@ fn reply(
     // Negative: derived from the HTTP status.
     let grpc_status = u32::try_from(grpc).ok();
     let details = String::from_utf8_lossy(&details[..details.len().min(MAX_DETAILS)]).replace(' ', "_");
-    let owed = call_scope::with_state(|s| s.owe(&host.ledger, details.len() + head::size(&fields))).unwrap_or(true);
+    let owed = call_scope::with_state(|s| s.owe(&host.budget, details.len() + head::size(&fields))).unwrap_or(true);
     let room = body.len() <= MAX_BODY && owed;
-    let charge = if room { host.ledger.charge(body.len()).ok() } else { None };
+    let charge = if room { host.budget.charge(body.len()).ok() } else { None };
     let reply = match charge {
         Some(charge) => {
             let body = if body.is_empty() { Bytes::new() } else { charge.hold(body.to_vec()) };

@@ -76,10 +76,10 @@ pub(super) fn write_log(host: &mut Host, level: i32, bytes: &[u8]) -> Result<(),
         log_level::ERROR | log_level::CRITICAL => Level::ERROR,
         _ => return Err(Status::BadArgument),
     };
-    host.identity.voice.say(&host.identity.name, severity, format_args!("{message}"));
+    host.identity.log.say(&host.identity.name, severity, format_args!("{message}"));
     if level >= log_level::WARN && host.phase != Phase::Running {
         // A standard filter has no other way to explain why it rejects its configuration.
-        host.said = message.to_string();
+        host.last_logged = message.to_string();
     }
     Ok(())
 }

@@ -103,9 +103,9 @@ pub struct Plugin {
     /// The clients and paths that made it fail.
     pub failures: FailureLog,
     /// Limits the log line about the exhausted time budget for creating instances.
-    pub(in crate::wasm) said_over_budget: LogLimiter,
+    pub(in crate::wasm) over_budget_limiter: LogLimiter,
     /// Whether the log line on how to receive bodies while pausing heads was written.
-    pub(in crate::wasm) hinted: AtomicBool,
+    pub(in crate::wasm) stall_hint_logged: AtomicBool,
     /// The last error.
     pub last_error: arc_swap::ArcSwapOption<String>,
     pub(in crate::wasm) engine: Arc<Engine>,
@@ -137,21 +137,21 @@ impl Plugin {
             info: Arc::new(PluginInfo {
                 name: config.name.clone(),
                 root_id: config.root_id.clone(),
-                estate: env.shared.estate(&vm_id),
-                holdings: env.shared.holdings(&config.name),
+                vm_store: env.shared.vm_store(&vm_id),
+                store: env.shared.filter_store(&config.name),
                 vm_id,
                 config: bytes(&config.config),
                 vm_config: bytes(&config.vm_config),
                 env: config.env.clone(),
-                voice: FilterLog::default(),
+                log: FilterLog::default(),
             }),
             code,
             on_failure: config.on_failure,
             headers_pause: config.headers_pause,
             metrics: FilterMetrics::new(&env.shared.registry, &config.name)?,
             failures: FailureLog::default(),
-            said_over_budget: LogLimiter::default(),
-            hinted: AtomicBool::new(false),
+            over_budget_limiter: LogLimiter::default(),
+            stall_hint_logged: AtomicBool::new(false),
             last_error: arc_swap::ArcSwapOption::empty(),
             engine: engine.clone(),
             env: env.clone(),

@@ -43,7 +43,7 @@ pub struct VmTemplate {
     /// Number of spares that workers hold themselves.
     pub(in crate::wasm) kept: AtomicUsize,
     /// Which workers have an instance.
-    pub presence: Availability,
+    pub availability: Availability,
     /// Recent average of the processor time that creating an instance takes, in nanoseconds.
     making: AtomicU64,
 }
@@ -99,7 +99,7 @@ impl VmTemplate {
             plugins,
             spare: Mutex::new(None),
             kept: AtomicUsize::new(0),
-            presence: Availability::default(),
+            availability: Availability::default(),
             making: AtomicU64::new(0),
         })
     }
@@ -245,7 +245,7 @@ fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error
         }
         (_, reason) => reason,
     };
-    InstantiateError::Trapped(place, reason, std::mem::take(&mut host.said))
+    InstantiateError::Trapped(place, reason, std::mem::take(&mut host.last_logged))
 }
 
 /// Creates a filter's root context and configures it. As in Envoy, `proxy_on_vm_start` is called for every filter of
@@ -258,7 +258,7 @@ fn configure(
 ) -> Result<(), InstantiateError> {
     let root = FIRST_ROOT + filter as u32;
     store.data_mut().act_for(filter, root);
-    store.data_mut().said.clear();
+    store.data_mut().last_logged.clear();
     if let Some(create) = &exports.context_create {
         create.call(&mut *store, (root, 0)).map_err(|e| trapped("proxy_on_context_create", store, &e))?;
     }
@@ -270,7 +270,7 @@ fn configure(
         let errors = std::mem::take(&mut store.data_mut().config_errors);
         match (agreed, errors.is_empty()) {
             (_, false) => Err(InstantiateError::Config(errors)),
-            (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().said))),
+            (false, true) => Err(InstantiateError::Refused(name, std::mem::take(&mut store.data_mut().last_logged))),
             (true, true) => Ok(()),
         }
     };

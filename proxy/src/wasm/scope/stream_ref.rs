@@ -83,7 +83,7 @@ impl StreamRef {
     /// Runs `f` on the state of the filter at a position.
     pub fn with_position<T>(&self, position: usize, f: impl FnOnce(&mut FilterState) -> T) -> T {
         match self {
-            StreamRef::Http(stream) => f(&mut stream.state.borrow_mut().positions[position]),
+            StreamRef::Http(stream) => f(&mut stream.state.borrow_mut().filters[position]),
             StreamRef::Tcp(stream) => f(&mut stream.state.borrow_mut().positions[position]),
         }
     }

@@ -34,13 +34,13 @@ pub struct FilterEnv {
     /// State that outlives the snapshot.
     pub shared: Arc<SharedStore>,
     /// Changes to shared state that are undone if the snapshot is not applied.
-    pub(in crate::wasm) trial: UndoLog,
+    pub(in crate::wasm) undo_log: UndoLog,
 }
 
 impl FilterEnv {
     /// Creates the environment of a snapshot that is being built.
     pub fn new(clusters: Arc<Clusters>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
-        Arc::new(FilterEnv { clusters, trial: UndoLog::new(shared.clone()), shared })
+        Arc::new(FilterEnv { clusters, undo_log: UndoLog::new(shared.clone()), shared })
     }
 }
 
@@ -51,7 +51,7 @@ pub struct SharedStore {
     /// The queues.
     pub(in crate::wasm) queues: Queues,
     estates: Mutex<HashMap<String, Weak<VmIdStore>>>,
-    holdings: Mutex<HashMap<String, Weak<FilterStore>>>,
+    filter_store: Mutex<HashMap<String, Weak<FilterStore>>>,
 }
 
 /// State shared by the filters of a `vm_id`.
@@ -96,12 +96,12 @@ impl SharedStore {
             registry,
             queues: Queues::default(),
             estates: Mutex::default(),
-            holdings: Mutex::default(),
+            filter_store: Mutex::default(),
         })
     }
 
     /// The store of a `vm_id`.
-    pub fn estate(&self, vm_id: &str) -> Arc<VmIdStore> {
+    pub fn vm_store(&self, vm_id: &str) -> Arc<VmIdStore> {
         shared(&self.estates, vm_id)
     }
 
@@ -114,13 +114,16 @@ impl SharedStore {
     }
 
     /// The store of a filter.
-    pub fn holdings(&self, filter: &str) -> Arc<FilterStore> {
-        shared(&self.holdings, filter)
+    pub fn filter_store(&self, filter: &str) -> Arc<FilterStore> {
+        shared(&self.filter_store, filter)
     }
 
     /// Drops buckets and limits that no instance uses.
     pub fn forget_unused(&self) {
-        lock(&self.holdings).values().filter_map(Weak::upgrade).for_each(|holdings| holdings.forget_unused());
+        lock(&self.filter_store)
+            .values()
+            .filter_map(Weak::upgrade)
+            .for_each(|filter_store| filter_store.forget_unused());
     }
 }
 
@@ -191,9 +194,9 @@ mod tests {
     fn bucket_survives_while_its_parameters_are_unchanged() {
         let shared = SharedStore::new(Registry::new(1));
         let mut doc = doc("b", 0);
-        let (f, other) = (shared.holdings("f"), shared.holdings("other"));
+        let (f, other) = (shared.filter_store("f"), shared.filter_store("other"));
         assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
-        assert!(!shared.holdings("f").bucket(&doc).unwrap().take(b"", 1).0);
+        assert!(!shared.filter_store("f").bucket(&doc).unwrap().take(b"", 1).0);
         assert!(other.bucket(&doc).unwrap().take(b"", 1).0);
         doc.capacity = 2;
         assert!(f.bucket(&doc).unwrap().take(b"", 1).0);
@@ -205,12 +208,12 @@ mod tests {
     #[test]
     fn buckets_are_limited_and_dropped_with_their_filter() {
         let shared = SharedStore::new(Registry::new(1));
-        let f = shared.holdings("f");
+        let f = shared.filter_store("f");
         let full = |result: Result<_, Status>| result.err() == Some(Status::InternalFailure);
         // Two in use leave no room for a third of half their size.
         let kept: Vec<_> = ["a", "b"].map(|name| f.bucket(&doc(name, 1 << 24)).unwrap()).into();
         assert!(full(f.bucket(&doc("c", 1 << 23))));
-        assert!(shared.holdings("other").bucket(&doc("c", 1 << 23)).is_ok(), "another filter has its own limit");
+        assert!(shared.filter_store("other").bucket(&doc("c", 1 << 23)).is_ok(), "another filter has its own limit");
         drop(kept);
         f.bucket(&doc("c", 1 << 23)).unwrap();
         assert_eq!(f.bucket(&doc("d", 1 << 30)).err(), Some(Status::BadArgument));
@@ -227,14 +230,14 @@ mod tests {
     #[test]
     fn vm_id_store_is_dropped_with_its_last_filter() {
         let shared = SharedStore::new(Registry::new(1));
-        let (first, second) = (shared.estate("vm"), shared.estate("vm"));
+        let (first, second) = (shared.vm_store("vm"), shared.vm_store("vm"));
         first.data.set(b"k", b"v", super::super::shared_data::ExpectedVersion::Any, None).unwrap();
         let (id, _) = shared.queues.open(&first.queues, "q").unwrap();
         drop(first);
         assert!(second.data.get(b"k").is_some() && shared.find_estate("vm").is_some());
         drop(second);
         assert!(shared.find_estate("vm").is_none());
-        let again = shared.estate("vm");
+        let again = shared.vm_store("vm");
         assert_eq!((again.data.get(b"k"), again.queues.resolve("q")), (None, None));
         assert!(shared.queues.take(id, &again.queues).is_none());
     }

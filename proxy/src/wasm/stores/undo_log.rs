@@ -76,25 +76,25 @@ impl UndoLog {
     }
 
     /// Records a change of shared data.
-    pub fn note_data(&self, estate: &Arc<VmIdStore>, key: &[u8], change: UpdateResult) {
+    pub fn note_data(&self, vm_store: &Arc<VmIdStore>, key: &[u8], change: UpdateResult) {
         self.note(|done| {
-            let key = (Arc::as_ptr(estate) as usize, key.to_vec());
+            let key = (Arc::as_ptr(vm_store) as usize, key.to_vec());
             match done.data.entry(key) {
                 // The first recorded state is the one to restore.
                 std::collections::hash_map::Entry::Occupied(mut known) => known.get_mut().1.version = change.version,
-                std::collections::hash_map::Entry::Vacant(new) => _ = new.insert((estate.clone(), change)),
+                std::collections::hash_map::Entry::Vacant(new) => _ = new.insert((vm_store.clone(), change)),
             }
         });
     }
 
     /// Records a new queue.
-    pub fn note_queue(&self, estate: &Arc<VmIdStore>, id: u32) {
-        self.note(|done| done.queues.push((estate.clone(), id)));
+    pub fn note_queue(&self, vm_store: &Arc<VmIdStore>, id: u32) {
+        self.note(|done| done.queues.push((vm_store.clone(), id)));
     }
 
     /// Records a new metric of a filter.
-    pub fn note_metric(&self, holdings: &Arc<FilterStore>, shown: String) {
-        self.note(|done| done.metrics.push((holdings.clone(), shown)));
+    pub fn note_metric(&self, filter_store: &Arc<FilterStore>, shown: String) {
+        self.note(|done| done.metrics.push((filter_store.clone(), shown)));
     }
 
     /// Runs `f` on the held-back metric updates. `None`: the configuration is applied and nothing is held back.
@@ -119,11 +119,13 @@ impl Drop for UndoLog {
     /// Undoes everything: the configuration failed or was only checked.
     fn drop(&mut self) {
         let done = std::mem::take(self.done.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for ((_, key), (estate, change)) in done.data {
-            estate.data.undo(&key, change);
+        for ((_, key), (vm_store, change)) in done.data {
+            vm_store.data.undo(&key, change);
         }
-        done.queues.into_iter().for_each(|(estate, id)| estate.queues.remove(id));
-        done.metrics.into_iter().for_each(|(holdings, shown)| self.shared.registry.disown(&holdings.metrics, &shown));
+        done.queues.into_iter().for_each(|(vm_store, id)| vm_store.queues.remove(id));
+        done.metrics
+            .into_iter()
+            .for_each(|(filter_store, shown)| self.shared.registry.disown(&filter_store.metrics, &shown));
     }
 }
 
@@ -136,93 +138,93 @@ mod tests {
         wasm::stores::shared_data::ExpectedVersion,
     };
 
-    fn take(shared: &SharedStore, id: u32, estate: &VmIdStore) -> Option<Option<bytes::Bytes>> {
-        shared.queues.take(id, &estate.queues).map(|taken| taken.map(|message| message.bytes))
+    fn take(shared: &SharedStore, id: u32, vm_store: &VmIdStore) -> Option<Option<bytes::Bytes>> {
+        shared.queues.take(id, &vm_store.queues).map(|taken| taken.map(|message| message.bytes))
     }
 
     /// Changes of every kind, as a filter may make while it is configured.
     fn configure(trial: &UndoLog, shared: &Arc<SharedStore>) -> (Arc<VmIdStore>, u32) {
-        let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
+        let (vm_store, filter_store) = (shared.vm_store("vm"), shared.filter_store("f"));
         for (key, value) in [(b"old", b"2"), (b"new", b"2"), (b"old", b"3")] {
-            let change = estate.data.set(key, value, ExpectedVersion::Any, None).unwrap();
-            trial.note_data(&estate, key, change);
+            let change = vm_store.data.set(key, value, ExpectedVersion::Any, None).unwrap();
+            trial.note_data(&vm_store, key, change);
         }
-        let change = estate.data.delete(b"gone", ExpectedVersion::Any).unwrap();
-        trial.note_data(&estate, b"gone", change);
-        let (id, made) = shared.queues.open(&estate.queues, "q").unwrap();
+        let change = vm_store.data.delete(b"gone", ExpectedVersion::Any).unwrap();
+        trial.note_data(&vm_store, b"gone", change);
+        let (id, made) = shared.queues.open(&vm_store.queues, "q").unwrap();
         assert!(made);
-        trial.note_queue(&estate, id);
-        let (handle, shown) = shared.registry.dynamic(Kind::Counter, "m", &holdings.metrics).unwrap();
-        trial.note_metric(&holdings, shown.unwrap());
+        trial.note_queue(&vm_store, id);
+        let (handle, shown) = shared.registry.dynamic(Kind::Counter, "m", &filter_store.metrics).unwrap();
+        trial.note_metric(&filter_store, shown.unwrap());
         assert!(handle.get().is_ok());
-        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &filter_store.metrics).unwrap();
         assert!(trial.metrics(|held| held.increment(&there, 5)).unwrap().is_ok());
         assert_eq!(
             trial.metrics(|held| held.get(&there)).unwrap().unwrap(),
             6,
             "other filters of the same configuration see it"
         );
-        let (known, _) = shared.queues.open(&estate.queues, "known").unwrap();
+        let (known, _) = shared.queues.open(&vm_store.queues, "known").unwrap();
         trial.send(shared.queues.charged(known, b"message", &MemoryBudget::new(1000, None)).unwrap());
-        (estate, known)
+        (vm_store, known)
     }
 
     /// The state before the new configuration.
     fn before() -> (Arc<SharedStore>, Arc<VmIdStore>, Arc<FilterStore>) {
         let shared = SharedStore::new(Registry::new(1));
-        let (estate, holdings) = (shared.estate("vm"), shared.holdings("f"));
-        estate.data.set(b"old", b"1", ExpectedVersion::Any, None).unwrap();
-        estate.data.set(b"gone", b"1", ExpectedVersion::Any, None).unwrap();
-        shared.queues.open(&estate.queues, "known").unwrap();
-        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &holdings.metrics).unwrap();
+        let (vm_store, filter_store) = (shared.vm_store("vm"), shared.filter_store("f"));
+        vm_store.data.set(b"old", b"1", ExpectedVersion::Any, None).unwrap();
+        vm_store.data.set(b"gone", b"1", ExpectedVersion::Any, None).unwrap();
+        shared.queues.open(&vm_store.queues, "known").unwrap();
+        let (there, _) = shared.registry.dynamic(Kind::Counter, "there", &filter_store.metrics).unwrap();
         there.increment(observe::shard(), 1).unwrap();
-        (shared, estate, holdings)
+        (shared, vm_store, filter_store)
     }
 
     #[test]
     fn rejected_configuration_leaves_nothing_behind() {
-        let (shared, estate, _holdings) = before();
-        let version = estate.data.get(b"old").unwrap().1;
+        let (shared, vm_store, _holdings) = before();
+        let version = vm_store.data.get(b"old").unwrap().1;
         let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         drop(trial);
-        let (value, now) = estate.data.get(b"old").unwrap();
+        let (value, now) = vm_store.data.get(b"old").unwrap();
         assert_eq!(
             (&*value, now),
             (&b"1"[..], version),
             "the version is restored too, so a compare-and-swap still succeeds"
         );
-        assert_eq!((estate.data.get(b"new"), estate.data.get(b"gone").unwrap().0), (None, "1".into()));
-        assert_eq!(estate.queues.resolve("q"), None);
-        assert_eq!(take(&shared, known, &estate), Some(None));
+        assert_eq!((vm_store.data.get(b"new"), vm_store.data.get(b"gone").unwrap().0), (None, "1".into()));
+        assert_eq!(vm_store.queues.resolve("q"), None);
+        assert_eq!(take(&shared, known, &vm_store), Some(None));
         let metrics = shared.registry.render();
         assert!(!metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 1\n"), "{metrics}");
     }
 
     #[test]
     fn later_changes_by_others_are_kept() {
-        let (shared, estate, _holdings) = before();
+        let (shared, vm_store, _holdings) = before();
         let trial = UndoLog::new(shared.clone());
         configure(&trial, &shared);
-        estate.data.set(b"old", b"theirs", ExpectedVersion::Any, None).unwrap();
-        estate.data.set(b"gone", b"theirs", ExpectedVersion::Any, None).unwrap();
+        vm_store.data.set(b"old", b"theirs", ExpectedVersion::Any, None).unwrap();
+        vm_store.data.set(b"gone", b"theirs", ExpectedVersion::Any, None).unwrap();
         drop(trial);
-        assert_eq!(["old", "gone"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["theirs", "theirs"]);
+        assert_eq!(["old", "gone"].map(|key| vm_store.data.get(key.as_bytes()).unwrap().0), ["theirs", "theirs"]);
     }
 
     #[test]
     fn applied_configuration_keeps_its_changes() {
-        let (shared, estate, _holdings) = before();
+        let (shared, vm_store, _holdings) = before();
         let trial = UndoLog::new(shared.clone());
         let (_, known) = configure(&trial, &shared);
         trial.succeed();
         assert!(trial.metrics(|_| ()).is_none());
-        assert_eq!(take(&shared, known, &estate), Some(Some("message".into())));
+        assert_eq!(take(&shared, known, &vm_store), Some(Some("message".into())));
         trial.send(shared.queues.charged(known, b"later", &MemoryBudget::new(1000, None)).unwrap());
         drop(trial);
-        assert_eq!(["old", "new"].map(|key| estate.data.get(key.as_bytes()).unwrap().0), ["3", "2"]);
-        assert!(estate.data.get(b"gone").is_none() && estate.queues.resolve("q").is_some());
-        assert_eq!(take(&shared, known, &estate), Some(Some("later".into())));
+        assert_eq!(["old", "new"].map(|key| vm_store.data.get(key.as_bytes()).unwrap().0), ["3", "2"]);
+        assert!(vm_store.data.get(b"gone").is_none() && vm_store.queues.resolve("q").is_some());
+        assert_eq!(take(&shared, known, &vm_store), Some(Some("later".into())));
         let metrics = shared.registry.render();
         assert!(metrics.contains("wasmcustom_m") && metrics.contains("wasmcustom_there 6\n"), "{metrics}");
     }

@@ -19,17 +19,17 @@ use crate::{
 /// A filter on a worker.
 pub struct WasmFilter {
     vm: Rc<Vm>,
-    tenant: Rc<RootContext>,
+    root: Rc<RootContext>,
 }
 
 impl WasmFilter {
-    pub(in crate::wasm) fn new(vm: Rc<Vm>, tenant: Rc<RootContext>) -> WasmFilter {
-        WasmFilter { vm, tenant }
+    pub(in crate::wasm) fn new(vm: Rc<Vm>, root_context: Rc<RootContext>) -> WasmFilter {
+        WasmFilter { vm, root: root_context }
     }
 
     /// The filter's plugin.
     pub fn plugin(&self) -> &Plugin {
-        &self.tenant.plugin
+        &self.root.plugin
     }
 
     /// The VM that it runs in.
@@ -39,7 +39,7 @@ impl WasmFilter {
 
     /// The callbacks that it subscribes to, as bits of [`phase`].
     pub(super) fn wanted_phases(&self) -> u32 {
-        self.tenant.phases.get()
+        self.root.phases.get()
     }
 
     /// Calls a callback that returns an action.
@@ -62,15 +62,15 @@ impl WasmFilter {
         position: usize,
         call: impl FnOnce(&mut Store<Host>, &Exports, CallContext) -> wasmtime::Result<i32>,
     ) -> Action {
-        let tenant = &*self.tenant;
-        match self.vm.call(tenant, (stream, position), call) {
+        let root_context = &*self.root;
+        match self.vm.call(root_context, (stream, position), call) {
             Ok(action::CONTINUE) => Action::Continue,
             // The C++ SDK has more specific actions; all of them pause the message.
             Ok(_) => Action::Pause,
             Err(InstanceUnavailable) => {
-                tenant.plugin.metrics.failed_streams.inc(observe::shard());
+                root_context.plugin.metrics.failed_streams.inc(observe::shard());
                 stream.with_position(position, |p| p.gone = true);
-                Action::Failed(tenant.plugin.on_failure)
+                Action::Failed(root_context.plugin.on_failure)
             }
         }
     }
@@ -88,12 +88,12 @@ impl WasmFilter {
         if called || phases & (phase::LIFECYCLE | phase::LOG) != 0 {
             // A filter that only logs sees the stream here for the first time. If it fails, there is nothing left to
             // deny.
-            let _ = self.vm.call(&self.tenant, (stream, position), |store, exports, context| {
+            let _ = self.vm.call(&self.root, (stream, position), |store, exports, context| {
                 let context = context.create(store, exports)?;
                 first(&mut *store, exports, context)?;
                 const BOTH: u32 = phase::LIFECYCLE | phase::LOG;
                 if phases & BOTH == BOTH
-                    && let Some(joined) = &exports.joined
+                    && let Some(joined) = &exports.trampoline
                 {
                     return joined.end.call(store, context);
                 }
@@ -121,7 +121,7 @@ impl WasmFilter {
 
 impl Filter for WasmFilter {
     fn name(&self) -> &str {
-        &self.tenant.plugin.info.name
+        &self.root.plugin.info.name
     }
 
     fn phases(&self) -> u32 {
@@ -129,18 +129,18 @@ impl Filter for WasmFilter {
     }
 
     fn headers_pause(&self) -> HeadersPause {
-        self.tenant.plugin.headers_pause
+        self.root.plugin.headers_pause
     }
 
     fn changes_body(&self, direction: Direction) -> bool {
         let bit = [phase::REQUEST_BODY, phase::RESPONSE_BODY][direction as usize];
-        self.wanted_phases() & bit != 0 && self.tenant.subscribes.get()
+        self.wanted_phases() & bit != 0 && self.root.subscribes.get()
     }
 
     fn on_headers(&self, direction: Direction, stream: &Rc<Stream>, position: usize, end: bool) -> Action {
         self.ask_first(&StreamRef::Http(stream.clone()), position, |store, exports, context| {
             if direction == Direction::Request
-                && let (Some(parent), Some(joined)) = (context.parent, &exports.joined)
+                && let (Some(parent), Some(joined)) = (context.parent, &exports.trampoline)
             {
                 let count = header_count(stream, direction);
                 return joined.begin.call(store, (context.id, parent, count, end.into()));
@@ -175,8 +175,8 @@ impl Filter for WasmFilter {
     }
 
     fn on_stall(&self, direction: Direction) {
-        let plugin = &self.tenant.plugin;
-        if !plugin.hinted.swap(true, Ordering::Relaxed) {
+        let plugin = &self.root.plugin;
+        if !plugin.stall_hint_logged.swap(true, Ordering::Relaxed) {
             let message = ["request", "response"][direction as usize];
             plugin.info.complain(format_args!(
                 "it paused a {message} in its headers callback until the timeout, and received nothing of the body \
@@ -187,7 +187,7 @@ impl Filter for WasmFilter {
 
     fn on_end(&self, stream: &Rc<Stream>, position: usize) {
         if self.wanted_phases() & (phase::LIFECYCLE | phase::LOG) == 0 {
-            return self.vm.forget(&stream.state.borrow().positions[position]);
+            return self.vm.forget(&stream.state.borrow().filters[position]);
         }
         self.end(&StreamRef::Http(stream.clone()), position, false, |_, _, _| Ok(()));
     }

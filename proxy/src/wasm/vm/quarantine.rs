@@ -49,8 +49,8 @@ impl Vm {
     }
 
     /// The gauge that counts its instance.
-    pub(super) fn gauge<'t>(&self, tenant: &'t RootContext) -> &'t Gauge {
-        let figures = &tenant.plugin.metrics;
+    pub(super) fn gauge<'t>(&self, root_context: &'t RootContext) -> &'t Gauge {
+        let figures = &root_context.plugin.metrics;
         if self.is_apart() { &figures.quarantine } else { &figures.instances }
     }
 
@@ -105,10 +105,10 @@ impl Vm {
     fn open(&self) -> Rc<Vm> {
         tracing::info!(
             target: target::FILTER,
-            filter = self.machine.names(),
+            filter = self.template.names(),
             "clients whose requests made the filter fail get a separate instance"
         );
-        let vm = Vm::without_instance(self.machine.clone(), self.site.clone(), Some(self.me.clone()));
+        let vm = Vm::without_instance(self.template.clone(), self.binding.clone(), Some(self.me.clone()));
         *self.quarantine.vm.borrow_mut() = Some(vm.clone());
         if let Some(instance) = self.instance_to_spare() {
             vm.adopt(instance);
@@ -172,7 +172,7 @@ mod tests {
     };
 
     /// A filter that traps on each connection.
-    fn machine() -> Arc<VmTemplate> {
+    fn template() -> Arc<VmTemplate> {
         let text = r#"(module
             (memory (export "memory") 1)
             (func (export "malloc") (param i32) (result i32) unreachable)
@@ -189,10 +189,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn quarantine_instance_stays_as_long_as_it_is_needed() {
         let test = async {
-            let machine = machine();
-            let new = || machine.instantiate().map_err(|failed| failed.error).unwrap();
-            let site = VmBinding { upstream: Pools::new(PoolOptions::default()), supply: InstanceSupply::new(|_| ()) };
-            let vm = Vm::new(machine.clone(), new(), site);
+            let template = template();
+            let new = || template.instantiate().map_err(|failed| failed.error).unwrap();
+            let binding =
+                VmBinding { upstream: Pools::new(PoolOptions::default()), supply: InstanceSupply::new(|_| ()) };
+            let vm = Vm::new(template.clone(), new(), binding);
             (0..4).for_each(|_| vm.deliver(new()));
             let filter = vm.filters().next().unwrap();
             let chain = Rc::new(NetworkChain::new(vec![filter.clone() as Rc<dyn NetworkFilter>]));
@@ -203,7 +204,7 @@ mod tests {
                 assert_eq!(filter.on_connection(&stream, 0), Action::Failed(OnFailure::Deny));
                 stream
             };
-            let figures = &machine.plugins()[0].metrics;
+            let figures = &template.plugins()[0].metrics;
             let counted = || (figures.instances.value(), figures.quarantine.value());
             let main = || vm.incarnation.get();
 

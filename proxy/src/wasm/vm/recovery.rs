@@ -50,7 +50,7 @@ impl Vm {
     /// stream handles the failure itself.
     pub(super) fn fail(
         &self,
-        tenant: &RootContext,
+        root_context: &RootContext,
         error: &wasmtime::Error,
         (denied, effective): (bool, u32),
         stream: Option<(&StreamRef, usize)>,
@@ -64,29 +64,29 @@ impl Vm {
         // was called for.
         let worked_on = self.find(effective).map(|(stream, ..)| stream);
         let cause = worked_on.as_ref().or(stream.map(|(stream, _)| stream));
-        self.tell(tenant, kind, &text, cause);
+        self.report(root_context, kind, &text, cause);
         if let Some(cause) = cause.filter(|_| !self.closing.get()) {
             self.suspect(cause);
         }
         let shard = observe::shard();
-        self.tenants.iter().for_each(|tenant| self.gauge(tenant).sub(shard, 1));
-        self.tenants[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
+        self.roots.iter().for_each(|root_context| self.gauge(root_context).sub(shard, 1));
+        self.roots[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
         // Their responses have no recipient any more but would still be charged.
         self.http.take().into_values().for_each(|call| call.abort());
         self.end_streams(stream.filter(|_| hears));
         if !self.closing.get() {
             let overrun = match kind {
-                TrapKind::Timeout => self.site.supply.overran(clock::since_mark()),
+                TrapKind::Timeout => self.binding.supply.overran(clock::since_mark()),
                 _ => Duration::ZERO,
             };
-            self.recover(tenant, stream.is_none(), overrun);
+            self.recover(root_context, stream.is_none(), overrun);
         }
     }
 
     /// Counts and logs a failure.
-    fn tell(&self, tenant: &RootContext, kind: TrapKind, text: &str, stream: Option<&StreamRef>) {
-        let plugin = &tenant.plugin;
+    fn report(&self, root_context: &RootContext, kind: TrapKind, text: &str, stream: Option<&StreamRef>) {
+        let plugin = &root_context.plugin;
         let name = &plugin.info.name;
         plugin.metrics.traps[kind as usize].inc(observe::shard());
         let message = format!("{}: {text}", kind.name());
@@ -108,7 +108,7 @@ impl Vm {
                 "the filter failed: {message}"
             );
         }
-        for other in self.tenants.iter().filter(|other| other.index != tenant.index) {
+        for other in self.roots.iter().filter(|other| other.index != root_context.index) {
             let message = format!("filter `{name}`, which shares the VM, failed: {message}");
             other.plugin.last_error.store(Some(Arc::new(message)));
         }
@@ -121,7 +121,7 @@ impl Vm {
         let inside = self.contexts.borrow_mut().take();
         for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
-            let plugin = &self.tenants[root].plugin;
+            let plugin = &self.roots[root].plugin;
             // The caller for this stream learns of the failure directly.
             let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
             let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
@@ -142,28 +142,28 @@ impl Vm {
 
     /// Adopts another instance, if one is available, and orders more. `alone`: the failure was not in a stream's call.
     /// `overrun`: how long the VM should stay without an instance because of timeouts.
-    fn recover(&self, tenant: &RootContext, alone: bool, overrun: Duration) {
+    fn recover(&self, root_context: &RootContext, alone: bool, overrun: Duration) {
         let still_born = alone && self.calls.get() - self.calls_before.get() <= 1;
-        self.still_born.set(if still_born { self.still_born.get().saturating_add(1) } else { 0 });
-        let pause = pause(self.still_born.get()).max(overrun);
-        self.resting.set((!pause.is_zero()).then(|| Instant::now() + pause));
+        self.failed_at_start.set(if still_born { self.failed_at_start.get().saturating_add(1) } else { 0 });
+        let pause = pause(self.failed_at_start.get()).max(overrun);
+        self.paused_until.set((!pause.is_zero()).then(|| Instant::now() + pause));
         match pause.is_zero().then(|| self.ready_instance()).flatten() {
             Some(instance) => self.replace(instance),
             None => {
                 if !self.is_apart() {
-                    self.machine.presence.lost();
+                    self.template.availability.lost();
                 }
                 // Meanwhile other readers may receive its queues' messages.
-                self.tenants.iter().for_each(|tenant| tenant.stop_listening());
+                self.roots.iter().for_each(|root_context| root_context.stop_listening());
                 if !overrun.is_zero() {
                     self.report_over_budget(
-                        tenant,
+                        root_context,
                         "its calls exceed `limits.call_time` so often that they would take more than 60 % of a worker's time; until the budget \
                          has recovered, `on_failure` applies (a lower `limits.call_time` helps)",
                     );
-                } else if pause.is_zero() && !self.site.supply.wait().is_zero() {
+                } else if pause.is_zero() && !self.binding.supply.wait().is_zero() {
                     self.report_over_budget(
-                        tenant,
+                        root_context,
                         "it fails so often that a worker would spend more than a tenth of its time on creating instances; until \
                          a new one is ready, `on_failure` applies",
                     );
@@ -174,10 +174,10 @@ impl Vm {
     }
 
     #[cold]
-    fn report_over_budget(&self, tenant: &RootContext, what: &str) {
-        let plugin = &tenant.plugin;
+    fn report_over_budget(&self, root_context: &RootContext, what: &str) {
+        let plugin = &root_context.plugin;
         plugin.metrics.over_budget.inc(observe::shard());
-        if let Some(left_out) = plugin.said_over_budget.may_warn() {
+        if let Some(left_out) = plugin.over_budget_limiter.may_warn() {
             tracing::warn!(
                 target: target::FILTER,
                 filter = plugin.info.name,
@@ -195,25 +195,25 @@ impl Vm {
         }
         let own = self.spares.borrow_mut().pop();
         if own.is_some() {
-            self.machine.kept.fetch_sub(1, Ordering::Relaxed);
+            self.template.kept.fetch_sub(1, Ordering::Relaxed);
         }
-        own.or_else(|| self.machine.take_spare()).or_else(|| self.create_now())
+        own.or_else(|| self.template.take_spare()).or_else(|| self.create_now())
     }
 
     /// Returns an instance for quarantined clients that is available immediately. The last spare is reserved for the
     /// regular VM.
     pub(super) fn instance_to_spare(&self) -> Option<Instance> {
-        let ready = self.spares.borrow().len() + usize::from(self.machine.has_spare());
+        let ready = self.spares.borrow().len() + usize::from(self.template.has_spare());
         if ready > 1 { self.ready_instance() } else { self.create_now() }
     }
 
     fn create_now(&self) -> Option<Instance> {
-        let supply: &InstanceSupply = &self.site.supply;
-        if self.machine.making() >= CHEAP || !supply.wait().is_zero() {
+        let supply: &InstanceSupply = &self.binding.supply;
+        if self.template.making() >= CHEAP || !supply.wait().is_zero() {
             return None;
         }
         let before = clock::processor_time();
-        let made = self.machine.instantiate_within(CREATION_LIMIT);
+        let made = self.template.instantiate_within(CREATION_LIMIT);
         supply.charge(clock::processor_time().saturating_sub(before));
         // If it cannot be created, the next attempt on the control thread logs the reason.
         made.ok()
@@ -223,7 +223,7 @@ impl Vm {
     pub fn deliver(&self, instance: Instance) {
         self.ordered.set(false);
         if self.instance.borrow().is_none() && self.rest().is_zero() {
-            self.machine.presence.found();
+            self.template.availability.found();
             self.replace(instance);
         } else if self.spares.borrow().is_empty() {
             self.keep(instance);
@@ -232,20 +232,20 @@ impl Vm {
                 self.keep(instance);
             } else {
                 // Another worker may have stored one already.
-                drop(self.machine.put_by(instance));
+                drop(self.template.put_by(instance));
             }
         }
         self.restock();
     }
 
     fn keep(&self, spare: Instance) {
-        self.machine.kept.fetch_add(1, Ordering::Relaxed);
+        self.template.kept.fetch_add(1, Ordering::Relaxed);
         self.spares.borrow_mut().push(spare);
     }
 
     /// How long it still has to stay without an instance.
     pub(super) fn rest(&self) -> Duration {
-        self.resting.get().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+        self.paused_until.get().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
     /// Orders another instance if one is missing. One at a time, so that a filter that takes long to instantiate does
@@ -255,19 +255,19 @@ impl Vm {
             return self.main().into_iter().for_each(|main| main.restock());
         }
         let enough =
-            || self.instance.borrow().is_some() && self.spares.borrow().len() >= SPARES && self.machine.has_spare();
+            || self.instance.borrow().is_some() && self.spares.borrow().len() >= SPARES && self.template.has_spare();
         if self.ordered.get() {
             return;
         }
         let Some(wait) = (if enough() { self.lacks_apart() } else { Some(self.rest()) }) else { return };
         self.ordered.set(true);
-        self.site.supply.order(&self.machine, wait);
+        self.binding.supply.order(&self.template, wait);
     }
 
     /// Adopts an instance, and counts it as a rebuild if it replaces a failed one.
     pub(super) fn replace(&self, instance: Instance) {
         if self.incarnation.get() > 0 {
-            self.tenants.iter().for_each(|tenant| tenant.plugin.metrics.rebuilds.inc(observe::shard()));
+            self.roots.iter().for_each(|root_context| root_context.plugin.metrics.rebuilds.inc(observe::shard()));
         }
         self.adopt(instance);
     }

@@ -32,14 +32,14 @@ const OVERRUNS: CpuShare = CpuShare { percent: 60, burst: Duration::from_millis(
 /// An order for another instance.
 pub struct InstanceOrder {
     /// The template to instantiate.
-    pub machine: Arc<VmTemplate>,
+    pub template: Arc<VmTemplate>,
     /// The instance is not needed before this time has passed.
     pub wait: Duration,
 }
 
 /// Where a worker's instances come from, apart from those that it creates itself.
 pub struct InstanceSupply {
-    making: RefCell<Budget>,
+    instantiation: RefCell<Budget>,
     overruns: RefCell<Budget>,
     order: Box<dyn Fn(InstanceOrder)>,
 }
@@ -49,12 +49,12 @@ impl InstanceSupply {
     /// [`Vm::deliver`](super::Vm::deliver).
     pub fn new(order: impl Fn(InstanceOrder) + 'static) -> Rc<InstanceSupply> {
         let budget = |share| RefCell::new(Budget::new(share, Instant::now()));
-        Rc::new(InstanceSupply { making: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
+        Rc::new(InstanceSupply { instantiation: budget(MAKING), overruns: budget(OVERRUNS), order: Box::new(order) })
     }
 
     /// Charges the processor time of creating an instance for this worker, wherever it was created.
     pub fn charge(&self, used: Duration) {
-        self.making.borrow_mut().charge(used, Instant::now());
+        self.instantiation.borrow_mut().charge(used, Instant::now());
     }
 
     /// Charges the processor time of a call that exceeded its limit. Returns how long the VM should stay without an
@@ -67,12 +67,12 @@ impl InstanceSupply {
 
     /// Returns how long to wait until another instance may be created.
     pub(in crate::wasm) fn wait(&self) -> Duration {
-        self.making.borrow_mut().wait(Instant::now())
+        self.instantiation.borrow_mut().wait(Instant::now())
     }
 
     /// Orders an instance, to be created after `pause` and when the budget allows it.
-    pub(super) fn order(&self, machine: &Arc<VmTemplate>, pause: Duration) {
-        (self.order)(InstanceOrder { machine: machine.clone(), wait: pause.max(self.wait()) });
+    pub(super) fn order(&self, template: &Arc<VmTemplate>, pause: Duration) {
+        (self.order)(InstanceOrder { template: template.clone(), wait: pause.max(self.wait()) });
     }
 }
 

@@ -90,7 +90,7 @@ impl Fixture {
     }
 
     fn traps(&self, kind: TrapKind) -> u64 {
-        self.vm.machine().plugins()[0].metrics.traps[kind as usize].value()
+        self.vm.template().plugins()[0].metrics.traps[kind as usize].value()
     }
 }
 
@@ -133,7 +133,7 @@ fn trap_fails_the_streams_in_the_instance_and_the_next_stream_gets_another_insta
         assert_eq!((fixture.traps(TrapKind::Trap), fixture.vm.incarnation.get()), (1, before + 1));
         {
             let state = bystander.state.borrow();
-            assert!(state.positions[0].gone && state.positions[0].denies, "its context is lost");
+            assert!(state.filters[0].gone && state.filters[0].denies, "its context is lost");
         }
         let (next, action) = fixture.request(Ask::Continue);
         assert_eq!(action, Action::Continue);
@@ -151,7 +151,7 @@ fn bypassing_filter_lets_the_streams_in_the_instance_continue() {
         let (bystander, _) = fixture.request(Ask::Continue);
         assert_eq!(fixture.request(Ask::Trap).1, Action::Failed(OnFailure::Bypass));
         let state = bystander.state.borrow();
-        assert!(state.positions[0].gone && !state.positions[0].denies);
+        assert!(state.filters[0].gone && !state.filters[0].denies);
     });
 }
 
@@ -160,7 +160,7 @@ fn held_stream_is_denied_at_once_when_its_instance_fails() {
     run(|| {
         let fixture = Fixture::new(json!({}));
         let (held, _) = fixture.request(Ask::Pause);
-        held.state.borrow_mut().positions[0].paused[Direction::Request as usize] = true;
+        held.state.borrow_mut().filters[0].paused[Direction::Request as usize] = true;
         fixture.request(Ask::Trap);
         let state = held.state.borrow();
         let (reply, _) = state.reply.as_ref().expect("a reply");

@@ -38,7 +38,7 @@ pub(super) fn settings() -> Config {
 
 /// Compiles modules to machine code.
 pub struct Compiler {
-    place: CompileIn,
+    compile_in: CompileIn,
     cache: Option<Cache>,
 }
 
@@ -123,12 +123,12 @@ impl Compiler {
     /// # Errors
     /// No descriptors are left.
     pub fn in_child(cache: Option<Cache>) -> io::Result<Compiler> {
-        Ok(Compiler { place: CompileIn::Child(CancelSignal::new()?), cache })
+        Ok(Compiler { compile_in: CompileIn::Child(CancelSignal::new()?), cache })
     }
 
     /// Creates a compiler that compiles in this process, for executables other than Tollgate's: tests and benchmarks.
     pub fn in_process() -> Compiler {
-        Compiler { place: CompileIn::Here, cache: None }
+        Compiler { compile_in: CompileIn::Here, cache: None }
     }
 
     /// Returns a module's machine code, compiled or from the cache, in the form that `wasmtime::Module::deserialize`
@@ -144,7 +144,7 @@ impl Compiler {
         if let Some(code) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
             return Ok(code);
         }
-        let code = match &self.place {
+        let code = match &self.compile_in {
             CompileIn::Child(end) => child::compile(module, limits, end)?,
             CompileIn::Here => job::compile(module).map_err(|e| CompileError::Invalid(format!("{e:#}")))?,
         };
@@ -156,7 +156,7 @@ impl Compiler {
 
     /// Cancels running compilations and rejects new ones.
     pub(in crate::wasm) fn end(&self) {
-        if let CompileIn::Child(end) = &self.place {
+        if let CompileIn::Child(end) = &self.compile_in {
             end.say();
         }
     }
