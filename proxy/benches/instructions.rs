@@ -1,5 +1,5 @@
-//! Counts the instructions of the pieces of a request's path with valgrind: the same number on a noisy machine as on a
-//! quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 2 % over the committed
+//! Counts with valgrind the instructions that each step of serving a request executes. Unlike times, the counts are the
+//! same on a noisy machine as on a quiet one. `tests/instructions.sh` builds and runs it; it fails if a piece has grown by more than 2 % over the committed
 //! baseline, `instructions.txt`. `UPDATE=1` rewrites the baseline.
 //!
 //! The program starts itself again under callgrind. There it calls one function before and one after each piece, at which callgrind

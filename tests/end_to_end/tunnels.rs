@@ -101,7 +101,7 @@ fn a_client_reset_reaches_the_upstream_after_earlier_bytes() {
 
 /// A browser ends its side with its last frame, and then resets the stream, since it needs no further data.
 #[test]
-fn a_clean_end_before_a_reset_stays_clean() {
+fn tunnel_that_ended_cleanly_stays_clean_after_a_reset() {
     let (upstream, saw) = watching(true);
     let proxy = Proxy::start(Config::to(&upstream));
     let mut client = proxy.h2();

@@ -46,7 +46,7 @@ pub enum BodyAborted {
 #[derive(Debug, Default)]
 struct HeldBody {
     data: Buffer,
-    /// The end of the body is included.
+    /// Whether `data` includes the end of the body.
     end: bool,
     /// The filter has paused in a body or trailers callback.
     paused: bool,

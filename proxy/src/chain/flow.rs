@@ -33,10 +33,11 @@ pub trait BodyFeed {
     /// Why the body cannot be fed.
     type Error;
 
-    /// Passes the next part to filter `nth`, which holds the head. Returns whether that filter lets the head go.
+    /// Passes the next part to filter `nth`, which holds the head. Returns whether that filter releases the head.
     fn poll_feed(&mut self, nth: usize, cx: &mut Context<'_>) -> Poll<Result<bool, Self::Error>>;
 
-    /// Releases the parts held by filter `nth`, which has let the head go. `until`: the filter that holds the head now.
+    /// Releases the parts of the body that filter `nth` holds, after it has released the head. They go as far as filter
+    /// `until`, if one holds the head now.
     fn release(&mut self, nth: usize, until: Option<usize>) -> Result<(), Self::Error>;
 }
 

@@ -17,7 +17,7 @@ pub enum Name {
     Method,
     /// `:path`, with the query.
     Path,
-    /// `:authority`; `host` is an alias, as in HTTP/2.
+    /// `:authority`, as in HTTP/2; `host` is accepted as an alias.
     Authority,
     /// `:scheme`
     Scheme,

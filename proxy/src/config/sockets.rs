@@ -5,7 +5,7 @@ use super::{diagnostic::Diagnostic, model::Config, source::Source, units::Addres
 /// The maximum length of a path in bytes: `sun_path` on Linux has 108 bytes, including the terminating NUL.
 const LONGEST: usize = 107;
 
-/// Resolves an address from the file.
+/// Resolves an address given in the configuration file.
 pub(super) fn resolved(source: &Source, address: Address) -> Address {
     match address {
         Address::Unix(path) => Address::Unix(source.resolve(path).into()),

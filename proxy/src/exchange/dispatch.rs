@@ -498,8 +498,8 @@ impl<'p> RetryState<'p> {
             }
             RetryReason::Unprocessed => {
                 self.unprocessed += 1;
-                // An HTTP/2 connection that accepts no more streams is no longer used, but another one may also be about
-                // to close.
+                // An HTTP/2 connection that accepts no more streams is no longer chosen, but one that still accepts them
+                // may be about to close.
                 self.new_connection = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
                 stream.state.borrow_mut().failures = None;
                 self.attempts.repeat(cluster, balance)

@@ -375,7 +375,7 @@ fn attempt_that_takes_too_long_is_retried_within_the_request_timeout() {
 }
 
 #[test]
-fn last_attempt_that_takes_too_long_is_answered_504() {
+fn timeout_of_the_last_attempt_is_answered_with_504() {
     run(async {
         let policy =
             RetryPolicy { per_try_timeout: Some(Duration::from_secs(1)), ..retrying(&[RetryOn::Reset], 1).unwrap() };
@@ -452,7 +452,7 @@ fn filter_can_close_the_stream() {
 }
 
 #[test]
-fn filter_that_holds_a_request_for_too_long_is_answered_504() {
+fn request_held_by_a_filter_for_too_long_is_answered_with_504() {
     run(async {
         let filters = vec![Scripted::filter("a", phase::REQUEST_HEADERS, &Log::default(), pausing("request head"))];
         let listener = json!({"timeouts": {"idle": "5s"}});

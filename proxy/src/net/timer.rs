@@ -1,4 +1,4 @@
-//! Timers for tasks that may always have work to do.
+//! Timers that also fire in tasks that never run out of work.
 
 use std::{
     future::Future,

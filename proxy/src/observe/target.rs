@@ -9,7 +9,7 @@
 pub const ACCESS_LOG: &str = "tollgate::access_log";
 /// The admin listener and its metrics.
 pub const ADMIN: &str = "tollgate::admin";
-/// The certificate authority, and the certificates that a workload obtains from one.
+/// Certificates issued as an authority, and certificates obtained from an authority as a workload.
 pub const CA: &str = "tollgate::ca";
 /// The configuration and its files: loading, watching, applying, warnings.
 pub const CONFIG: &str = "tollgate::config";

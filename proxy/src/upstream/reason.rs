@@ -233,7 +233,8 @@ fn lost_h2(error: &h2::Error) -> (FailureCategory, String) {
     let frame = if error.is_go_away() { "GOAWAY" } else { "RST_STREAM" };
     match error.reason() {
         Some(reason) if error.is_remote() => {
-            // "connection error received: …", with the debug data of a GOAWAY: the text below already names the sender.
+            // The text is "connection error received: …", with the debug data of a GOAWAY. The first part is dropped, since the
+            // message below names the sender.
             let text = error.to_string();
             let text = text.split_once(" received: ").map_or(&*text, |(_, text)| text);
             (FailureCategory::Reset, format!("the endpoint sent {frame} {reason:?}: {text}"))

@@ -90,7 +90,7 @@ pub struct CallResponse {
     pub body: Bytes,
     /// The trailers.
     pub trailers: HeaderMap,
-    /// Why it failed, as returned by `proxy_get_status`.
+    /// Why the call failed, as returned by `proxy_get_status`.
     pub failure: Option<(u32, &'static str)>,
 }
 

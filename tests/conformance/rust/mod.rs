@@ -41,7 +41,7 @@ pub enum At {
 enum Next {
     /// The case has passed.
     Passed,
-    /// The case waits for another callback; this one returns the action.
+    /// The case continues in a later callback; the current callback returns this action.
     Then(Action),
     /// This file has no such case.
     NotHere,

@@ -61,7 +61,7 @@ fn all_fields_that_need_a_restart_are_logged() {
     }
 }
 
-/// Whether there are metrics of a listener `more`.
+/// Whether there are metrics for a listener named `more`.
 fn has_metrics(proxy: &Proxy) -> bool {
     proxy.metrics().names().any(|(_, labels)| labels.get("listener").is_some_and(|name| name == "more"))
 }

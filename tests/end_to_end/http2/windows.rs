@@ -119,7 +119,7 @@ fn streams_that_share_a_window_do_not_send_byte_by_byte() {
 
 /// The same for a client whose connection window is exhausted.
 #[test]
-fn streams_without_a_connection_window_time_out() {
+fn streams_blocked_by_an_exhausted_connection_window_time_out() {
     let upstream = upstream();
     let proxy = Proxy::start(Config::to(&upstream).listener("timeouts: {idle: 1s}"));
     let mut client = H2::connect_with(proxy.address("main"), &[(setting::INITIAL_WINDOW_SIZE, 1 << 30)]);

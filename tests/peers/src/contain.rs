@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_requests_name_the_offence_and_come_from_another_address() {
+    fn bad_requests_say_how_the_filter_fails_and_come_from_another_address() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let asked = ask(listener.local_addr().unwrap().port(), "/items/42", "trap").unwrap();
         let (taken, from) = listener.accept().unwrap();

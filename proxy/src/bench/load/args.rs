@@ -22,7 +22,7 @@ use crate::{
 /// Send HTTP/1.1 requests at a constant rate and report the latency.
 ///
 /// With --rate the load is an open loop: request number i is due at i/rate, whatever happened to earlier requests, and
-/// its latency counts from when it was due. A server that stalls is therefore charged for every request
+/// its latency counts from the scheduled time. A server that stalls is therefore charged for every request
 /// that had to wait, not only for the one that it was working on (no coordinated omission). With --saturate each
 /// connection sends the next request as soon as it has the response to the last one: this finds the highest
 /// throughput, but says little about latency.

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection of the load generator, which carries one request at a time and is dropped when it has ended.
+//! One HTTP/1.1 connection of the load generator. It carries one request at a time and is dropped once it is closed.
 //!
 //! hyper's connection future is not a separate task but polled along with the future that waits for it. That saves two
 //! task switches per request, and dropping the `Link` closes the socket immediately.

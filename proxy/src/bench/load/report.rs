@@ -210,9 +210,9 @@ impl Report {
         let header: String = QUANTILES.iter().map(|(name, _)| format!("{name:>10}")).collect();
         writeln!(out, "{}{}", title("Latency"), paint("1", &header))?;
         if self.offered().is_some() {
-            writeln!(out, "{:<14}{}  from when it was due", "corrected", row(&s.latency))?;
+            writeln!(out, "{:<14}{}  from the scheduled time", "corrected", row(&s.latency))?;
         }
-        writeln!(out, "{:<14}{}  from when it was sent", "service time", row(&s.service))?;
+        writeln!(out, "{:<14}{}  from sending the request", "service time", row(&s.service))?;
         if let Some(name) = &plan.tally {
             writeln!(out, "\n{} {name}", title("Header"))?;
             for (value, n) in self.tally() {

@@ -125,7 +125,7 @@ impl ConnectionFlow {
         Ok(())
     }
 
-    /// Releases what a filter holds of a side and, for the downstream side, the connection.
+    /// Releases the data of one side that a filter holds back and, on the downstream side, the connection that it holds.
     fn release(&mut self, stream: &Rc<NetworkStream>, side: Side, position: usize) -> Result<(), ConnectionDenied> {
         let (held, waited) = {
             let mut state = stream.state.borrow_mut();

@@ -1,7 +1,7 @@
 //! Validation of a client's HTTP/3 frames before h3 sees them.
 //!
-//! h3 buffers a frame until it is complete, whatever its announced length; it keeps reading while its data is not
-//! consumed; it scans the whole buffer again for each piece received; and it takes a body truncated within a frame for
+//! h3 buffers a frame until it is complete, however long the frame claims to be; it keeps reading even if nothing
+//! consumes the data; it scans the whole buffer again for each piece received; and it takes a body truncated within a frame for
 //! a complete one. So h3 only gets complete frames of limited length, and only types that it knows: unknown ones are
 //! dropped here (RFC 9114 section 9). It gets no more data than it can pass on immediately; see `StreamWatch` in
 //! `transport`. Malformed heads and trailers never reach it; see `qpack`.

@@ -41,7 +41,7 @@ struct Entry {
 /// The version that a key must have for an update to succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpectedVersion {
-    /// Any version, or no such key.
+    /// No condition: the key may have any version or not exist.
     Any,
     /// The key must not exist.
     Absent,

@@ -38,13 +38,13 @@ pub fn rows() -> Vec<Row> {
             .post(&[b"hello"])
             .trailers(&[("x-sum", "1")])
             .half_closes(Point::Trailers),
-        Row::new("a client leaves before its answer")
+        Row::new("the client disconnects before the response")
             .post(&[b"hello"])
             .length("5")
             .stops(Point::Start, How::Silence)
             .cut(Point::After)
             .want(Up::Whole(|_| {}), Down::Left),
-        Row::new("a client leaves within its answer")
+        Row::new("the client disconnects in the middle of the response")
             .answer(200, &[], Some(&[b"hello"]))
             .stops(Point::Piece, How::Silence)
             .cut(Point::After)
