@@ -73,7 +73,7 @@ mod inspect {
     #[test]
     fn inspect_shows_why_a_filter_rejects_its_configuration() {
         let text = ok(&["inspect", "builtin:router"]);
-        assert!(text.contains("refuses its configuration: give `routes`") && text.contains("--config"), "{text}");
+        assert!(text.contains("rejects its configuration: give `routes`") && text.contains("--config"), "{text}");
     }
 
     #[test]

@@ -216,7 +216,7 @@ fn the_command_line_rejects_harmful_arguments() {
         (&["issue", "--spiffe", WEB, "--out", "ca/ca"], "belongs to the authority"),
         (&["token", "--out", "ca/ca.key"], "already exists and is never overwritten"),
         (&["token", "--out", "ca/../ca/token.key"], "already exists and is never overwritten"),
-        (&["issue", "--spiffe", WEB, "--dir", "nowhere"], "`tollgate ca init` makes one"),
+        (&["issue", "--spiffe", WEB, "--dir", "nowhere"], "`tollgate ca init` creates one"),
         (&["token", "--spiffe", "spiffe://other/*"], "is not in the trust domain of this authority, `mesh.local`"),
         (&["show", "ca/ca.key"], "holds no certificate"),
     ] {

@@ -236,7 +236,7 @@ fn signals_are_handled_before_the_proxy_is_ready() {
         authority
     );
     let mut proxy = Proxy::begin(config, &[("a.token", b"token")]);
-    proxy.wait_for_output("a certificate for this workload is asked for");
+    proxy.wait_for_output("requesting a workload certificate");
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         proxy.signal(signal);
     }

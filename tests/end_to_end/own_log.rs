@@ -27,7 +27,8 @@ fn a_log_next_to_the_configuration_does_not_cause_log_lines() {
     let text = |timeout: &str| {
         format!(
             "admin: {{enabled: false}}\nlog: {{level: trace}}\ndrain_timeout: {timeout}\n\
-             listeners: [{{name: main, address: '127.0.0.1:0'}}]\n"
+             listeners: [{{name: main, address: '127.0.0.1:0', chain: [faults]}}]\n\
+             filters: [{{name: faults, wasm: 'builtin:fault'}}]\n"
         )
     };
     fs::write(&config, text("1s")).expect("a file");

@@ -165,5 +165,5 @@ fn a_configuration_error_is_logged_with_its_location() {
     let Err(output) = Proxy::try_start(config, &[("fault.wasm", &wasm::portable("fault"))]) else {
         panic!("it must be rejected")
     };
-    assert!(output.contains("abort.status: 99 is not the status of a response"), "{output}");
+    assert!(output.contains("abort.status: 99 is not a response status"), "{output}");
 }

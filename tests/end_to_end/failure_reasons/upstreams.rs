@@ -195,7 +195,7 @@ fn another_http_version_is_recognized_by_its_first_bytes() {
         assert_reason("SMTP", &proxy(&junk, options, &[]), "upstream_protocol_error", "protocol", &parts);
     }
     let broken = Upstream::canned("HTTP/1.1 200 OK\r\nX A: 1\r\n\r\n");
-    let parts = ["the response is not valid: cannot read its head: a header has no name"];
+    let parts = ["the response is not valid: cannot read its head: a header name is missing or contains whitespace"];
     assert_reason("a field", &proxy(&broken, "", &[]), "upstream_protocol_error", "protocol", &parts);
 }
 
