@@ -49,11 +49,12 @@ impl Name {
 #[error("not a valid header name or value here")]
 pub struct BadHeader;
 
-/// Maximum number of fields in a map changed by a filter. More than clients may send, far less than `HeaderMap` can
-/// hold.
+/// A filter cannot add a field to a map that has this many. The highest `limits.headers` is the same number, so a head
+/// can arrive full. `HeaderMap` itself could hold more than twice as many.
 pub const MAX_FIELDS: usize = 10_000;
 
-/// Maximum bytes of a value set by a filter, including pseudo-headers.
+/// Maximum bytes of a field's or pseudo-header's value that a filter sets. Values from clients and upstreams are limited
+/// only by the size of the whole head.
 pub const MAX_VALUE: usize = 64 << 10;
 
 /// Memory cost of fields: names, values, and the map's overhead per field.

@@ -56,7 +56,7 @@ const UNENDING: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The polling interval where inotify works: it does not report changes made on another machine, or mounts.
-const SELDOM: Duration = Duration::from_secs(120);
+const RARE_LOOK: Duration = Duration::from_secs(120);
 
 /// Events about the entries of a directory, or about the directory itself.
 const FOLDER: WatchFlags = WatchFlags::CREATE
@@ -130,7 +130,7 @@ impl Watcher {
             watched: HashMap::new(),
             touched: None,
             unclosed: BTreeMap::new(),
-            next_look: Instant::now() + SELDOM,
+            next_look: Instant::now() + RARE_LOOK,
             trouble,
         };
         // After an error, the first watch tries again and reports it.
@@ -309,7 +309,7 @@ impl Watcher {
                 self.touch();
             }
         }
-        self.next_look = Instant::now() + if trouble.is_some() || is_gone { LOOK } else { SELDOM };
+        self.next_look = Instant::now() + if trouble.is_some() || is_gone { LOOK } else { RARE_LOOK };
         self.note(trouble);
     }
 

@@ -32,7 +32,7 @@ use crate::{
     observe::{self, target},
     upstream::{
         Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
-        RequestErrorKind, Retryable as Repeat, UsageGuard, WaitTime,
+        RequestErrorKind, Retryable, UsageGuard, WaitTime,
     },
 };
 
@@ -460,10 +460,11 @@ impl<'p> RetryState<'p> {
             {
                 RetryReason::Unprocessed
             }
-            AttemptError::Failed(RequestErrorKind::Reset { again: again @ (Repeat::Anew | Repeat::Alone), .. })
-                if !self.repeated && is_idempotent(&stream.state.borrow().request.method) =>
-            {
-                RetryReason::Stale { alone: *again == Repeat::Alone }
+            AttemptError::Failed(RequestErrorKind::Reset {
+                again: again @ (Retryable::NewConnection | Retryable::Alone),
+                ..
+            }) if !self.repeated && is_idempotent(&stream.state.borrow().request.method) => {
+                RetryReason::Stale { alone: *again == Retryable::Alone }
             }
             AttemptError::Failed(RequestErrorKind::Reset { .. } | RequestErrorKind::Protocol { .. })
             | AttemptError::TimedOut(DeadlineKind::PerTry) => {

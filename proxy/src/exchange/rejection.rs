@@ -104,11 +104,11 @@ pub struct RejectLogLimiter {
 impl RejectLogLimiter {
     /// Logs a rejection, unless one with the same reason was logged within the last minute.
     pub fn warn(&self, listener: &str, peer: SocketAddr, refused: &RejectedConnection) {
-        let (seldom, reason) = match refused.cause {
+        let (limiter, reason) = match refused.cause {
             Some(cause) => (&self.handshakes[cause as usize], HandshakeError::ALL[cause as usize].1),
             None => (&self.refusals[refused.refusal as usize], RejectReason::ALL[refused.refusal as usize].1),
         };
-        if let Some(left_out) = seldom.may_warn() {
+        if let Some(left_out) = limiter.may_warn() {
             tracing::warn!(
                 target: target::DOWNSTREAM,
                 listener, %peer, reason, left_out, "client rejected: {}", refused.why

@@ -80,7 +80,7 @@ pub enum Retryable {
     No,
     /// On a new connection. An idle connection may just have been closed (RFC 9112 section 9.3.1), or another request
     /// was in all likelihood the cause.
-    Anew,
+    NewConnection,
     /// On a connection without other requests: this request may have been the cause.
     Alone,
 }

@@ -138,7 +138,7 @@ where
                 request_sent: false,
                 bytes_received: false,
                 in_head: false,
-                again: Retryable::Anew,
+                again: Retryable::NewConnection,
                 source,
             };
             return Err(RequestError::unsent(kind, body));
@@ -230,7 +230,7 @@ where
                     request_sent: line.as_ref().is_none_or(|wire| wire.sent() > sent),
                     bytes_received,
                     in_head: bytes_received,
-                    again: if reused && !bytes_received { Retryable::Anew } else { Retryable::No },
+                    again: if reused && !bytes_received { Retryable::NewConnection } else { Retryable::No },
                     source,
                 }
             }

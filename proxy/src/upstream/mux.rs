@@ -338,7 +338,7 @@ where
         let again =
             |error: &h2::Error| match mux.state.ends.peer_settings().last_stream().unwrap_or(mux.state.begun.get()) {
                 _ if !(error.is_io() || error.is_go_away()) => Retryable::No,
-                last if last != number.get() => Retryable::Anew,
+                last if last != number.get() => Retryable::NewConnection,
                 // The connection was idle, and may have been closed before this request reached it.
                 _ if reused && begins_alone && mux.state.received.get() == received => Retryable::Alone,
                 _ => Retryable::No,
@@ -356,7 +356,7 @@ where
                 bytes_received: mux.state.received.get() > received,
                 // Here a head is received completely or not at all.
                 in_head: false,
-                again: if stopped == Some(StreamEnd::Unprocessed) { Retryable::Anew } else { again(&error) },
+                again: if stopped == Some(StreamEnd::Unprocessed) { Retryable::NewConnection } else { again(&error) },
                 source: match mux.state.better_reason(error) {
                     source if mux.under.assumed && mux.state.first.get().look() != DetectedProtocol::Http2 => {
                         io::Error::new(source.kind(), AlpnMismatch(source))

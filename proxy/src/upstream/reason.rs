@@ -181,7 +181,7 @@ impl RequestErrorKind {
     /// Returns whether the request may not be the cause: an upstream may close an idle connection while a request is on
     /// its way (RFC 9112 section 9.3.1), or because of another request.
     pub fn is_stale(&self) -> bool {
-        matches!(self, RequestErrorKind::Reset { again: Retryable::Anew | Retryable::Alone, .. })
+        matches!(self, RequestErrorKind::Reset { again: Retryable::NewConnection | Retryable::Alone, .. })
     }
 }
 

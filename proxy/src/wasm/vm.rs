@@ -255,14 +255,14 @@ impl Vm {
             .for_each(|root_context| root_context.stop_listening());
     }
 
-    /// Calls the guest for one of its filters, on behalf of a stream or of none. `hears`: the caller denies the stream
+    /// Calls the guest for one of its filters, on behalf of a stream or of none. `handled`: the caller denies the stream
     /// if this fails.
     pub(super) fn enter<T>(
         &self,
         root_context: &RootContext,
         stream: Option<(&StreamRef, usize)>,
         context: u32,
-        hears: bool,
+        handled: bool,
         call: impl FnOnce(&mut Store<Host>, &Exports) -> wasmtime::Result<T>,
     ) -> Result<T, InstanceUnavailable> {
         // If a guest is already running on this thread, something inside a host function has ended a stream; that must
@@ -310,7 +310,7 @@ impl Vm {
                 let (denied, effective) = (store.data().limiter.denied, store.data().effective);
                 let dead = slot.take();
                 drop(slot);
-                self.fail(root_context, &error, (denied, effective), stream, hears);
+                self.fail(root_context, &error, (denied, effective), stream, handled);
                 drop(dead);
                 Err(InstanceUnavailable)
             }

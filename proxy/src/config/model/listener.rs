@@ -127,7 +127,7 @@ pub enum HeaderUnderscores {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerLimits {
-    /// Size of a request head, request line included (431).
+    /// Size of a request head, request line included (431), and of the request's trailers (400).
     pub header_bytes: ByteSize,
     /// Number of header fields (431).
     #[schemars(range(min = 1, max = 10000))]

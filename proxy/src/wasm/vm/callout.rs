@@ -59,7 +59,7 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
 
 /// Why a call could not be sent.
 pub(super) const FULL: &str = "too many requests are active (`limits.requests`)";
-pub(in crate::wasm) const NOBODY: &str = "the cluster has no endpoint, or none that is healthy";
+pub(in crate::wasm) const NO_ENDPOINT: &str = "the cluster has no endpoint, or none that is healthy";
 
 /// Records that a call was not answered within the filter's timeout.
 #[cold]
@@ -92,7 +92,7 @@ async fn exchange(
         UNAVAILABLE
     };
     let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL))?;
-    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY))?.start();
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
     let failed = |failure: RequestError<Body>| {

@@ -19,7 +19,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::callout::{FULL, NOBODY, note_broken, note_late};
+use super::callout::{FULL, NO_ENDPOINT, note_broken, note_late};
 use crate::{
     chain::charge::CALL,
     http::{
@@ -153,7 +153,7 @@ async fn exchange(
         unavailable(said)
     };
     let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are active"))?;
-    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NOBODY, "the cluster has no endpoint"))?.start();
+    let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT, "the cluster has no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
     let response = upstream.send(&cluster, endpoint, ProtocolChoice::default(), &head, body).await;

@@ -46,7 +46,7 @@ fn pause(still_born: u32) -> Duration {
 
 impl Vm {
     /// Handles the failure of the instance in a call for a filter. The instance is already gone, for all filters that
-    /// share it. `denied`: it was refused memory; `effective`: the context it worked on; `hears`: the caller for the
+    /// share it. `denied`: it was refused memory; `effective`: the context it worked on; `handled`: the caller for the
     /// stream handles the failure itself.
     pub(super) fn fail(
         &self,
@@ -54,7 +54,7 @@ impl Vm {
         error: &wasmtime::Error,
         (denied, effective): (bool, u32),
         stream: Option<(&StreamRef, usize)>,
-        hears: bool,
+        handled: bool,
     ) {
         let (mut kind, text) = describe(error);
         if denied && kind == TrapKind::Trap {
@@ -74,7 +74,7 @@ impl Vm {
         self.grpc.borrow_mut().clear();
         // Their responses have no recipient any more but would still be charged.
         self.http.take().into_values().for_each(|call| call.abort());
-        self.end_streams(stream.filter(|_| hears));
+        self.end_streams(stream.filter(|_| handled));
         if !self.closing.get() {
             let overrun = match kind {
                 TrapKind::Timeout => self.binding.supply.overran(clock::since_mark()),

@@ -184,7 +184,7 @@ fn memory_beyond_the_limit_is_refused_and_counted() {
         let before = fixture.vm.memory_bytes();
         assert_eq!(fixture.request(Ask::Allocate).1, Action::Failed(OnFailure::Deny));
         assert_eq!((fixture.traps(TrapKind::Memory), fixture.traps(TrapKind::Trap)), (1, 0));
-        assert_eq!(fixture.vm.memory_bytes(), before, "the next instance begins anew");
+        assert_eq!(fixture.vm.memory_bytes(), before, "the next instance has its initial memory");
 
         let fixture = Fixture::new(json!({"limits": {"memory": "128MiB"}}));
         assert_eq!(fixture.request(Ask::Allocate).1, Action::Continue);
