@@ -37,7 +37,7 @@ instructions *ARGS:
 fuzz NAME SECONDS="60":
     tests/fuzz/run.sh {{NAME}} {{SECONDS}}
 
-# Find changes of these files or folders that no unit test notices
+# Mutation testing: find changes of these files or folders with which all unit tests still pass
 mutants +PATHS:
     tests/mutants.py {{PATHS}}
 

@@ -1,4 +1,5 @@
-//! Accepts connections: listening sockets, protocol detection and the limits on connections.
+//! Listening sockets, the limits on connections and clients, and the start of a connection: PROXY protocol, protocol
+//! detection and TLS handshake. Workers accept the TCP connections (`worker`); `quic` accepts those of HTTP/3.
 
 pub mod client_hello;
 pub mod clients;

@@ -4,7 +4,8 @@
 //! A request whose body is incomplete, or that becomes a tunnel, holds a connection for as long as its client likes.
 //! Since such requests never hold all connections, a complete request always finds some that become free by themselves.
 //! Requests waiting for a connection count as well as those that have one, over all workers. Only tunnels, and uploads
-//! that are still incomplete when they are forwarded, are counted here, so other requests do not take the lock.
+//! that are still incomplete when they are forwarded, hold permits here. Other requests take the lock only when they
+//! find no connection and the cluster is short of them.
 //!
 //! Over HTTP/2 each of them takes a stream, of which a connection has as many as the endpoints allow. One that shares
 //! its connection with no other request takes all of them.

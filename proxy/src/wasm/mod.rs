@@ -6,7 +6,7 @@
 //! has one file per group of host functions, `scope` tracks what the current call works on, and `stores` holds what
 //! filters share.
 //!
-//! A filter has five names on its way from the configuration to a request:
+//! From configuration to request, a filter is successively:
 //!
 //! | name | meaning |
 //! |---|---|
