@@ -1,6 +1,10 @@
 //! The built-in filters, which are part of the binary: one per directory of `filters/`. `build.rs` finds and compiles
 //! them.
 
+use std::sync::OnceLock;
+
+use crate::digest::sha256_hex;
+
 // `NAMES`, and in the same order `MODULES`.
 include!(concat!(env!("OUT_DIR"), "/builtins.rs"));
 
@@ -14,7 +18,17 @@ pub fn name(wasm: &str) -> Option<&str> {
 
 /// Returns the compiled module of a built-in filter.
 pub fn module(name: &str) -> Option<&'static [u8]> {
-    NAMES.iter().position(|known| *known == name).map(|i| MODULES[i])
+    position(name).map(|i| MODULES[i])
+}
+
+/// Returns the SHA-256 of a built-in filter, in hex. It is computed on first use only, because every reload needs it.
+pub fn hash(name: &str) -> Option<&'static str> {
+    static HASHES: [OnceLock<String>; NAMES.len()] = [const { OnceLock::new() }; NAMES.len()];
+    position(name).map(|i| HASHES[i].get_or_init(|| sha256_hex(MODULES[i])).as_str())
+}
+
+fn position(name: &str) -> Option<usize> {
+    NAMES.iter().position(|known| *known == name)
 }
 
 #[cfg(test)]
@@ -32,5 +46,13 @@ mod tests {
         names.sort();
         assert_eq!(names, folders);
         assert!(names.iter().all(|name| module(name).is_some_and(|module| module.starts_with(b"\0asm"))));
+    }
+
+    #[test]
+    fn every_hash_is_of_the_module_of_that_name() {
+        for name in NAMES {
+            assert_eq!(hash(name), module(name).map(sha256_hex).as_deref(), "{name}");
+        }
+        assert_eq!(hash("none"), None);
     }
 }

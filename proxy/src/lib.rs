@@ -26,6 +26,7 @@ pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod digest;
 pub mod downstream;
 pub mod escape;
 pub mod files;

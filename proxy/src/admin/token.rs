@@ -6,14 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::{
     config::{Diagnostic, Loaded},
+    digest::sha256,
     files,
     observe::{LogLimiter, target},
 };
@@ -99,8 +97,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 /// Compares in constant time, which reveals nothing about either, not even the length.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    let (one, other) = (digest(&SHA256, one), digest(&SHA256, other));
-    verify_slices_are_equal(one.as_ref(), other.as_ref()).is_ok()
+    verify_slices_are_equal(&sha256(one), &sha256(other)).is_ok()
 }
 
 fn read(path: &Path) -> Result<String, Unusable> {

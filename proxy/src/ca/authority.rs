@@ -21,13 +21,13 @@ use super::{
     Error,
     certificate::{self, CertificateInfo},
     files::{self, PRIVATE, PUBLIC},
-    hex,
     token::Secret,
 };
 use crate::config::{
     admin::{KEY, SECRET},
     spiffe::{SpiffeId, TrustDomain},
 };
+use crate::digest::hex;
 
 /// The file with the trusted root certificates, in the authority's folder and in a workload's. It holds more than one
 /// certificate during a rotation.

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use x509_parser::{
@@ -16,8 +15,10 @@ use x509_parser::{
     x509::X509Name,
 };
 
-use super::hex;
-use crate::observe::access_log::timestamp;
+use crate::{
+    digest::{hex, sha256_hex},
+    observe::access_log::timestamp,
+};
 
 /// The relevant fields of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl CertificateInfo {
             not_before: time(read.validity().not_before),
             not_after: time(read.validity().not_after),
             is_ca,
-            fingerprint: hex(digest::digest(&digest::SHA256, der).as_ref()),
+            fingerprint: sha256_hex(der),
             public_key: read.public_key().raw.to_vec(),
         })
     }

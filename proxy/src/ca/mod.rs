@@ -89,12 +89,3 @@ impl Error {
         Error::Content { path: path.to_owned(), what: what.into() }
     }
 }
-
-/// Formats bytes as hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}

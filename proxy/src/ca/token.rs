@@ -14,9 +14,9 @@ use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize};
 
-use super::hex;
 use crate::{
     config::spiffe::{SpiffeError, SpiffeId},
+    digest::hex,
     observe::access_log::timestamp,
 };
 

@@ -16,7 +16,7 @@ use super::{
     tree::ParseResult,
     yaml,
 };
-use crate::files;
+use crate::{digest::sha256_hex, files};
 
 /// The maximum file size. No real configuration is larger, and every value takes memory.
 const MAX_BYTES: usize = 16 << 20;
@@ -64,14 +64,10 @@ impl Loaded {
         shown
     }
 
-    /// Returns a hash of all values, with environment variables expanded. It is the same in every run and on every
+    /// Returns the SHA-256 of all values, in hex, with environment variables expanded. It is the same in every run and on every
     /// machine. Comments, layout, and the contents of WebAssembly files do not affect it.
     pub fn hash(&self) -> String {
-        // FNV-1a: a collision here has no security impact, and the standard library guarantees no stable hash.
-        let text = self.source.root().to_json().to_string();
-        let hash =
-            text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        format!("{hash:016x}")
+        sha256_hex(self.source.root().to_json().to_string().as_bytes())
     }
 }
 

@@ -99,7 +99,8 @@ const MINIMAL: &str = "listeners: [{name: web, address: '127.0.0.1:8080'}]\n";
 #[test]
 fn the_hash_covers_values_only() {
     let hash = |text: &str| loader().parse("x.yaml", text, Format::Yaml).unwrap_or_else(|e| panic!("{e}")).hash();
-    assert_eq!(hash(MINIMAL), "f003f465ace9dc98");
+    // printf '{"listeners":[{"name":"web","address":"127.0.0.1:8080"}]}' | sha256sum
+    assert_eq!(hash(MINIMAL), "d1d9aa74842d3b0c0af31fa5d9036cc7f43a6df20b1346f452f3df6ccb920daf");
     assert_eq!(hash(MINIMAL), hash(&format!("# a comment\n{MINIMAL}\n")));
     assert_ne!(hash(MINIMAL), hash(&format!("{MINIMAL}workers: 3\n")));
     assert_eq!(hash(&format!("{MINIMAL}workers: ${{W:-3}}\n")), hash(&format!("{MINIMAL}workers: 3\n")));

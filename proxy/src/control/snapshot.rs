@@ -18,6 +18,7 @@ use crate::{
         model::{self, Protocol},
         units::Address,
     },
+    digest::sha256_hex,
     exchange::{ClusterMetrics, ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
     listener::socket::{self, AddressClaim, ListenerShared},
     observe::{AccessLog, Buckets, Counter, Kind, LogWriter, MetricError, Registry},
@@ -25,9 +26,7 @@ use crate::{
     tcp,
     tls::HandshakeError,
     upstream::Cluster,
-    wasm::{
-        CompiledModule, Compiler, Engine, FilterEnv, Instance, LoadError, Plugin, SharedStore, VmTemplate, content_hash,
-    },
+    wasm::{CompiledModule, Compiler, Engine, FilterEnv, Instance, LoadError, Plugin, SharedStore, VmTemplate},
 };
 
 /// Builds snapshots. Lives as long as the process.
@@ -192,7 +191,7 @@ impl SnapshotBuilder {
             loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
         let snapshot = Snapshot {
             version: previous.map_or(1, |p| p.version + 1),
-            hash: content_hash(hash.as_bytes())[..16].to_owned(),
+            hash: sha256_hex(hash.as_bytes())[..16].to_owned(),
             created: SystemTime::now(),
             retries: retries.collect(),
             clusters,
@@ -226,19 +225,18 @@ impl SnapshotBuilder {
     ) -> Result<Plugin, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
         let read;
-        let (source, bytes): (String, &[u8]) = match builtins::name(&filter.wasm) {
+        let (source, bytes, hash): (String, &[u8], String) = match builtins::name(&filter.wasm) {
             Some(name) => {
-                let bytes = builtins::module(name);
-                let bytes = bytes.ok_or_else(|| (format!("there is no built-in filter `{name}`"), None))?;
-                (filter.wasm.clone(), bytes)
+                let module = builtins::module(name).zip(builtins::hash(name));
+                let (bytes, hash) = module.ok_or_else(|| (format!("there is no built-in filter `{name}`"), None))?;
+                (filter.wasm.clone(), bytes, hash.to_owned())
             }
             None => {
                 let path = loaded.source.resolve(&filter.wasm);
                 read = CompiledModule::read(&path, &loaded.config.compile).map_err(refused)?;
-                (path.display().to_string(), &read)
+                (path.display().to_string(), &read, sha256_hex(&read))
             }
         };
-        let hash = content_hash(bytes);
         let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
         let code = match same.into_iter().find(|code| code.hash == hash && code.source == source) {
             Some(code) => code.clone(),

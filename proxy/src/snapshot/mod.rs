@@ -7,6 +7,7 @@ use crate::{
     builtins,
     chain::{retry::RetryPolicy, route::Clusters},
     config::{Diagnostics, Loaded, Node, Source, model, units::Address},
+    digest::sha256_hex,
     exchange::{ClusterMetrics, ListenerMetrics},
     listener::socket::ListenerShared,
     net::ListenSocket,
@@ -14,7 +15,7 @@ use crate::{
     tcp,
     tls::{self, ServerTls},
     upstream::Cluster,
-    wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter, content_hash},
+    wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter},
 };
 
 /// A snapshot of one configuration that is running or about to be.
@@ -67,7 +68,7 @@ impl Snapshot {
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
             let read = CompiledModule::read(path, &loaded.config.compile);
-            let hash = read.map(|bytes| content_hash(&bytes)).unwrap_or_default();
+            let hash = read.map(|bytes| sha256_hex(&bytes)).unwrap_or_default();
             self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
         };
         self.loaded.hash() == loaded.hash() && modules(&loaded.source).iter().all(same_module) && self.tls.are_current()

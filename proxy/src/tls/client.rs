@@ -13,12 +13,12 @@ use tokio_rustls::TlsConnector;
 use super::{
     error::{FieldError, MaterialError, plain},
     explain::RecordingVerifier,
-    material::{Dated, Loader, OwnCertificate, RevocationList, sha256},
+    material::{Dated, Loader, OwnCertificate, RevocationList},
     provider,
     verify::{AcceptAny, NameVerifier, San},
     versions,
 };
-use crate::config::model::ClusterTls;
+use crate::{config::model::ClusterTls, digest::sha256};
 
 /// A cluster's TLS client configuration. Shared by all workers.
 #[derive(Debug)]

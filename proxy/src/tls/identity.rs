@@ -1,12 +1,13 @@
 //! The identity in a certificate, a client's or our own.
 
-use std::{fmt::Write, sync::OnceLock};
+use std::sync::OnceLock;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509CertificateParser, nom::Parser};
 
-use super::{material::sha256, name};
+use super::name;
+use crate::digest::{hex, sha256_hex};
 
 /// Why a certificate cannot be parsed.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +59,7 @@ impl Identity {
             subject: name::rfc2253(parsed.subject()).into(),
             issuer: name::rfc2253(parsed.issuer()).into(),
             serial: hex(skip_zeros(verified.serial())).into(),
-            sha256: hex(&sha256(der)).into(),
+            sha256: sha256_hex(der).into(),
             uri_sans: verified.valid_uri_names().filter(is_uri).map(Box::from).collect(),
             dns_sans: verified.valid_dns_names().map(Box::from).collect(),
             not_before: parsed.validity().not_before.timestamp(),
@@ -121,11 +122,4 @@ pub(super) fn not_after(der: &CertificateDer<'_>) -> Option<i64> {
     let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
     let (_, parsed) = parser.parse(der).ok()?;
     Some(parsed.validity().not_after.timestamp())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }

@@ -10,7 +10,6 @@ use std::{
     time::SystemTime,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     RootCertStore,
     pki_types::{
@@ -26,7 +25,10 @@ use super::{
     identity::{Identity, IdentityError},
     provider,
 };
-use crate::config::model::CertificateFiles;
+use crate::{
+    config::model::CertificateFiles,
+    digest::{hex, sha256},
+};
 
 /// Converts a time to seconds since 1970.
 pub(super) fn unix(time: SystemTime) -> i64 {
@@ -57,7 +59,7 @@ impl Digests {
 
     /// Returns all digests in hex, as an input for a larger hash.
     pub fn text(&self) -> String {
-        self.files.values().chain(&self.system).flatten().map(|byte| format!("{byte:02x}")).collect()
+        self.files.values().chain(&self.system).map(|digest| hex(digest)).collect()
     }
 }
 
@@ -67,14 +69,6 @@ fn system_digest(certificates: &[CertificateDer<'_>]) -> [u8; 32] {
     all.sort_unstable();
     all.dedup();
     sha256(all.as_flattened())
-}
-
-/// The SHA-256 of some bytes.
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    // The lengths are equal by the definition of SHA-256.
-    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    out
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MaterialError> {

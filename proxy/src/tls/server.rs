@@ -14,14 +14,17 @@ use super::{
     error::{FieldError, MaterialError, plain},
     explain::RecordingVerifier,
     identity::{Identity, not_after},
-    material::{Dated, Loader, sha256, unix},
+    material::{Dated, Loader, unix},
     provider,
     resolver::Resolver,
     sessions::{Sessions, TransportKind},
     trust::TrustDomainVerifier,
     versions,
 };
-use crate::config::model::{ClientCertificates, ListenerTls};
+use crate::{
+    config::model::{ClientCertificates, ListenerTls},
+    digest::sha256,
+};
 
 /// A listener's TLS configuration. Shared by all workers.
 #[derive(Debug)]

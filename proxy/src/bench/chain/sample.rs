@@ -30,9 +30,9 @@ use crate::{
         stream::{ConnectionInfo, IncomingRequest},
     },
     config::model::Listener,
+    digest::sha256_hex,
     h1::head::ADDED_BACK,
     http::fields::{Present, add_via, forwarded, remove_hop_by_hop},
-    wasm::content_hash,
 };
 
 /// Fields that nearly every request has; added if they are missing.
@@ -187,7 +187,7 @@ pub(super) fn asked(args: &ChainArgs) -> anyhow::Result<Workload> {
         asked.client.get_or_insert(args.client);
     }
     let of = format!("{all:?} {} {}", args.response_body, args.trailers);
-    Ok(Workload { asked: all, hash: content_hash(of.as_bytes())[..16].to_owned(), skipped })
+    Ok(Workload { asked: all, hash: sha256_hex(of.as_bytes())[..16].to_owned(), skipped })
 }
 
 /// A copy as a parser would have created it, with room for more fields. A plain clone has no room, and a filter

@@ -20,7 +20,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::digest;
 use rcgen::{KeyPair, PublicKeyData};
 
 use crate::{
@@ -29,9 +28,9 @@ use crate::{
         authority::ROOT,
         certificate::{self, CertificateInfo},
         files::{self, PRIVATE, PUBLIC},
-        hex,
     },
     config::spiffe::SpiffeId,
+    digest::{hex, sha256},
 };
 
 /// The certificate and its intermediates.
@@ -102,8 +101,7 @@ impl Store {
     /// Replaces the stored certificate and returns the previous roots.
     pub fn put(&self, held: &StoredCertificate) -> Result<Option<String>, Error> {
         let root_before = fs::read_to_string(self.dir.join(ROOT)).ok();
-        let roots = digest::digest(&digest::SHA256, held.root.as_bytes());
-        let name = format!("..{}{}", held.facts.serial, hex(&roots.as_ref()[..4]));
+        let name = format!("..{}{}", held.facts.serial, hex(&sha256(held.root.as_bytes())[..4]));
         let version = self.dir.join(&name);
         files::make_dir(&version)?;
         files::put(&version.join(KEY), &held.key, PRIVATE)?;

@@ -21,8 +21,9 @@ use self::{
 use super::{Paint, clusters, engine, module_name, read_module};
 use crate::{
     config::model::{Compile, Filter},
+    digest::sha256_hex,
     observe::Registry,
-    wasm::{CompiledModule, Engine, FilterEnv, InstantiateError, Plugin, SharedStore, VmTemplate, content_hash},
+    wasm::{CompiledModule, Engine, FilterEnv, InstantiateError, Plugin, SharedStore, VmTemplate},
 };
 
 /// The command line.
@@ -100,7 +101,7 @@ fn report(args: &InspectArgs, bytes: &[u8], anatomy: Anatomy, config: Option<Jso
     let abi = VERSION_MARKERS.iter().find(|(marker, _)| anatomy.exports(marker)).map(|(_, version)| *version);
     Ok(Report {
         module: module.to_owned(),
-        hash: content_hash(bytes),
+        hash: sha256_hex(bytes),
         bytes: bytes.len(),
         sizes: anatomy.sizes(),
         functions: anatomy.functions,

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub module: String,
-    /// A hash of the module's contents.
+    /// The SHA-256 of the module, in hex.
     pub hash: String,
     pub bytes: usize,
     /// Bytes of its sections: `code`, `data`, `custom`, `other`.

@@ -7,6 +7,7 @@ use wasmtime::{ExternType, InstancePre, Module};
 
 use crate::{
     config::model::Compile,
+    digest::sha256_hex,
     files,
     observe::target,
     wasm::{
@@ -23,7 +24,7 @@ use crate::{
 pub struct CompiledModule {
     /// Its name for the user: a file's path, or `builtin:NAME`.
     pub source: String,
-    /// A hash of its content, in hex.
+    /// The SHA-256 of its content, in hex.
     pub hash: String,
     /// Bytes of WebAssembly.
     pub size: usize,
@@ -87,16 +88,6 @@ impl LoadError {
     }
 }
 
-/// A stable hash of some bytes, in hex: FNV-1a with 128 bits. It need not resist attacks: no one gains by making two
-/// filters collide.
-pub fn content_hash(bytes: &[u8]) -> String {
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let hash = bytes
-        .iter()
-        .fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |h, b| (h ^ u128::from(*b)).wrapping_mul(PRIME));
-    format!("{hash:032x}")
-}
-
 impl CompiledModule {
     /// Reads a module's file, unless it is larger than allowed.
     pub fn read(path: &Path, limits: &Compile) -> Result<Vec<u8>, LoadError> {
@@ -155,7 +146,7 @@ impl CompiledModule {
             target: target::WASM,
             source, bytes = bytes.len(), ms = start.elapsed().as_millis() as u64, "compiled"
         );
-        Ok(Arc::new(CompiledModule { source: source.into(), hash: content_hash(bytes), size: bytes.len(), abi, pre }))
+        Ok(Arc::new(CompiledModule { source: source.into(), hash: sha256_hex(bytes), size: bytes.len(), abi, pre }))
     }
 
     /// Bytes of machine code.

@@ -25,7 +25,7 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::observe::target;
+use crate::{digest::hex, observe::target};
 
 /// The subfolder of the configured folder that holds the entries.
 const FOLDER: &str = "modules";
@@ -112,7 +112,7 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
