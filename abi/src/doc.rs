@@ -3,7 +3,7 @@
 //! They are read once, so JSON's cost does not matter, and any language can write it. Unknown fields are rejected, so
 //! that a filter made for a newer host fails immediately on an older one.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
 
 #[cfg(feature = "schema")]
 use schemars::JsonSchema;
@@ -36,7 +36,15 @@ pub struct Route {
     pub request_headers: HeaderOps,
     /// Changes to the response's headers, made before any filter sees it.
     pub response_headers: HeaderOps,
+    /// The filters that process the route's requests with another configuration, by name: one of the filter's variants,
+    /// or [`OFF`]. Applies to filters behind the one that selects the route. Not sent if empty, because older hosts do
+    /// not know it.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "BTreeMap::is_empty"))]
+    pub filters: BTreeMap<String, String>,
 }
+
+/// In a route's `filters`: the filter is skipped. No variant has this name.
+pub const OFF: &str = "off";
 
 /// One of a route's clusters.
 #[derive(Debug, Clone, PartialEq)]

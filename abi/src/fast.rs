@@ -50,8 +50,14 @@ macro_rules! for_each_fast_call {
             /// [`hash`](crate::fast::hash). The last selection wins. The route's rewrites are applied after the last
             /// filter has seen the request, so all filters see the original request.
             fn route_select(route: i32, given: i32, split_hash: i64, balance_hash: i64) -> i32;
+            /// Drops the selected route, so that a later filter may select another one. Filters that have already run
+            /// for the stream keep the variants that they ran with.
+            fn route_clear() -> i32;
             /// Whether a cluster of this name exists: 1 or 0.
             fn cluster_exists(name_ptr: i32, name_len: i32) -> i32;
+            /// Whether the configuration has a filter of this name, and the filter has this variant: a value of
+            /// [`variant`](crate::fast::variant).
+            fn variant_exists(filter_ptr: i32, filter_len: i32, variant_ptr: i32, variant_len: i32) -> i32;
             /// At configure time: defines a token bucket from a [`Bucket`](crate::doc::Bucket) in JSON; returns its id,
             /// from 0. A bucket of the same filter and name keeps its tokens over a hot reload as long as its
             /// parameters are the same.
@@ -117,6 +123,16 @@ pub mod map {
     /// Fields added to whatever response the stream receives, from an upstream, a filter or the proxy itself.
     /// Write-only.
     pub const EVENTUAL_RESPONSE: i32 = 100;
+}
+
+/// Results of `variant_exists`.
+pub mod variant {
+    /// There is no such filter.
+    pub const NO_FILTER: i32 = 0;
+    /// The filter has no such variant.
+    pub const NO_VARIANT: i32 = 1;
+    /// The filter has this variant.
+    pub const EXISTS: i32 = 2;
 }
 
 /// Bits of `subscribe`.

@@ -52,6 +52,9 @@ fn render() -> String {
     for (kind, name) in value::kind::NAMES {
         writeln!(out, "{name} {kind}").unwrap();
     }
+    writeln!(out, "# results of variant_exists").unwrap();
+    let results = [fast::variant::NO_FILTER, fast::variant::NO_VARIANT, fast::variant::EXISTS];
+    writeln!(out, "NO_FILTER {}\nNO_VARIANT {}\nEXISTS {}", results[0], results[1], results[2]).unwrap();
     writeln!(out, "# expected versions").unwrap();
     writeln!(out, "ANY {}\nABSENT {}", fast::expected::ANY, fast::expected::ABSENT).unwrap();
     out

@@ -207,6 +207,12 @@ impl Request {
         select_route(route, selection);
     }
 
+    /// Drops the selected route, so that a filter behind this one may select another. Filters that have already run keep
+    /// the [variants](doc::Route::filters) that they ran with; the others use their own configuration again.
+    pub fn clear_route(&self) {
+        sys::route_clear();
+    }
+
     /// Adds a header field to the stream's eventual response, wherever that comes from.
     pub fn add_response_header(&self, name: Name, value: impl AsRef<[u8]>) {
         sys::header_add(fast::map::EVENTUAL_RESPONSE, name, value.as_ref());

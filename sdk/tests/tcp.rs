@@ -57,6 +57,10 @@ impl TcpFilter for Obedient {
                 connection.route(self.blue, Selection::default());
                 TcpFlow::Continue
             }
+            b"nowhere" => {
+                connection.clear_route();
+                TcpFlow::Continue
+            }
             b"echo" => {
                 connection.send_to_client("echo");
                 data.replace("");
@@ -155,6 +159,8 @@ fn routes_limits_and_closes_are_reported() {
     let connection = host.connect();
     connection.client_sends(b"route");
     assert_eq!(connection.selected().map(|s| s.route.name), Some("blue".into()));
+    connection.client_sends(b"nowhere");
+    assert_eq!(connection.selected(), None);
 
     let first = host.connect_from("10.0.0.4");
     assert!(first.is_open() && host.connect_from("10.0.0.4").is_closed());

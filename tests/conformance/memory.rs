@@ -36,6 +36,7 @@ const NUMBERS: &[&str] = &[
     "header_get_many",
     "route_define",
     "cluster_exists",
+    "variant_exists",
     "bucket_define",
     "bucket_take",
     "limit_define",

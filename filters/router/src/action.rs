@@ -1,5 +1,7 @@
 //! The actions of routes: forward, redirect, or respond directly.
 
+use std::collections::BTreeMap;
+
 use tollgate_sdk::{Flow, Name, Reply, RouteId, Selection, Setup, doc};
 
 use crate::{
@@ -80,6 +82,7 @@ fn refuse_options(rule: &Rule, action: &str, place: &Place) {
         ("retry", rule.retry.is_some()),
         ("mirror", rule.mirror.is_some()),
         ("hash_key", rule.hash_key.is_some()),
+        ("filters", !rule.filters.is_empty()),
     ];
     for (name, _) in given.iter().filter(|(_, given)| *given) {
         place.field(name).wrong(format!("has no effect with `{action}`, only with {}", quoted(&["cluster", "split"])));
@@ -144,6 +147,7 @@ impl Forward {
         let request_headers = request_headers.map(|o| headers::ops(o, &place.field("request_headers")));
         let millis = |field: &str, text: &Option<String>| text.as_ref().and_then(|t| place.field(field).millis(t));
         let clusters = clusters(rule, place, setup);
+        let filters = filters(&rule.filters, &place.field("filters"), setup);
         let mut route = doc::Route {
             name,
             clusters: Vec::new(),
@@ -155,6 +159,7 @@ impl Forward {
             prefix: None,
             request_headers: request_headers.unwrap_or_default(),
             response_headers,
+            filters,
         };
         // Only now, so that errors in the other options are reported too.
         route.clusters = clusters?;
@@ -218,6 +223,14 @@ fn clusters(rule: &Rule, place: &Place, setup: &mut Setup) -> Option<Vec<doc::We
         clusters.map(|(i, c)| (cluster(&c.cluster, &place.item(i).field("cluster"), setup), c.weight)).collect();
     let known = clusters.into_iter().map(|(c, weight)| Some(doc::WeightedCluster { cluster: c?, weight }));
     known.collect::<Option<Vec<_>>>().filter(|c| c.iter().any(|c| c.weight > 0))
+}
+
+/// The filters that exist, with their variants. The others are reported here: the host would report only the first.
+fn filters(config: &BTreeMap<String, String>, place: &Place, setup: &mut Setup) -> BTreeMap<String, String> {
+    let known = |(filter, variant): &(&String, &String)| {
+        place.take_placed(setup.variant(place.field(filter).path(), filter, variant)).is_some()
+    };
+    config.iter().filter(known).map(|(filter, variant)| (filter.clone(), variant.clone())).collect()
 }
 
 fn retry(config: &config::Retry, place: &Place) -> doc::Retry {

@@ -88,6 +88,11 @@ pub struct Rule {
     /// The part of a request that selects the cluster's endpoint if its balancer is `hash`; random if the request lacks
     /// it. Default: random. Only with `cluster` and `split`.
     pub hash_key: Option<HashKey>,
+    /// Filters that process the requests with another configuration, by name: one of the filter's `variants`, or `off`
+    /// to skip the filter. Applies to filters behind this one in the chain. Default: none. Only with `cluster` and
+    /// `split`.
+    #[serde(default)]
+    pub filters: BTreeMap<String, String>,
 }
 
 /// The requests that a route applies to: those that meet all of these conditions.

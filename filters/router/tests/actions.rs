@@ -42,6 +42,13 @@ fn a_cluster() {
 }
 
 #[test]
+fn filters_are_part_of_the_route() {
+    let filters = route(json!({"cluster": "c", "filters": {"limits": "strict", "authz": "off"}})).filters;
+    let expected = [("authz", "off"), ("limits", "strict")].map(|(filter, name)| (filter.to_owned(), name.to_owned()));
+    assert_eq!(filters.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn random_and_sticky_splits() {
     let clusters = json!([{"cluster": "a", "weight": 99}, {"cluster": "b"}, {"cluster": "c", "weight": 0}]);
     let by_chance = host(json!({"split": {"clusters": clusters}}));

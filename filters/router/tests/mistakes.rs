@@ -99,6 +99,18 @@ fn actions() {
     wrong(json!({"cluster": MISSING_CLUSTER}), "cluster", "there is no cluster `missing`");
     let respond = json!({"respond": {"status": 200}, "timeout": "1s"});
     wrong(respond, "timeout", "has no effect with `respond`, only with `cluster`, `split`");
+    let respond = json!({"respond": {"status": 200}, "filters": {"authz": "off"}});
+    wrong(respond, "filters", "has no effect with `respond`, only with `cluster`, `split`");
+}
+
+#[test]
+fn filters_and_variants() {
+    let filters = |filters: Value| json!({"cluster": "c", "filters": filters});
+    wrong(filters(json!({"missing": "strict"})), "filters.missing", "there is no filter `missing`");
+    wrong(filters(json!({"limits": "missing"})), "filters.limits", "filter `limits` has no variant `missing`");
+    let both = mistakes(json!({"routes": [filters(json!({"missing": "off", "limits": "missing", "authz": "off"}))]}));
+    let paths: Vec<_> = both.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["routes[0].filters.limits", "routes[0].filters.missing"]);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use tollgate_abi::doc;
+
 use super::{
     admin,
     diagnostic::Diagnostic,
@@ -64,6 +66,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
         if let Some(wasm) = filter.get("wasm") {
             module(source, wasm, problems);
         }
+        variant_names(filter, problems);
     }
     for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
         weights(key, endpoints, problems);
@@ -213,6 +216,20 @@ fn one_line(what: &str, node: &Node, problems: &mut Vec<Diagnostic>) {
         let message =
             format!("{what} must not contain control characters; this one contains U+{:04X}", u32::from(wrong));
         problems.push(Diagnostic::error(node.span, message));
+    }
+}
+
+/// Reports names of a filter's variants that a route cannot select.
+fn variant_names(filter: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(Value::Map(variants)) = filter.get("variants").map(|node| &node.value) else { return };
+    for (key, _) in variants {
+        let message = match &*key.name {
+            doc::OFF => "a variant cannot be named `off`: in a route, `off` skips the filter",
+            "" => "a variant needs a name",
+            name if name.contains(char::is_control) => "a variant's name must not contain control characters",
+            _ => continue,
+        };
+        problems.push(Diagnostic::error(key.span, message));
     }
 }
 

@@ -108,7 +108,8 @@ impl SnapshotBuilder {
             (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
         });
         let clusters: Arc<Clusters> = Arc::new(clusters.collect());
-        let env = FilterEnv::new(clusters.clone(), self.shared.clone());
+        let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
+        let env = FilterEnv::with_filters(clusters.clone(), self.shared.clone(), Some(filters.collect()));
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, time::Duration};
 
 use tollgate_abi::{
-    doc,
+    doc, fast,
     proxy_wasm::{Status, metric},
 };
 
@@ -27,7 +27,7 @@ pub struct Setup(pub(crate) ());
 fn id(path: &str, what: &str, result: i32) -> Result<u32, ConfigError> {
     u32::try_from(result).map_err(|_| {
         let why = match -result {
-            n if n == Status::NotFound as i32 => "names a cluster that does not exist",
+            n if n == Status::NotFound as i32 => "names a cluster or a variant that does not exist",
             n if n == Status::InternalFailure as i32 => "exceeds the limit on their number or total size",
             n if n == Status::ParseFailure as i32 => "cannot be read by this host",
             _ => "has a value that is out of range",
@@ -53,6 +53,9 @@ impl Setup {
         }
         let result = sys::route_define(route);
         if -result == Status::NotFound as i32 {
+            for (filter, variant) in &route.filters {
+                self.variant(path, filter, variant)?;
+            }
             let names: Vec<_> = route.clusters.iter().map(|c| c.cluster.as_str()).collect();
             let mirror = route.mirror.iter().map(|m| m.cluster.as_str());
             let names: Vec<_> = names.into_iter().chain(mirror).collect();
@@ -66,6 +69,17 @@ impl Setup {
     /// cannot find out and always gets `true`.
     pub fn has_cluster(&self, name: &str) -> bool {
         sys::cluster_exists(name)
+    }
+
+    /// Checks a name and a value of [`doc::Route::filters`]: that the configuration has the filter, and the filter the
+    /// variant. `path` is their location in the configuration. A portable filter cannot find out.
+    pub fn variant(&self, path: &str, filter: &str, variant: &str) -> Result<(), ConfigError> {
+        let message = match sys::variant_exists(filter, variant) {
+            fast::variant::EXISTS => return Ok(()),
+            fast::variant::NO_VARIANT => format!("filter `{filter}` has no variant `{variant}`"),
+            _ => format!("there is no filter `{filter}`"),
+        };
+        Err(ConfigError::new(path, message))
     }
 
     /// Defines a token bucket. `path` is its location in the configuration.

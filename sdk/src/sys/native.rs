@@ -81,6 +81,14 @@ pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
     with(|h| h.select_route(route, given, split, balance));
 }
 
+pub(crate) fn route_clear() {
+    with(|h| h.stream().selected = None);
+}
+
+pub(crate) fn variant_exists(filter: &str, variant: &str) -> i32 {
+    with(|h| h.variant_exists(filter, variant))
+}
+
 pub(crate) fn cluster_exists(name: &str) -> bool {
     with(|h| h.cluster_exists(name))
 }

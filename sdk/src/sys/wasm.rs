@@ -113,6 +113,17 @@ pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
     unsafe { fast::route_select(route as i32, given as i32, split as i64, balance as i64) };
 }
 
+pub(crate) fn route_clear() {
+    // SAFETY: no addresses.
+    unsafe { fast::route_clear() };
+}
+
+pub(crate) fn variant_exists(filter: &str, variant: &str) -> i32 {
+    let (filter, variant) = (filter.as_bytes(), variant.as_bytes());
+    // SAFETY: both ranges are live for the call.
+    unsafe { fast::variant_exists(ptr(filter), len(filter), ptr(variant), len(variant)) }
+}
+
 pub(crate) fn cluster_exists(name: &str) -> bool {
     // SAFETY: the range is live for the call.
     unsafe { fast::cluster_exists(ptr(name.as_bytes()), len(name.as_bytes())) == 1 }

@@ -43,6 +43,11 @@ impl Connection {
         message::select_route(route, selection);
     }
 
+    /// Drops the selected route, so that a filter behind this one may select another.
+    pub fn clear_route(&self) {
+        sys::route_clear();
+    }
+
     /// Sends bytes to the client, after those received from the upstream so far. They pass the filters between this one
     /// and the client. Not allowed within [`on_upstream_data`](super::TcpFilter::on_upstream_data), nor while this
     /// filter holds bytes from the upstream; use [`Data::replace`] then. Has no effect once the upstream has ended. Not

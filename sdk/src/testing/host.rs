@@ -13,7 +13,7 @@ use tollgate_abi::{
 };
 
 use super::{
-    MISSING_CLUSTER, Selected,
+    MISSING_CLUSTER, MISSING_FILTER, MISSING_VARIANT, Selected,
     grpc::{GrpcCalls, GrpcEvent},
     services::{ServiceAnswer, Services},
     stores::{Buckets, Metric, SharedQueue, SharedValue},
@@ -299,13 +299,24 @@ impl Host {
         self.clusters.as_ref().map_or(name != MISSING_CLUSTER, |known| known.contains(name))
     }
 
+    pub(crate) fn variant_exists(&self, filter: &str, variant: &str) -> i32 {
+        match (filter, variant) {
+            (MISSING_FILTER, _) => fast::variant::NO_FILTER,
+            (_, MISSING_VARIANT) => fast::variant::NO_VARIANT,
+            _ => fast::variant::EXISTS,
+        }
+    }
+
     pub(crate) fn define_route(&mut self, route: &doc::Route) -> i32 {
         let total: u64 = route.clusters.iter().map(|c| u64::from(c.weight)).sum();
         if total == 0 {
             return -(Status::BadArgument as i32);
         }
         let clusters = route.clusters.iter().map(|c| &c.cluster).chain(route.mirror.iter().map(|m| &m.cluster));
-        if clusters.into_iter().any(|name| !self.cluster_exists(name)) {
+        let missing = |(filter, variant)| self.variant_exists(filter, variant) != fast::variant::EXISTS;
+        if clusters.into_iter().any(|name| !self.cluster_exists(name))
+            || route.filters.iter().map(|(filter, variant)| (filter.as_str(), variant.as_str())).any(missing)
+        {
             return -(Status::NotFound as i32);
         }
         self.routes.push(route.clone());

@@ -52,8 +52,15 @@ pub struct TestHost<F: Filter> {
 /// The only cluster name that does not exist, unless [`TestHost::with_clusters`] lists the clusters.
 pub const MISSING_CLUSTER: &str = "missing";
 
+/// The only filter name that does not exist.
+pub const MISSING_FILTER: &str = "missing";
+
+/// The only variant that no filter has.
+pub const MISSING_VARIANT: &str = "missing";
+
 impl<F: Filter> TestHost<F> {
-    /// Configures the filter. Every cluster except [`MISSING_CLUSTER`] exists.
+    /// Configures the filter. Every cluster except [`MISSING_CLUSTER`] exists, and every filter except
+    /// [`MISSING_FILTER`], with every variant except [`MISSING_VARIANT`].
     pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
         Self::with_clusters(config, None)
     }

@@ -21,6 +21,10 @@ pub struct Filter {
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     #[schemars(extend("type" = super::ANY))]
     pub config: serde_json::Value,
+    /// Other configurations of the filter, by name, in the same form as `config`. A route selects one with `filters`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = serde_json::json!({"type": super::ANY})))]
+    pub variants: BTreeMap<String, serde_json::Value>,
     /// Configuration that is passed to the filter's VM when it starts, in the same form as `config`.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     #[schemars(extend("type" = super::ANY))]

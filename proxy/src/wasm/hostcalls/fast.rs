@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tollgate_abi::{
     doc,
-    fast::{MODULE, Take, flag, limit, map, phase, source},
+    fast::{MODULE, Take, flag, limit, map, phase, source, variant},
     proxy_wasm::Status,
 };
 use wasmtime::{Caller, Linker};
@@ -71,6 +71,20 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             Ok(host.env.clusters.contains_key(name).into())
         }))
     })?;
+    linker.func_wrap(MODULE, "route_clear", |mut c: Caller<'_, Host>| {
+        c.data_mut().hostcalls += 1;
+        call_scope::clear_route().map_or(Status::NotFound, |()| Status::Ok) as i32
+    })?;
+    linker.func_wrap(
+        MODULE,
+        "variant_exists",
+        |mut c: Caller<'_, Host>, filter: i32, filter_len: i32, name: i32, len: i32| {
+            number(split(&mut c).and_then(|(memory, host)| {
+                let text = |ptr, len| str::from_utf8(key(memory, ptr, len)?).map_err(|_| Status::BadArgument);
+                Ok(host.env.variant_exists(text(filter, filter_len)?, text(name, len)?))
+            }))
+        },
+    )?;
     linker.func_wrap(
         MODULE,
         "bucket_take",
@@ -205,6 +219,10 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "route_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let route: doc::Route = document(memory, host, ptr, len)?;
+            let unknown = |(filter, name): (&String, &String)| host.env.variant_exists(filter, name) != variant::EXISTS;
+            if route.filters.iter().any(unknown) {
+                return Err(Status::NotFound);
+            }
             let route = Route::new(route, &host.env.clusters)?;
             room(&host.routes, limit::ROUTES)?;
             host.define(size_of::<Route>() + 2 * len as u32 as usize)?;

@@ -35,8 +35,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 
 fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
     match name {
-        // No cached route exists: routing is done by a filter.
+        // No cached route exists: routing is done by a filter. Dropping the route that one has selected would leave the
+        // request without a route, because filters made for Envoy call this wherever they are in the chain.
         b"clear_route_cache" => Ok(()),
+        b"tollgate_route_clear" => call_scope::clear_route().ok_or(Status::NotFound),
         // Properties need no declaration here: properties that are set can be read, as bytes.
         b"declare_property" => Ok(()),
         b"set_envoy_filter_state" => {

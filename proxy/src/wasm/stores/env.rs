@@ -3,11 +3,15 @@
 //! instances of one filter.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tollgate_abi::{doc, fast::limit, proxy_wasm::Status};
+use tollgate_abi::{
+    doc,
+    fast::{limit, variant},
+    proxy_wasm::Status,
+};
 
 use super::{
     bucket::{self, Bucket},
@@ -27,20 +31,43 @@ const MAX_TABLES: usize = 1 << 30;
 /// Maximum bytes of a bucket's or a limit's name.
 const MAX_NAME: usize = 4096;
 
+/// The filters of a configuration and the names of their variants.
+pub type FilterNames = HashMap<String, BTreeSet<String>>;
+
 /// The environment of one snapshot's filters.
 pub struct FilterEnv {
     /// The snapshot's clusters.
     pub clusters: Arc<Clusters>,
     /// State that outlives the snapshot.
     pub shared: Arc<SharedStore>,
+    /// The filters that routes may name, with their variants; `None` if unknown.
+    pub filters: Option<FilterNames>,
     /// Changes to shared state that are undone if the snapshot is not applied.
     pub(in crate::wasm) undo_log: UndoLog,
 }
 
 impl FilterEnv {
-    /// Creates the environment of a snapshot that is being built.
+    /// Creates the environment of a filter that is not part of a configuration, so that its routes may name any filter.
     pub fn new(clusters: Arc<Clusters>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
-        Arc::new(FilterEnv { clusters, undo_log: UndoLog::new(shared.clone()), shared })
+        FilterEnv::with_filters(clusters, shared, None)
+    }
+
+    /// Creates the environment of a snapshot that is being built.
+    pub fn with_filters(
+        clusters: Arc<Clusters>,
+        shared: Arc<SharedStore>,
+        filters: Option<FilterNames>,
+    ) -> Arc<FilterEnv> {
+        Arc::new(FilterEnv { clusters, undo_log: UndoLog::new(shared.clone()), shared, filters })
+    }
+
+    /// The result of `variant_exists`: whether a route may name this variant of a filter.
+    pub(in crate::wasm) fn variant_exists(&self, filter: &str, name: &str) -> i32 {
+        match self.filters.as_ref().map(|known| known.get(filter)) {
+            Some(None) => variant::NO_FILTER,
+            Some(Some(variants)) if name != doc::OFF && !variants.contains(name) => variant::NO_VARIANT,
+            _ => variant::EXISTS,
+        }
     }
 }
 

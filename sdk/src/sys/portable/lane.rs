@@ -44,6 +44,11 @@ pub(crate) fn cluster_exists(_name: &str) -> bool {
     true
 }
 
+/// A portable filter cannot define routes with `filters`; that is reported with the route.
+pub(crate) fn variant_exists(_filter: &str, _variant: &str) -> i32 {
+    fast::variant::EXISTS
+}
+
 /// The flags are exposed as the property `tollgate_flags`, by their short names.
 pub(crate) fn flag_set(flags: u32) {
     let all = streams::add_flags(flags);

@@ -31,7 +31,11 @@ struct Prepared {
 
 /// Names a field of the route that is not supported.
 pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
-    let fields = [("mirror", route.mirror.is_some()), ("idle_timeout", route.idle_timeout_ms.is_some())];
+    let fields = [
+        ("mirror", route.mirror.is_some()),
+        ("idle_timeout", route.idle_timeout_ms.is_some()),
+        ("filters", !route.filters.is_empty()),
+    ];
     fields.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
 }
 
@@ -106,6 +110,15 @@ pub(crate) fn route_select(route: u32, given: u32, split: u64, balance: u64) {
     says.iter().for_each(|(name, value)| headers::set(REQUEST, name, value.as_bytes()));
     streams::select(route);
     // The host matched a route before the filters ran, without the header.
+    imports::call("clear_route_cache");
+}
+
+/// Removes the headers that name the destination. The route's changes to the request remain.
+pub(crate) fn route_clear() {
+    let Some(route) = streams::deselect() else { return };
+    let found = ROUTES.with(|routes| borrow(routes).get(route as usize).cloned());
+    let says = found.iter().flat_map(|route| &route.says).map(|(name, _)| *name);
+    [CLUSTER, HASH].into_iter().chain(says).for_each(|name| headers::remove(REQUEST, name));
     imports::call("clear_route_cache");
 }
 

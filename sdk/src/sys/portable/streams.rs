@@ -53,6 +53,11 @@ pub(super) fn select(route: u32) {
     with(|k| k.route = Some(route));
 }
 
+/// Returns the route that was selected, if any.
+pub(super) fn deselect() -> Option<u32> {
+    with(|k| k.route.take())
+}
+
 pub(super) fn has_place(limit: u32) -> bool {
     with(|k| k.places.contains(&limit))
 }
