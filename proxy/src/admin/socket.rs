@@ -99,10 +99,10 @@ pub async fn listen_later(admin: Admin, state: Rc<State>) {
 
 /// Returns the error that the admin listener cannot be opened, located in the configuration.
 pub fn cannot_listen(loaded: &Loaded, error: &io::Error) -> Diagnostics {
-    let place = loaded.source.locate("/admin/address", "");
     let message = format!("cannot listen on {} (the admin listener): {error}", loaded.config.admin.address);
     let help = "set another address with `admin.address`, or disable the listener with `admin.enabled: false`";
-    let wrong = Diagnostic::error(place.exact.then_some(place.span), message).help(help.to_owned());
+    let place = loaded.source.locate("/admin/address", "").filter(|place| place.exact);
+    let wrong = Diagnostic::error(place.map(|place| place.span), message).help(help.to_owned());
     Diagnostics::new(loaded.source.clone(), vec![wrong])
 }
 

@@ -1,17 +1,15 @@
-//! Errors and warnings about a configuration, and their output: as plain lines, with excerpts of the file, or as JSON.
+//! Errors and warnings about a configuration, and their output: as plain lines, with excerpts of the files, or as JSON.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
-use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+use annotate_snippets::Renderer;
 use serde_json::json;
 
-use super::{node::Span, source::Source};
+use super::{excerpt::Located, node::Span, source::Source};
 use crate::escape;
 
 /// The maximum number of diagnostics: more would not help, and a hostile file must not cause megabytes of output.
 const MOST: usize = 100;
-/// Longer lines (of a minified file) are not shown, only their number.
-const LONGEST_LINE: usize = 2000;
 
 /// The severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,14 +37,27 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// The problem, in one line.
     pub message: String,
+    /// The index of the file among the configuration's files.
+    pub file: usize,
     /// The location. `None` if the problem concerns the whole file.
     pub span: Option<Span>,
     /// Advice on how to fix it.
     pub help: Option<String>,
-    /// Related locations, each with a text.
-    pub notes: Vec<(Span, String)>,
+    /// Related locations.
+    pub notes: Vec<Note>,
     /// Whether the problem may resolve itself soon, since files that belong together are replaced one after the other.
     pub passing: bool,
+}
+
+/// A location that is related to a problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The index of the file among the configuration's files.
+    pub file: usize,
+    /// The location.
+    pub span: Span,
+    /// Its meaning.
+    pub text: String,
 }
 
 impl Diagnostic {
@@ -55,6 +66,7 @@ impl Diagnostic {
         Diagnostic {
             severity: Severity::Error,
             message: message.into(),
+            file: 0,
             span: span.into(),
             help: None,
             notes: Vec::new(),
@@ -73,27 +85,54 @@ impl Diagnostic {
         self
     }
 
+    /// Adds a related location in the same file.
+    pub fn note(self, span: Span, text: impl Into<String>) -> Self {
+        let file = self.file;
+        self.note_in(file, span, text)
+    }
+
     /// Adds a related location.
-    pub fn note(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.notes.push((span, text.into()));
+    pub(super) fn note_in(mut self, file: usize, span: Span, text: impl Into<String>) -> Self {
+        self.notes.push(Note { file, span, text: text.into() });
+        self
+    }
+
+    /// Moves the diagnostic, with its notes, to another file.
+    pub(super) fn in_file(mut self, file: usize) -> Self {
+        self.file = file;
+        self.notes.iter_mut().for_each(|note| note.file = file);
         self
     }
 }
 
-/// The errors and warnings about a file.
+/// The files that diagnostics point into.
+pub trait Texts {
+    /// Returns the name of a file.
+    fn name_of(&self, file: usize) -> &str;
+
+    /// Returns a file as it was when the configuration was loaded; `None` if it has changed since.
+    fn open(&self, file: usize) -> Option<Arc<Source>>;
+
+    /// Frees the texts that were opened.
+    fn close(&self) {}
+
+    /// Replaces the values of environment variables in a message.
+    fn conceal(&self, message: &mut String);
+}
+
+/// The errors and warnings about a configuration. They contain the affected lines, so the files can be dropped.
 #[derive(Debug, Clone)]
 pub struct Diagnostics {
-    list: Vec<Diagnostic>,
+    list: Vec<Located>,
     omitted: usize,
-    source: Arc<Source>,
 }
 
 impl std::error::Error for Diagnostics {}
 
 impl Diagnostics {
-    /// Sorts the diagnostics by location and replaces the values of environment variables in them.
-    pub fn new(source: Arc<Source>, mut list: Vec<Diagnostic>) -> Self {
-        list.sort_by_key(|d| (d.span.map(|s| s.start), d.severity));
+    /// Sorts the diagnostics by location, replaces the values of environment variables in them, and excerpts the files.
+    pub fn new(texts: impl Deref<Target = impl Texts>, mut list: Vec<Diagnostic>) -> Self {
+        list.sort_by_key(|d| (d.file, d.span.map(|s| s.start), d.severity));
         let omitted = list.len().saturating_sub(MOST);
         if omitted > 0 {
             // If the limit is exceeded, errors take precedence.
@@ -102,20 +141,22 @@ impl Diagnostics {
         }
         for diagnostic in &mut list {
             let Diagnostic { message, help, notes, .. } = diagnostic;
-            let texts = [message].into_iter().chain(help).chain(notes.iter_mut().map(|(_, text)| text));
-            texts.for_each(|text| source.conceal(text));
+            let all = [message].into_iter().chain(help).chain(notes.iter_mut().map(|note| &mut note.text));
+            all.for_each(|text| texts.conceal(text));
         }
-        Diagnostics { list, omitted, source }
+        let list = list.into_iter().map(|diagnostic| Located::new(diagnostic, &*texts)).collect();
+        texts.close();
+        Diagnostics { list, omitted }
     }
 
     /// Whether every error may resolve itself soon (see [`Diagnostic::passing`]).
     pub fn are_passing(&self) -> bool {
-        self.list.iter().filter(|d| d.severity == Severity::Error).all(|d| d.passing)
+        self.iter().filter(|d| d.severity == Severity::Error).all(|d| d.passing)
     }
 
     /// Iterates over the diagnostics.
-    pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
-        self.list.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.list.iter().map(|located| &located.diagnostic)
     }
 
     /// The number of diagnostics.
@@ -130,20 +171,15 @@ impl Diagnostics {
 
     /// Whether any of them is an error.
     pub fn has_errors(&self) -> bool {
-        self.list.iter().any(|d| d.severity == Severity::Error)
+        self.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// The file that the diagnostics are about.
-    pub fn source(&self) -> &Arc<Source> {
-        &self.source
-    }
-
-    /// Renders each diagnostic with the affected lines of the file, for a terminal.
+    /// Renders each diagnostic with the affected lines of its file, for a terminal.
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
-        for d in &self.list {
-            out.push_str(&render_one(&renderer, &self.source, d));
+        for located in &self.list {
+            out.push_str(&located.render(&renderer));
             out.push_str("\n\n");
         }
         match self.omitted {
@@ -159,26 +195,26 @@ impl Diagnostics {
     /// Returns a list of objects with `file`, `severity` and `message`, and where available `line`, `column`, `help`
     /// and `notes`.
     pub fn to_json(&self) -> serde_json::Value {
-        let one = |d: &Diagnostic| {
+        let one = |located: &Located| {
+            let d = &located.diagnostic;
             let mut object = json!({
-                "file": self.source.name(),
+                "file": &*located.file,
                 "severity": d.severity.as_str(),
                 "message": d.message,
             });
-            if let Some(span) = d.span {
-                let at = self.source.position(span.start);
+            if let Some(at) = located.at {
                 object["line"] = at.line.into();
                 object["column"] = at.column.into();
             }
             if let Some(help) = &d.help {
                 object["help"] = help.as_str().into();
             }
-            if !d.notes.is_empty() {
-                let note = |(span, text): &(Span, String)| {
-                    let at = self.source.position(span.start);
-                    json!({"line": at.line, "column": at.column, "message": text})
-                };
-                object["notes"] = d.notes.iter().map(note).collect();
+            let notes = located
+                .notes()
+                .map(|(file, at, text)| json!({"file": file, "line": at.line, "column": at.column, "message": text}));
+            let notes: Vec<_> = notes.collect();
+            if !notes.is_empty() {
+                object["notes"] = notes.into();
             }
             object
         };
@@ -186,29 +222,24 @@ impl Diagnostics {
     }
 }
 
-impl<'d> IntoIterator for &'d Diagnostics {
-    type Item = &'d Diagnostic;
-    type IntoIter = std::slice::Iter<'d, Diagnostic>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, d) in self.list.iter().enumerate() {
+        for (i, located) in self.list.iter().enumerate() {
+            let d = &located.diagnostic;
             if i > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}", escape::line(self.source.name()))?;
-            if let Some(span) = d.span {
-                let at = self.source.position(span.start);
+            write!(f, "{}", escape::line(&located.file))?;
+            if let Some(at) = located.at {
                 write!(f, ":{}:{}", at.line, at.column)?;
             }
             write!(f, ": {}: {}", d.severity.as_str(), escape::line(&d.message))?;
             if let Some(help) = &d.help {
                 write!(f, " ({})", escape::line(help))?;
+            }
+            // In one file, the message is enough to find the related place.
+            for (file, at, text) in located.notes().filter(|(file, ..)| *file != &*located.file) {
+                write!(f, " ({}: {}:{}:{})", escape::line(text), escape::line(file), at.line, at.column)?;
             }
         }
         match self.omitted {
@@ -216,74 +247,6 @@ impl fmt::Display for Diagnostics {
             n => write!(f, "\n... and {n} more"),
         }
     }
-}
-
-/// Returns the lines that contain `spans`, their offset in the text, and whether they are suitable for display.
-fn window<'t>(text: &'t str, spans: &[Span]) -> (usize, &'t str, bool) {
-    let first = spans.iter().map(|s| s.start).min().unwrap_or(0);
-    let last = spans.iter().map(|s| s.end).max().unwrap_or(0);
-    let first = text.floor_char_boundary(first);
-    let last = text.floor_char_boundary(last).max(first);
-    let start = text[..first].rfind('\n').map_or(0, |i| i + 1);
-    let end = text[last..].find('\n').map_or(text.len(), |i| last + i);
-    let shown = text[start..end].trim_end_matches('\r');
-    (start, shown, !shown.is_empty() && shown.lines().all(|l| l.len() <= LONGEST_LINE))
-}
-
-/// Replaces harmful characters by others of the same length, so that offsets stay valid.
-fn same_length(text: &str) -> Cow<'_, str> {
-    escape::replaced(
-        text,
-        |c| escape::is_harmful(c) && c != '\n' && c != '\t',
-        |out, c| {
-            out.push_str(match c.len_utf8() {
-                1 => "?",
-                2 => "\u{b7}",
-                _ => "\u{fffd}",
-            });
-        },
-    )
-}
-
-fn render_one(renderer: &Renderer, source: &Source, d: &Diagnostic) -> String {
-    let level = match d.severity {
-        Severity::Error => Level::ERROR,
-        Severity::Warning => Level::WARNING,
-    };
-    // They may quote a file or a filter.
-    let (message, name) = (escape::lines(&d.message), escape::line(source.name()));
-    let help = d.help.as_deref().map(escape::lines);
-    let title = level.primary_title(&*message);
-    let help = help.as_deref().map(|help| Level::HELP.message(help));
-    let Some(span) = d.span else {
-        return renderer.render(&[title.element(Origin::path(&*name)).elements(help)]);
-    };
-    let mut spans: Vec<Span> = d.notes.iter().map(|(span, _)| *span).chain([span]).collect();
-    let (mut start, mut shown, mut fit) = window(source.text(), &spans);
-    if !fit {
-        spans = vec![span];
-        (start, shown, fit) = window(source.text(), &spans);
-    }
-    if !fit {
-        let at = source.position(span.start);
-        let origin = Origin::path(&*name).line(at.line).char_column(at.column);
-        return renderer.render(&[title.element(origin).elements(help)]);
-    }
-    let within = |s: Span| {
-        let clip = |at: usize| shown.floor_char_boundary(at.saturating_sub(start));
-        clip(s.start)..clip(s.end)
-    };
-    let harmless = same_length(shown);
-    let mut snippet = Snippet::source(&*harmless)
-        .path(&*name)
-        .line_start(source.position(start).line)
-        .annotation(AnnotationKind::Primary.span(within(span)));
-    if spans.len() > 1 {
-        for (span, text) in &d.notes {
-            snippet = snippet.annotation(AnnotationKind::Context.span(within(*span)).label(escape::line(text)));
-        }
-    }
-    renderer.render(&[title.element(snippet).elements(help)])
 }
 
 #[cfg(test)]
@@ -298,7 +261,7 @@ mod tests {
         let at = |start: usize| Span::new(start, start + 3);
         let wrong = Diagnostic::error(at(0), nasty).help(nasty.to_owned()).note(at(6), nasty);
         let all = [wrong, Diagnostic::error(None, nasty).help(nasty.to_owned())];
-        let all = Diagnostics::new(source, all.into());
+        let all = Diagnostics::new(&source, all.into());
         let harmful = |text: &str| text.contains(|c| escape::is_harmful(c) && c != '\n');
         assert!(!harmful(&all.render(false)), "{:?}", all.render(false));
         assert!(!harmful(&all.to_string()), "{:?}", all.to_string());

@@ -18,22 +18,35 @@ use super::{
 /// The maximum number of schema errors. Locating an error takes a moment, and no report shows this many.
 const MOST: usize = 2000;
 
-/// Checks the tree of a source against the schema.
-pub(super) fn check(source: &Source, json: &Json, problems: &mut Vec<Diagnostic>) {
-    for error in schema::validator().iter_errors(json).take(MOST) {
-        explain(&error, source, problems);
+/// Checks a value, which is at `pointer` in a source, against the schema of its section. Returns whether it is valid.
+pub(super) fn check(
+    source: &Source,
+    section: &str,
+    pointer: &str,
+    json: &Json,
+    problems: &mut Vec<Diagnostic>,
+) -> bool {
+    let validator = schema::validator(section);
+    // Collecting errors takes longer, so it is done only if there are any.
+    if validator.is_valid(json) {
+        return true;
     }
+    for error in validator.iter_errors(json).take(MOST.saturating_sub(problems.len())) {
+        explain(&error, source, pointer, problems);
+    }
+    false
 }
 
-fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diagnostic>) {
-    let found = source.root().find(error.instance_path().as_str());
+fn explain(error: &ValidationError<'_>, source: &Source, pointer: &str, problems: &mut Vec<Diagnostic>) {
+    let place = format!("{pointer}{}", error.instance_path().as_str());
+    let found = source.root().find(&place);
     if found.node.value == Value::Undefined {
         return;
     }
     let span = source.first_line(found.span());
     let path = error.schema_path().as_str().to_owned();
     let (around, section) = schema::around(&path);
-    let connect = error.instance_path().as_str().starts_with("/clusters/");
+    let connect = place.starts_with("/clusters/");
     let mut report = |message: String, help: Option<String>| {
         problems.push(Diagnostic::error(span, message).help(help));
     };
@@ -49,11 +62,11 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
                 let given = |(name, _): &(&&str, _)| found.node.get(name).is_some();
                 let branches: Vec<_> = choices.iter().zip(context).filter(given).collect();
                 return match &branches[..] {
-                    [(_, errors)] => errors.iter().for_each(|error| explain(error, source, problems)),
+                    [(_, errors)] => errors.iter().for_each(|error| explain(error, source, pointer, problems)),
                     _ => report(format!("this must have exactly one of {}", list(&choices)), None),
                 };
             }
-            context.iter().flatten().for_each(|error| explain(error, source, problems));
+            context.iter().flatten().for_each(|error| explain(error, source, pointer, problems));
         }
         Kind::Enum { .. } | Kind::Constant { .. } => {
             let (message, help) = unknown_variant(found.node, section, &variants(around));
@@ -67,7 +80,7 @@ fn explain(error: &ValidationError<'_>, source: &Source, problems: &mut Vec<Diag
         }
         Kind::Pattern { .. } | Kind::Format { .. } => {
             let (message, help) = wrong_format(found.node, around, connect);
-            let off = error.instance_path().as_str() == "/admin/address" && is_off(found.node);
+            let off = place == "/admin/address" && is_off(found.node);
             report(
                 message,
                 if off { Some("to disable the admin listener, write `admin: false`".to_owned()) } else { help },

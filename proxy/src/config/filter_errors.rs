@@ -265,7 +265,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::config::{Diagnostics, Format, Loader};
+    use crate::config::{ConfigSource, Diagnostics, Format, Loader};
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -310,7 +310,7 @@ mod tests {
         if said.is_empty() { Ok(()) } else { Err(Some(said)) }
     }
 
-    fn asked(config: &str) -> (Answer, std::sync::Arc<Source>) {
+    fn asked(config: &str) -> (Answer, std::sync::Arc<ConfigSource>) {
         let env = |name: &str| (name == "N").then(|| "7".to_owned());
         let text = format!(
             "listeners: [{{name: a, address: '127.0.0.1:80'}}]\nfilters:\n- name: f\n  wasm: builtin:router\n  config:\n{config}"
@@ -318,7 +318,7 @@ mod tests {
         let loaded = Loader::default().env(env).parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(Path::new(loaded.source.name()), Path::new("x.yaml"));
         let said = read(&loaded.config.filters[0].config).unwrap_err().unwrap();
-        (all_mistakes(&loaded.source, "/filters/0/config", "filter `f`", said, read), loaded.source)
+        (loaded.source.all_mistakes("/filters/0/config", "filter `f`", said, read), loaded.source)
     }
 
     fn told(config: &str) -> String {

@@ -1,56 +1,46 @@
-//! Loads a configuration from a file or a text: the steps, in order.
+//! Loads a configuration from its files or from a text: the steps, in order.
 
-use std::{cell::RefCell, collections::BTreeMap, io::Read, path::Path, sync::Arc};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
+use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
 use super::{
     diagnostic::{Diagnostic, Diagnostics},
-    env::{self, Lookup},
-    explain, json,
+    env::Lookup,
+    explain,
     model::Config,
     node::{Node, Span, Value},
-    normalize, semantics, sockets,
+    outline::{self, Outline},
+    parse::{self, Expanded, Format, tree},
+    paths::dependencies,
+    resources::{ConfigSource, FileResources, Origin, Resource},
+    semantics, sockets,
     source::Source,
-    toml,
     tree::ParseResult,
-    yaml,
 };
-use crate::{digest::sha256_hex, files};
+use crate::{
+    digest::{hex, sha256},
+    files,
+};
 
 /// The maximum file size. No real configuration is larger, and every value takes memory.
 const MAX_BYTES: usize = 16 << 20;
 
-/// The format of a configuration file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// YAML 1.2.
-    Yaml,
-    /// JSON.
-    Json,
-    /// TOML 1.
-    Toml,
-}
-
-impl Format {
-    /// Returns the format by the file's extension.
-    pub fn of(path: &Path) -> Option<Format> {
-        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-            "yaml" | "yml" => Some(Format::Yaml),
-            "json" => Some(Format::Json),
-            "toml" => Some(Format::Toml),
-            _ => None,
-        }
-    }
-}
+/// The sections whose entries are resources.
+const SECTIONS: [&str; 3] = ["listeners", "filters", "clusters"];
 
 /// A configuration without errors.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// The file that it was read from, for locating later errors.
-    pub source: Arc<Source>,
+    /// The files that it was read from, for locating later errors.
+    pub source: Arc<ConfigSource>,
     /// Warnings about settings that are probably unintended.
     pub warnings: Diagnostics,
 }
@@ -67,7 +57,7 @@ impl Loaded {
     /// Returns the SHA-256 of all values, in hex, with environment variables expanded. It is the same in every run and on every
     /// machine. Comments, layout, and the contents of WebAssembly files do not affect it.
     pub fn hash(&self) -> String {
-        sha256_hex(self.source.root().to_json().to_string().as_bytes())
+        hex(&self.source.hash())
     }
 }
 
@@ -119,124 +109,244 @@ impl<'f> Loader<'f> {
         self
     }
 
-    /// Loads a file. The extension determines the format.
+    /// Loads a file and the files that it includes. The extension determines the format.
     pub fn load(&self, path: &Path) -> Result<Loaded, Diagnostics> {
-        let (text, format) = read(path)?;
-        self.parse_text(path, &text, format)
+        self.reload(path, None).1
+    }
+
+    /// Loads a file again. Files that have not changed since `previous` are read, but not parsed and checked. Also
+    /// returns the files that the result depends on, even if the configuration has errors.
+    pub fn reload(&self, path: &Path, previous: Option<&ConfigSource>) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+        let mut loading = Loading { previous, ..Loading::new(self, path) };
+        loading.add(path, read(path), true);
+        loading.finish()
     }
 
     /// Reads standard input as YAML, which is nearly a superset of JSON.
     pub fn stdin(&self) -> Result<Loaded, Diagnostics> {
         let path = Path::new("<stdin>");
-        let text = text_of(path, std::io::stdin())?;
-        self.parse_text(path, &text, Format::Yaml)
+        self.text(path, text_of(std::io::stdin()).map(|text| (text, Format::Yaml)))
     }
 
     /// Parses a text. Relative paths in it are relative to the directory of `source_name`.
     pub fn parse(&self, source_name: &str, text: &str, format: Format) -> Result<Loaded, Diagnostics> {
-        self.parse_text(Path::new(source_name), text, format)
+        self.text(Path::new(source_name), text_of(text.as_bytes()).map(|text| (text, format)))
     }
 
-    fn parse_text(&self, path: &Path, text: &str, format: Format) -> Result<Loaded, Diagnostics> {
-        if text.len() > MAX_BYTES {
-            return Err(too_large(path));
-        }
-        let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(text));
-        let mut problems = Vec::new();
-        let config = self.read(&mut source, format, &mut problems);
-        let diagnostics = Diagnostics::new(Arc::new(source), problems);
-        match config {
-            Some(config) if !diagnostics.has_errors() => {
-                Ok(Loaded { config, source: diagnostics.source().clone(), warnings: diagnostics })
-            }
-            _ => Err(diagnostics),
-        }
+    fn text(&self, path: &Path, read: Result<(String, Format), Unreadable>) -> Result<Loaded, Diagnostics> {
+        let mut loading = Loading::new(self, path);
+        loading.add(path, read, false);
+        loading.finish().1
     }
 
-    /// Runs every check that is possible; returns `None` only if there are problems.
-    fn read(&self, source: &mut Source, format: Format, problems: &mut Vec<Diagnostic>) -> Option<Config> {
-        let ParseResult { mut node, problems: mut found } = match tree(source.text(), format) {
-            Ok(parsed) => parsed,
-            Err(errors) => {
-                problems.extend(errors);
-                return None;
-            }
-        };
-        let empty = match &node.value {
-            Value::Null => node.span.is_empty(),
-            Value::Map(entries) => format == Format::Toml && entries.is_empty() && found.is_empty(),
-            _ => false,
-        };
-        if empty {
-            let help = "a configuration needs at least a listener with a name and an address";
-            problems.push(Diagnostic::error(None, "the file is empty").help(help.to_owned()));
-            return None;
+    /// Parses and checks one file by itself.
+    fn file(&self, mut file: FileResources, text: String, problems: &mut Vec<Diagnostic>) -> FileResources {
+        let mut source = Source::new(&file.origin.path, text);
+        let expanded = parse::configuration(source.text(), file.origin.format, &self.env, problems);
+        if let Some(Expanded { root, references, variables }) = expanded {
+            source.set_root(root);
+            (file.references, file.variables) = (references, variables);
+            file.outline = Outline::of(&source, true);
+            file.dependencies = dependencies(&source);
+            semantics::check(&source, &self.foreign, problems);
+            self.resources(&source, &mut file, problems);
         }
-        problems.append(&mut found);
-        source.set_references(env::references(&node));
-        let variables = RefCell::new(BTreeMap::new());
-        let lookup = |name: &str| {
-            let value = (self.env)(name)?;
-            variables.borrow_mut().insert(name.to_owned(), value.to_string_lossy().into_owned());
-            Some(value)
-        };
-        env::substitute(&mut node, source.text(), &lookup, problems);
-        source.set_variables(variables.into_inner());
-        normalize::fit(&mut node);
-        source.set_root(node);
-        let json = source.root().to_json();
-        explain::check(source, &json, problems);
-        semantics::check(source, &self.foreign, problems);
-        remove_repeated(problems);
-        if !problems.is_empty() {
-            return None;
+        file.open = Mutex::new(Some(Arc::new(source)));
+        file
+    }
+
+    /// Checks the values against the schema, and turns them into the model.
+    fn resources(&self, source: &Source, file: &mut FileResources, problems: &mut Vec<Diagnostic>) {
+        let bootstrap = read_value::<Config>(source, "", "", &rest(source.root()), problems, |config, problems| {
+            sockets::resolve(source, &mut config.admin.address, "/admin/address", problems);
+        });
+        let listeners = section(source, "listeners", problems, sockets::resolve_listener);
+        let filters = section(source, "filters", problems, |_, _, _, _| {});
+        let clusters = section(source, "clusters", problems, sockets::resolve_cluster);
+        let Some((mut config, hash)) = bootstrap.filter(|_| problems.is_empty()) else { return };
+        config.listeners = listeners.iter().map(|listener| listener.value.clone()).collect();
+        config.clusters = clusters.iter().map(|cluster| cluster.value.clone()).collect();
+        semantics::warn(source, &config, &mut file.warnings);
+        (config.listeners, config.clusters) = (Vec::new(), Vec::new());
+        (file.listeners, file.filters, file.clusters) = (listeners, filters, clusters);
+        file.bootstrap = Some((config, hash));
+    }
+}
+
+/// Returns a map as JSON, without the entries of the sections.
+fn rest(root: &Node) -> serde_json::Value {
+    let Value::Map(entries) = &root.value else { return root.to_json() };
+    let is_section = |key: &str, node: &Node| SECTIONS.contains(&key) && matches!(node.value, Value::Seq(_));
+    let rest = entries.iter().filter(|(key, node)| !is_section(&key.name, node));
+    rest.map(|(key, node)| (key.name.clone(), node.to_json())).collect()
+}
+
+/// Returns the resources of a section, as far as they have no errors. `finish` completes each of them; it gets its
+/// pointer.
+fn section<T: DeserializeOwned>(
+    source: &Source,
+    name: &str,
+    problems: &mut Vec<Diagnostic>,
+    finish: impl Fn(&Source, &mut T, &str, &mut Vec<Diagnostic>),
+) -> Vec<Resource<T>> {
+    let entries = source.root().get(name).map_or(&[][..], Node::items);
+    let mut lines = Lines { text: source.text().as_bytes(), at: 0, line: 1 };
+    let mut all = Vec::with_capacity(entries.len());
+    for (index, node) in entries.iter().enumerate() {
+        let pointer = format!("/{name}/{index}");
+        let value = read_value(source, name, &pointer, &node.to_json(), problems, |value, problems| {
+            finish(source, value, &pointer, problems);
+        });
+        if let Some((value, sha256)) = value {
+            all.push(Resource { value: Arc::new(value), sha256, span: node.span, line: lines.of(node.span.start) });
         }
-        match serde_path_to_error::deserialize(json) {
-            Ok(mut config) => {
-                sockets::resolve(source, &mut config, problems);
-                semantics::warn(source, &config, problems);
-                Some(config)
-            }
-            Err(error) => {
-                problems.push(refused(source, &error));
-                None
-            }
+    }
+    all
+}
+
+/// Counts lines up to ascending offsets.
+struct Lines<'t> {
+    text: &'t [u8],
+    at: usize,
+    line: usize,
+}
+
+impl Lines<'_> {
+    fn of(&mut self, offset: usize) -> usize {
+        // An alias may repeat a value that is further up.
+        if offset < self.at {
+            (self.at, self.line) = (0, 1);
+        }
+        self.line += self.text.get(self.at..offset).map_or(0, |passed| memchr::memchr_iter(b'\n', passed).count());
+        self.at = offset;
+        self.line
+    }
+}
+
+/// Checks a value against the schema, and turns it into the model. Returns it with its hash.
+fn read_value<T: DeserializeOwned>(
+    source: &Source,
+    section: &str,
+    pointer: &str,
+    json: &serde_json::Value,
+    problems: &mut Vec<Diagnostic>,
+    finish: impl FnOnce(&mut T, &mut Vec<Diagnostic>),
+) -> Option<(T, [u8; 32])> {
+    if !explain::check(source, section, pointer, json, problems) {
+        return None;
+    }
+    match T::deserialize(json) {
+        Ok(mut value) => {
+            finish(&mut value, problems);
+            Some((value, sha256(json.to_string().as_bytes())))
+        }
+        Err(_) => {
+            problems.extend(
+                serde_path_to_error::deserialize::<_, T>(json).err().map(|error| refused(source, pointer, &error)),
+            );
+            None
         }
     }
 }
 
-fn too_large(path: &Path) -> Diagnostics {
-    let large = Diagnostic::error(None, format!("the file is larger than {} MiB", MAX_BYTES >> 20));
-    Diagnostics::new(Arc::new(Source::new(path, "")), vec![large])
+/// The state of a load.
+struct Loading<'l, 'f> {
+    loader: &'l Loader<'f>,
+    previous: Option<&'l ConfigSource>,
+    main: &'l Path,
+    files: Vec<Arc<FileResources>>,
+    problems: Vec<Diagnostic>,
+}
+
+impl<'l, 'f> Loading<'l, 'f> {
+    fn new(loader: &'l Loader<'f>, main: &'l Path) -> Loading<'l, 'f> {
+        Loading { loader, previous: None, main, files: Vec::new(), problems: Vec::new() }
+    }
+
+    /// Adds a file. `is_file`: its text can be read again.
+    fn add(&mut self, path: &Path, read: Result<(String, Format), Unreadable>, is_file: bool) {
+        let mut problems = Vec::new();
+        let file = match read {
+            Ok((text, format)) => {
+                let sha256 = sha256(text.as_bytes());
+                if let Some(same) = self.unchanged(path, sha256) {
+                    return self.files.push(same);
+                }
+                let text_kept = (!is_file).then(|| text.clone());
+                let origin =
+                    Origin { path: path.to_owned(), name: path.display().to_string(), format, text: text_kept };
+                self.loader.file(FileResources::new(origin, sha256), text, &mut problems)
+            }
+            Err(Unreadable { text, error }) => {
+                problems.push(*error);
+                FileResources::unreadable(path, text)
+            }
+        };
+        remove_repeated(&mut problems);
+        let index = self.files.len();
+        self.problems.extend(problems.into_iter().map(|problem| problem.in_file(index)));
+        self.files.push(Arc::new(file));
+    }
+
+    /// Returns the previous version of a file, if it is the same and would have the same errors.
+    fn unchanged(&self, path: &Path, sha256: [u8; 32]) -> Option<Arc<FileResources>> {
+        let same = |file: &&Arc<FileResources>| file.origin.path == path && file.sha256 == sha256;
+        let file = self.previous?.files().iter().find(same)?;
+        let is_set = |(name, value): (&String, &Option<_>)| (self.loader.env)(name) == *value;
+        (file.variables.iter().all(is_set) && file.has_modules(self.main)).then(|| file.clone())
+    }
+
+    fn finish(mut self) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+        let outlines: Vec<&Outline> = self.files.iter().map(|file| &file.outline).collect();
+        outline::check(&outlines, &mut self.problems);
+        let source = Arc::new(ConfigSource::new(self.main, self.files));
+        let files = source.dependencies();
+        let result = match source.config().filter(|_| self.problems.is_empty()) {
+            Some(config) => {
+                let warnings = Diagnostics::new(&*source, source.warnings());
+                Ok(Loaded { config, source, warnings })
+            }
+            None => Err(Diagnostics::new(&*source, self.problems)),
+        };
+        (files, result)
+    }
+}
+
+/// An error from reading a file, with the text to show it in.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    text: String,
+    error: Box<Diagnostic>,
+}
+
+impl From<Diagnostic> for Unreadable {
+    fn from(error: Diagnostic) -> Unreadable {
+        Unreadable { text: String::new(), error: Box::new(error) }
+    }
 }
 
 /// Reads a file's text and determines its format.
-fn read(path: &Path) -> Result<(String, Format), Diagnostics> {
-    let fail = |d: Diagnostic| Diagnostics::new(Arc::new(Source::new(path, "")), vec![d]);
+fn read(path: &Path) -> Result<(String, Format), Unreadable> {
     let unnamed = || match path == Path::new("-") {
-        true => fail(Diagnostic::error(None, "standard input cannot be used here").help(
+        true => Diagnostic::error(None, "standard input cannot be used here").help(
             "name a file, which is watched and reloaded; only `tollgate check -` reads standard input".to_owned(),
-        )),
-        false => fail(
-            Diagnostic::error(None, "unknown file format")
-                .help("use the extension .yaml, .yml, .json or .toml".to_owned()),
         ),
+        false => Diagnostic::error(None, "unknown file format")
+            .help("use the extension .yaml, .yml, .json or .toml".to_owned()),
     };
     let format = Format::of(path).ok_or_else(unnamed)?;
-    let file = files::open(path).map_err(|error| unreadable(path, &error))?;
-    Ok((text_of(path, file)?, format))
+    Ok((text_of(files::open(path).map_err(unreadable)?)?, format))
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostics {
-    let error = Diagnostic::error(None, format!("cannot read the file: {error}"));
-    Diagnostics::new(Arc::new(Source::new(path, "")), vec![error])
+fn unreadable(error: std::io::Error) -> Unreadable {
+    Diagnostic::error(None, format!("cannot read the file: {error}")).into()
 }
 
-fn text_of(path: &Path, reader: impl Read) -> Result<String, Diagnostics> {
+pub(super) fn text_of(reader: impl Read) -> Result<String, Unreadable> {
     let mut bytes = Vec::new();
-    reader.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+    reader.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
-        return Err(too_large(path));
+        return Err(Diagnostic::error(None, format!("the file is larger than {} MiB", MAX_BYTES >> 20)).into());
     }
     let error = match String::from_utf8(bytes) {
         Ok(text) => return Ok(text),
@@ -244,36 +354,27 @@ fn text_of(path: &Path, reader: impl Read) -> Result<String, Diagnostics> {
     };
     // The text before the error is the same in the lossy conversion, so the location is correct.
     let at = error.utf8_error().valid_up_to();
-    let source = Source::new(path, String::from_utf8_lossy(error.as_bytes()));
-    let wrong = Diagnostic::error(Span::new(at, at + char::REPLACEMENT_CHARACTER.len_utf8()), "this is not UTF-8");
-    Err(Diagnostics::new(Arc::new(source), vec![wrong]))
-}
-
-fn tree(text: &str, format: Format) -> Result<ParseResult, Vec<Diagnostic>> {
-    match format {
-        Format::Yaml => yaml::parse(text),
-        Format::Json if text.trim().is_empty() => Ok(nothing()),
-        Format::Json => json::parse(text),
-        Format::Toml => toml::parse(text),
-    }
+    let span = Span::new(at, at + char::REPLACEMENT_CHARACTER.len_utf8());
+    let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+    Err(Unreadable { text, error: Box::new(Diagnostic::error(span, "this is not UTF-8")) })
 }
 
 /// Reads a file other than a configuration, such as test cases, into a tree with locations. Only the syntax is checked;
 /// environment variables are not expanded.
 pub fn read_tree(path: &Path) -> Result<Source, Diagnostics> {
-    let (text, format) = read(path)?;
-    let mut source = Source::new(path, text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let fail = |source: Source, problems| Diagnostics::new(&Arc::new(source), problems);
+    let (text, format) = match read(path) {
+        Ok(read) => read,
+        Err(Unreadable { text, error }) => return Err(fail(Source::new(path, text), vec![*error])),
+    };
+    let mut source = Source::new(path, text);
     match tree(source.text(), format) {
         Ok(ParseResult { node, problems }) if problems.is_empty() => {
             source.set_root(node);
             Ok(source)
         }
-        Ok(ParseResult { problems, .. }) | Err(problems) => Err(Diagnostics::new(Arc::new(source), problems)),
+        Ok(ParseResult { problems, .. }) | Err(problems) => Err(fail(source, problems)),
     }
-}
-
-fn nothing() -> ParseResult {
-    ParseResult { node: Node { span: Span::default(), value: Value::Null }, problems: Vec::new() }
 }
 
 /// Removes duplicates: two schema keywords may report the same error (`pattern` and `format`).
@@ -284,8 +385,8 @@ fn remove_repeated(problems: &mut Vec<Diagnostic>) {
 
 /// Reports a value that the schema accepts but the model does not. There are few cases, such as `2.0` for a whole
 /// number.
-fn refused(source: &Source, error: &serde_path_to_error::Error<serde_json::Error>) -> Diagnostic {
-    let mut pointer = String::new();
+fn refused(source: &Source, pointer: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Diagnostic {
+    let mut pointer = pointer.to_owned();
     for segment in error.path() {
         let segment = match segment {
             Segment::Seq { index } => index.to_string(),

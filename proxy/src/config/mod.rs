@@ -1,10 +1,11 @@
 //! The configuration: its model (`model`, `units`), and how a file is loaded and validated.
 //!
-//! YAML, JSON and TOML are parsed into one value tree that records the location of every value (`node`). Then
+//! YAML, JSON and TOML are parsed into one value tree that records the location of every value (`node`, `parse`). Then
 //! environment variables are expanded (`env`), short forms are normalized (`normalize`), and the tree is validated
 //! against the JSON Schema derived from the model (`schema`) and by checks that a schema cannot express (`semantics`).
-//! All errors are reported together, each with its location (`diagnostic`); only a file without errors becomes a
-//! [`Config`].
+//! Checks across files need only the names and addresses in them (`outline`). All errors are reported together, each
+//! with its location (`diagnostic`); only files without errors become a [`Config`]. Of each file, its resources are kept
+//! (`resources`), not the tree.
 
 pub mod model;
 pub mod units;
@@ -12,13 +13,18 @@ pub mod units;
 pub(crate) mod admin;
 mod diagnostic;
 mod env;
+mod excerpt;
 mod explain;
 mod filter_errors;
 mod json;
 mod load;
 mod node;
 mod normalize;
+mod outline;
+mod parse;
+mod paths;
 mod redact;
+mod resources;
 mod schema;
 mod semantics;
 mod sockets;
@@ -35,11 +41,13 @@ mod yaml;
 mod tests;
 
 pub use self::{
-    diagnostic::{Diagnostic, Diagnostics, Severity},
+    diagnostic::{Diagnostic, Diagnostics, Note, Severity, Texts},
     filter_errors::{Answer, Reported, all_mistakes},
-    load::{ExternalChecks, Format, Loaded, Loader, load, parse, read_tree},
+    load::{ExternalChecks, Loaded, Loader, load, parse, read_tree},
     model::Config,
     node::{Key, Node, Span, Text, Value},
+    parse::Format,
+    resources::{ConfigSource, FileResources, Resource},
     schema::schema,
     source::{Location, Position, Source},
 };

@@ -104,7 +104,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::{Format, Loader};
+    use crate::config::parse::{self, Format};
 
     fn tree(text: &str, format: Format) -> serde_json::Value {
         let env = |name: &str| match name {
@@ -113,8 +113,10 @@ mod tests {
             "HOST" => Some("127.0.0.1:9001".to_owned()),
             _ => None,
         };
-        let loaded = Loader::default().env(env).parse("x", text, format).unwrap_or_else(|e| panic!("{text}\n{e}"));
-        loaded.source.root().to_json()
+        let (lookup, mut problems) = (|name: &str| env(name).map(Into::into), Vec::new());
+        let expanded = parse::configuration(text, format, &lookup, &mut problems).expect("a tree");
+        assert!(problems.is_empty(), "{text}\n{problems:?}");
+        expanded.root.to_json()
     }
 
     #[test]

@@ -35,7 +35,26 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     schema
 });
 
-static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
+/// Validates everything but the entries of the sections that have their own validators, so that a large file needs no
+/// second copy as JSON.
+static BOOTSTRAP: LazyLock<Validator> = LazyLock::new(|| {
+    let mut schema = SCHEMA.clone();
+    for section in ["listeners", "filters", "clusters"] {
+        schema["properties"][section].as_object_mut().into_iter().for_each(|section| _ = section.remove("items"));
+    }
+    build(&schema)
+});
+
+static LISTENER: LazyLock<Validator> = LazyLock::new(|| entry("Listener"));
+static FILTER: LazyLock<Validator> = LazyLock::new(|| entry("Filter"));
+static CLUSTER: LazyLock<Validator> = LazyLock::new(|| entry("Cluster"));
+
+/// Returns the validator of a definition.
+fn entry(name: &str) -> Validator {
+    build(&json!({ "$schema": SCHEMA["$schema"], "$defs": SCHEMA["$defs"], "$ref": format!("#/$defs/{name}") }))
+}
+
+fn build(schema: &Value) -> Validator {
     jsonschema::draft202012::options()
         .should_validate_formats(true)
         .with_format(TIME, |s: &str| s.parse::<Duration>().is_ok())
@@ -47,9 +66,9 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
         .with_format(SPIFFE_ID, |s: &str| s.parse::<SpiffeId>().is_ok())
         .with_format(CA_URL, |s: &str| s.parse::<CaUrl>().is_ok())
-        .build(&SCHEMA)
+        .build(schema)
         .expect("the derived schema is a schema: there is a test for that")
-});
+}
 
 /// Returns the JSON Schema (draft 2020-12) of a configuration file as written by users, with environment variables and
 /// short forms.
@@ -196,9 +215,14 @@ fn allow_variables(schema: &mut Value) {
     }
 }
 
-/// Returns the validator for files.
-pub(super) fn validator() -> &'static Validator {
-    &VALIDATOR
+/// Returns the validator of a section's entries, or of everything else for an empty name.
+pub(super) fn validator(section: &str) -> &'static Validator {
+    match section {
+        "listeners" => &LISTENER,
+        "filters" => &FILTER,
+        "clusters" => &CLUSTER,
+        _ => &BOOTSTRAP,
+    }
 }
 
 /// Returns the part of the schema that contains a keyword, given as a JSON pointer, and the section's name; see
@@ -247,7 +271,7 @@ mod tests {
         described(&schema);
         schema["$defs"].as_object().into_iter().flatten().for_each(|(_, d)| described(d));
         let minimal = json!({"listeners": [{"name": "a", "address": "[::1]:80"}]});
-        assert!(validator().is_valid(&minimal));
+        assert!(build(&SCHEMA).is_valid(&minimal));
     }
 
     #[test]
@@ -258,7 +282,7 @@ mod tests {
                 config[name] = default.clone();
             }
         }
-        let errors: Vec<String> = validator().iter_errors(&config).map(|e| e.to_string()).collect();
+        let errors: Vec<String> = build(&SCHEMA).iter_errors(&config).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
     }
 }

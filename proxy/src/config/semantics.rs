@@ -1,4 +1,5 @@
-//! Checks that a JSON Schema cannot express: references between names, duplicates, addresses, files.
+//! Checks of a single file that a JSON Schema cannot express: values that depend on each other, names, files. `outline`
+//! has the checks across files.
 //!
 //! The checks read the tree, not the model, and accept a tree of any shape. So they also work on a file that has other
 //! errors, and all errors are reported together.
@@ -12,9 +13,8 @@ use super::{
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
     load::{Check, ExternalChecks},
-    model::{Admin, Config},
+    model::Config,
     node::{Key, Node, Span, Value},
-    sockets,
     source::Source,
     tls,
     units::{Address, ByteSize, Duration, ServerName},
@@ -37,23 +37,14 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     }
     let section = |name: &str| root.get(name).map_or(&[][..], Node::items);
     let (listeners, filters, clusters) = (section("listeners"), section("filters"), section("clusters"));
-
-    Names::of("listener", listeners, problems);
-    some_listener(source, problems);
-    let filter_names = Names::of("filter", filters, problems);
-    let cluster_names = Names::of("cluster", clusters, problems);
-    addresses(source, listeners, problems);
+    for name in listeners.iter().chain(filters).chain(clusters).filter_map(|entry| entry.get("name")) {
+        one_line("a name", name, problems);
+    }
     admin::check(root, problems);
     workload::check(root, problems);
     compile(root, problems);
     for listener in listeners {
-        for filter in listener.get("chain").map_or(&[][..], Node::items) {
-            filter_names.require(filter, problems);
-        }
-        if let Some(cluster) = listener.get("cluster") {
-            cluster_names.require(cluster, problems);
-        }
-        tcp(listener, &cluster_names, problems);
+        tcp(listener, problems);
         server_names(listener, problems);
         upgrades(listener, problems);
         header_bytes(listener, problems);
@@ -125,74 +116,6 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     }
 }
 
-/// The names of a section.
-struct Names<'n> {
-    kind: &'static str,
-    first: HashMap<&'n str, Span>,
-    /// Whether every entry has a name. If not, that is reported elsewhere, and an unknown name may be the missing one.
-    complete: bool,
-}
-
-impl<'n> Names<'n> {
-    fn of(kind: &'static str, entries: &'n [Node], problems: &mut Vec<Diagnostic>) -> Self {
-        let mut names = Names { kind, first: HashMap::new(), complete: true };
-        for entry in entries {
-            let Some((node, name)) = entry.get("name").and_then(|node| Some((node, node.as_str()?))) else {
-                names.complete = false;
-                continue;
-            };
-            one_line("a name", node, problems);
-            match names.first.get(name) {
-                Some(first) => {
-                    let twice = format!("there are two {kind}s named `{}`", clip(name));
-                    problems.push(Diagnostic::error(node.span, twice).note(*first, "the first one"));
-                }
-                None => _ = names.first.insert(name, node.span),
-            }
-        }
-        names
-    }
-
-    /// Reports a name that is not one of these.
-    fn require(&self, node: &Node, problems: &mut Vec<Diagnostic>) {
-        let Some(name) = node.as_str() else { return };
-        if !self.complete || self.first.contains_key(name) {
-            return;
-        }
-        let mut known: Vec<&str> = self.first.keys().copied().collect();
-        known.sort_unstable();
-        let help = match did_you_mean(name, &known) {
-            Some(help) => help,
-            None if known.is_empty() => format!("there are no {}s in this file", self.kind),
-            None if known.len() == 1 => format!("the only {} is {}", self.kind, list(&known)),
-            None if known.len() > 20 => format!("add it to `{}s`", self.kind),
-            None => format!("the {}s are {}", self.kind, list(&known)),
-        };
-        problems
-            .push(Diagnostic::error(node.span, format!("there is no {} named `{}`", self.kind, clip(name))).help(help));
-    }
-}
-
-/// Reports a configuration without listeners. It is useful only for a certificate authority on the admin listener.
-fn some_listener(source: &Source, problems: &mut Vec<Diagnostic>) {
-    let root = source.root();
-    let Value::Map(_) = &root.value else { return };
-    let enabled = |admin: &Node| admin.get("enabled").is_none_or(|enabled| enabled.to_json() != false);
-    let authority = root.get("admin").is_some_and(|admin| admin.get("ca").is_some() && enabled(admin));
-    let help = "define at least one: `listeners: [{name: web, address: 127.0.0.1:8080, cluster: NAME}]`".to_owned();
-    match root.entry("listeners") {
-        _ if authority => {}
-        None => {
-            let span = source.first_line(root.span);
-            problems.push(Diagnostic::error(span, "missing field `listeners`").help(help));
-        }
-        Some((key, list)) if matches!(&list.value, Value::Seq(items) if items.is_empty()) => {
-            problems.push(Diagnostic::error(key.span, "the list must not be empty").help(help));
-        }
-        Some(_) => {}
-    }
-}
-
 /// Rejects file names that look like a format or a misspelled `stdout`.
 fn log_file(to: &str) -> Result<(), (String, Option<String>)> {
     const STREAMS: [&str; 2] = ["stdout", "stderr"];
@@ -259,95 +182,10 @@ fn upgrades(listener: &Node, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Whether two different addresses cannot both be listened on: one is the wildcard address with the other's port, or
-/// one is the IPv4-mapped IPv6 form of the other.
-fn overlap(one: &Address, other: &Address) -> bool {
-    let (Some(one), Some(other)) = (one.inet(), other.inet()) else { return false };
-    let canonical =
-        |address: std::net::SocketAddr| std::net::SocketAddr::new(address.ip().to_canonical(), address.port());
-    let (one, other) = (canonical(one), canonical(other));
-    // An IPv6 wildcard socket also accepts IPv4 connections, unless the kernel is configured otherwise.
-    let dual = || {
-        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
-        socket.and_then(|socket| socket.only_v6()).is_ok_and(|only| !only)
-    };
-    let covers = |all: std::net::SocketAddr, one: std::net::SocketAddr| {
-        all.ip().is_unspecified() && (all.is_ipv4() == one.is_ipv4() || all.is_ipv6() && dual())
-    };
-    one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
-}
-
-/// Whether one is the IPv4 wildcard and the other the IPv6 wildcard. The kernel delivers IPv4 connections to the IPv4
-/// sockets if there are any, so listeners can have both.
-fn are_both_families(one: &Address, other: &Address) -> bool {
-    let all = |address: &Address| address.inet().filter(|address| address.ip().is_unspecified());
-    all(one).zip(all(other)).is_some_and(|(one, other)| one.is_ipv4() != other.is_ipv4())
-}
-
-/// Reports addresses that are used more than once or overlap.
-fn addresses(source: &Source, listeners: &[Node], problems: &mut Vec<Diagnostic>) {
-    let mut taken = BoundAddresses(Vec::new());
-    let parse = |node: Option<&Node>| {
-        let node = node?;
-        Some((node.span, sockets::resolved(source, node.as_str()?.parse().ok()?)))
-    };
-    let admin = source.root().get("admin");
-    let enabled = admin.and_then(|admin| admin.get("enabled")).is_none_or(|e| e.to_json() != false);
-    let written = admin.and_then(|admin| admin.get("address"));
-    match (parse(written), written) {
-        (Some((span, address)), _) if enabled => taken.add(address, Some(span), "the admin listener", problems),
-        (None, None) if enabled => taken.add(Admin::default().address, None, "the admin listener", problems),
-        _ => {}
-    }
-    let probes = admin.and_then(|admin| admin.get("probes")).and_then(|probes| probes.get("address"));
-    if let Some((span, address)) = parse(probes) {
-        taken.add(address, Some(span), "the listener for probes", problems);
-    }
-    for listener in listeners {
-        let more = listener.get("addresses").map_or(&[][..], Node::items);
-        for (span, address) in listener.get("address").into_iter().chain(more).filter_map(|node| parse(Some(node))) {
-            taken.add(address, Some(span), "another listener", problems);
-        }
-    }
-}
-
-/// The addresses in use, with their place in the file (`None` for a default) and their owner.
-struct BoundAddresses(Vec<(Address, Option<Span>, &'static str)>);
-
-impl BoundAddresses {
-    fn add(&mut self, address: Address, span: Option<Span>, owner: &'static str, problems: &mut Vec<Diagnostic>) {
-        // Port 0 selects a different free port each time.
-        if address.inet().is_some_and(|address| address.port() == 0) {
-            return;
-        }
-        let can_share = |other: &Address, with: &str| with == owner && are_both_families(other, &address);
-        let is_taken =
-            |other: &Address, by: &str| *other == address || overlap(other, &address) && !can_share(other, by);
-        let other = self.0.iter().find(|(other, _, by)| is_taken(other, by));
-        let Some((other, first, owner)) = other else { return self.0.push((address, span, owner)) };
-        let twice = match *other == address {
-            true => format!("`{address}` is already the address of {owner}"),
-            false => format!("`{address}` overlaps with `{other}`, the address of {owner}"),
-        };
-        let twice = Diagnostic::error(span, twice);
-        problems.push(match first {
-            Some(first) => twice.note(*first, "here"),
-            None => twice.help(
-                "this is the admin listener's default address: change it, or disable the admin listener".to_owned(),
-            ),
-        });
-    }
-}
-
 /// Checks the routing of TCP connections.
-fn tcp(listener: &Node, clusters: &Names<'_>, problems: &mut Vec<Diagnostic>) {
+fn tcp(listener: &Node, problems: &mut Vec<Diagnostic>) {
     let tcp = listener.get("tcp");
     let section = |name: &str| tcp.and_then(|tcp| tcp.get(name)).map_or(&[][..], Node::items);
-    for route in section("clusters").iter().chain(section("sni")) {
-        if let Some(cluster) = route.get("cluster") {
-            clusters.require(cluster, problems);
-        }
-    }
     let none = |cluster: &Node| cluster.get("weight").is_some_and(|weight| weight.to_json() == 0);
     if let Some((key, shares)) = tcp.and_then(|tcp| tcp.entry("clusters"))
         && !shares.items().is_empty()

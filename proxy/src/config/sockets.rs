@@ -1,6 +1,11 @@
 //! Resolves the paths of unix sockets relative to the configuration's directory, like all other paths.
 
-use super::{diagnostic::Diagnostic, model::Config, source::Source, units::Address};
+use super::{
+    diagnostic::Diagnostic,
+    model::{Cluster, Listener},
+    source::Source,
+    units::Address,
+};
 
 /// The maximum length of a path in bytes: `sun_path` on Linux has 108 bytes, including the terminating NUL.
 const LONGEST: usize = 107;
@@ -13,30 +18,38 @@ pub(super) fn resolved(source: &Source, address: Address) -> Address {
     }
 }
 
-/// Resolves all addresses of a configuration.
-pub(super) fn resolve(source: &Source, config: &mut Config, problems: &mut Vec<Diagnostic>) {
-    let mut one = |address: &mut Address, pointer: &str| {
-        *address = resolved(source, address.clone());
-        let Address::Unix(path) = address else { return };
-        let length = path.as_os_str().len();
-        if length > LONGEST {
-            let message =
-                format!("the path of a unix socket has at most {LONGEST} bytes; `{}` has {length}", path.display());
-            let help = "a relative path begins at the configuration's folder".to_owned();
-            problems.push(source.diagnostic(pointer, message, Some(help)));
-        }
-    };
-    one(&mut config.admin.address, "/admin/address");
-    for (i, listener) in config.listeners.iter_mut().enumerate() {
-        one(&mut listener.address, &format!("/listeners/{i}/address"));
-        for (j, address) in listener.addresses.iter_mut().enumerate() {
-            one(address, &format!("/listeners/{i}/addresses/{j}"));
-        }
+/// Resolves the address at `pointer` in place.
+pub(super) fn resolve(source: &Source, address: &mut Address, pointer: &str, problems: &mut Vec<Diagnostic>) {
+    *address = resolved(source, address.clone());
+    let Address::Unix(path) = address else { return };
+    let length = path.as_os_str().len();
+    if length > LONGEST {
+        let message =
+            format!("the path of a unix socket has at most {LONGEST} bytes; `{}` has {length}", path.display());
+        let help = "a relative path begins at the configuration's folder".to_owned();
+        problems.push(source.diagnostic(pointer, message, Some(help)));
     }
-    for (i, cluster) in config.clusters.iter_mut().enumerate() {
-        for (j, endpoint) in cluster.endpoints.iter_mut().enumerate() {
-            one(&mut endpoint.address, &format!("/clusters/{i}/endpoints/{j}/address"));
-        }
+}
+
+/// Resolves the addresses of a listener.
+pub(super) fn resolve_listener(
+    source: &Source,
+    listener: &mut Listener,
+    pointer: &str,
+    problems: &mut Vec<Diagnostic>,
+) {
+    resolve(source, &mut listener.address, &format!("{pointer}/address"), problems);
+    for (j, address) in listener.addresses.iter_mut().enumerate() {
+        resolve(source, address, &format!("{pointer}/addresses/{j}"), problems);
+    }
+}
+
+/// Resolves the addresses of a cluster.
+pub(super) fn resolve_cluster(source: &Source, cluster: &mut Cluster, pointer: &str, problems: &mut Vec<Diagnostic>) {
+    for (j, endpoint) in
+        cluster.endpoints.iter_mut().enumerate().filter(|(_, endpoint)| endpoint.address.inet().is_none())
+    {
+        resolve(source, &mut endpoint.address, &format!("{pointer}/endpoints/{j}/address"), problems);
     }
 }
 

@@ -1,25 +1,25 @@
-//! A configuration file as it was read: its name, text and value tree. It is kept as long as errors may have to be
-//! located in it.
+//! A file as it was read: its name, text and value tree. It is kept as long as errors may have to be located in it.
 
-use std::path::{Path, PathBuf};
-
-use super::{
-    diagnostic::Diagnostic,
-    node::{Node, Span, Value},
-    redact::Redactor,
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
-/// A configuration file as it was read.
+use super::{
+    diagnostic::{Diagnostic, Texts},
+    node::{Node, Span, Value},
+    parse::{self, Format, Variables},
+};
+
+/// A file as it was read.
 #[derive(Debug)]
 pub struct Source {
     name: String,
     dir: PathBuf,
     text: String,
-    root: Node,
-    /// Values that contain environment variables: their JSON pointers, and the text as written.
-    references: Vec<(String, String)>,
-    /// Replaces the variables' values in messages.
-    concealer: Redactor,
+    root: OnceLock<Node>,
+    /// How the tree is made when it is needed.
+    reparse: Option<(Format, Variables)>,
 }
 
 /// The location of a value.
@@ -42,47 +42,22 @@ pub struct Position {
 
 impl Source {
     pub(super) fn new(path: &Path, text: impl Into<String>) -> Self {
-        let root = Node { span: Span::default(), value: Value::Null };
         let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        Source {
-            name: path.display().to_string(),
-            dir,
-            text: text.into(),
-            root,
-            references: Vec::new(),
-            concealer: Redactor::default(),
+        let mut text = text.into();
+        // A byte order mark.
+        if text.starts_with('\u{feff}') {
+            text.remove(0);
         }
+        Source { name: path.display().to_string(), dir, text, root: OnceLock::new(), reparse: None }
+    }
+
+    /// A configuration file without errors, which is parsed again when its tree is needed.
+    pub(super) fn again(path: &Path, text: String, format: Format, variables: Variables) -> Self {
+        Source { reparse: Some((format, variables)), ..Source::new(path, text) }
     }
 
     pub(super) fn set_root(&mut self, root: Node) {
-        self.root = root;
-    }
-
-    pub(super) fn set_references(&mut self, references: Vec<(String, String)>) {
-        self.references = references;
-    }
-
-    pub(super) fn set_variables(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
-        self.concealer = Redactor::new(variables);
-    }
-
-    /// Replaces the values of environment variables in a message.
-    pub(super) fn conceal(&self, message: &mut String) {
-        self.concealer.conceal(message);
-    }
-
-    /// Replaces values that contain environment variables, which may be secrets, by the text as written. A value that
-    /// is not found in the same place is assumed to be part of the enclosing value.
-    pub fn mask(&self, config: &mut serde_json::Value) {
-        for (pointer, written) in &self.references {
-            let mut place = pointer.as_str();
-            while !place.is_empty() && config.pointer(place).is_none() {
-                place = place.rsplit_once('/').map_or("", |(around, _)| around);
-            }
-            if let Some(value) = config.pointer_mut(place) {
-                *value = written.as_str().into();
-            }
-        }
+        self.root = root.into();
     }
 
     /// Returns the name of the file.
@@ -97,20 +72,25 @@ impl Source {
 
     /// Returns the value tree, with environment variables expanded.
     pub fn root(&self) -> &Node {
-        &self.root
+        self.root.get_or_init(|| {
+            let expanded = self.reparse.as_ref().and_then(|(format, variables)| {
+                let lookup = |name: &str| variables.get(name).cloned().flatten();
+                parse::configuration(&self.text, *format, &lookup, &mut Vec::new())
+            });
+            expanded.map_or(Node { span: Span::default(), value: Value::Null }, |expanded| expanded.root)
+        })
     }
 
     /// Resolves a path from the configuration. Relative paths are relative to the file's directory.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
-        // Collecting the components drops `./`.
-        self.dir.join(path).components().collect()
+        resolve(&self.dir, path)
     }
 
     /// Returns the line and column of a byte offset.
     pub fn position(&self, offset: usize) -> Position {
         let before = self.before(offset);
         let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
+        let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
         Position { line, column: before[line_start..].chars().count() + 1 }
     }
 
@@ -118,7 +98,7 @@ impl Source {
     /// as `rules[2].match.path`; empty or `.` for the value itself). If it does not exist, the result is the deepest
     /// existing value on the path.
     pub fn locate(&self, pointer: &str, inner: &str) -> Location {
-        let found = self.root.find(pointer).follow(inner);
+        let found = self.root().find(pointer).follow(inner);
         Location { span: self.first_line(found.span()), exact: found.whole }
     }
 
@@ -150,4 +130,23 @@ impl Source {
         let line = self.text[start..end].lines().next().unwrap_or("");
         Span::new(start, start + line.trim_end().len())
     }
+}
+
+/// A single file, such as a file of test cases. Its values contain no environment variables.
+impl Texts for Arc<Source> {
+    fn name_of(&self, _: usize) -> &str {
+        &self.name
+    }
+
+    fn open(&self, _: usize) -> Option<Arc<Source>> {
+        Some(self.clone())
+    }
+
+    fn conceal(&self, _: &mut String) {}
+}
+
+/// Resolves a path relative to a directory.
+pub(super) fn resolve(dir: &Path, path: impl AsRef<Path>) -> PathBuf {
+    // Collecting the components drops `./`.
+    dir.join(path).components().collect()
 }

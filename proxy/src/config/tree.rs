@@ -19,23 +19,34 @@ pub(super) struct ParseResult {
     pub(super) problems: Vec<Diagnostic>,
 }
 
+/// Maps with more entries than this are searched with the help of hashes.
+const SMALL: usize = 16;
+
 /// The entries of a map during parsing.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     list: Vec<(Key, Node)>,
-    seen: HashMap<String, Span>,
+    /// The indices of the names, if there are many.
+    index: HashMap<String, usize>,
 }
 
 impl Entries {
     /// Adds an entry; fails if the key exists.
     pub(super) fn insert(&mut self, key: Key, node: Node) -> Result<(), Diagnostic> {
-        if let Some(first) = self.seen.get(&key.name) {
+        let first = match self.list.len() <= SMALL {
+            true => self.list.iter().find(|(there, _)| there.name == key.name),
+            false => self.index.get(&key.name).map(|first| &self.list[*first]),
+        };
+        if let Some((first, _)) = first {
             return Err(
-                Diagnostic::error(key.span, format!("`{}` is defined twice", key.name)).note(*first, "first here")
+                Diagnostic::error(key.span, format!("`{}` is defined twice", key.name)).note(first.span, "first here")
             );
         }
-        self.seen.insert(key.name.clone(), key.span);
         self.list.push((key, node));
+        if self.list.len() > SMALL {
+            let (names, known) = (self.list.iter().enumerate(), self.index.len());
+            self.index.extend(names.skip(known).map(|(nth, (key, _))| (key.name.clone(), nth)));
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     config::{
-        Diagnostic, Node, Source,
+        ConfigSource, Diagnostic,
         model::{self, ClusterProtocol, Protocol, TlsMode},
     },
     observe::{Kind, MetricError, Registry},
@@ -45,13 +45,13 @@ fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
 
 /// Loads the `tls` sections of one configuration.
 pub(super) struct Certificates<'l> {
-    source: &'l Source,
+    source: &'l ConfigSource,
     loader: Loader<'l>,
     warnings: Vec<Diagnostic>,
 }
 
 impl<'l> Certificates<'l> {
-    pub(crate) fn new(source: &'l Source, resolve: &'l dyn Fn(&Path) -> PathBuf) -> Certificates<'l> {
+    pub(crate) fn new(source: &'l ConfigSource, resolve: &'l dyn Fn(&Path) -> PathBuf) -> Certificates<'l> {
         Certificates { source, loader: Loader::new(resolve), warnings: Vec::new() }
     }
 
@@ -107,33 +107,18 @@ impl<'l> Certificates<'l> {
 
     fn warn(&mut self, pointer: &str, warnings: Vec<(String, String)>) {
         for (place, message) in warnings {
-            let span = self.source.locate(&format!("{pointer}/{place}"), "").span;
-            self.warnings.push(Diagnostic::warning(span, message));
+            self.warnings.push(self.source.warning(&format!("{pointer}/{place}"), message));
         }
     }
 }
 
-fn refused(source: &Source, pointer: &str, problem: &FieldError) -> Diagnostic {
+fn refused(source: &ConfigSource, pointer: &str, problem: &FieldError) -> Diagnostic {
     let pointer = match problem.field.is_empty() {
         true => pointer.to_owned(),
         false => format!("{pointer}/{}", problem.field),
     };
     let passing = matches!(problem.error, MaterialError::KeyMismatch { .. });
     Diagnostic { passing, ..source.diagnostic(&pointer, problem.error.to_string(), problem.error.help()) }
-}
-
-/// Returns the TLS files that a configuration refers to, whether it is valid or not.
-pub(super) fn files(source: &Source) -> Vec<PathBuf> {
-    let section = |name: &str| source.root().get(name).map_or(&[][..], Node::items).iter();
-    let used = |tls: &&Node| tls.get("mode").and_then(Node::as_str) != Some("disable");
-    let mut found = Vec::new();
-    for tls in section("listeners").chain(section("clusters")).filter_map(|entry| entry.get("tls")).filter(used) {
-        let pairs = tls.get("certificates").map_or(&[][..], Node::items).iter().chain(tls.get("certificate"));
-        found.extend(pairs.flat_map(|pair| [pair.get("certificate"), pair.get("key")]).flatten());
-        found.extend(["client_ca", "ca", "crl"].iter().filter_map(|name| tls.get(name)).flat_map(Node::items));
-        found.extend(tls.get("trust_domains").into_iter().flat_map(Node::values).flat_map(Node::items));
-    }
-    found.into_iter().filter_map(Node::as_str).map(|path| source.resolve(path)).collect()
 }
 
 /// Iterates over all files of a snapshot that have an expiry date.

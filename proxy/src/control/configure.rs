@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Answer, Diagnostic, Loaded, Reported, all_mistakes, model},
+    config::{Answer, Diagnostic, Loaded, Reported, model},
     wasm::{Instance, InstantiateError, Plugin, VmTemplate},
 };
 
@@ -62,7 +62,7 @@ fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result
         }
     };
     let with = |config: &serde_json::Value| {
-        let changed = model::Filter { config: config.clone(), ..loaded.config.filters[index].clone() };
+        let changed = model::Filter { config: config.clone(), ..(*loaded.config.filters[index]).clone() };
         plugin.configured_as(&changed).map(Arc::new)
     };
     let again = |config: &serde_json::Value| {
@@ -74,7 +74,7 @@ fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result
         }
     };
     let who = format!("filter `{name}`");
-    match all_mistakes(&loaded.source, &format!("{pointer}/config"), &who, said, again) {
+    match loaded.source.all_mistakes(&format!("{pointer}/config"), &who, said, again) {
         Answer::Mistakes(mistakes) => Err(mistakes),
         Answer::Typed(config) => with(&config).map_err(|e| vec![Diagnostic::error(None, e.to_string())]),
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::{Diagnostic, Diagnostics, ExternalChecks, Loaded, Loader, Severity},
+    config::{ConfigSource, Diagnostic, Diagnostics, ExternalChecks, Loaded, Loader, Severity},
     observe::{access_log::Format, log},
     wasm::engine::compiler::{Cache, Compiler},
 };
@@ -11,6 +11,11 @@ use crate::{
 /// Loads a configuration, with all checks that need no filter.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     loader().load(path)
+}
+
+/// Loads a configuration again; see [`Loader::reload`].
+pub fn reload(path: &Path, previous: Option<&ConfigSource>) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+    loader().reload(path, previous)
 }
 
 /// Returns a loader with all checks that need no filter.

@@ -21,8 +21,8 @@ use tokio::{
 use super::{
     change::{ReloadAttempt, ReloadOutcome, ReloadRequest},
     diff,
-    load::load,
-    snapshot::{BuildMode, Built, SnapshotBuilder, files},
+    load::reload,
+    snapshot::{BuildMode, Built, SnapshotBuilder},
     status::Status,
     threads::{self, Urgency},
     watch::Watcher,
@@ -201,7 +201,11 @@ impl Reloader {
     /// Replaces the running snapshot, and logs the consequences.
     async fn replace(&mut self, built: Built, different: &str, cause: &'static str) -> ReloadOutcome {
         let Snapshot { loaded, warnings, .. } = &*built.snapshot;
-        loaded.warnings.iter().chain(warnings).for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
+        loaded
+            .warnings
+            .iter()
+            .chain(warnings.iter())
+            .for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let old = self.status.current.load_full();
         if let Some(old) = &old {
             let said = diff::restarts(&self.running, &old.loaded.config, &built.snapshot.loaded.config);
@@ -284,11 +288,11 @@ impl Reloader {
 
 /// Loads the files and builds a snapshot, if they differ from the running configuration.
 fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
-    let loaded = match load(path) {
+    let (files, loaded) = reload(path, previous.map(|previous| &*previous.loaded.source));
+    let loaded = match loaded {
         Ok(loaded) => loaded,
-        Err(wrong) => return Load { files: files(wrong.source()), built: Err(wrong) },
+        Err(wrong) => return Load { files, built: Err(wrong) },
     };
-    let files = files(&loaded.source);
     if previous.is_some_and(|p| p.is_made_of(&loaded)) {
         return Load { files, built: Ok(None) };
     }

@@ -1,20 +1,16 @@
 //! Builds a snapshot from a configuration: compiled filters, configured instances, clusters, logs, sockets. Building
 //! one changes nothing; only delivering it to the workers activates it.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use tollgate_abi::fast::phase;
 
-use super::{
-    certificates::{self, Certificates},
-    configure::configured,
-    unused,
-};
+use super::{certificates::Certificates, configure::configured, unused};
 use crate::{
     builtins,
     chain::{retry::RetryPolicy, route::Clusters},
     config::{
-        Diagnostic, Diagnostics, Loaded, Source,
+        Diagnostic, Diagnostics, Loaded,
         model::{self, Protocol},
         units::Address,
     },
@@ -22,7 +18,7 @@ use crate::{
     exchange::{ClusterMetrics, ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
     listener::socket::{self, AddressClaim, ListenerShared},
     observe::{AccessLog, Buckets, Counter, Kind, LogWriter, MetricError, Registry},
-    snapshot::{ListenerParts, Snapshot, Sockets, modules},
+    snapshot::{ListenerParts, Snapshot, Sockets},
     tcp,
     tls::HandshakeError,
     upstream::Cluster,
@@ -41,15 +37,6 @@ pub struct SnapshotBuilder {
     pub log_writer: LogWriter,
     /// The number of workers.
     pub workers: usize,
-}
-
-/// Returns the files that a configuration depends on, whether it is valid or not: itself, its modules, and its TLS
-/// files.
-pub fn files(source: &Source) -> Vec<PathBuf> {
-    let mut all = vec![PathBuf::from(source.name())];
-    all.extend(modules(source));
-    all.extend(certificates::files(source));
-    all
 }
 
 /// A snapshot with the parts that each worker owns.
@@ -201,7 +188,7 @@ impl SnapshotBuilder {
             listeners,
             cluster_metrics: cluster_figures,
             tcp_clusters,
-            files: files(&loaded.source),
+            files: loaded.source.dependencies(),
             tls,
             warnings: Diagnostics::new(loaded.source.clone(), warnings),
             loaded,
@@ -300,7 +287,7 @@ impl SnapshotBuilder {
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
-            let config = Arc::new(listener.clone());
+            let config = listener.clone();
             all.push(ListenerParts { config, chain, access_log, metrics: figures, tcp, tls, shared });
         }
         all

@@ -17,8 +17,8 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
     let config = &loaded.config;
     let mut warnings = Vec::new();
     let mut warn = |pointer: String, message: String, help: &str| {
-        let span = loaded.source.locate(&pointer, "").span;
-        warnings.push(Diagnostic::warning(span, message).help((!help.is_empty()).then(|| help.to_owned())));
+        let help = (!help.is_empty()).then(|| help.to_owned());
+        warnings.push(loaded.source.warning(&pointer, message).help(help));
     };
     for (i, listener) in config.listeners.iter().enumerate() {
         // TCP listeners without a destination are reported elsewhere.

@@ -6,7 +6,7 @@ use std::{path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
 use crate::{
     builtins,
     chain::{retry::RetryPolicy, route::Clusters},
-    config::{Diagnostics, Loaded, Node, Source, model, units::Address},
+    config::{Diagnostics, Loaded, model, units::Address},
     digest::sha256_hex,
     exchange::{ClusterMetrics, ListenerMetrics},
     listener::socket::ListenerShared,
@@ -53,7 +53,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Returns the clusters with their configurations, in the order of the configuration.
     pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
-        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, config)))
+        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, &**config)))
     }
 
     /// Returns a worker's filters, in the order of the configuration.
@@ -71,14 +71,10 @@ impl Snapshot {
             let hash = read.map(|bytes| sha256_hex(&bytes)).unwrap_or_default();
             self.plugins.iter().any(|p| p.code.source == path.display().to_string() && p.code.hash == hash)
         };
-        self.loaded.hash() == loaded.hash() && modules(&loaded.source).iter().all(same_module) && self.tls.are_current()
+        let filters = loaded.config.filters.iter().filter(|filter| builtins::name(&filter.wasm).is_none());
+        let mut modules = filters.map(|filter| loaded.source.resolve(&filter.wasm));
+        self.loaded.hash() == loaded.hash() && modules.all(|path| same_module(&path)) && self.tls.are_current()
     }
-}
-
-pub(crate) fn modules(source: &Source) -> Vec<PathBuf> {
-    let filters = source.root().get("filters").map_or(&[][..], Node::items).iter();
-    let modules = filters.filter_map(|f| f.get("wasm")?.as_str()).filter(|wasm| builtins::name(wasm).is_none());
-    modules.map(|wasm| source.resolve(wasm)).collect()
 }
 
 /// The parts of a listener, from which workers create their own.

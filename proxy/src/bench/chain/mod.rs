@@ -94,7 +94,7 @@ fn load(file: &Path) -> anyhow::Result<Result<Built, Diagnostics>> {
     };
     eprint!("{}", loaded.warnings.render(wants_colour(&std::io::stderr())));
     // Synthetic requests must not be logged.
-    loaded.config.listeners.iter_mut().for_each(|listener| listener.access_log = None);
+    loaded.config.listeners.iter_mut().for_each(|listener| Arc::make_mut(listener).access_log = None);
     let (compiler, wrong) = crate::control::load::compiler(&loaded)?;
     if let Some(wrong) = wrong {
         let wrong = Diagnostics::new(loaded.source.clone(), vec![wrong]);

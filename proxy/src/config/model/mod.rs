@@ -3,7 +3,7 @@
 //! The types derive the JSON Schema that `tollgate schema` prints and that every file is validated against, so a
 //! field's doc comment *is* its documentation. The control plane builds the workers' snapshot from these types.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,14 +49,17 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
     /// Sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
-    #[serde(default)]
-    pub listeners: Vec<Listener>,
+    #[serde(default, with = "shared")]
+    #[schemars(with = "Vec<Listener>")]
+    pub listeners: Vec<Arc<Listener>>,
     /// WebAssembly filters that listeners use in their chains.
-    #[serde(default)]
-    pub filters: Vec<Filter>,
+    #[serde(default, with = "shared")]
+    #[schemars(with = "Vec<Filter>")]
+    pub filters: Vec<Arc<Filter>>,
     /// Upstreams that receive the requests.
-    #[serde(default)]
-    pub clusters: Vec<Cluster>,
+    #[serde(default, with = "shared")]
+    #[schemars(with = "Vec<Cluster>")]
+    pub clusters: Vec<Arc<Cluster>>,
 }
 
 /// The admin listener. It can change what the proxy does, so by default only the local machine can reach it.
@@ -215,6 +218,23 @@ pub struct WeightedCluster {
     #[serde(default = "default::weight")]
     #[schemars(range(max = 65535))]
     pub weight: u32,
+}
+
+/// Lists of shared values, in the form of lists of values.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(all: &[Arc<T>], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(all.iter().map(|one| &**one))
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Arc<T>>, D::Error> {
+        Ok(Vec::deserialize(deserializer)?.into_iter().map(Arc::new).collect())
+    }
 }
 
 mod default {

@@ -67,7 +67,7 @@ pub fn load(path: &Path, filter: &str) -> Result<Loaded, Diagnostics> {
     let cases: Vec<_> = cases.collect();
     match (sections, wrong.is_empty()) {
         ((Some(filter), Some(listener)), true) => Ok(Loaded { source, filter, listener, file, cases }),
-        _ => Err(Diagnostics::new(source, wrong)),
+        _ => Err(Diagnostics::new(&source, wrong)),
     }
 }
 
