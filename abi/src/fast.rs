@@ -218,6 +218,8 @@ pub mod flag {
     pub const LOCAL_REPLY: u32 = 1 << 5;
     /// `FF`: a filter failed (trap, timeout, memory).
     pub const FILTER_FAILED: u32 = 1 << 6;
+    /// `NC`: there is no such cluster.
+    pub const NO_CLUSTER: u32 = 1 << 7;
     /// `UH`: the cluster has no usable endpoint.
     pub const NO_HEALTHY_UPSTREAM: u32 = 1 << 8;
     /// `UF`: connecting to the upstream failed.
@@ -255,6 +257,7 @@ pub mod flag {
         (DELAY_INJECTED, "DI"),
         (LOCAL_REPLY, "LR"),
         (FILTER_FAILED, "FF"),
+        (NO_CLUSTER, "NC"),
         (NO_HEALTHY_UPSTREAM, "UH"),
         (UPSTREAM_CONNECT_FAILURE, "UF"),
         (UPSTREAM_TERMINATED, "UC"),

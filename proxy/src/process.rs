@@ -21,7 +21,7 @@ use crate::{
     control::{
         certificates,
         change::{ReloadOutcome, ReloadRequest},
-        diff,
+        cluster_metrics, diff,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
@@ -120,7 +120,7 @@ impl Server {
         }
         let builder = Arc::new(SnapshotBuilder::new(count, compiler)?);
         let status = Rc::new(Status::new(&builder.registry)?);
-        builder.show_clusters(status.current.clone())?;
+        cluster_metrics::show(&builder.registry, &builder.clusters)?;
         certificates::show(&builder.registry, status.current.clone())?;
         log::stderr::show(&builder.registry)?;
         let (changes, inbox) = mpsc::channel(8);
@@ -174,7 +174,7 @@ impl Server {
             running,
             builder: builder.clone(),
             workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
-            checks: HealthChecks::new(builder.registry.clone()),
+            checks: HealthChecks::default(),
             status: status.clone(),
             log,
             watcher: Watcher::new(status.unwatched.clone()),

@@ -81,7 +81,7 @@ where
 
 fn kept_connection() -> Piece {
     let (runtime, local) = runtime();
-    let cluster = snapshot().clusters["backend"].clone();
+    let cluster = snapshot().clusters[0].1.clone();
     let pools: Pools<Empty<Bytes>> = pools();
     let request = Request::get("/api/items").header("host", "shop.example").body(()).expect("a request");
     let (head, ()) = request.into_parts();
@@ -99,10 +99,11 @@ fn whole_request() -> Piece {
     let (runtime, local) = runtime();
     let snapshot = snapshot();
     let parts = &snapshot.listeners[0];
+    let (handle, cluster) = &snapshot.clusters[0];
     let mut context =
         ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.metrics.clone(), pools());
-    context.default_route = Some(Arc::new(Route::to_cluster(snapshot.clusters["backend"].clone())));
-    context.clusters = snapshot.cluster_metrics.iter().cloned().collect();
+    context.default_route = Some(Arc::new(Route::to_cluster(handle.clone())));
+    context.pools.set(handle, cluster);
     let mut client = local.block_on(&runtime, async {
         let (client, served) = UnixStream::pair().expect("a pair of sockets");
         let info = ConnectionInfo::new("public".into(), LOCAL, LOCAL);

@@ -1,43 +1,10 @@
-//! Retries: the policy, and the attempts of one request or TCP connection under it.
+//! Retries: the attempts of one request or TCP connection under its retry policy.
 
 use std::{sync::Arc, time::Duration};
 
 use tollgate_abi::doc::RetryOn;
 
-use crate::upstream::{Backoff, Cluster, Endpoint, RetryGuard};
-
-/// When and how often a failed request is retried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RetryPolicy {
-    /// The conditions for a retry.
-    pub on: Box<[RetryOn]>,
-    /// Maximum number of retries, not counting the first attempt.
-    pub attempts: u32,
-    /// The timeout of each attempt.
-    pub per_try_timeout: Option<Duration>,
-    /// Maximum delay before the first retry.
-    pub backoff: Duration,
-}
-
-/// The retry conditions that cover connect failures.
-const CONNECTING: [RetryOn; 3] = [RetryOn::ConnectFailure, RetryOn::GatewayError, RetryOn::ServerError];
-
-impl RetryPolicy {
-    fn lists(&self, conditions: &[RetryOn]) -> bool {
-        self.on.iter().any(|on| conditions.contains(on))
-    }
-
-    /// The number of other endpoints tried immediately if no connection could be established. Nothing was sent then, so
-    /// this is not a retry: it is safe for any request, multiplies no load, and is exempt from retry budget and
-    /// back-off. Each endpoint is tried once, so the number is finite.
-    fn detours(policy: Option<&RetryPolicy>) -> u32 {
-        match policy {
-            Some(policy) if policy.attempts == 0 => 0,
-            Some(policy) if policy.lists(&CONNECTING) => u32::MAX,
-            _ => 1,
-        }
-    }
-}
+use crate::upstream::{Backoff, CONNECTING, Cluster, Endpoint, RetryGuard, RetryPolicy};
 
 /// The attempts of one request or TCP connection.
 pub struct Attempts<'p> {
@@ -159,22 +126,6 @@ mod tests {
                 Ok(next) => endpoint = next.endpoint,
                 Err(reason) => return (addresses, reason),
             }
-        }
-    }
-
-    #[test]
-    fn connect_failure_policy_tries_every_endpoint() {
-        use RetryOn::{ConnectFailure, Reset, ServerError};
-        assert_eq!(RetryPolicy::detours(None), 1);
-        for (on, attempts, expected) in [
-            (&[ConnectFailure][..], 1, u32::MAX),
-            (&[Reset, ServerError], 1, u32::MAX),
-            (&[Reset], 1, 1),
-            (&[], 1, 1),
-            (&[ConnectFailure], 0, 0),
-        ] {
-            let policy = RetryPolicy { on: on.into(), ..policy(Reset, attempts) };
-            assert_eq!(RetryPolicy::detours(Some(&policy)), expected, "{policy:?}");
         }
     }
 

@@ -1,19 +1,13 @@
 //! A route: what the proxy does with a request after a filter has selected it. Routes are defined when the filter is
 //! configured, so selecting one for a request takes only an integer.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tollgate_abi::{doc, fast, proxy_wasm::Status};
 
-use super::{
-    head::{BadHeader, HeaderOps, RequestHead, is_host},
-    retry::RetryPolicy,
-};
-use crate::upstream::Cluster;
-
-/// The clusters by name.
-pub type Clusters = HashMap<String, Arc<Cluster>>;
+use super::head::{BadHeader, HeaderOps, RequestHead, is_host};
+use crate::upstream::{ClusterHandle, RetryPolicy};
 
 /// A route, validated and resolved.
 #[derive(Debug)]
@@ -21,7 +15,7 @@ pub struct Route {
     /// Its name.
     pub name: Arc<str>,
     /// The clusters, each with the cumulative weight up to and including its own.
-    clusters: Box<[(u64, Arc<Cluster>)]>,
+    clusters: Box<[(u64, ClusterHandle)]>,
     /// Total timeout. `Some(None)`: no timeout; `None`: the cluster's.
     pub timeout: Option<Option<Duration>>,
     /// Idle timeout, encoded likewise; `None`: the listener's.
@@ -29,7 +23,7 @@ pub struct Route {
     /// The retry policy; `None`: the cluster's.
     pub retry: Option<RetryPolicy>,
     /// The destination of mirrored requests, and their number per million.
-    pub mirror: Option<(Arc<Cluster>, u32)>,
+    pub mirror: Option<(ClusterHandle, u32)>,
     host: Option<Bytes>,
     prefix: Option<(usize, Bytes)>,
     request_headers: HeaderOps,
@@ -48,9 +42,10 @@ fn is_path(text: &str) -> bool {
 }
 
 impl Route {
-    /// Validates a document. `NotFound`: a cluster does not exist; `BadArgument`: a value is out of range.
-    pub fn new(doc: doc::Route, clusters: &Clusters) -> Result<Route, Status> {
-        let find = |name: &String| clusters.get(name).cloned().ok_or(Status::NotFound);
+    /// Validates a document. `find` resolves the name of a cluster. `NotFound`: a cluster does not exist; `BadArgument`: a
+    /// value is out of range.
+    pub fn new(doc: doc::Route, find: impl Fn(&str) -> Option<ClusterHandle>) -> Result<Route, Status> {
+        let find = |name: &String| find(name).ok_or(Status::NotFound);
         let bad = |_: BadHeader| Status::BadArgument;
         let mut sum = 0;
         let mut weighted = Vec::with_capacity(doc.clusters.len());
@@ -89,7 +84,7 @@ impl Route {
     }
 
     /// A route to one cluster, with defaults for everything else.
-    pub fn to_cluster(cluster: Arc<Cluster>) -> Route {
+    pub fn to_cluster(cluster: ClusterHandle) -> Route {
         Route {
             name: "".into(),
             clusters: Box::new([(1, cluster)]),
@@ -124,7 +119,8 @@ impl Route {
         self.request_headers.apply(&mut head.fields);
     }
 
-    fn choose(&self, split: Option<u64>) -> &Arc<Cluster> {
+    /// Chooses one of the clusters, and returns its index.
+    fn choose(&self, split: Option<u64>) -> usize {
         let clusters = &self.clusters;
         let total = clusters.last().map_or(1, |c| c.0);
         let point = match split {
@@ -132,7 +128,7 @@ impl Route {
             Some(hash) => hash % total,
             None => fastrand::u64(..total),
         };
-        &clusters[clusters.partition_point(|(sum, _)| *sum <= point).min(clusters.len() - 1)].1
+        clusters.partition_point(|(sum, _)| *sum <= point).min(clusters.len() - 1)
     }
 }
 
@@ -141,8 +137,8 @@ impl Route {
 pub struct SelectedRoute {
     /// The route.
     pub route: Arc<Route>,
-    /// The cluster chosen from the route's.
-    pub cluster: Arc<Cluster>,
+    /// The index of the cluster chosen from the route's.
+    chosen: usize,
     /// The hash that selects the endpoint.
     pub balance: Option<u64>,
 }
@@ -150,24 +146,29 @@ pub struct SelectedRoute {
 impl SelectedRoute {
     /// Selects a route for a request. `given`: which of the two hashes are set.
     pub fn new(route: &Arc<Route>, given: u32, split: u64, balance: u64) -> SelectedRoute {
-        let cluster = route.choose((given & fast::hash::SPLIT != 0).then_some(split)).clone();
-        SelectedRoute { route: route.clone(), cluster, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
+        let chosen = route.choose((given & fast::hash::SPLIT != 0).then_some(split));
+        SelectedRoute { route: route.clone(), chosen, balance: (given & fast::hash::BALANCE != 0).then_some(balance) }
+    }
+
+    /// The cluster chosen from the route's.
+    pub fn cluster(&self) -> &ClusterHandle {
+        &self.route.clusters[self.chosen].1
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Clusters;
 
     /// A document with these weights for the clusters `0`, `1` and so on, and the resulting route.
     fn route(weights: &[u32], change: impl FnOnce(&mut doc::Route)) -> Arc<Route> {
         let names = || (0..weights.len()).map(|n| n.to_string());
-        let cluster = |name: &String| serde_json::from_value(serde_json::json!({"name": name})).unwrap();
-        let clusters = names().map(|name| (name.clone(), Cluster::new(&cluster(&name), None))).collect();
+        let clusters = Clusters::default();
         let weighted = names().zip(weights).map(|(cluster, weight)| doc::WeightedCluster { cluster, weight: *weight });
         let mut doc = doc::Route { clusters: weighted.collect(), ..doc::Route::default() };
         change(&mut doc);
-        Arc::new(Route::new(doc, &clusters).unwrap())
+        Arc::new(Route::new(doc, |name| Some(clusters.handle(name))).unwrap())
     }
 
     #[test]
@@ -200,7 +201,7 @@ mod tests {
             for (hash, name) in (0..).zip(chosen) {
                 let selected = SelectedRoute::new(&route, fast::hash::SPLIT, hash, 7);
                 assert_eq!(
-                    (&*selected.cluster.name, selected.balance),
+                    (&**selected.cluster().name(), selected.balance),
                     (&*name.to_string(), None),
                     "{weights:?} {hash}"
                 );
@@ -208,7 +209,7 @@ mod tests {
         }
         let route = route_of(&[1, 1]);
         assert_eq!(SelectedRoute::new(&route, fast::hash::BALANCE, 0, 7).balance, Some(7));
-        let by_chance = || (0..100).map(|_| SelectedRoute::new(&route, 0, 0, 7).cluster.name.clone());
+        let by_chance = || (0..100).map(|_| SelectedRoute::new(&route, 0, 0, 7).cluster().name().clone());
         assert!(by_chance().any(|name| &*name == "1"));
     }
 

@@ -87,7 +87,7 @@ impl<'l> Certificates<'l> {
     ) -> Option<Arc<ClientTls>> {
         let section = cluster.tls.as_ref()?;
         let pointer = format!("/clusters/{index}/tls");
-        let before = before.and_then(|cluster| cluster.tls.as_ref());
+        let before = before.and_then(|cluster| cluster.transport.tls.as_ref());
         match ClientTls::load(section, &cluster.name, wanted(cluster.protocol), &mut self.loader, before) {
             Ok(tls) => {
                 self.warn(&pointer, tls.warnings(SystemTime::now()));
@@ -124,7 +124,8 @@ fn refused(source: &ConfigSource, pointer: &str, problem: &FieldError) -> Diagno
 /// Iterates over all files of a snapshot that have an expiry date.
 fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
     let of_listeners = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|tls| tls.dated());
-    let of_clusters = snapshot.clusters.values().filter_map(|c| c.tls.as_ref()).flat_map(|tls| tls.dated());
+    let of_clusters =
+        snapshot.clusters.iter().filter_map(|(_, c)| c.transport.tls.as_ref()).flat_map(|tls| tls.dated());
     of_listeners.chain(of_clusters)
 }
 

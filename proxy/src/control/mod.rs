@@ -3,10 +3,11 @@
 //! [`snapshot`] builds from a configuration what the workers need; [`reload`] applies another configuration, and
 //! [`diff`] describes the difference; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
 //! handles signals; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
-//! shows. [`crate::process`] starts and stops all of it.
+//! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
 
 pub mod certificates;
 pub(crate) mod change;
+pub(crate) mod cluster_metrics;
 mod configure;
 pub mod diff;
 pub(crate) mod load;

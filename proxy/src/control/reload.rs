@@ -32,7 +32,7 @@ use crate::{
     listener::socket::{self, AddressClaim},
     observe::{log::LogHandle, target},
     snapshot::{Snapshot, Sockets},
-    upstream::HealthChecks,
+    upstream::{ClusterHandle, HealthChecks},
     worker::{Command, WorkerUpdate},
 };
 
@@ -262,11 +262,19 @@ impl Reloader {
                 tracing::error!(target: target::LISTENER, listener = config.name, "cannot listen on {address}: {e}");
             }
         }
+        let before = self.status.current.load_full();
+        let is_kept = |handle: &ClusterHandle| snapshot.clusters.iter().any(|(kept, _)| kept.id() == handle.id());
+        let gone = before.iter().flat_map(|before| &before.clusters).filter(|(handle, _)| !is_kept(handle));
+        let removed: Vec<_> = gone.map(|(handle, _)| handle.clone()).collect();
+        for (handle, cluster) in &snapshot.clusters {
+            self.builder.clusters.publish(handle, Some(cluster.clone()));
+        }
         let mut waiting = Vec::new();
         sockets.resize_with(self.workers.len(), Sockets::default);
         for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
             let (done, applied) = oneshot::channel();
-            let delivery = Box::new(WorkerUpdate { snapshot: snapshot.clone(), instances, sockets });
+            let delivery =
+                Box::new(WorkerUpdate { snapshot: snapshot.clone(), instances, sockets, removed: removed.clone() });
             if let Some(worker) = worker.upgrade() {
                 let _ = worker.send(Command::Apply(delivery, done));
             }
@@ -278,7 +286,14 @@ impl Reloader {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!(target: target::LOG, "cannot change the log level: {e}");
         }
-        self.checks.apply(snapshot.configured_clusters());
+        for (handle, cluster) in &snapshot.clusters {
+            self.checks.set(handle, cluster);
+        }
+        for handle in &removed {
+            self.checks.remove(handle);
+            self.builder.clusters.publish(handle, None);
+        }
+        self.builder.clusters.reclaim();
         self.status.current.store(Some(snapshot.clone()));
         self.builder.forget_unused(&snapshot);
         self.watcher.watch(snapshot.files.clone());

@@ -8,21 +8,23 @@ use tollgate_abi::fast::phase;
 use super::{certificates::Certificates, configure::configured, unused};
 use crate::{
     builtins,
-    chain::{retry::RetryPolicy, route::Clusters},
     config::{
         Diagnostic, Diagnostics, Loaded,
         model::{self, Protocol},
         units::Address,
     },
     digest::sha256_hex,
-    exchange::{ClusterMetrics, ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
+    exchange::{ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
     listener::socket::{self, AddressClaim, ListenerShared},
-    observe::{AccessLog, Buckets, Counter, Kind, LogWriter, MetricError, Registry},
+    observe::{AccessLog, Buckets, Counter, LogWriter, MetricError, Registry},
     snapshot::{ListenerParts, Snapshot, Sockets},
     tcp,
     tls::HandshakeError,
-    upstream::Cluster,
-    wasm::{CompiledModule, Compiler, Engine, FilterEnv, Instance, LoadError, Plugin, SharedStore, VmTemplate},
+    upstream::{Cluster, Clusters},
+    wasm::{
+        CompiledModule, Compiler, Engine, FilterEnv, Instance, KnownNames, LoadError, Plugin, SharedStore,
+        VmTemplate,
+    },
 };
 
 /// Builds snapshots. Lives as long as the process.
@@ -35,6 +37,8 @@ pub struct SnapshotBuilder {
     pub registry: Registry,
     /// The writer of access logs.
     pub log_writer: LogWriter,
+    /// The directory of clusters.
+    pub clusters: Arc<Clusters>,
     /// The number of workers.
     pub workers: usize,
 }
@@ -67,6 +71,7 @@ impl SnapshotBuilder {
             engine: Engine::new(compiler).map_err(|e| anyhow::anyhow!("the WebAssembly engine cannot start: {e:#}"))?,
             shared: SharedStore::new(registry.clone()),
             log_writer: LogWriter::start(&registry)?,
+            clusters: Arc::default(),
             registry,
             workers,
         })
@@ -77,7 +82,6 @@ impl SnapshotBuilder {
         self.shared.forget_unused();
         let names = |label: &str, value: &str| match label {
             "filter" => current.plugins.iter().any(|p| p.info.name == value),
-            "cluster" => current.clusters.contains_key(value),
             "listener" => current.listeners.iter().any(|l| l.config.name == value),
             _ => true,
         };
@@ -89,14 +93,18 @@ impl SnapshotBuilder {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
-        let known = |name: &str| previous.and_then(|p| p.clusters.get(name));
         let clusters = loaded.config.clusters.iter().enumerate().map(|(index, c)| {
-            let tls = certificates.of_cluster(index, c, known(&c.name), &mut wrong);
-            (c.name.clone(), Cluster::with_tls(c, known(&c.name), tls))
+            let handle = self.clusters.handle(&c.name);
+            let before = handle.current();
+            let tls = certificates.of_cluster(index, c, before.as_ref(), &mut wrong);
+            let cluster = Cluster::with_tls(c, before.as_ref(), tls, self.workers);
+            (handle, cluster)
         });
-        let clusters: Arc<Clusters> = Arc::new(clusters.collect());
+        let clusters: Vec<_> = clusters.collect();
+        let names = clusters.iter().map(|(handle, _)| handle.name().clone()).collect();
         let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
-        let env = FilterEnv::with_filters(clusters.clone(), self.shared.clone(), Some(filters.collect()));
+        let known = KnownNames { clusters: Arc::new(names), more_may_come: false, filters: Arc::new(filters.collect()) };
+        let env = FilterEnv::new(self.clusters.clone(), Some(known), self.shared.clone());
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();
@@ -164,30 +172,15 @@ impl SnapshotBuilder {
         if !wrong.is_empty() {
             return Err(Diagnostics::new(loaded.source.clone(), wrong));
         }
-        let cluster_figures = clusters.keys().map(|name| Ok((name.as_str().into(), self.cluster_figures(name)?)));
-        let cluster_figures: Result<Vec<_>, MetricError> = cluster_figures.collect();
-        let no_metrics =
-            |e: MetricError| Diagnostics::new(loaded.source.clone(), vec![Diagnostic::error(None, e.to_string())]);
-        let cluster_figures = cluster_figures.map_err(no_metrics)?;
-        // Any filter of TCP connections may choose any cluster.
-        let tcp_clusters = match listeners.iter().any(|l| l.tcp.is_some()) {
-            true => clusters.keys().map(|name| Ok((name.as_str().into(), self.tcp_cluster_figures(name)?))).collect(),
-            false => Ok(Vec::new()),
-        };
-        let tcp_clusters = tcp_clusters.map_err(no_metrics)?;
-        let retries =
-            loaded.config.clusters.iter().filter_map(|c| Some((c.name.as_str().into(), retry(c.retry.as_ref()?))));
         let snapshot = Snapshot {
             version: previous.map_or(1, |p| p.version + 1),
             hash: sha256_hex(hash.as_bytes())[..16].to_owned(),
             created: SystemTime::now(),
-            retries: retries.collect(),
             clusters,
+            directory: self.clusters.clone(),
             plugins,
             templates,
             listeners,
-            cluster_metrics: cluster_figures,
-            tcp_clusters,
             files: loaded.source.dependencies(),
             tls,
             warnings: Diagnostics::new(loaded.source.clone(), warnings),
@@ -450,99 +443,6 @@ impl SnapshotBuilder {
             flags: figures.flags.clone(),
         })
     }
-
-    fn tcp_cluster_figures(&self, cluster: &str) -> Result<tcp::TcpClusterMetrics, MetricError> {
-        let bytes = |direction| {
-            let help = "Bytes of TCP connections sent to endpoints, and received from them.";
-            let labels = [("cluster", cluster), ("direction", direction)];
-            self.registry.counter("tollgate_upstream_tcp_bytes_total", help, &labels)
-        };
-        Ok(tcp::TcpClusterMetrics { bytes: [bytes("sent")?, bytes("received")?] })
-    }
-
-    fn cluster_figures(&self, cluster: &str) -> Result<ClusterMetrics, MetricError> {
-        let labels: &[(&str, &str)] = &[("cluster", cluster)];
-        let r = &self.registry;
-        Ok(ClusterMetrics {
-            responses: by_class(
-                r,
-                "tollgate_upstream_responses_total",
-                "Attempts by status class; none: no response.",
-                labels,
-            )?,
-            latency: r.histogram(
-                "tollgate_upstream_response_seconds",
-                "From sending a request to the head of its response.",
-                labels,
-                Buckets::Latency,
-            )?,
-        })
-    }
-
-    /// Registers the metrics that clusters count themselves.
-    pub fn show_clusters(&self, current: Arc<arc_swap::ArcSwapOption<Snapshot>>) -> Result<(), MetricError> {
-        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-        use crate::upstream::ClusterStats;
-        type Read = fn(&ClusterStats) -> &AtomicU64;
-        let shown: [(&str, &str, Kind, Read); 14] = [
-            ("tollgate_cluster_requests_active", "In-flight requests.", Kind::Gauge, |s| &s.active),
-            ("tollgate_cluster_connections", "Open connections, including idle ones.", Kind::Gauge, |s| &s.connections),
-            ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
-            ("tollgate_cluster_requests_pending", "Requests that wait for a connection.", Kind::Gauge, |s| &s.pending),
-            ("tollgate_cluster_connects_total", "Connections opened.", Kind::Counter, |s| &s.connects),
-            ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| {
-                &s.connect_failures
-            }),
-            ("tollgate_cluster_request_overflows_total", "Requests over the limit.", Kind::Counter, |s| {
-                &s.request_overflows
-            }),
-            ("tollgate_cluster_pending_overflows_total", "Waiting requests over the limit.", Kind::Counter, |s| {
-                &s.pending_overflows
-            }),
-            ("tollgate_cluster_uploads", "Unfinished uploads and tunnels.", Kind::Gauge, |s| &s.uploads),
-            ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the limits.", Kind::Counter, |s| {
-                &s.upload_overflows
-            }),
-            (
-                "tollgate_cluster_downloads_waiting",
-                "Stalled responses, which wait for their clients.",
-                Kind::Gauge,
-                |s| &s.downloads,
-            ),
-            (
-                "tollgate_cluster_downloads_evicted_total",
-                "Stalled responses evicted to make room.",
-                Kind::Counter,
-                |s| &s.downloads_evicted,
-            ),
-            ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
-            ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| {
-                &s.retry_overflows
-            }),
-        ];
-        for (name, help, kind, read) in shown {
-            let current = current.clone();
-            self.registry.collect_fn(name, help, kind, move || {
-                let Some(snapshot) = current.load_full() else { return Vec::new() };
-                let of = |c: &Arc<Cluster>| {
-                    (vec![("cluster".to_owned(), c.name.to_string())], read(c.stats()).load(Relaxed) as f64)
-                };
-                snapshot.clusters.values().map(of).collect()
-            })?;
-        }
-        self.registry.collect_fn(
-            "tollgate_cluster_endpoints_healthy",
-            "Healthy endpoints of clusters with health checks.",
-            Kind::Gauge,
-            move || {
-                let Some(snapshot) = current.load_full() else { return Vec::new() };
-                let checked = snapshot.clusters.values().filter(|cluster| cluster.is_checked());
-                let of = |c: &Arc<Cluster>| (vec![("cluster".to_owned(), c.name.to_string())], c.health().0 as f64);
-                checked.map(of).collect()
-            },
-        )
-    }
 }
 
 /// Whether an address includes one of these, or one of them includes it. While both exist, the kernel shares
@@ -622,15 +522,6 @@ fn by_class(
 ) -> Result<[crate::observe::Counter; 6], MetricError> {
     let class = |class| registry.counter(name, help, &[labels, &[("class", class)]].concat());
     Ok([class("none")?, class("1xx")?, class("2xx")?, class("3xx")?, class("4xx")?, class("5xx")?])
-}
-
-fn retry(retry: &model::Retry) -> RetryPolicy {
-    RetryPolicy {
-        on: retry.on.clone().into(),
-        attempts: retry.attempts,
-        per_try_timeout: retry.per_try_timeout.and_then(|t| t.bound()),
-        backoff: retry.backoff.0,
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::{
     config::model::OnFailure,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, WeightedEndpoint},
+    upstream::{Cluster, Member},
     wasm::VmTemplate,
 };
 
@@ -144,7 +144,8 @@ impl Status {
     /// Returns the running clusters, in the order of the configuration, as JSON.
     pub fn clusters_json(&self) -> Value {
         let current = self.current.load();
-        let clusters = current.iter().flat_map(|s| s.configured_clusters()).map(|(cluster, _)| cluster_json(cluster));
+        let handles = current.iter().flat_map(|s| &s.clusters).map(|(handle, _)| handle);
+        let clusters = handles.filter_map(|handle| handle.current()).map(|cluster| cluster_json(&cluster));
         json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
     }
 
@@ -184,7 +185,7 @@ impl Status {
 
 /// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.
 fn cluster_json(cluster: &Cluster) -> Value {
-    let endpoints = cluster.members.iter().map(|WeightedEndpoint { endpoint, weight }| {
+    let endpoints = cluster.members().iter().map(|Member { endpoint, weight }| {
         json!({
             "address": endpoint.address,
             "weight": weight,
@@ -201,7 +202,7 @@ fn cluster_json(cluster: &Cluster) -> Value {
     });
     let stats = cluster.stats();
     json!({
-        "name": cluster.name,
+        "name": &*cluster.name,
         "requests_active": stats.active.load(Ordering::Relaxed),
         "requests_pending": stats.pending.load(Ordering::Relaxed),
         "connections": stats.connections.load(Ordering::Relaxed),

@@ -20,7 +20,7 @@ use crate::{
     chain::{
         Direction, RequestHead, SelectedRoute, Stream,
         flow::{Outcome, interrupted},
-        retry::{Attempts, NextAttempt, NoAttempt, RetryPolicy},
+        retry::{Attempts, NextAttempt, NoAttempt},
     },
     config::{model::ClusterProtocol, units::Address},
     h1::{encoder, violation::length},
@@ -32,7 +32,7 @@ use crate::{
     observe::{self, target},
     upstream::{
         Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
-        RequestErrorKind, Retryable, UsageGuard, WaitTime,
+        RequestErrorKind, RetryPolicy, Retryable, UsageGuard, WaitTime,
     },
 };
 
@@ -51,8 +51,9 @@ pub(super) async fn run(
     upload: &Rc<Upload>,
     upgrade: Option<&Upgrade>,
 ) -> Result<UpstreamResponse, Interrupted> {
-    let (route, cluster) = (&selected.route, &selected.cluster);
+    let (route, handle) = (&selected.route, selected.cluster());
     let failure = |failure: LocalFailure| failure.into_stop(stream, 0);
+    let mut cluster = listener.pools.cluster(handle).ok_or_else(|| failure(LocalFailure::NoCluster))?;
     let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| failure(LocalFailure::Crowded(crowded)));
     if upload.is_unfinished() {
         upload.hold(hold()?);
@@ -63,12 +64,14 @@ pub(super) async fn run(
     }
     let request_guard = match cluster.try_request() {
         Some(guard) => guard,
-        None if listener.pools.make_room(cluster) => cluster.replace_request(),
+        None if listener.pools.make_room(&cluster) => cluster.replace_request(),
         None => return Err(failure(LocalFailure::Overflow)),
     };
-    let policy = route.retry.as_ref().or(listener.retries.get(&cluster.name));
+    // Of the cluster as it is now: retries go by the policy that the request began with.
+    let first = Arc::clone(&cluster);
+    let policy = route.retry.as_ref().or(first.retry.as_ref());
     // HTTP/2 upstreams may report that they have not processed a request, which is then retried without any policy.
-    if policy.is_some() || cluster.protocol != ClusterProtocol::H1 {
+    if policy.is_some() || cluster.transport.protocol != ClusterProtocol::H1 {
         upload.keep(listener.buffered_body);
     }
     // A client that sets its own timeout is exempt from the cluster's, which applies to clients that do not.
@@ -79,17 +82,18 @@ pub(super) async fn run(
     let mut deadline = Deadline::new(listener, stream, total, idle);
     // A gRPC call may be silent for as long as it likes, and so may its server: response streams often begin with their
     // first message.
-    if !grpc::is_call_to(stream, cluster) {
+    if !grpc::is_call_to(stream, &cluster) {
         deadline = deadline.with_head(head.filter(|_| route.timeout.is_none())).with(upload);
     }
     // The outcome of a protocol switch cannot be mirrored.
-    if let Some((cluster, per_million)) = route.mirror.as_ref().filter(|_| upgrade.is_none())
+    if let Some((mirror, per_million)) = route.mirror.as_ref().filter(|_| upgrade.is_none())
         && fastrand::u32(..1_000_000) < *per_million
+        && let Some(cluster) = listener.pools.cluster(mirror)
     {
         let head = OutgoingHead::new(listener, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
         let head = RequestHead { fields, ..stream.state.borrow().request.clone() };
-        mirror::start(listener, stream, cluster, head, upload);
+        mirror::start(listener, stream, &cluster, head, upload);
     }
 
     let mut retry_state = RetryState::new(policy);
@@ -104,7 +108,7 @@ pub(super) async fn run(
         deadline.begin_try(policy.and_then(|p| p.per_try_timeout));
         let place = tunnel.as_deref().unwrap_or(upload.place());
         let attempt_target = AttemptTarget {
-            cluster,
+            cluster: &cluster,
             endpoint: active.endpoint(),
             upgrade,
             usage: place,
@@ -116,8 +120,13 @@ pub(super) async fn run(
             Ok(response) => retry_state.reason_of_response(response, stream),
             Err(error) => retry_state.reason_of_failure(error, stream),
         };
+        if reason.is_some() {
+            // Another attempt sees the cluster's endpoints as they are now. If the cluster is gone, its last state serves.
+            cluster = listener.pools.cluster(handle).unwrap_or(cluster);
+        }
         if let Some(again) = reason
-            && let Some(retry) = retry_state.again(again, active.endpoint(), upload, selected, stream)
+            && let Some(retry) =
+                retry_state.again(again, active.endpoint(), upload, (&cluster, selected.balance), stream)
         {
             drop((result, active));
             if !retry.wait.is_zero() {
@@ -182,7 +191,7 @@ fn explain(
     };
     if let AttemptError::Failed(RequestErrorKind::Reset { bytes_received: false, .. }) = error
         && stream.grpc.get().is_some()
-        && cluster.protocol == ClusterProtocol::H1
+        && endpoint.transport.protocol == ClusterProtocol::H1
     {
         why += "; a gRPC server speaks HTTP/2: set `protocol: h2`";
     }
@@ -329,7 +338,7 @@ async fn attempt(
     let head = OutgoingHead::new(listener, stream, upload, deadline, *upgrade).to(endpoint);
     upload.promise(head.promised);
     let connection = &stream.connection;
-    let client = cluster.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
+    let client = endpoint.transport.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
     let sending = async {
         match upgrade {
             // No request is sent to the endpoint: the client will talk to it. Boxed, so that ordinary requests do not
@@ -373,14 +382,8 @@ async fn attempt(
     }
     stream.times.response_start.set(result.is_ok().then_some(now));
     stream.progress.active.set(now);
-    if let Some(metrics) = listener.clusters.get(&cluster.name) {
-        let shard = observe::shard();
-        let class = result.as_ref().map_or(0, |r| usize::from(r.status().as_u16() / 100).min(5));
-        metrics.responses[class].inc(shard);
-        if result.is_ok() {
-            metrics.latency.observe(shard, (now - start).as_micros() as u64);
-        }
-    }
+    let response = result.as_ref().ok().map(|r| (r.status().as_u16(), (now - start).as_micros() as u64));
+    cluster.stats().attempt(observe::shard(), response);
     result
 }
 
@@ -480,10 +483,9 @@ impl<'p> RetryState<'p> {
         reason: RetryReason,
         failed: &Arc<Endpoint>,
         upload: &Upload,
-        selected: &SelectedRoute,
+        (cluster, balance): (&Cluster, Option<u64>),
         stream: &Stream,
     ) -> Option<NextAttempt> {
-        let (cluster, balance) = (&selected.cluster, selected.balance);
         if !upload.can_repeat() || upload.failure().is_some() {
             return None;
         }
@@ -501,7 +503,7 @@ impl<'p> RetryState<'p> {
                 self.unprocessed += 1;
                 // An HTTP/2 connection that accepts no more streams is no longer chosen, but one that still accepts them
                 // may be about to close.
-                self.new_connection = self.unprocessed > 1 || cluster.protocol == ClusterProtocol::H1;
+                self.new_connection = self.unprocessed > 1 || failed.transport.protocol == ClusterProtocol::H1;
                 stream.state.borrow_mut().failures = None;
                 self.attempts.repeat(cluster, balance)
             }

@@ -36,7 +36,7 @@ pub(super) fn begin(stream: &Stream) {
 /// Returns whether a stream is a gRPC call to a cluster that may use HTTP/2, which gRPC requires. Since any client can
 /// claim to make a call, only such calls are exempt from limits on other requests.
 pub(super) fn is_call_to(stream: &Stream, cluster: &Cluster) -> bool {
-    stream.grpc.get().is_some() && cluster.may_speak_h2()
+    stream.grpc.get().is_some() && cluster.transport.may_speak_h2()
 }
 
 /// Sets a call's deadline from its current head, because filters may have changed or removed the timeout; at most

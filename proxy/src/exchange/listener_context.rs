@@ -3,14 +3,13 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 
 use http::{HeaderValue, Version};
-use rustc_hash::FxHashMap;
 
 use super::{
     GrpcMethodMetrics,
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
 };
 use crate::{
-    chain::{Chain, Route, retry::RetryPolicy},
+    chain::{Chain, Route},
     config::{model, units::Address},
     http::body::Body,
     observe::{self, AccessLog, Counter, Entry, Gauge, Histogram},
@@ -40,16 +39,12 @@ pub struct ListenerContext {
     pub access_log: Option<AccessLog>,
     /// The listener's metrics.
     pub metrics: ListenerMetrics,
-    /// Metrics per cluster, by name.
-    pub clusters: FxHashMap<Box<str>, ClusterMetrics>,
-    /// Retry policies per cluster, for routes without their own.
-    pub retries: FxHashMap<Box<str>, RetryPolicy>,
-    /// The connection pools to upstreams.
+    /// The worker's clusters and its connections to them.
     pub pools: Pools<Body>,
 }
 
 impl ListenerContext {
-    /// Creates the context of a listener without access log, cluster metrics and retry policies.
+    /// Creates the context of a listener without access log.
     pub fn new(
         config: Arc<model::Listener>,
         chain: Rc<Chain>,
@@ -66,8 +61,6 @@ impl ListenerContext {
             tls: None,
             access_log: None,
             metrics,
-            clusters: FxHashMap::default(),
-            retries: FxHashMap::default(),
             pools,
             config,
         }
@@ -162,13 +155,4 @@ pub struct ConnectionMetrics {
     pub handshakes: Option<Arc<[Counter]>>,
     /// Rate limits of the rejection log.
     pub reject_log: Arc<RejectLogLimiter>,
-}
-
-/// A cluster's metrics.
-#[derive(Clone)]
-pub struct ClusterMetrics {
-    /// Responses by status class; 0: no response.
-    pub responses: [Counter; 6],
-    /// Seconds until a response's head.
-    pub latency: Histogram,
 }

@@ -28,7 +28,7 @@ mod upload;
 
 pub use self::{
     grpc_methods::GrpcMethodMetrics,
-    listener_context::{ClusterMetrics, ConnectionMetrics, ListenerContext, ListenerMetrics, Via},
+    listener_context::{ConnectionMetrics, ListenerContext, ListenerMetrics, Via},
     outcome::{ServedResponse, StreamClosed},
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
     request::HeadTooLarge,

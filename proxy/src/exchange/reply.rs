@@ -38,6 +38,8 @@ pub enum LocalFailure {
     LastHopTrace,
     /// No filter selected a route, and the listener has no cluster.
     NoRoute,
+    /// The route's cluster does not exist.
+    NoCluster,
     /// The cluster has no endpoint.
     NoEndpoint,
     /// The cluster's request limit is reached (circuit breaking).
@@ -134,6 +136,7 @@ impl LocalFailure {
             LocalFailure::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
             LocalFailure::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
             LocalFailure::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            LocalFailure::NoCluster => (S::SERVICE_UNAVAILABLE, flag::NO_CLUSTER, detail::CLUSTER_NOT_FOUND),
             LocalFailure::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
             LocalFailure::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
             LocalFailure::ConnectFailure => {

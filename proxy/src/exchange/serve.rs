@@ -104,7 +104,11 @@ pub(super) async fn forward(
     let ahead = usize::try_from(listener.config.limits.read_ahead.0).unwrap_or(usize::MAX);
     // Not for a client that waits for a 100 (Continue), which it gets once the upstream is known, nor for a gRPC call,
     // whose client may wait for a response before it sends more.
-    if ahead > 0 && upload.is_unfinished() && !expects && !super::grpc::is_call_to(stream, &selected.cluster) {
+    if ahead > 0
+        && upload.is_unfinished()
+        && !expects
+        && !listener.pools.cluster(selected.cluster()).is_some_and(|to| super::grpc::is_call_to(stream, &to))
+    {
         let passed = upload.read_ahead(ahead, &mut deadline).await;
         check(stream, upload, passed, seen)?;
     }

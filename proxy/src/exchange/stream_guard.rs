@@ -166,7 +166,7 @@ impl Drop for StreamGuard {
                 upstream_total: first_byte.map(|_| total),
             },
             route: route.map_or("", |r| &r.route.name),
-            cluster: route.map_or("", |r| &r.cluster.name),
+            cluster: route.map_or("", |r| r.cluster().name()),
             endpoint: state.endpoint.as_ref(),
             attempts: state.attempts,
             user_agent: text(header::USER_AGENT),

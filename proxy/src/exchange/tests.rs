@@ -33,15 +33,15 @@ use super::{ListenerContext, outcome::StreamClosed, serve};
 use crate::{
     chain::{
         Action, Chain, Direction, Filter, LocalReply, OnFailure, Route,
-        retry::RetryPolicy,
         stream::ConnectionInfo,
         tests::{Log, Scripted, acting, passing, pausing},
     },
+    config::{model, units},
     control::snapshot::SnapshotBuilder,
     http::body::{Body, BodyError},
     net::TokioIo,
     observe::Registry,
-    upstream::{Cluster, PoolOptions, Pools},
+    upstream::{Cluster, Clusters, PoolOptions, Pools},
 };
 
 /// What the upstream does with one request.
@@ -144,7 +144,7 @@ fn ended(flags: &[&'static str], details: &str, attempts: u32) -> Ended {
 struct Setup {
     listener: Value,
     cluster: Value,
-    retry: Option<RetryPolicy>,
+    retry: Option<model::Retry>,
     filters: Vec<Rc<dyn Filter>>,
     unrouted: bool,
 }
@@ -172,7 +172,11 @@ impl Setup {
             dialled.connect(endpoint.address.to_string())
         });
         let endpoints = json!([{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]);
-        let cluster = Cluster::new(&merged(json!({"name": "web", "endpoints": endpoints}), &self.cluster), None);
+        let mut config: model::Cluster = merged(json!({"name": "web", "endpoints": endpoints}), &self.cluster);
+        config.retry = self.retry;
+        let clusters = Clusters::default();
+        let web = clusters.handle("web");
+        clusters.publish(&web, Some(Cluster::new(&config, None)));
 
         let seen = Rc::new(RefCell::new(Ended::default()));
         let record = seen.clone();
@@ -189,8 +193,8 @@ impl Setup {
         let metrics = SnapshotBuilder::listener_metrics(&Registry::new(1), "public", false).expect("metrics");
         let pools = Pools::dialling(PoolOptions::default(), dial);
         let mut context = ListenerContext::new(Arc::new(listener), Rc::new(chain), metrics, pools);
-        context.default_route = (!self.unrouted).then(|| Arc::new(Route::to_cluster(cluster)));
-        context.retries.extend(self.retry.map(|policy| ("web".into(), policy)));
+        context.pools.adopt(&clusters);
+        context.default_route = (!self.unrouted).then(|| Arc::new(Route::to_cluster(web)));
         Exchange { context: Rc::new(context), upstream, ended: seen }
     }
 }
@@ -229,8 +233,9 @@ fn run(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-fn retrying(on: &[RetryOn], attempts: u32) -> Option<RetryPolicy> {
-    Some(RetryPolicy { on: on.into(), attempts, per_try_timeout: None, backoff: Duration::from_millis(10) })
+fn retrying(on: &[RetryOn], attempts: u32) -> Option<model::Retry> {
+    let backoff = units::Duration::millis(10);
+    Some(model::Retry { on: on.into(), attempts, per_try_timeout: None, backoff })
 }
 
 #[test]
@@ -356,7 +361,7 @@ fn body_that_was_kept_is_sent_again_and_a_longer_one_is_not_retried() {
 fn attempt_that_takes_too_long_is_retried_within_the_request_timeout() {
     run(async {
         let policy =
-            RetryPolicy { per_try_timeout: Some(Duration::from_secs(1)), ..retrying(&[RetryOn::Reset], 5).unwrap() };
+            model::Retry { per_try_timeout: Some(units::Duration::secs(1)), ..retrying(&[RetryOn::Reset], 5).unwrap() };
         let slow = Step::AnswerAfter(Duration::from_secs(10), 200);
         let setup =
             || Setup { retry: Some(policy.clone()), cluster: json!({"request_timeout": "2500ms"}), ..Setup::default() };
@@ -378,7 +383,7 @@ fn attempt_that_takes_too_long_is_retried_within_the_request_timeout() {
 fn timeout_of_the_last_attempt_is_answered_with_504() {
     run(async {
         let policy =
-            RetryPolicy { per_try_timeout: Some(Duration::from_secs(1)), ..retrying(&[RetryOn::Reset], 1).unwrap() };
+            model::Retry { per_try_timeout: Some(units::Duration::secs(1)), ..retrying(&[RetryOn::Reset], 1).unwrap() };
         let exchange = Setup { retry: Some(policy), ..Setup::default() }.start(&[Step::Hang]);
         let Got::Response(504, _) = exchange.get().await else { panic!("not 504") };
         assert_eq!(exchange.ended(), ended(&["UT", "URX"], "per_try_timeout", 2));

@@ -70,6 +70,7 @@ details! {
     TRAILERS "trailers",
     MAX_FORWARDS "max_forwards",
     ROUTE_NOT_FOUND "route_not_found",
+    CLUSTER_NOT_FOUND "cluster_not_found",
     NO_ENDPOINT "no_endpoint",
     OVERFLOW "overflow",
     UPLOADS_OVERFLOW "uploads_overflow",

@@ -5,16 +5,15 @@ use std::{path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
 
 use crate::{
     builtins,
-    chain::{retry::RetryPolicy, route::Clusters},
     config::{Diagnostics, Loaded, model, units::Address},
     digest::sha256_hex,
-    exchange::{ClusterMetrics, ListenerMetrics},
+    exchange::ListenerMetrics,
     listener::socket::ListenerShared,
     net::ListenSocket,
     observe::AccessLog,
     tcp,
     tls::{self, ServerTls},
-    upstream::Cluster,
+    upstream::{Cluster, ClusterHandle, Clusters},
     wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter},
 };
 
@@ -28,20 +27,16 @@ pub struct Snapshot {
     pub created: SystemTime,
     /// The configuration.
     pub loaded: Loaded,
-    /// The clusters.
-    pub clusters: Arc<Clusters>,
+    /// The clusters, in the order of the configuration.
+    pub clusters: Vec<(ClusterHandle, Arc<Cluster>)>,
+    /// The directory of clusters.
+    pub directory: Arc<Clusters>,
     /// The filters, in the order of the configuration.
     pub plugins: Vec<Arc<Plugin>>,
     /// The templates of the filters' VMs: one per filter, or shared.
     pub templates: Vec<Arc<VmTemplate>>,
     /// The parts of the listeners, in the order of the configuration.
     pub listeners: Vec<ListenerParts>,
-    /// Metrics of the clusters.
-    pub cluster_metrics: Vec<(Box<str>, ClusterMetrics)>,
-    /// Metrics of the clusters for TCP connections.
-    pub tcp_clusters: Vec<(Box<str>, tcp::TcpClusterMetrics)>,
-    /// Retry policies of the clusters.
-    pub retries: Vec<(Box<str>, RetryPolicy)>,
     /// The files that the snapshot was built from.
     pub files: Vec<PathBuf>,
     /// Digests of the TLS files among them.
@@ -51,11 +46,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Returns the clusters with their configurations, in the order of the configuration.
-    pub fn configured_clusters(&self) -> impl Iterator<Item = (&Arc<Cluster>, &model::Cluster)> {
-        self.loaded.config.clusters.iter().filter_map(|config| Some((self.clusters.get(&config.name)?, &**config)))
-    }
-
     /// Returns a worker's filters, in the order of the configuration.
     pub fn in_order(&self, vms: &[Rc<Vm>]) -> Vec<Rc<WasmFilter>> {
         let mut filters: Vec<_> = vms.iter().flat_map(Vm::filters).collect();

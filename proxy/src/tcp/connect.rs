@@ -39,15 +39,17 @@ pub(super) async fn run(
     stream: &NetworkStream,
 ) -> Result<UpstreamConnection, TcpFailure> {
     let selected = stream.state.borrow().route.clone();
-    let cluster = selected.as_ref().map(|s| &s.cluster);
-    let cluster = match stream.state.borrow().stored.state(CLUSTER_STATE) {
-        Some(name) if cluster.is_none() => listener.routes.named(name),
-        _ => cluster.or_else(|| listener.routes.choose(stream.server_name.as_deref())),
+    let handle = match (&selected, stream.state.borrow().stored.state(CLUSTER_STATE)) {
+        (Some(selected), _) => Some(selected.cluster().clone()),
+        (None, Some(name)) => listener.routes.named(name),
+        (None, None) => listener.routes.choose(stream.server_name.as_deref()).cloned(),
     };
-    let cluster = cluster.ok_or(TcpFailure::NoRoute)?;
-    stream.state.borrow_mut().cluster = Some(cluster.name.clone());
+    let handle = handle.ok_or(TcpFailure::NoRoute)?;
+    stream.state.borrow_mut().cluster = Some(handle.name().clone());
+    let first = listener.clusters.get(&handle).ok_or(TcpFailure::NoCluster)?;
+    let mut cluster = Arc::clone(&first);
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
-    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or_else(|| listener.retries.get(&cluster.name));
+    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or(first.retry.as_ref());
     let (mut attempts, start) = (Attempts::new(retry), tokio::time::Instant::now());
     let key = balance_key(stream, selected.as_ref());
     let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;
@@ -64,7 +66,6 @@ pub(super) async fn run(
         let error = match place.open(client).await {
             Ok(opened) => {
                 let after = start.elapsed();
-                let cluster = cluster.clone();
                 stream.state.borrow_mut().upstream_local = opened.local_addr();
                 return Ok(UpstreamConnection {
                     stream: opened,
@@ -84,7 +85,9 @@ pub(super) async fn run(
         target.note_failure(&cluster.name, error.trouble, &error.to_string());
         stream.failed(Side::Upstream, error.to_string());
         attempts.failed_at(target);
-        let next = match attempts.reconnect(cluster, Some(key)) {
+        // Another attempt sees the cluster's endpoints as they are now.
+        cluster = listener.clusters.get(&handle).unwrap_or(cluster);
+        let next = match attempts.reconnect(&cluster, Some(key)) {
             Ok(next) => next,
             Err(NoAttempt::NoEndpoint) => return Err(TcpFailure::NoEndpoint),
             Err(reason) => {

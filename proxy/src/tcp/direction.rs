@@ -8,19 +8,20 @@ use std::{
     cell::RefCell,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use tokio::{io::ReadBuf, net::TcpStream};
 
-use super::{TcpClusterMetrics, TcpFailure, guard::TcpGuard, splice::Pipe};
+use super::{TcpFailure, guard::TcpGuard, splice::Pipe};
 use crate::{
     chain::network::{ConnectionFlow, Side},
     net::Transport,
     observe::{self, Counter},
     tls::{self, Peer},
-    upstream::reason,
+    upstream::{ClusterStats, TcpBytes, reason},
 };
 
 /// Maximum number of bytes per read.
@@ -55,17 +56,15 @@ pub(super) struct RelayDirection<'e> {
     /// Whether that end was forwarded.
     shut: bool,
     moved: BytesMoved,
-    received: Option<&'e Counter>,
-    sent: Option<&'e Counter>,
+    /// The listener's counter of bytes from the client, or to it.
+    counter: &'e Counter,
+    /// The cluster that the connection goes to, once it is connected.
+    cluster: Option<Arc<ClusterStats>>,
 }
 
 impl<'e> RelayDirection<'e> {
     pub(super) fn new(guard: &'e TcpGuard, side: Side) -> Self {
         let bytes = &guard.listener().metrics.bytes;
-        let (received, sent) = match side {
-            Side::Downstream => (Some(&bytes[0]), None),
-            Side::Upstream => (None, Some(&bytes[1])),
-        };
         RelayDirection {
             guard,
             side,
@@ -76,18 +75,15 @@ impl<'e> RelayDirection<'e> {
             ended: false,
             shut: false,
             moved: BytesMoved::Nothing,
-            received,
-            sent,
+            counter: &bytes[side as usize],
+            cluster: None,
         }
     }
 
     /// Called once both sides are connected. `plain`: both are sockets between which the kernel can splice.
-    pub(super) fn connected(&mut self, plain: bool, cluster: Option<&'e TcpClusterMetrics>) {
+    pub(super) fn connected(&mut self, plain: bool, cluster: &Arc<ClusterStats>) {
         self.splices = plain && !self.guard.stream().chain.wants_data(self.side);
-        match self.side {
-            Side::Downstream => self.sent = cluster.map(|c| &c.bytes[0]),
-            Side::Upstream => self.received = cluster.map(|c| &c.bytes[1]),
-        }
+        self.cluster = Some(Arc::clone(cluster));
     }
 
     /// Returns whether the side has ended.
@@ -311,19 +307,27 @@ impl<'e> RelayDirection<'e> {
     fn count_received(&mut self, n: usize) {
         self.moved = BytesMoved::Some;
         self.guard.stream().state.borrow_mut().received[self.side as usize] += n as u64;
-        if let Some(counter) = self.received {
-            counter.add(observe::shard(), n as u64);
-        }
-        if self.side == Side::Upstream {
-            self.guard.answered();
+        match self.side {
+            Side::Downstream => self.counter.add(observe::shard(), n as u64),
+            Side::Upstream => {
+                self.count_at_cluster(TcpBytes::Received, n);
+                self.guard.answered();
+            }
         }
     }
 
     fn count_sent(&mut self, n: usize) {
         self.moved = BytesMoved::Some;
         self.guard.stream().state.borrow_mut().sent[self.side as usize] += n as u64;
-        if let Some(counter) = self.sent {
-            counter.add(observe::shard(), n as u64);
+        match self.side {
+            Side::Downstream => self.count_at_cluster(TcpBytes::Sent, n),
+            Side::Upstream => self.counter.add(observe::shard(), n as u64),
+        }
+    }
+
+    fn count_at_cluster(&self, direction: TcpBytes, n: usize) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tcp_bytes(observe::shard(), direction, n as u64);
         }
     }
 }

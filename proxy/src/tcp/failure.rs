@@ -9,6 +9,8 @@ use crate::observe::{Detail, detail};
 pub enum TcpFailure {
     /// No route matches.
     NoRoute,
+    /// The cluster does not exist.
+    NoCluster,
     /// The cluster has no endpoint.
     NoEndpoint,
     /// The cluster's request or connection limit is reached.
@@ -38,6 +40,7 @@ impl TcpFailure {
     pub(super) fn table(self) -> Option<(u32, Detail)> {
         Some(match self {
             TcpFailure::NoRoute => (flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
+            TcpFailure::NoCluster => (flag::NO_CLUSTER, detail::CLUSTER_NOT_FOUND),
             TcpFailure::NoEndpoint => (flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
             TcpFailure::Overflow => (flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
             TcpFailure::ConnectFailure => (flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE),

@@ -23,18 +23,17 @@ mod timeouts;
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use rustc_hash::FxHashMap;
 
 pub use self::{failure::TcpFailure, route::Routes};
 use self::{guard::TcpGuard, relay::Relay};
 use crate::{
     chain::{
         network::{NetworkChain, NetworkStream},
-        retry::RetryPolicy,
         stream::ConnectionInfo,
     },
     net::{Transport, linger},
     observe::{AccessLog, Counter, Gauge},
+    upstream::ClusterTable,
 };
 
 /// A worker's view of a TCP listener: the rules of one configuration snapshot. A connection keeps the rules that it
@@ -56,10 +55,8 @@ pub struct TcpListenerContext {
     pub access_log: Option<AccessLog>,
     /// The listener's metrics.
     pub metrics: TcpMetrics,
-    /// Metrics per cluster, by name.
-    pub clusters: FxHashMap<Box<str>, TcpClusterMetrics>,
-    /// Retry policies for connecting, by cluster.
-    pub retries: FxHashMap<Box<str>, RetryPolicy>,
+    /// The worker's clusters.
+    pub clusters: ClusterTable,
 }
 
 /// A listener's metrics.
@@ -73,13 +70,6 @@ pub struct TcpMetrics {
     pub bytes: [Counter; 2],
     /// Connections per response flag.
     pub flags: Vec<(u32, Counter)>,
-}
-
-/// A cluster's metrics.
-#[derive(Clone)]
-pub struct TcpClusterMetrics {
-    /// Bytes sent to its endpoints, and received from them.
-    pub bytes: [Counter; 2],
 }
 
 /// Serves one connection until it ends. `first` holds the bytes already read from it, `server_name` the client's TLS
@@ -116,8 +106,7 @@ async fn run<'e, D: Transport>(guard: &'e TcpGuard, relay: &mut Relay<'e, D>) ->
     guard.opened();
     let connected = relay.meanwhile(connect::run(guard.listener(), guard.stream())).await?;
     guard.connected(&connected);
-    let figures = guard.listener().clusters.get(&connected.cluster.name);
-    relay.connected(connected.stream, figures);
+    relay.connected(connected.stream, connected.cluster.stats());
     // The rest of `connected` counts the connection as active until it ends.
     relay.run().await.inspect_err(|failure| {
         if *failure == TcpFailure::UpstreamReset {

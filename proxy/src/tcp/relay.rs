@@ -6,6 +6,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     chain::network::{ConnectionDenied, ConnectionFlow, NetworkStream, Side},
     net::{Stream, Transport},
+    upstream::ClusterStats,
 };
 use bytes::Bytes;
 
@@ -102,7 +104,7 @@ impl<'e, D: Transport> Relay<'e, D> {
     }
 
     /// Adds the established connection to an endpoint.
-    pub(super) fn connected(&mut self, up: Stream, cluster: Option<&'e super::TcpClusterMetrics>) {
+    pub(super) fn connected(&mut self, up: Stream, cluster: &Arc<ClusterStats>) {
         let plain = self.down.plain().is_some() && up.plain().is_some();
         for direction in &mut self.directions {
             direction.connected(plain, cluster);

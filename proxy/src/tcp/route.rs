@@ -3,47 +3,49 @@
 use std::sync::Arc;
 
 use super::sni::SniMatcher;
-use crate::{chain::route::Clusters, config::model, upstream::Cluster};
+use crate::{
+    config::model,
+    upstream::{ClusterHandle, Clusters},
+};
 
 /// A listener's rules, with cluster names resolved.
 #[derive(Debug)]
 pub struct Routes {
-    all: Clusters,
-    by_name: SniMatcher<Arc<Cluster>>,
+    all: Arc<Clusters>,
+    by_name: SniMatcher<ClusterHandle>,
     /// Each cluster with the sum of the weights up to and including its own.
-    weighted: Box<[(u64, Arc<Cluster>)]>,
-    default: Option<Arc<Cluster>>,
+    weighted: Box<[(u64, ClusterHandle)]>,
+    default: Option<ClusterHandle>,
 }
 
 impl Routes {
-    /// Resolves a listener's rules. Rules with unknown clusters (which validation rejects) are left out.
-    pub fn new(listener: &model::Listener, clusters: &Clusters) -> Routes {
-        let find = |name: &str| clusters.get(name).cloned();
+    /// Resolves a listener's rules.
+    pub fn new(listener: &model::Listener, clusters: &Arc<Clusters>) -> Routes {
         let tcp = &listener.tcp;
-        let by_name = tcp.sni.iter().filter_map(|route| Some((route, find(&route.cluster)?)));
+        let by_name = tcp.sni.iter().map(|route| (route, clusters.handle(&route.cluster)));
         let by_name =
             by_name.flat_map(|(route, cluster)| route.names.iter().map(move |name| (name.clone(), cluster.clone())));
         let mut sum = 0;
-        let weighted = tcp.clusters.iter().filter(|c| c.weight > 0).filter_map(|c| {
+        let weighted = tcp.clusters.iter().filter(|c| c.weight > 0).map(|c| {
             sum += u64::from(c.weight);
-            Some((sum, find(&c.cluster)?))
+            (sum, clusters.handle(&c.cluster))
         });
         Routes {
             all: clusters.clone(),
             by_name: SniMatcher::new(by_name),
             weighted: weighted.collect(),
-            default: listener.cluster.as_deref().and_then(find),
+            default: listener.cluster.as_deref().map(|name| clusters.handle(name)),
         }
     }
 
     /// Returns the cluster of this name, regardless of the rules.
-    pub fn named(&self, name: &[u8]) -> Option<&Arc<Cluster>> {
-        self.all.get(str::from_utf8(name).ok()?)
+    pub fn named(&self, name: &[u8]) -> Option<ClusterHandle> {
+        self.all.find(str::from_utf8(name).ok()?)
     }
 
     /// Selects the cluster of a connection: by its server name (in lower case), or by weight if it has none or the name
     /// matches nothing.
-    pub fn choose(&self, server_name: Option<&str>) -> Option<&Arc<Cluster>> {
+    pub fn choose(&self, server_name: Option<&str>) -> Option<&ClusterHandle> {
         if let Some(cluster) = server_name.and_then(|name| self.by_name.find(name)) {
             return Some(cluster);
         }
@@ -67,15 +69,11 @@ mod tests {
     fn routes(tcp: serde_json::Value, cluster: Option<&str>) -> Routes {
         let listener = json!({"name": "l", "address": "127.0.0.1:1", "tcp": tcp, "cluster": cluster});
         let listener: model::Listener = serde_json::from_value(listener).unwrap();
-        let clusters = ["a", "b", "c"].map(|name| {
-            let cluster: model::Cluster = serde_json::from_value(json!({"name": name})).unwrap();
-            (name.to_owned(), Cluster::new(&cluster, None))
-        });
-        Routes::new(&listener, &clusters.into())
+        Routes::new(&listener, &Arc::default())
     }
 
     fn chosen<'r>(routes: &'r Routes, name: Option<&str>) -> Option<&'r str> {
-        routes.choose(name).map(|cluster| &*cluster.name)
+        routes.choose(name).map(|cluster| &**cluster.name())
     }
 
     #[test]

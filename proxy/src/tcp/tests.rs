@@ -3,7 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Poll, Waker},
 };
 
@@ -15,25 +15,27 @@ use tokio::{
 };
 
 use super::*;
-use crate::{chain::route::Clusters, config::model, net::Socket, observe::Registry, upstream::Cluster};
+use crate::{
+    config::model,
+    net::Socket,
+    observe::Registry,
+    upstream::{Cluster, Clusters, PoolOptions, Pools},
+};
 
 /// Creates a listener's context with one cluster of these endpoints.
-fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry) {
+fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListenerContext>, Registry, Arc<Cluster>) {
     let registry = Registry::new(1);
     let mut config = json!({"name": "c", "endpoints": []});
     config["endpoints"] = endpoints.iter().map(|a| json!({"address": a.to_string()})).collect();
     config.as_object_mut().unwrap().extend(cluster.as_object().unwrap().clone());
     let config: model::Cluster = serde_json::from_value(config).unwrap();
-    let clusters: Clusters = [("c".to_owned(), Cluster::new(&config, None))].into();
+    let (clusters, cluster) = (Arc::<Clusters>::default(), Cluster::new(&config, None));
+    clusters.publish(&clusters.handle("c"), Some(cluster.clone()));
+    let pools = Pools::<http_body_util::Empty<Bytes>>::new(PoolOptions::default());
+    pools.adopt(&clusters);
     let listener = json!({"name": "l", "address": "127.0.0.1:1", "cluster": "c"});
     let listener: model::Listener = serde_json::from_value(listener).unwrap();
     let counter = |name: &str| registry.counter(name, "", &[]).unwrap();
-    let retry = config.retry.map(|r| RetryPolicy {
-        on: r.on.into(),
-        attempts: r.attempts,
-        per_try_timeout: None,
-        backoff: r.backoff.0,
-    });
     let context = TcpListenerContext {
         name: "l".into(),
         chain: Rc::new(NetworkChain::new(Vec::new())),
@@ -48,10 +50,9 @@ fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListe
             bytes: [counter("received"), counter("sent")],
             flags: Vec::new(),
         },
-        clusters: [("c".into(), TcpClusterMetrics { bytes: [counter("to"), counter("from")] })].into_iter().collect(),
-        retries: retry.map(|r| ("c".into(), r)).into_iter().collect(),
+        clusters: pools.table().clone(),
     };
-    (Rc::new(context), registry)
+    (Rc::new(context), registry, cluster)
 }
 
 fn info() -> Rc<ConnectionInfo> {
@@ -142,7 +143,7 @@ fn splicing_delivers_the_same_bytes_as_copying() {
     local(async {
         for splices in [false, true] {
             let (listener, address) = listen().await;
-            let (context, registry) = context(&[address], json!({}));
+            let (context, registry, cluster) = context(&[address], json!({}));
             if splices {
                 let client = by_sockets(&context).await;
                 exchange(listener, client, FORTH, BACK).await;
@@ -153,8 +154,9 @@ fn splicing_delivers_the_same_bytes_as_copying() {
             }
             assert_eq!(splice::pooled() > 0, splices, "pipes are used for sockets only");
             let value = |name: &str| registry.value(name, &[]).unwrap() as u64;
-            assert_eq!((value("received"), value("to")), (FORTH, FORTH), "{splices}");
-            assert_eq!((value("from"), value("sent")), (BACK, BACK), "{splices}");
+            let [to, from] = cluster.stats().tcp_totals().unwrap();
+            assert_eq!((value("received"), to), (FORTH, FORTH), "{splices}");
+            assert_eq!((from, value("sent")), (BACK, BACK), "{splices}");
             // The task ends a moment after its sockets.
             while value("active") != 0 {
                 tokio::task::yield_now().await;
@@ -169,7 +171,7 @@ fn receiver_that_does_not_read_stops_its_sender() {
     local(async {
         for splices in [true, false] {
             let (listener, address) = listen().await;
-            let (context, _) = context(&[address], json!({}));
+            let (context, ..) = context(&[address], json!({}));
             let piece = vec![7; 1 << 16];
             // The capacity of all buffers between the two, far less than the sender has.
             const MOST: usize = 64 << 20;
@@ -208,7 +210,7 @@ async fn fill(mut to: impl AsyncWrite + Unpin, piece: &[u8], most: usize) -> usi
 fn bytes_read_before_come_first() {
     local(async {
         let (listener, address) = listen().await;
-        let (context, registry) = context(&[address], json!({}));
+        let (context, registry, _) = context(&[address], json!({}));
         let (front, front_address) = listen().await;
         let mut client = TcpStream::connect(front_address).await.unwrap();
         let (socket, _) = front.accept().await.unwrap();
@@ -228,7 +230,7 @@ fn end_of_one_direction_leaves_the_other_open() {
     local(async {
         for client_first in [true, false] {
             let (listener, address) = listen().await;
-            let (context, _) = context(&[address], json!({}));
+            let (context, ..) = context(&[address], json!({}));
             let client = by_sockets(&context).await;
             let (upstream, _) = listener.accept().await.unwrap();
             let (mut first, mut second) = if client_first { (client, upstream) } else { (upstream, client) };
@@ -254,7 +256,7 @@ fn reset_is_forwarded_as_a_reset() {
     local(async {
         for by_client in [true, false] {
             let (listener, address) = listen().await;
-            let (context, _) = context(&[address], json!({}));
+            let (context, ..) = context(&[address], json!({}));
             let client = by_sockets(&context).await;
             let (upstream, _) = listener.accept().await.unwrap();
             let (mut first, mut second) = if by_client { (client, upstream) } else { (upstream, client) };
@@ -277,19 +279,18 @@ fn connection_survives_an_endpoint_that_refuses_connections() {
         let (listener, address) = listen().await;
         let retry = json!({"retry": {"attempts": 1, "backoff": "0s"}});
         for options in [json!({}), retry.clone(), json!({"retry_budget": {"percent": 0, "min_concurrent": 0}})] {
-            let (context, _) = context(&[refusing, address], options);
+            let (context, _, cluster) = context(&[refusing, address], options);
             let mut client = by_sockets(&context).await;
             let (mut upstream, _) = listener.accept().await.unwrap();
             upstream.write_all(b"x").await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), b'x');
-            let cluster = context.routes.choose(None).unwrap();
             assert_eq!(cluster.stats().connects.load(Relaxed), 1);
             assert_eq!((cluster.stats().active.load(Relaxed), cluster.stats().connections.load(Relaxed)), (1, 1));
         }
-        let (context, _) = context(&[refusing], retry);
+        let (context, _, cluster) = context(&[refusing], retry);
         let mut client = by_sockets(&context).await;
         assert!(client.read(&mut [0]).await.is_ok_and(|n| n == 0));
-        let stats = context.routes.choose(None).unwrap().stats();
+        let stats = cluster.stats();
         while stats.active.load(Relaxed) != 0 {
             tokio::task::yield_now().await;
         }
@@ -297,10 +298,10 @@ fn connection_survives_an_endpoint_that_refuses_connections() {
         // Without retries there is no second attempt.
         let (gone, other) = listen().await;
         drop(gone);
-        let (context, _) = self::context(&[refusing, other], json!({"retry": {"attempts": 0}}));
+        let (context, _, cluster) = self::context(&[refusing, other], json!({"retry": {"attempts": 0}}));
         let mut client = by_sockets(&context).await;
         assert!(client.read(&mut [0]).await.is_ok_and(|n| n == 0));
-        assert_eq!(context.routes.choose(None).unwrap().stats().connect_failures.load(Relaxed), 1);
+        assert_eq!(cluster.stats().connect_failures.load(Relaxed), 1);
     });
 }
 

@@ -12,10 +12,9 @@ use serde_json::json;
 
 use crate::{
     builtins,
-    chain::route::Clusters,
     config::model::{self, Compile},
     escape,
-    upstream::Cluster,
+    upstream::{Cluster, Clusters},
     wasm::{CompiledModule, Compiler, Engine},
 };
 
@@ -48,7 +47,8 @@ fn module_name(name: &str) -> String {
 
 /// Creates clusters with these names, for a filter that runs without a network.
 fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clusters>> {
-    let clusters = names.zip(0u32..).map(|(name, n)| {
+    let clusters = Clusters::default();
+    for (name, n) in names.zip(0u32..) {
         // Addresses for benchmarks (RFC 2544): nothing is ever sent there.
         let address = SocketAddr::from(((0xc612_0000 + n).to_be_bytes(), 80));
         // One connection per request, so that each can fail to connect.
@@ -56,9 +56,9 @@ fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clus
             "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
         });
         let config: model::Cluster = serde_json::from_value(config).context("a cluster")?;
-        Ok((name.to_owned(), Cluster::new(&config, None)))
-    });
-    Ok(Arc::new(clusters.collect::<anyhow::Result<_>>()?))
+        clusters.publish(&clusters.handle(name), Some(Cluster::new(&config, None)));
+    }
+    Ok(Arc::new(clusters))
 }
 
 /// Colors text if the output supports it. Escape sequences in the text itself are escaped.

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use super::cluster::{Endpoint, WeightedEndpoint};
+use super::{endpoint::Endpoint, membership::Member};
 use crate::config::{model, units::Address};
 
 /// Maximum length of a round-robin sequence. If the sum of the weights (divided by their greatest common divisor) is
@@ -69,7 +69,7 @@ enum Policy {
 
 impl Balancer {
     /// Creates a balancer over the `members` whose weight is not 0.
-    pub fn new(kind: model::Balancer, members: &[WeightedEndpoint]) -> Self {
+    pub fn new(kind: model::Balancer, members: &[Member]) -> Self {
         let mut total = 0;
         let mut targets = Vec::new();
         for member in members.iter().filter(|m| m.weight > 0) {

@@ -48,23 +48,24 @@ pub(super) async fn open(
     own: bool,
 ) -> Result<(Stream, Version), ConnectError> {
     let (start, step) = (Instant::now(), Cell::new(ConnectStep::Connect));
+    let transport = &*endpoint.transport;
     let opening = async {
         let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
         if !own && !DescriptorUse::Upstream.may_keep(socket.as_fd()) {
             return Err(std::io::Error::from(Errno::MFILE).into());
         }
-        if let Some(version) = cluster.proxy_protocol {
+        if let Some(version) = transport.proxy_protocol {
             step.set(ConnectStep::ProxyHeader);
             socket.write_all(&proxy_protocol::encode(version, client)).await?;
         }
-        let Some(tls) = &cluster.tls else {
+        let Some(tls) = &transport.tls else {
             let version =
-                if cluster.protocol == ClusterProtocol::H2 { Version::H2 { assumed: false } } else { Version::H1 };
+                if transport.protocol == ClusterProtocol::H2 { Version::H2 { assumed: false } } else { Version::H1 };
             return Ok((Stream::from(socket), version));
         };
         step.set(ConnectStep::Handshake);
         let stream = shake_hands(tls, endpoint, socket).await?;
-        let version = match (cluster.protocol, stream.get_ref().1.alpn_protocol()) {
+        let version = match (transport.protocol, stream.get_ref().1.alpn_protocol()) {
             (_, Some(b"h2")) => Version::H2 { assumed: false },
             (ClusterProtocol::H2, None) => Version::H2 { assumed: true },
             (ClusterProtocol::H2, Some(other)) => {

@@ -3,11 +3,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use super::{
-    cluster::{Cluster, Endpoint},
-    connect,
-    reason::ConnectError,
-};
+use super::{cluster::Cluster, connect, endpoint::Endpoint, reason::ConnectError};
 use crate::net::{Stream, proxy_protocol::Addresses};
 
 /// A connection's permit in its cluster, held from before it is opened until this is dropped.
@@ -29,7 +25,7 @@ impl Cluster {
             stats.request_overflows.fetch_add(1, Relaxed);
             return None;
         }
-        endpoint.connections.fetch_add(1, Relaxed);
+        endpoint.state.connections.fetch_add(1, Relaxed);
         Some(DirectConnection { cluster: Arc::clone(self), endpoint: Arc::clone(endpoint) })
     }
 }
@@ -53,13 +49,13 @@ pub(super) fn count<T>(
     opened.inspect(|_| _ = stats.connects.fetch_add(1, Relaxed)).inspect_err(|error| {
         stats.connect_failures.fetch_add(1, Relaxed);
         stats.connect_timeouts.fetch_add(error.timeout.into(), Relaxed);
-        endpoint.connect_failures.fetch_add(1, Relaxed);
+        endpoint.state.connect_failures.fetch_add(1, Relaxed);
     })
 }
 
 impl Drop for DirectConnection {
     fn drop(&mut self) {
         self.cluster.stats().connections.fetch_sub(1, Relaxed);
-        self.endpoint.connections.fetch_sub(1, Relaxed);
+        self.endpoint.state.connections.fetch_sub(1, Relaxed);
     }
 }

@@ -21,7 +21,8 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    cluster::{Cluster, ClusterStats, next_id},
+    cluster::{Cluster, next_id},
+    stats::ClusterStats,
     uploads::Table,
 };
 use crate::net::Client;

@@ -24,12 +24,14 @@ use tokio::{
 };
 
 use super::{
-    cluster::{Cluster, ClusterStats, Endpoint},
+    cluster::Cluster,
     downloads::{Downloads, LONG_PATIENCE, PATIENCE},
+    endpoint::Endpoint,
     failure::RequestErrorKind,
     link::{H1Connection, Lease},
     mux::{H2Connection, StreamSlot},
     reason::ConnectError,
+    stats::ClusterStats,
     uploads::QueueGuard,
 };
 use crate::net::proxy_protocol::Addresses;
@@ -39,9 +41,9 @@ type PoolKey = (u64, Option<Addresses>);
 
 /// A worker's connections to a cluster.
 pub(super) struct ClusterPool<B> {
-    /// The newest snapshot that this worker has seen.
+    /// The cluster as this worker sees it.
     cluster: RefCell<Arc<Cluster>>,
-    stats: Arc<ClusterStats>,
+    pub(super) stats: Arc<ClusterStats>,
     /// Pools by endpoint, and by client if endpoints are told the client's address.
     slots: RefCell<FxHashMap<PoolKey, Rc<EndpointPool<B>>>>,
     /// In order of arrival, except that some requests wait behind all others (see [`BEHIND`]).
@@ -156,22 +158,17 @@ impl<B> ClusterPool<B> {
         })
     }
 
-    /// Returns the newest snapshot seen.
+    /// The cluster as this worker sees it.
     pub(super) fn cluster(&self) -> Arc<Cluster> {
         Arc::clone(&self.cluster.borrow())
     }
 
-    /// Adopts `cluster`'s limits, unless they are older than the current ones.
+    /// Adopts another state of the cluster. Idle connections to endpoints that it lacks are closed immediately, others when
+    /// their requests have ended.
     pub(super) fn update(&self, cluster: &Arc<Cluster>) {
-        let mut current = self.cluster.borrow_mut();
-        if cluster.generation() <= current.generation() {
-            return;
-        }
-        let before = std::mem::replace(&mut *current, Arc::clone(cluster));
-        drop(current);
-        // Connections opened with other settings only finish their requests.
-        if !before.is_reached_like(cluster) {
-            self.retire_all();
+        let before = self.cluster.replace(Arc::clone(cluster));
+        if !Arc::ptr_eq(before.membership(), cluster.membership()) {
+            self.retire(|endpoint| !cluster.membership().contains(endpoint));
         }
     }
 
@@ -441,14 +438,7 @@ impl<B> ClusterPool<B> {
         self.connections.get() > 0 || !self.waiters.borrow().is_empty()
     }
 
-    /// Closes the idle connections to endpoints that the newest snapshot lacks, and prevents other connections to them
-    /// from becoming idle again.
-    pub(super) fn retire_missing(&self) {
-        let cluster = self.cluster();
-        self.retire(|endpoint| !cluster.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint)));
-    }
-
-    /// Does the same for all endpoints.
+    /// Closes all idle connections, and prevents others from becoming idle again.
     pub(super) fn retire_all(&self) {
         self.retire(|_| true);
     }
@@ -580,10 +570,10 @@ impl<B> EndpointPool<B> {
     fn count(&self, connections: i8) {
         if connections > 0 {
             self.connections.set(self.connections.get() + 1);
-            self.endpoint.connections.fetch_add(1, Relaxed);
+            self.endpoint.state.connections.fetch_add(1, Relaxed);
         } else {
             self.connections.set(self.connections.get() - 1);
-            self.endpoint.connections.fetch_sub(1, Relaxed);
+            self.endpoint.state.connections.fetch_sub(1, Relaxed);
         }
     }
 }

@@ -1,27 +1,36 @@
 //! Upstreams: clusters and their endpoints, load balancing, connection pools, health checks and retries.
 //!
-//! A [`Cluster`] is part of a configuration snapshot and immutable. Its statistics outlive the snapshot and are shared
-//! by all workers as atomics ([`ClusterStats`], [`Endpoint`]). Connections are not shared: each worker has its own
-//! [`Pools`], so that a request meets neither a lock nor another thread. The path of a request:
-//! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which
-//! connection?), and after a failure [`Cluster::try_retry`] and [`Backoff`].
+//! A [`Cluster`] is a cluster at one moment: its [`ClusterSettings`], its [`Membership`] and its [`ClusterStats`], each
+//! shared with the states before and after it as far as they do not differ. [`Clusters`] is the directory of names; a
+//! worker's [`Pools`] hold the clusters that the worker uses now, and its connections, which are not shared, so that a
+//! request meets neither a lock nor another thread. The path of a request: [`Pools::cluster`] (which cluster?),
+//! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which connection?),
+//! and after a failure [`Cluster::try_retry`] and [`Backoff`].
 
 pub mod backoff;
 pub mod balancer;
 pub mod body;
 pub mod budget;
 pub mod cluster;
+mod clusters;
 mod connect;
 mod direct;
 mod downloads;
+mod endpoint;
 mod endpoint_pool;
 pub mod failure;
 pub(crate) mod head;
 pub mod health;
 mod link;
+mod membership;
 mod mux;
 pub mod pool;
 pub mod reason;
+mod retry_policy;
+mod settings;
+mod stats;
+mod table;
+mod transport;
 mod uploads;
 
 #[cfg(test)]
@@ -31,13 +40,21 @@ pub use self::{
     backoff::Backoff,
     body::{PooledBody, Upgrading, UpstreamBodyError},
     budget::{RetryBudget, RetryGuard},
-    cluster::{ActiveGuard, Cluster, ClusterStats, Endpoint, LastError, Limits, RequestGuard, WeightedEndpoint},
+    cluster::{Cluster, RequestGuard},
+    clusters::{ClusterHandle, ClusterId, Clusters},
     direct::DirectConnection,
     downloads::{Download, DownloadSink},
+    endpoint::{ActiveGuard, Endpoint, LastError},
     failure::{MOST_INTERIM, ProtocolError, RequestError, RequestErrorKind, Retryable},
     head::Head,
     health::HealthChecks,
+    membership::{Member, Membership},
     pool::{Dial, PoolOptions, Pools, ProtocolChoice, WaitTime},
     reason::{ConnectError, FailureCategory},
+    retry_policy::{CONNECTING, RetryPolicy},
+    settings::{ClusterSettings, Limits},
+    stats::{ClusterStats, STATUS_CLASSES, TcpBytes},
+    table::ClusterTable,
+    transport::Transport,
     uploads::{ClientLimit, ClientPermit, UsageGuard},
 };

@@ -226,7 +226,7 @@ where
         pool: &Rc<ClusterPool<B>>,
         permit: ConnectionPermit<B>,
     ) -> io::Result<Rc<Self>> {
-        let config = pool.cluster().http2.clone();
+        let config = permit.slot.endpoint.transport.http2.clone();
         let slot = Rc::clone(&permit.slot);
         // Until its settings arrive, assume the limit of the previous connection.
         let most = config.max_concurrent_streams.min(slot.endpoint.streams().unwrap_or(USUAL_STREAMS));

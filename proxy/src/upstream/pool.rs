@@ -25,16 +25,19 @@ use tokio::{
 
 use super::{
     body::{PooledBody, WithGuard},
-    cluster::{Cluster, Endpoint},
+    cluster::Cluster,
+    clusters::{ClusterHandle, Clusters},
     connect,
     direct::count,
     downloads::{Download, DownloadSink, PATIENCE},
+    endpoint::Endpoint,
     endpoint_pool::{ClusterPool, ConnectionPermit, EndpointPool, Grant, PendingConnection, WaitOptions},
     failure::{RequestError, RequestErrorKind},
     head::Head,
     link::H1Connection,
     mux::{H2Connection, H2Transport, RequestWeight, StreamSlot},
     reason::ConnectError,
+    table::ClusterTable,
     uploads::UsageGuard,
 };
 use crate::{
@@ -89,6 +92,9 @@ pub struct WaitTime(pub Duration);
 pub struct Pools<B>(Rc<Inner<B>>);
 
 struct Inner<B> {
+    /// The clusters that the worker uses now.
+    table: ClusterTable,
+    /// The connections to clusters that were used, by the number of their statistics.
     clusters: RefCell<FxHashMap<u64, Rc<ClusterPool<B>>>>,
     limits: h1::Limits,
     /// Opens connections; `None`: sockets.
@@ -119,7 +125,13 @@ where
 
     fn make(options: PoolOptions, dial: Option<Dial>) -> Self {
         let limits = h1::Limits { head: options.max_response_head, fields: options.max_response_headers };
-        Pools(Rc::new(Inner { clusters: RefCell::default(), limits, dial, sweeping: Cell::new(false) }))
+        Pools(Rc::new(Inner {
+            table: ClusterTable::default(),
+            clusters: RefCell::default(),
+            limits,
+            dial,
+            sweeping: Cell::new(false),
+        }))
     }
 
     /// Sends a request to `endpoint` on an idle or new connection, or on a stream of an HTTP/2 connection, and returns
@@ -150,9 +162,10 @@ where
         head: &impl Head,
         mut body: B,
     ) -> Result<Response<PooledBody>, RequestError<B>> {
-        let pool = self.cluster(cluster);
-        let slot = pool.slot(endpoint, choice.client.filter(|_| cluster.proxy_protocol.is_some()));
-        let weight = cluster.may_speak_h2().then(|| head.show(|head| RequestWeight::of(head, body.is_end_stream())));
+        let pool = self.pool(cluster);
+        let slot = pool.slot(endpoint, choice.client.filter(|_| endpoint.transport.proxy_protocol.is_some()));
+        let weight =
+            endpoint.transport.may_speak_h2().then(|| head.show(|head| RequestWeight::of(head, body.is_end_stream())));
         let weight = weight.unwrap_or_default().with_trailers(choice.trailers);
         if let Some(refused) = weight.refused(slot.max_head.get()) {
             return Err(RequestError::unsent(refused, body));
@@ -161,7 +174,7 @@ where
         let mut replaced = 0;
         loop {
             let choice = ProtocolChoice { alone: choice.alone || weight.is_alone(slot.max_head.get()), ..choice };
-            let there = match speaks_h2(cluster, &slot) {
+            let there = match speaks_h2(&slot) {
                 _ if choice.new => None,
                 false => slot.checkout().map(PooledConnection::Link),
                 true if choice.alone || pool.keeps_room(&slot, choice.on_behalf_of) => None,
@@ -225,9 +238,9 @@ where
         place: &UsageGuard,
     ) -> Result<Response<PooledBody>, RequestError<B>> {
         let failure = |kind| RequestError { kind, body: None };
-        let pool = self.cluster(cluster);
+        let pool = self.pool(cluster);
         place.confirm(cluster, true).map_err(|crowded| failure(RequestErrorKind::Crowded(crowded)))?;
-        let slot = pool.slot(endpoint, client.filter(|_| cluster.proxy_protocol.is_some()));
+        let slot = pool.slot(endpoint, client.filter(|_| endpoint.transport.proxy_protocol.is_some()));
         let start = Instant::now();
         let permit = loop {
             match pool.acquire(&slot, WaitOptions { alone: true, ..WaitOptions::default() }).await.map_err(failure)? {
@@ -240,7 +253,7 @@ where
             }
         };
         // Over HTTP/1.1 all connections are alike.
-        let permit = if speaks_h2(cluster, &slot) { permit.for_one() } else { permit };
+        let permit = if speaks_h2(&slot) { permit.for_one() } else { permit };
         self.0.start_sweeping();
         let opened = connect::open(cluster, endpoint, slot.client, false).await;
         let opened =
@@ -255,13 +268,13 @@ where
     /// Registers a response from the cluster that `receiver` sends to `client`. If the client does not read and holds
     /// more than its share, the response may be evicted for requests that find no capacity.
     pub fn download(&self, cluster: &Arc<Cluster>, client: IpAddr, receiver: Rc<dyn DownloadSink>) -> Download {
-        self.cluster(cluster).downloads.begin(client, receiver)
+        self.pool(cluster).downloads.begin(client, receiver)
     }
 
     /// Called at the cluster's request limit: evicts responses that wait for their clients. Returns whether any was
     /// evicted.
     pub fn make_room(&self, cluster: &Arc<Cluster>) -> bool {
-        self.cluster(cluster).downloads.look(cluster, BATCH, PATIENCE).is_some_and(|leaving| leaving > 0)
+        self.pool(cluster).downloads.look(cluster, BATCH, PATIENCE).is_some_and(|leaving| leaving > 0)
     }
 
     /// Obtains a connection, or a stream on one, when none is immediately available.
@@ -276,7 +289,7 @@ where
         let mut waited = false;
         loop {
             let cluster = pool.cluster();
-            let h2 = speaks_h2(&cluster, slot);
+            let h2 = speaks_h2(slot);
             let alone = h2 && choice.alone;
             if h2
                 && !(new || alone)
@@ -396,40 +409,82 @@ where
         opened.map(Opened::Mux).map_err(|error| ConnectError::of(&error))
     }
 
-    fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
+    fn pool(&self, cluster: &Arc<Cluster>) -> Rc<ClusterPool<B>> {
         let mut clusters = self.0.clusters.borrow_mut();
-        let pool = clusters.entry(cluster.stats().id).or_insert_with(|| ClusterPool::new(cluster));
-        pool.update(cluster);
-        Rc::clone(pool)
+        Rc::clone(clusters.entry(cluster.stats().id).or_insert_with(|| ClusterPool::new(cluster)))
     }
 
-    /// Adopts a new configuration snapshot: idle connections to clusters and endpoints that it lacks are closed
-    /// immediately, those with a request when that has ended.
-    pub fn retain<'a>(&self, clusters: impl IntoIterator<Item = &'a Arc<Cluster>>) {
-        let mut kept = FxHashMap::default();
-        {
-            let mut current = self.0.clusters.borrow_mut();
-            for cluster in clusters {
-                if let Some(pool) = current.remove(&cluster.stats().id) {
-                    pool.update(cluster);
-                    kept.insert(cluster.stats().id, pool);
-                }
+    /// The clusters that the worker uses now.
+    pub fn table(&self) -> &ClusterTable {
+        &self.0.table
+    }
+
+    /// The cluster that a handle stands for; `None` if there is none.
+    pub fn cluster(&self, handle: &ClusterHandle) -> Option<Arc<Cluster>> {
+        self.0.table.get(handle)
+    }
+
+    /// Adopts another state of a cluster, or a new cluster. Connections to endpoints that it lacks are closed: immediately
+    /// if they are idle, else when their requests have ended. A state that is older than the worker's changes nothing.
+    pub fn set(&self, handle: &ClusterHandle, cluster: &Arc<Cluster>) {
+        let id = cluster.stats().id;
+        let now = match self.0.table.get(handle) {
+            Some(before) if before.stats().id == id => before.updated_by(cluster).unwrap_or(before),
+            _ => Arc::clone(cluster),
+        };
+        if let Some(gone) = self.0.table.put(handle, Arc::clone(&now)).filter(|before| before.stats().id != id) {
+            self.forget(&gone);
+        }
+        let pool = self.0.clusters.borrow().get(&id).map(Rc::clone);
+        if let Some(pool) = pool {
+            pool.update(&now);
+        }
+    }
+
+    /// Adopts all clusters of a directory as they are now.
+    pub fn adopt(&self, clusters: &Clusters) {
+        for handle in clusters.handles() {
+            if let Some(cluster) = handle.current() {
+                self.set(&handle, &cluster);
             }
-            std::mem::swap(&mut *current, &mut kept);
         }
-        // Now `kept` holds the removed pools. A request that is about to use one keeps it until it has ended.
-        for gone in kept.into_values() {
-            gone.retire_all();
+    }
+
+    /// Notes that the configuration lacks a cluster. Its idle connections are closed. Requests that began before can still use
+    /// it for the time of `grace`.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a context for spawning local tasks.
+    pub fn leave(&self, handle: &ClusterHandle, grace: Duration) {
+        let now = Instant::now();
+        let Some(cluster) = self.0.table.mark_leaving(handle, now) else { return };
+        let pool = self.0.clusters.borrow().get(&cluster.stats().id).map(Rc::clone);
+        if let Some(pool) = pool {
+            pool.retire_all();
         }
-        let pools: Vec<_> = self.0.clusters.borrow().values().map(Rc::clone).collect();
-        for pool in pools {
-            pool.retire_missing();
+        let (inner, handle) = (Rc::downgrade(&self.0), handle.clone());
+        spawn_local(async move {
+            sleep(grace).await;
+            let Some(pools) = inner.upgrade().map(Pools) else { return };
+            if let Some(gone) = pools.0.table.take_left(&handle, now) {
+                pools.forget(&gone);
+            }
+        });
+    }
+
+    /// Drops the connections to a cluster, except those with a request, which end with it.
+    fn forget(&self, cluster: &Cluster) {
+        let pool = self.0.clusters.borrow_mut().remove(&cluster.stats().id);
+        if let Some(pool) = pool {
+            pool.retire_all();
         }
     }
 
     /// Closes all idle connections immediately, and those with a request when that has ended.
     pub fn close_all(&self) {
-        self.retain([]);
+        let pools = std::mem::take(&mut *self.0.clusters.borrow_mut());
+        pools.into_values().for_each(|pool| pool.retire_all());
     }
 }
 
@@ -486,8 +541,8 @@ impl<B> Drop for SharedOpening<'_, B> {
 }
 
 /// Returns whether the endpoint's requests use HTTP/2. With `auto` that is unknown until the first connection.
-fn speaks_h2<B>(cluster: &Cluster, slot: &EndpointPool<B>) -> bool {
-    match cluster.protocol {
+fn speaks_h2<B>(slot: &EndpointPool<B>) -> bool {
+    match slot.endpoint.transport.protocol {
         ClusterProtocol::H1 => false,
         ClusterProtocol::H2 => true,
         ClusterProtocol::Auto => slot.speaks_h2.get(),
@@ -510,10 +565,20 @@ impl<B: 'static> Inner<B> {
         let now = Instant::now();
         // Not while borrowed: closing a connection may let a waiting request proceed.
         let pools: Vec<_> = inner.clusters.borrow().values().map(Rc::clone).collect();
-        let mut any = false;
+        let mut unused = Vec::new();
         for pool in pools {
-            any |= pool.sweep(now);
+            if !pool.sweep(now) {
+                unused.push(pool);
+            }
         }
+        let mut clusters = inner.clusters.borrow_mut();
+        for pool in unused {
+            // A request that is about to use it holds it too.
+            if Rc::strong_count(&pool) == 2 {
+                clusters.remove(&pool.stats.id);
+            }
+        }
+        let any = !clusters.is_empty();
         inner.sweeping.set(any);
         any
     }

@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
-use super::{Cluster, ClusterStats, cluster::ClientShare};
+use super::{Cluster, ClusterStats, settings::ClientShare};
 use crate::net::Client;
 
 /// What the clients of a cluster hold.
@@ -345,14 +345,14 @@ mod tests {
         let cluster = h2();
         assert_eq!(requests(&cluster), (60, 20));
         let held: Vec<_> = (0..9).map(|_| held(&cluster, "192.0.2.1")).collect();
-        cluster.members[0].endpoint.allow_streams(100);
+        cluster.members()[0].endpoint.allow_streams(100);
         assert_eq!(requests(&cluster), (60, 20));
-        cluster.members[1].endpoint.allow_streams(4);
+        cluster.members()[1].endpoint.allow_streams(4);
         assert_eq!(requests(&cluster), (24, 8));
         // A request that needs a connection now gets none.
         assert_eq!(held[0].confirm(&cluster, false), Err(ClientLimit::Client));
         assert_eq!(held[1].confirm(&cluster, false), Ok(()), "another has left");
-        cluster.members[1].endpoint.allow_streams(0);
+        cluster.members()[1].endpoint.allow_streams(0);
         assert_eq!(requests(&cluster), (6, 2), "it will allow some again");
     }
 }

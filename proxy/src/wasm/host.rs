@@ -21,7 +21,7 @@ use self::{
 };
 use super::{
     engine::clock::CallTimer,
-    stores::{bucket::Bucket, env::FilterEnv},
+    stores::{bucket::Bucket, known_names::NameAnswers, env::FilterEnv},
 };
 use crate::{
     chain::{
@@ -31,7 +31,7 @@ use crate::{
         limits::ConcurrencyLimit,
     },
     observe::metrics::Handle,
-    upstream::Cluster,
+    upstream::ClusterHandle,
 };
 
 /// The guest's phase, which decides what it may access.
@@ -55,7 +55,7 @@ pub struct HttpCall {
     /// The root context that made the call, as an index.
     pub root: usize,
     /// The destination.
-    pub cluster: Arc<Cluster>,
+    pub cluster: ClusterHandle,
     /// The head.
     pub head: RequestHead,
     /// The body.
@@ -189,6 +189,8 @@ pub struct Host {
     pub identity: Arc<PluginInfo>,
     /// The environment that all filters of the snapshot share.
     pub env: Arc<FilterEnv>,
+    /// What its filters were told about clusters and variants while they were configured.
+    pub name_answers: Arc<NameAnswers>,
     /// Its memory limit.
     pub limiter: Limiter,
     /// Its memory, once it is instantiated.
@@ -268,6 +270,24 @@ impl Host {
         }
     }
 
+    /// The cluster of this name: while the guest is configured, one that the configuration has or may get; afterwards, one
+    /// that there is now.
+    pub fn cluster(&self, name: &str) -> Option<ClusterHandle> {
+        if self.phase == Phase::Running {
+            return self.env.find(name);
+        }
+        let is_known = self.name_answers.cluster(name, |name| self.env.knows(name));
+        is_known.then(|| self.env.clusters.handle(name))
+    }
+
+    /// Whether a route may name this variant of a filter, as the result of `variant_exists`.
+    pub fn variant_exists(&self, filter: &str, name: &str) -> i32 {
+        match self.phase {
+            Phase::Running => self.env.variant_exists(filter, name),
+            _ => self.name_answers.variant(filter, name, |filter, name| self.env.variant_exists(filter, name)),
+        }
+    }
+
     /// Charges for something that lives as long as the instance.
     pub fn define(&mut self, bytes: usize) -> Result<(), Status> {
         self.defined.grow(bytes + ITEM).map_err(|_| Status::InternalFailure)
@@ -276,7 +296,8 @@ impl Host {
     /// Creates the data of a new instance of these filters, at least one.
     pub fn new(
         identities: impl Iterator<Item = Arc<PluginInfo>>,
-        world: Arc<FilterEnv>,
+        env: Arc<FilterEnv>,
+        name_answers: Arc<NameAnswers>,
         memory_limit: usize,
         ledger: Arc<MemoryBudget>,
     ) -> Host {
@@ -286,7 +307,8 @@ impl Host {
             identity: roots[0].identity.clone(),
             roots,
             root: 0,
-            env: world,
+            env,
+            name_answers,
             limiter: Limiter { memory: memory_limit, tables: ledger.open(), denied: false },
             memory: None,
             allocate: None,

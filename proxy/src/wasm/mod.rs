@@ -35,7 +35,10 @@ pub use self::{
         plugin::Plugin,
         template::{InstantiateError, SetupError, VmTemplate},
     },
-    stores::env::{FilterEnv, SharedStore},
+    stores::{
+        known_names::KnownNames,
+        env::{FilterEnv, SharedStore},
+    },
     vm::{
         Vm, VmBinding,
         filter::WasmFilter,

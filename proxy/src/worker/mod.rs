@@ -42,7 +42,7 @@ use crate::{
     observe::{LogLimiter, Shard, set_shard, target},
     snapshot::{Snapshot, Sockets},
     tcp::{Routes, TcpListenerContext},
-    upstream::{PoolOptions, Pools},
+    upstream::{ClusterHandle, ClusterTable, PoolOptions, Pools},
     wasm::{self, Instance, InstanceOrder, InstanceSupply, Vm, VmTemplate, WasmFilter},
 };
 
@@ -69,6 +69,8 @@ pub struct WorkerUpdate {
     pub instances: Vec<Instance>,
     /// New sockets.
     pub sockets: Sockets,
+    /// Clusters that the configuration lacks.
+    pub removed: Vec<ClusterHandle>,
 }
 
 /// A request for another instance.
@@ -181,7 +183,10 @@ impl Worker {
 
     /// Applies another snapshot. Returns the sockets that it no longer has, which are being closed.
     fn apply(&self, update: WorkerUpdate) -> Vec<JoinHandle<()>> {
-        let WorkerUpdate { snapshot, instances, sockets } = update;
+        let WorkerUpdate { snapshot, instances, sockets, removed } = update;
+        for (handle, cluster) in &snapshot.clusters {
+            self.pools.set(handle, cluster);
+        }
         let binding = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
         let vms = snapshot.templates.iter().zip(instances);
         let vms: Vec<_> =
@@ -194,7 +199,7 @@ impl Worker {
         let mut kept = HashMap::new();
         for (index, parts) in snapshot.listeners.iter().enumerate() {
             let context = Rc::new(self.listener_context(&snapshot, index, &filters));
-            let tcp = tcp_context(&snapshot, index, &filters).map(Rc::new);
+            let tcp = tcp_context(&snapshot, index, &filters, self.pools.table().clone()).map(Rc::new);
             for address in parts.config.all_addresses() {
                 let name = &parts.config.name;
                 let place = (index, address.clone());
@@ -232,7 +237,9 @@ impl Worker {
         let closing = gone.into_values().map(BoundListener::end).collect();
         // In-flight requests keep their filters and clusters alive.
         *self.vms.borrow_mut() = vms;
-        self.pools.retain(snapshot.clusters.values());
+        for handle in &removed {
+            self.pools.leave(handle, snapshot.loaded.config.drain_timeout.0);
+        }
         closing
     }
 
@@ -242,18 +249,16 @@ impl Worker {
         let config = &parts.config;
         let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
         let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
-        let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
         let mut context = ListenerContext::new(
             config.clone(),
             Rc::new(Chain::new(filters)),
             parts.metrics.clone(),
             self.pools.clone(),
         );
-        context.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone())));
+        let cluster = config.cluster.as_ref().map(|name| snapshot.directory.handle(name));
+        context.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster)));
         context.tls = parts.tls.clone();
         context.access_log = parts.access_log.clone();
-        context.clusters = snapshot.cluster_metrics.iter().cloned().collect();
-        context.retries = snapshot.retries.iter().cloned().collect();
         context
     }
 
@@ -335,7 +340,12 @@ async fn closed(closing: Vec<JoinHandle<()>>) {
 }
 
 /// Creates a listener's context for TCP connections, if it accepts any.
-fn tcp_context(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> Option<TcpListenerContext> {
+fn tcp_context(
+    snapshot: &Snapshot,
+    index: usize,
+    filters: &[Rc<WasmFilter>],
+    clusters: ClusterTable,
+) -> Option<TcpListenerContext> {
     let parts = &snapshot.listeners[index];
     let (config, figures) = (&parts.config, parts.tcp.clone()?);
     let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
@@ -343,14 +353,13 @@ fn tcp_context(snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) ->
     Some(TcpListenerContext {
         name: config.name.as_str().into(),
         chain: Rc::new(NetworkChain::new(filters.collect())),
-        routes: Routes::new(config, &snapshot.clusters),
+        routes: Routes::new(config, &snapshot.directory),
         idle: config.timeouts.idle.bound(),
         age: config.timeouts.connection_age.bound(),
         buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
         access_log: parts.access_log.clone(),
         metrics: figures,
-        clusters: snapshot.tcp_clusters.iter().cloned().collect(),
-        retries: snapshot.retries.iter().cloned().collect(),
+        clusters,
     })
 }
 

@@ -160,7 +160,7 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
             }
         }
         ensure!(!samples.is_empty(), "listener `{}` would reject all requests of the access log", config.name);
-        let cluster = config.cluster.as_ref().and_then(|name| snapshot.clusters.get(name));
+        let cluster = config.cluster.as_ref().map(|name| snapshot.directory.handle(name));
         Ok(Runner {
             listener: config.name.clone(),
             samples,
@@ -168,7 +168,7 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
             response: (response_head(args.response_body), vec![0; args.response_body].into()),
             driver: Driver {
                 buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
-                default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster.clone()))),
+                default_route: cluster.map(|cluster| Arc::new(Route::to_cluster(cluster))),
                 trailers: args.trailers.then(|| {
                     let name = HeaderName::from_static("x-checksum");
                     HeaderMap::from_iter([(name, HeaderValue::from_static("ab56b4d92b40713acc5af89985d4b786"))])

@@ -137,7 +137,7 @@ pub struct ConnectionState {
     /// The route, if a filter has selected one.
     pub route: Option<SelectedRoute>,
     /// The cluster, once known.
-    pub cluster: Option<Box<str>>,
+    pub cluster: Option<Arc<str>>,
     /// The last endpoint that was tried.
     pub endpoint: Option<Address>,
     /// The local address of the upstream connection.

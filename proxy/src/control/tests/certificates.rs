@@ -76,7 +76,7 @@ fn another_certificate_makes_another_snapshot() {
     let shown = |s: &Snapshot| s.listeners[0].tls.as_ref().unwrap().local(None).unwrap().sha256.clone();
     assert_ne!(shown(&first), shown(&second));
     // The cluster is unchanged.
-    let cluster = |s: &Snapshot| s.clusters["api"].tls.clone().unwrap();
+    let cluster = |s: &Snapshot| s.clusters[0].1.transport.tls.clone().unwrap();
     assert!(Arc::ptr_eq(&cluster(&first), &cluster(&second)));
     world.dir.write("ca.pem", &Ca::new("other").pem());
     assert!(!second.is_made_of(&world.load()));

@@ -9,8 +9,8 @@ use prometheus::{
 };
 
 use super::{
-    Kind, Registry,
-    registry::{Family, Labels, Series, Source},
+    Distribution, Kind, Registry,
+    registry::{Collected, Family, Labels, Series, Source},
 };
 use crate::observe::target;
 
@@ -39,7 +39,11 @@ impl Registry {
         drop(families);
         // Without the lock, because the functions may use the registry.
         for (name, help, kind, collect) in collected {
-            let metrics = collect().iter().map(|(labels, value)| of_value(labels, kind, *value)).collect();
+            let of = |(labels, value): &(Labels, Collected)| match value {
+                Collected::Value(value) => of_value(labels, kind, *value),
+                Collected::Distribution(distribution) => of_distribution(labels, distribution),
+            };
+            let metrics = collect().iter().map(of).collect();
             shown.push(of_family(&name, &help, kind, metrics));
         }
         shown.sort_by(|a, b| a.name().cmp(b.name()));
@@ -100,6 +104,10 @@ fn of_series(labels: &Labels, series: &Series) -> Metric {
         Series::PlainGauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
         Series::Histogram(histogram) => histogram.read(),
     };
+    of_distribution(labels, &histogram)
+}
+
+fn of_distribution(labels: &Labels, histogram: &Distribution) -> Metric {
     let bucket = |&(bound, count): &(f64, u64)| {
         let mut bucket = proto::Bucket::default();
         bucket.set_upper_bound(bound);

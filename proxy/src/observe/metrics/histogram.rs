@@ -158,20 +158,44 @@ impl Histogram {
         self.parts.address()
     }
 
-    /// Reads the histogram. The count is the total of the buckets, so that the two always agree, even during updates.
+    /// Reads the histogram.
     pub fn read(&self) -> Distribution {
-        let steps = self.buckets.steps();
-        let total = |bucket: usize| self.parts.iter().map(|part| part.buckets[bucket].load(Relaxed)).sum::<u64>();
-        let mut count = 0;
-        let mut cumulative = Vec::with_capacity(steps.bounds.len());
-        for (bucket, bound) in steps.bounds.iter().enumerate() {
-            count += total(bucket);
-            cumulative.push((*bound as f64 / steps.per_shown_unit, count));
-        }
-        count += total(steps.bounds.len());
-        let sum = self.parts.iter().fold(0u64, |sum, part| sum.wrapping_add(part.sum.load(Relaxed)));
-        Distribution { cumulative, count, sum: sum as f64 / steps.per_shown_unit }
+        read(self.buckets, self.parts.iter())
     }
+}
+
+/// One shard of a histogram of latencies, for values that are allocated together; see
+/// [`LazyShards`](super::LazyShards).
+#[derive(Debug, Default)]
+pub struct LatencyCells(Part);
+
+impl LatencyCells {
+    /// Adds a value, in microseconds.
+    #[inline]
+    pub fn observe(&self, micros: u64) {
+        self.0.buckets[LATENCY.bucket(micros)].fetch_add(1, Relaxed);
+        self.0.sum.fetch_add(micros, Relaxed);
+    }
+
+    /// Reads the histogram that these shards form.
+    pub fn read<'c>(cells: impl Iterator<Item = &'c LatencyCells> + Clone) -> Distribution {
+        read(Buckets::Latency, cells.map(|cells| &cells.0))
+    }
+}
+
+/// Adds up shards. The count is the total of the buckets, so that the two always agree, even during updates.
+fn read<'p>(buckets: Buckets, parts: impl Iterator<Item = &'p Part> + Clone) -> Distribution {
+    let steps = buckets.steps();
+    let total = |bucket: usize| parts.clone().map(|part| part.buckets[bucket].load(Relaxed)).sum::<u64>();
+    let mut count = 0;
+    let mut cumulative = Vec::with_capacity(steps.bounds.len());
+    for (bucket, bound) in steps.bounds.iter().enumerate() {
+        count += total(bucket);
+        cumulative.push((*bound as f64 / steps.per_shown_unit, count));
+    }
+    count += total(steps.bounds.len());
+    let sum = parts.fold(0u64, |sum, part| sum.wrapping_add(part.sum.load(Relaxed)));
+    Distribution { cumulative, count, sum: sum as f64 / steps.per_shown_unit }
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ pub use self::{
     cells::{Counter, Gauge, GaugeGuard, PlainGauge},
     dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
-    histogram::{Buckets, Distribution, Histogram},
+    histogram::{Buckets, Distribution, Histogram, LatencyCells},
     pending::PendingUpdates,
     process::register_process,
-    registry::{Labels, Registry},
-    shard::{Shard, set_shard, shard},
+    registry::{Collected, Labels, Registry},
+    shard::{LazyShards, Shard, set_shard, shard},
 };
 pub(in crate::observe) use shard::PerShard;
 

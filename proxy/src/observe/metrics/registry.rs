@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, dynamic::Owner};
+use super::{Buckets, Counter, Distribution, Gauge, Histogram, Kind, MetricError, PlainGauge, dynamic::Owner};
 
 /// A series' labels, sorted by name.
 pub type Labels = Vec<(String, String)>;
@@ -23,7 +23,16 @@ struct Shared {
     families: Mutex<Families>,
 }
 
-pub(super) type Collect = Arc<dyn Fn() -> Vec<(Labels, f64)> + Send + Sync>;
+pub(super) type Collect = Arc<dyn Fn() -> Vec<(Labels, Collected)> + Send + Sync>;
+
+/// What a function returns for a series at a scrape.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Collected {
+    /// The value of a counter or a gauge.
+    Value(f64),
+    /// The contents of a histogram.
+    Distribution(Distribution),
+}
 
 #[derive(Default)]
 pub(super) struct Families {
@@ -192,8 +201,8 @@ impl Registry {
         }
     }
 
-    /// Registers a function that returns a metric's values at each scrape. A later call with the same name replaces the
-    /// function, which a reload uses. The function may use the registry, but must not wait for workers.
+    /// Registers a function that returns a counter's or gauge's values at each scrape. A later call with the same name
+    /// replaces the function. The function may use the registry, but must not wait for workers.
     pub fn collect_fn(
         &self,
         name: &str,
@@ -201,10 +210,29 @@ impl Registry {
         kind: Kind,
         collect: impl Fn() -> Vec<(Labels, f64)> + Send + Sync + 'static,
     ) -> Result<(), MetricError> {
-        check_name(name)?;
         if kind == Kind::Histogram {
             return Err(MetricError::Operation(kind));
         }
+        let collect = move || collect().into_iter().map(|(labels, value)| (labels, Collected::Value(value))).collect();
+        self.collect(name, help, kind, Arc::new(collect))
+    }
+
+    /// Does the same for a histogram.
+    pub fn collect_distributions(
+        &self,
+        name: &str,
+        help: &str,
+        collect: impl Fn() -> Vec<(Labels, Distribution)> + Send + Sync + 'static,
+    ) -> Result<(), MetricError> {
+        let collect = move || {
+            let all = collect().into_iter();
+            all.map(|(labels, distribution)| (labels, Collected::Distribution(distribution))).collect()
+        };
+        self.collect(name, help, Kind::Histogram, Arc::new(collect))
+    }
+
+    fn collect(&self, name: &str, help: &str, kind: Kind, collect: Collect) -> Result<(), MetricError> {
+        check_name(name)?;
         let mut families = self.families();
         let there = match families.by_name.get(name) {
             Some(Family { source: Source::Collected { kind: there, .. }, .. }) if *there == kind => None,
@@ -214,7 +242,7 @@ impl Registry {
         if let Some(there) = there {
             return Err(MetricError::Conflict { name: name.to_owned(), there, asked: kind });
         }
-        let source = Source::Collected { kind, collect: Arc::new(collect) };
+        let source = Source::Collected { kind, collect };
         families.by_name.insert(name.to_owned(), Family { help: help.to_owned(), source, dynamic: None });
         Ok(())
     }
@@ -243,6 +271,10 @@ impl Registry {
         };
         collect().into_iter().find_map(|(mut found, value)| {
             found.sort();
+            let value = match value {
+                Collected::Value(value) => value,
+                Collected::Distribution(distribution) => distribution.count as f64,
+            };
             (found == labels).then_some(value)
         })
     }

@@ -1,7 +1,10 @@
 //! Shards: every metric that traffic updates has one value per worker, on its own cache line, and is summed up
 //! when it is read. So workers never contend for a cache line.
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::Cell,
+    sync::{Arc, OnceLock},
+};
 
 /// A thread's part of a metric. Any thread can write to a shard (additions are atomic), but it is
 /// fast only if a single thread does.
@@ -74,7 +77,33 @@ impl<T> PerShard<T> {
         Arc::as_ptr(&self.0).addr()
     }
 
-    pub(in crate::observe) fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(in crate::observe) fn iter(&self) -> impl Iterator<Item = &T> + Clone {
         self.0.iter().map(|padded| &padded.0)
+    }
+}
+
+/// One `T` per shard, each allocated when its thread first uses it: for values of which there may be thousands, most of
+/// them unused.
+#[derive(Debug)]
+pub struct LazyShards<T>(Box<[OnceLock<Box<Padded<T>>>]>);
+
+impl<T: Default> LazyShards<T> {
+    /// Creates room for `shards` values, at least one (the control thread's).
+    pub fn new(shards: usize) -> Self {
+        LazyShards((0..shards.max(1)).map(|_| OnceLock::new()).collect())
+    }
+
+    /// The shard's value. A shard out of range uses the control thread's value, which is slower but correct.
+    #[inline]
+    pub fn at(&self, shard: Shard) -> &T {
+        let cell = self.0.get(shard.0).unwrap_or(&self.0[0]);
+        &cell.get_or_init(Box::default).0
+    }
+}
+
+impl<T> LazyShards<T> {
+    /// The values that are in use.
+    pub fn iter(&self) -> impl Iterator<Item = &T> + Clone {
+        self.0.iter().filter_map(|cell| cell.get()).map(|padded| &padded.0)
     }
 }

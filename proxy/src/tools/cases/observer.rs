@@ -66,7 +66,7 @@ impl Filter for Observer {
             details: state.details.to_string(),
             log_fields: state.log_fields.clone(),
             route: route.map(|r| r.route.name.to_string()),
-            cluster: route.map(|r| r.cluster.name.to_string()),
+            cluster: route.map(|r| r.cluster().name().to_string()),
             attempts: state.attempts,
         });
     }

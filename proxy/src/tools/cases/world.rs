@@ -13,13 +13,13 @@ use tokio::{task::spawn_local, time::sleep};
 
 use super::{load::Loaded, observer::Observer, script::Script};
 use crate::{
-    chain::{Chain, Filter, Route, route::Clusters},
+    chain::{Chain, Filter, Route},
     config::model::{self, Listener},
     control::snapshot::SnapshotBuilder,
     exchange,
     observe::{Registry, target},
     tools::clusters,
-    upstream::{PoolOptions, Pools},
+    upstream::{Clusters, PoolOptions, Pools},
     wasm::{
         self, CompiledModule, Engine, Instance, InstanceOrder, InstanceSupply, InstantiateError, Plugin, SharedStore,
         Vm, VmTemplate,
@@ -47,7 +47,7 @@ pub fn configure(
 ) -> anyhow::Result<(Arc<VmTemplate>, Arc<Clusters>, Registry, Configured)> {
     let clusters = clusters(script.names())?;
     let registry = Registry::new(1);
-    let world = wasm::FilterEnv::new(clusters.clone(), SharedStore::new(registry.clone()));
+    let world = wasm::FilterEnv::new(clusters.clone(), None, SharedStore::new(registry.clone()));
     let template = VmTemplate::of(Arc::new(Plugin::new(filter, code.clone(), engine, &world)?));
     let configured = template.instantiate().map_err(|e| e.error);
     Ok((template, clusters, registry, configured))
@@ -78,6 +78,7 @@ impl World {
             });
         });
         let calls = Pools::dialling(PoolOptions::default(), script.dial(true));
+        calls.adopt(clusters);
         let the_vm = Vm::new(template, instance, wasm::VmBinding { upstream: calls, supply });
         // The first and only time that it is set.
         let _ = vm.set(Rc::downgrade(&the_vm));
@@ -85,6 +86,7 @@ impl World {
         let filters = the_vm.filters().map(|filter| filter as Rc<dyn Filter>);
         let chain = Rc::new(Chain::new(filters.chain([observer.clone() as Rc<dyn Filter>]).collect()));
         let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
+        pools.adopt(clusters);
         let context = listener_context(&loaded.listener, chain, clusters, pools, &registry)?;
         Ok(World {
             context: Rc::new(context),
@@ -104,8 +106,8 @@ fn listener_context(
     registry: &Registry,
 ) -> anyhow::Result<exchange::ListenerContext> {
     let default = config.cluster.as_ref().map(|name| {
-        let cluster = clusters.get(name).with_context(|| format!("the listener's cluster `{name}` does not exist"))?;
-        anyhow::Ok(Arc::new(Route::to_cluster(cluster.clone())))
+        let cluster = clusters.find(name).with_context(|| format!("the listener's cluster `{name}` does not exist"))?;
+        anyhow::Ok(Arc::new(Route::to_cluster(cluster)))
     });
     let figures = SnapshotBuilder::listener_metrics(registry, &config.name, config.tls.is_some())?;
     let mut context = exchange::ListenerContext::new(Arc::new(config.clone()), chain, figures, pools);

@@ -129,6 +129,6 @@ fn plugin(
     let filter = json!({"name": module_name(&args.filter), "wasm": args.filter, "config": config});
     let filter: Filter = serde_json::from_value(filter)?;
     let clusters = clusters(args.clusters.iter().map(String::as_str))?;
-    let world = FilterEnv::new(clusters, SharedStore::new(Registry::new(1)));
+    let world = FilterEnv::new(clusters, None, SharedStore::new(Registry::new(1)));
     Ok(Plugin::new(&filter, code, engine, &world)?)
 }

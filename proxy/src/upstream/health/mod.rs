@@ -1,8 +1,8 @@
 //! Active health checks: endpoints are probed periodically, and unhealthy ones are ejected from load balancing. There is
 //! no passive outlier detection.
 //!
-//! The checks run on the control thread, one task per endpoint. Their results are stored in the [`Endpoint`], which
-//! workers and later snapshots share, so they survive a reload.
+//! One task per endpoint probes it. The results are stored in the [`Endpoint`], which workers and later states of the
+//! cluster share, so they survive every change of the configuration.
 
 pub(crate) mod grpc;
 mod probe;
@@ -19,17 +19,21 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Cluster, Endpoint, cluster::EndpointSelection};
-use crate::{
-    config::model,
-    observe::{Counter, Registry, shard, target},
-};
+use super::{Cluster, ClusterHandle, ClusterId, Endpoint, membership::EndpointSelection};
+use crate::{config::model, observe::target};
 
 /// The health checks of all clusters.
+#[derive(Default)]
 pub struct HealthChecks {
-    registry: Registry,
-    /// Checks by the endpoint's id.
-    running: HashMap<u64, Running>,
+    running: HashMap<ClusterId, ClusterChecks>,
+}
+
+/// The checks of one cluster.
+struct ClusterChecks {
+    /// Keeps the cluster's number from being reused.
+    _handle: ClusterHandle,
+    /// By the endpoint's id.
+    endpoints: HashMap<u64, Running>,
 }
 
 /// A running check, stopped on drop.
@@ -48,62 +52,47 @@ impl Drop for Running {
 struct EndpointCheck {
     endpoint: Arc<Endpoint>,
     config: model::HealthCheck,
-    /// The cluster in the active snapshot.
+    /// The cluster's latest state.
     cluster: RefCell<Arc<Cluster>>,
     /// Consecutive results that contradict the endpoint's current state.
     contrary: Cell<u32>,
-    /// Failures and successes.
-    results: [Counter; 2],
 }
 
 impl HealthChecks {
-    /// Creates an empty set of checks.
-    pub fn new(registry: Registry) -> HealthChecks {
-        HealthChecks { registry, running: HashMap::new() }
-    }
-
-    /// Applies another snapshot. Unchanged checks continue; endpoints that are no longer checked count as healthy.
+    /// Adopts another state of a cluster, or a new one. Checks of endpoints that have not changed continue; endpoints that are
+    /// no longer checked count as healthy.
     ///
     /// # Panics
     ///
     /// Panics outside a context for spawning local tasks.
-    pub fn apply<'a>(&mut self, clusters: impl IntoIterator<Item = (&'a Arc<Cluster>, &'a model::Cluster)>) {
-        let mut kept = HashMap::new();
-        for (cluster, config) in clusters {
-            let Some(check) = &config.health_check else {
-                cluster.members.iter().for_each(|member| member.endpoint.set_healthy(true));
-                continue;
-            };
-            let results = ["failure", "success"].map(|result| self.counter(cluster, result));
-            for member in &cluster.members {
-                let endpoint = &member.endpoint;
-                let running = match self.running.remove(&endpoint.id) {
-                    Some(running) if running.check.config == *check => {
-                        *running.check.cluster.borrow_mut() = cluster.clone();
-                        running
-                    }
-                    _ => start(EndpointCheck {
-                        endpoint: endpoint.clone(),
-                        config: check.clone(),
-                        cluster: RefCell::new(cluster.clone()),
-                        contrary: Cell::new(0),
-                        results: results.clone(),
-                    }),
-                };
-                kept.insert(endpoint.id, running);
+    pub fn set(&mut self, handle: &ClusterHandle, cluster: &Arc<Cluster>) {
+        let before = self.running.remove(&handle.id()).map(|before| before.endpoints);
+        let Some(config) = cluster.health_check.as_deref() else {
+            if before.is_some() {
+                cluster.members().iter().for_each(|member| member.endpoint.set_healthy(true));
             }
-            cluster.set_health(check.panic_threshold);
-        }
-        // The remaining checks are not in the snapshot.
-        self.running = kept;
+            return;
+        };
+        let mut before = before.unwrap_or_default();
+        let of = |endpoint: &Arc<Endpoint>| match before.remove(&endpoint.id) {
+            Some(running) if running.check.config == *config => {
+                *running.check.cluster.borrow_mut() = cluster.clone();
+                (endpoint.id, running)
+            }
+            _ => {
+                let (config, cluster) = (config.clone(), RefCell::new(cluster.clone()));
+                let check = EndpointCheck { endpoint: endpoint.clone(), config, cluster, contrary: Cell::new(0) };
+                (endpoint.id, start(check))
+            }
+        };
+        let endpoints = cluster.members().iter().map(|member| &member.endpoint).map(of).collect();
+        cluster.apply_health();
+        self.running.insert(handle.id(), ClusterChecks { _handle: handle.clone(), endpoints });
     }
 
-    fn counter(&self, cluster: &Cluster, result: &str) -> Counter {
-        let labels = [("cluster", &*cluster.name), ("result", result)];
-        let counter =
-            self.registry.counter("tollgate_cluster_health_checks_total", "Health checks by result.", &labels);
-        // The names are valid, so this does not fail.
-        counter.unwrap_or_else(|_| Counter::new(1))
+    /// Ends the checks of a cluster that is gone.
+    pub fn remove(&mut self, handle: &ClusterHandle) {
+        self.running.remove(&handle.id());
     }
 }
 
@@ -132,9 +121,9 @@ impl EndpointCheck {
 
     /// Counts a result, and changes the endpoint's state after enough consecutive ones.
     fn note(&self, result: Result<(), String>) {
-        self.results[usize::from(result.is_ok())].inc(shard());
+        self.cluster.borrow().stats().checks[usize::from(result.is_ok())].fetch_add(1, Relaxed);
         let was = self.endpoint.is_healthy();
-        self.endpoint.check_error.store(result.as_ref().err().cloned().map(Arc::new));
+        self.endpoint.state.check_error.store(result.as_ref().err().cloned().map(Arc::new));
         if result.is_ok() == was {
             return self.contrary.set(0);
         }
@@ -150,7 +139,7 @@ impl EndpointCheck {
     /// Logs and applies a change of the endpoint's state.
     fn announce(&self, result: Result<(), String>) {
         let cluster = self.cluster.borrow().clone();
-        let selection = cluster.set_health(self.config.panic_threshold);
+        let selection = cluster.apply_health();
         let (healthy, all) = cluster.health();
         let (name, endpoint) = (&*cluster.name, &self.endpoint.address);
         match result {
@@ -178,9 +167,9 @@ impl EndpointCheck {
 
 impl Endpoint {
     fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Relaxed);
+        self.state.healthy.store(healthy, Relaxed);
         if healthy {
-            self.check_error.store(None);
+            self.state.check_error.store(None);
         }
     }
 }

@@ -104,11 +104,11 @@ pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCh
         match &check.check {
             Check::Tcp {} => Ok(()),
             Check::Http { path, host } => {
-                let uri = uri(cluster, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
+                let uri = uri(endpoint, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
                 http(socket, version, uri).await
             }
             Check::Grpc { service } => {
-                let uri = uri(cluster, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
+                let uri = uri(endpoint, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
                 serving(socket, service, uri).await
             }
         }
@@ -125,8 +125,8 @@ fn authority(host: Option<&str>, cluster: &Cluster, address: &Address) -> Author
     possible.next().unwrap_or(Authority::from_static("localhost"))
 }
 
-fn uri(cluster: &Cluster, host: &Authority, path: &str) -> Result<Uri, http::Error> {
-    let scheme = if cluster.tls.is_some() { "https" } else { "http" };
+fn uri(endpoint: &Endpoint, host: &Authority, path: &str) -> Result<Uri, http::Error> {
+    let scheme = if endpoint.transport.tls.is_some() { "https" } else { "http" };
     Uri::builder().scheme(scheme).authority(host.clone()).path_and_query(path).build()
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn members(weights: &[u32]) -> Vec<WeightedEndpoint> {
+fn members(weights: &[u32]) -> Vec<Member> {
     let endpoints: Vec<_> = (0..weights.len()).map(|i| std::net::SocketAddr::from(([10, 0, 0, i as u8], 80))).collect();
     let config = model::Cluster {
         endpoints: endpoints
@@ -12,15 +12,15 @@ fn members(weights: &[u32]) -> Vec<WeightedEndpoint> {
             .collect(),
         ..super::super::tests::config(&[])
     };
-    super::super::Cluster::new(&config, None).members.to_vec()
+    super::super::Cluster::new(&config, None).members().to_vec()
 }
 
-fn index(members: &[WeightedEndpoint], endpoint: &Arc<Endpoint>) -> usize {
+fn index(members: &[Member], endpoint: &Arc<Endpoint>) -> usize {
     members.iter().position(|m| Arc::ptr_eq(&m.endpoint, endpoint)).unwrap()
 }
 
 /// Returns how often each endpoint is picked for keys `0..draws`.
-fn counts(kind: model::Balancer, members: &[WeightedEndpoint], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
+fn counts(kind: model::Balancer, members: &[Member], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
     let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
     let mut counts = vec![0; members.len()];
     for key in 0..draws {
@@ -207,8 +207,8 @@ fn draws_among_others_are_by_weight() {
 
 const HEALTHY_ONLY: Excluded<'static> = Excluded { tried: &[], unhealthy: true };
 
-fn make_unhealthy(members: &[WeightedEndpoint], which: &[usize]) {
-    which.iter().for_each(|i| members[*i].endpoint.healthy.store(false, Relaxed));
+fn make_unhealthy(members: &[Member], which: &[usize]) {
+    which.iter().for_each(|i| members[*i].endpoint.state.healthy.store(false, Relaxed));
 }
 
 #[test]

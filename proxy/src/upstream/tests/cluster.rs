@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 fn config() -> model::Cluster {
@@ -43,12 +45,12 @@ fn reload_keeps_counts_and_endpoints() {
     changed.endpoints.push(model::Endpoint { address: "127.0.0.1:3".parse().unwrap(), weight: 0 });
     let new = Cluster::new(&changed, Some(&old));
     assert!(Arc::ptr_eq(old.stats(), new.stats()));
-    assert!(Arc::ptr_eq(at.endpoint(), &new.members[0].endpoint));
-    assert_eq!((new.members[0].weight, new.members[0].endpoint.active()), (7, 1));
-    assert_eq!((new.members[1].weight, new.members[1].endpoint.active()), (0, 0));
+    assert!(Arc::ptr_eq(at.endpoint(), &new.members()[0].endpoint));
+    assert_eq!((new.members()[0].weight, new.members()[0].endpoint.active()), (7, 1));
+    assert_eq!((new.members()[1].weight, new.members()[1].endpoint.active()), (0, 0));
     drop((request, at));
-    assert_eq!((new.stats().active.load(Relaxed), new.members[0].endpoint.active()), (0, 0));
-    assert_eq!(new.members[0].endpoint.requests(), 1);
+    assert_eq!((new.stats().active.load(Relaxed), new.members()[0].endpoint.active()), (0, 0));
+    assert_eq!(new.members()[0].endpoint.requests(), 1);
 }
 
 #[test]
@@ -57,7 +59,7 @@ fn address_listed_twice_is_one_endpoint() {
     config.endpoints[1].address = config.endpoints[0].address.clone();
     config.endpoints[1].weight = 4;
     let cluster = Cluster::new(&config, None);
-    assert_eq!((cluster.members.len(), cluster.members[0].weight), (1, 5));
+    assert_eq!((cluster.members().len(), cluster.members()[0].weight), (1, 5));
 }
 
 /// The system resends a lost first packet after one second: a limit of one second would turn each such loss into a

@@ -13,6 +13,7 @@ use tokio::{
 
 use super::{super::tests::run, *};
 use crate::net::TokioIo;
+use crate::upstream::Clusters;
 
 fn config(addresses: &[SocketAddr], options: serde_json::Value) -> model::Cluster {
     let mut config = super::super::tests::config(addresses);
@@ -35,8 +36,13 @@ fn never(more: serde_json::Value) -> serde_json::Value {
     json!({ "health_check": check })
 }
 
+/// The handle of the only cluster of a test.
+fn handle() -> ClusterHandle {
+    Clusters::default().handle("test")
+}
+
 fn check_of<'c>(checks: &'c HealthChecks, cluster: &Cluster, index: usize) -> &'c EndpointCheck {
-    &checks.running[&cluster.members[index].endpoint.id].check
+    &checks.running[&handle().id()].endpoints[&cluster.members()[index].endpoint.id].check
 }
 
 /// Changes an endpoint's state to the opposite.
@@ -50,7 +56,7 @@ fn turn(checks: &HealthChecks, cluster: &Cluster, index: usize, well: bool) {
 /// Returns which endpoints are used.
 fn used(cluster: &Cluster) -> Vec<bool> {
     let picked: Vec<_> = (0..100).filter_map(|_| cluster.pick(None, &[])).collect();
-    cluster.members.iter().map(|m| picked.iter().any(|p| Arc::ptr_eq(p, &m.endpoint))).collect()
+    cluster.members().iter().map(|m| picked.iter().any(|p| Arc::ptr_eq(p, &m.endpoint))).collect()
 }
 
 #[test]
@@ -58,10 +64,9 @@ fn state_changes_after_consecutive_results() {
     run(async {
         let config = config(&addresses::<2>(), never(json!({"unhealthy_threshold": 3, "healthy_threshold": 2})));
         let cluster = Cluster::new(&config, None);
-        let registry = Registry::new(1);
-        let mut checks = HealthChecks::new(registry.clone());
-        checks.apply([(&cluster, &config)]);
-        let endpoint = &cluster.members[0].endpoint;
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &cluster);
+        let endpoint = &cluster.members()[0].endpoint;
         let note = |results: &str| {
             results.chars().for_each(|c| {
                 let result = if c == '+' { Ok(()) } else { Err("unwell".to_owned()) };
@@ -79,9 +84,7 @@ fn state_changes_after_consecutive_results() {
         assert!(endpoint.check_error().is_some());
         assert!(note("+"));
         assert!(endpoint.check_error().is_none());
-        let total =
-            |result| registry.value("tollgate_cluster_health_checks_total", &[("cluster", "test"), ("result", result)]);
-        assert_eq!((total("success"), total("failure")), (Some(7.0), Some(10.0)));
+        assert_eq!(cluster.stats().checks(), [10, 7], "failures and successes");
     });
 }
 
@@ -101,8 +104,8 @@ fn unhealthy_endpoints_are_excluded_unless_too_many_are() {
         ] {
             let config = config(&addresses::<4>(), never(json!({"panic_threshold": threshold})));
             let cluster = Cluster::new(&config, None);
-            let mut checks = HealthChecks::new(Registry::new(1));
-            checks.apply([(&cluster, &config)]);
+            let mut checks = HealthChecks::default();
+            checks.set(&handle(), &cluster);
             (0..unhealthy).for_each(|index| turn(&checks, &cluster, index, false));
             assert_eq!(used(&cluster), expected, "{unhealthy} of 4, {threshold} %");
             assert_eq!(cluster.health(), (4 - unhealthy, 4));
@@ -118,8 +121,8 @@ fn endpoints_without_a_weight_do_not_count() {
         let mut config = config(&addresses::<3>(), never(json!({})));
         config.endpoints[2].weight = 0;
         let cluster = Cluster::new(&config, None);
-        let mut checks = HealthChecks::new(Registry::new(1));
-        checks.apply([(&cluster, &config)]);
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &cluster);
         turn(&checks, &cluster, 2, false);
         turn(&checks, &cluster, 0, false);
         assert_eq!((used(&cluster), cluster.health()), (vec![false, true, false], (1, 2)));
@@ -131,8 +134,8 @@ fn reload_keeps_results_that_are_still_valid() {
     run(async {
         let config = config(&addresses::<2>(), never(json!({"panic_threshold": 0})));
         let first = Cluster::new(&config, None);
-        let mut checks = HealthChecks::new(Registry::new(1));
-        checks.apply([(&first, &config)]);
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &first);
         turn(&checks, &first, 0, false);
         check_of(&checks, &first, 1).note(Err("once".to_owned()));
 
@@ -140,16 +143,16 @@ fn reload_keeps_results_that_are_still_valid() {
         let mut more = config.clone();
         more.endpoints.insert(0, model::Endpoint { address: addresses::<9>()[8].into(), weight: 1 });
         let second = Cluster::new(&more, Some(&first));
-        checks.apply([(&second, &more)]);
+        checks.set(&handle(), &second);
         assert_eq!(used(&second), [true, false, true]);
         assert_eq!(check_of(&checks, &second, 2).contrary.get(), 1, "the check has continued");
-        assert_eq!(checks.running.len(), 3);
+        assert_eq!(checks.running[&handle().id()].endpoints.len(), 3);
 
         // Another check: the result holds until it finds otherwise.
         let mut other = more.clone();
         other.health_check.as_mut().unwrap().unhealthy_threshold = 7;
         let third = Cluster::new(&other, Some(&second));
-        checks.apply([(&third, &other)]);
+        checks.set(&handle(), &third);
         assert_eq!(used(&third), [true, false, true]);
         assert_eq!(check_of(&checks, &third, 2).contrary.get(), 0);
         turn(&checks, &third, 1, true);
@@ -159,9 +162,9 @@ fn reload_keeps_results_that_are_still_valid() {
         // No check: the health is unknown.
         other.health_check = None;
         let last = Cluster::new(&other, Some(&third));
-        checks.apply([(&last, &other)]);
+        checks.set(&handle(), &last);
         assert_eq!((used(&last), checks.running.len()), (vec![true; 3], 0));
-        assert!(last.members.iter().all(|m| m.endpoint.is_healthy()));
+        assert!(last.members().iter().all(|m| m.endpoint.is_healthy()));
     });
 }
 
@@ -186,7 +189,7 @@ async fn ask(address: SocketAddr, options: serde_json::Value) -> Result<(), Stri
     let config = config(&[address], options);
     let cluster = Cluster::new(&config, None);
     let check = config.health_check.clone().unwrap();
-    probe::ask(&cluster, &cluster.members[0].endpoint, &check).await.map_err(|error| error.to_string())
+    probe::ask(&cluster, &cluster.members()[0].endpoint, &check).await.map_err(|error| error.to_string())
 }
 
 #[test]
@@ -327,13 +330,13 @@ fn checks_repeat() {
         let check = json!({"check": {"http": {"path": "/"}}, "interval": "5ms", "unhealthy_threshold": 2, "panic_threshold": 0});
         let config = config(&[address], json!({ "health_check": check }));
         let cluster = Cluster::new(&config, None);
-        let mut checks = HealthChecks::new(Registry::new(1));
-        checks.apply([(&cluster, &config)]);
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &cluster);
         while cluster.pick(None, &[]).is_some() {
             sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(
-            cluster.members[0].endpoint.check_error().as_deref().map(String::as_str),
+            cluster.members()[0].endpoint.check_error().as_deref().map(String::as_str),
             Some("the status is 500 Internal Server Error")
         );
     });

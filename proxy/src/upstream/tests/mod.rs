@@ -149,7 +149,7 @@ fn request(method: &str, body: &'static str) -> Request<Body> {
 }
 
 fn endpoint(cluster: &Cluster, index: usize) -> &Arc<Endpoint> {
-    &cluster.members[index].endpoint
+    &cluster.members()[index].endpoint
 }
 
 async fn send(pools: &Pools<Body>, cluster: &Arc<Cluster>) -> Result<Response<PooledBody>, RequestError<Body>> {

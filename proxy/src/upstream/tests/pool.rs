@@ -387,15 +387,16 @@ fn unsolicited_data_is_not_the_answer_to_the_next_request() {
 fn connections_missing_from_a_new_snapshot_are_closed() {
     run(async {
         let (a, b) = (server(|_| Reply::Send(OK)).await, server(|_| Reply::Slowly("", 50, OK)).await);
-        let pools = pools();
-        let old = cluster(&[a.address, b.address], |_| {});
+        let (pools, clusters) = (pools(), Clusters::default());
+        let (handle, old) = (clusters.handle("test"), cluster(&[a.address, b.address], |_| {}));
+        pools.set(&handle, &old);
         let busy = send_to(&pools, &old, endpoint(&old, 1), request("GET", "")).await.unwrap();
         for at in [0, 1] {
             text(send_to(&pools, &old, endpoint(&old, at), request("GET", "")).await.unwrap()).await;
         }
         assert_eq!(gauges(&old), (3, 2));
         let new = Cluster::new(&config(&[a.address]), Some(&old));
-        pools.retain([&new]);
+        pools.set(&handle, &new);
         assert_eq!(gauges(&new), (2, 1), "a's stays, b's idle one is gone, b's busy one is still there");
         assert_eq!(text(busy).await, "hello");
         assert_eq!(gauges(&new), (1, 1));

@@ -167,7 +167,10 @@ fn idle_h2_connection_makes_room_for_another_endpoint() {
             assert_eq!((endpoint(&cluster, at).connections(), endpoint(&cluster, 1 - at).connections()), (1, 0));
             assert_eq!(gauges(&cluster), [1, 1, 0]);
         }
-        pools.retain([&Cluster::new(&config(&[b.address]), Some(&cluster))]);
+        let (handle, changed) =
+            (Clusters::default().handle("test"), Cluster::new(&config(&[b.address]), Some(&cluster)));
+        pools.set(&handle, &cluster);
+        pools.set(&handle, &changed);
         assert_eq!(gauges(&cluster), [0; 3], "the protocol has changed");
     });
 }

@@ -1,14 +1,14 @@
 //! A guest's gRPC calls as the host functions see them: open calls, commands and events. `vm/grpc.rs` executes the
 //! commands.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::{BufMut, Bytes};
 use http::HeaderMap;
 
 use crate::{
     chain::{RequestHead, charge::MemoryCharge},
-    upstream::Cluster,
+    upstream::ClusterHandle,
 };
 
 /// Bytes of a message's header: the compressed flag and the length.
@@ -44,7 +44,7 @@ pub struct GrpcCall {
     /// The root context that made the call, as an index.
     pub root: usize,
     /// The destination.
-    pub cluster: Arc<Cluster>,
+    pub cluster: ClusterHandle,
     /// The head: the path, and the guest's metadata.
     pub head: RequestHead,
     /// The message of a unary call, already framed.

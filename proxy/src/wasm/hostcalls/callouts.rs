@@ -86,7 +86,7 @@ fn http_call(
     };
     let name = str::from_utf8(key(memory, upstream.0, upstream.1)?)
         .map_err(|_| bad(format_args!("the cluster's name is not UTF-8")))?;
-    let cluster = host.env.clusters.get(name).cloned();
+    let cluster = host.cluster(name);
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
     let decode = |(ptr, len)| {
         pairs::decode(slice(memory, ptr, len)?).map_err(|_| bad(format_args!("the headers are malformed")))

@@ -68,7 +68,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "cluster_exists", |mut c: Caller<'_, Host>, name: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let name = str::from_utf8(key(memory, name, len)?).map_err(|_| Status::BadArgument)?;
-            Ok(host.env.clusters.contains_key(name).into())
+            Ok(host.cluster(name).is_some().into())
         }))
     })?;
     linker.func_wrap(MODULE, "route_clear", |mut c: Caller<'_, Host>| {
@@ -81,7 +81,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut c: Caller<'_, Host>, filter: i32, filter_len: i32, name: i32, len: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
                 let text = |ptr, len| str::from_utf8(key(memory, ptr, len)?).map_err(|_| Status::BadArgument);
-                Ok(host.env.variant_exists(text(filter, filter_len)?, text(name, len)?))
+                Ok(host.variant_exists(text(filter, filter_len)?, text(name, len)?))
             }))
         },
     )?;
@@ -219,11 +219,11 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "route_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let route: doc::Route = document(memory, host, ptr, len)?;
-            let unknown = |(filter, name): (&String, &String)| host.env.variant_exists(filter, name) != variant::EXISTS;
+            let unknown = |(filter, name): (&String, &String)| host.variant_exists(filter, name) != variant::EXISTS;
             if route.filters.iter().any(unknown) {
                 return Err(Status::NotFound);
             }
-            let route = Route::new(route, &host.env.clusters)?;
+            let route = Route::new(route, |name| host.cluster(name))?;
             room(&host.routes, limit::ROUTES)?;
             host.define(size_of::<Route>() + 2 * len as u32 as usize)?;
             host.routes.push(Arc::new(route));

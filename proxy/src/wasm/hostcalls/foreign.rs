@@ -44,7 +44,7 @@ fn call(host: &Host, name: &[u8], args: &[u8]) -> Result<(), Status> {
         b"set_envoy_filter_state" => {
             // The SDKs accept these statuses here.
             let (key, value) = key_and_value(args).ok_or(Status::BadArgument)?;
-            let names_cluster = str::from_utf8(value).is_ok_and(|name| host.env.clusters.contains_key(name));
+            let names_cluster = str::from_utf8(value).is_ok_and(|name| host.cluster(name).is_some());
             if key == CLUSTER_STATE && !names_cluster {
                 host.identity.complain(format_args!("there is no cluster \"{}\"", Escaped(value)));
             }

@@ -125,9 +125,10 @@ fn open(
     };
     let upstream = key(memory, target.upstream.0, target.upstream.1)?;
     let name = cluster_name(upstream).ok_or_else(|| bad(format_args!("the upstream is not a cluster name")))?;
-    let cluster = host.env.clusters.get(name).cloned();
+    let cluster = host.cluster(name);
     let cluster = cluster.ok_or_else(|| bad(format_args!("there is no cluster `{}`", Escaped(name.as_bytes()))))?;
-    if cluster.protocol == ClusterProtocol::H1 {
+    // While the filter is configured, the cluster may not be there yet.
+    if cluster.current().is_some_and(|cluster| cluster.transport.protocol == ClusterProtocol::H1) {
         return Err(bad(format_args!("cluster `{name}` uses HTTP/1.1; gRPC needs `protocol: h2`")));
     }
     let (service, method) = (text(target.service, "service")?, text(target.method, "method")?);

@@ -311,7 +311,7 @@ fn of_stream(stream: &Stream, state: &StreamState, segments: &[&str], data: &mut
         ["upstream", "port"] => text(&i64::from(state.endpoint.as_ref()?.inet()?.port()).to_le_bytes()),
         ["upstream", "local_address"] => text(state.upstream_local?.to_string().as_bytes()),
         ["upstream", "request_attempt_count"] => text(&i64::from(state.attempts).to_le_bytes()),
-        ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster.name.as_bytes()),
+        ["cluster_name"] | ["xds", "cluster_name"] => text(state.route.as_ref()?.cluster().name().as_bytes()),
         ["route_name"] | ["xds", "route_name"] => text(state.route.as_ref()?.route.name.as_bytes()),
         _ => return None,
     }

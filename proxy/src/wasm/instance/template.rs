@@ -28,6 +28,7 @@ use crate::{
     wasm::{
         engine::clock,
         host::{FIRST_ROOT, Host, Phase},
+        stores::known_names::NameAnswers,
     },
 };
 
@@ -46,6 +47,8 @@ pub struct VmTemplate {
     pub availability: Availability,
     /// Recent average of the processor time that creating an instance takes, in nanoseconds.
     making: AtomicU64,
+    /// What its filters were told about clusters and variants while they were configured.
+    name_answers: Arc<NameAnswers>,
 }
 
 /// Why an instance could not be created.
@@ -101,6 +104,7 @@ impl VmTemplate {
             kept: AtomicUsize::new(0),
             availability: Availability::default(),
             making: AtomicU64::new(0),
+            name_answers: Arc::default(),
         })
     }
 
@@ -180,7 +184,7 @@ impl VmTemplate {
         let infos = self.plugins.iter().map(|p| p.info.clone());
         // Like linear memory, the host memory of a shared VM is charged to its first filter.
         let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
-        let host = Host::new(infos, first.env.clone(), first.memory_limit, ledger);
+        let host = Host::new(infos, first.env.clone(), self.name_answers.clone(), first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use arc_swap::ArcSwapOption;
 use tollgate_abi::{
     doc,
     fast::{limit, variant},
@@ -15,13 +16,15 @@ use tollgate_abi::{
 
 use super::{
     bucket::{self, Bucket},
+    known_names::KnownNames,
     queue::{OwnedQueues, Queues},
     shared_data::SharedData,
     undo_log::UndoLog,
 };
 use crate::{
-    chain::{limits::ConcurrencyLimit, route::Clusters},
+    chain::limits::ConcurrencyLimit,
     observe::{Registry, metrics::Owner},
+    upstream::{ClusterHandle, Clusters},
 };
 
 /// Maximum bytes of all bucket tables of a filter. They are declared in the filter's configuration and occupy memory
@@ -31,43 +34,49 @@ const MAX_TABLES: usize = 1 << 30;
 /// Maximum bytes of a bucket's or a limit's name.
 const MAX_NAME: usize = 4096;
 
-/// The filters of a configuration and the names of their variants.
-pub type FilterNames = HashMap<String, BTreeSet<String>>;
-
 /// The environment of one snapshot's filters.
 pub struct FilterEnv {
-    /// The snapshot's clusters.
+    /// The directory of clusters.
     pub clusters: Arc<Clusters>,
+    /// What the configuration that is being built has; empty once it is applied.
+    known: ArcSwapOption<KnownNames>,
     /// State that outlives the snapshot.
     pub shared: Arc<SharedStore>,
-    /// The filters that routes may name, with their variants; `None` if unknown.
-    pub filters: Option<FilterNames>,
     /// Changes to shared state that are undone if the snapshot is not applied.
     pub(in crate::wasm) undo_log: UndoLog,
 }
 
 impl FilterEnv {
-    /// Creates the environment of a filter that is not part of a configuration, so that its routes may name any filter.
-    pub fn new(clusters: Arc<Clusters>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
-        FilterEnv::with_filters(clusters, shared, None)
+    /// Creates the environment of a configuration that is being built. `known` is what it has; `None`: the clusters are those
+    /// of the directory, and any variant exists.
+    pub fn new(clusters: Arc<Clusters>, known: Option<KnownNames>, shared: Arc<SharedStore>) -> Arc<FilterEnv> {
+        let known = ArcSwapOption::new(known.map(Arc::new));
+        Arc::new(FilterEnv { clusters, known, undo_log: UndoLog::new(shared.clone()), shared })
     }
+}
 
-    /// Creates the environment of a snapshot that is being built.
-    pub fn with_filters(
-        clusters: Arc<Clusters>,
-        shared: Arc<SharedStore>,
-        filters: Option<FilterNames>,
-    ) -> Arc<FilterEnv> {
-        Arc::new(FilterEnv { clusters, undo_log: UndoLog::new(shared.clone()), shared, filters })
-    }
-
-    /// The result of `variant_exists`: whether a route may name this variant of a filter.
-    pub(in crate::wasm) fn variant_exists(&self, filter: &str, name: &str) -> i32 {
-        match self.filters.as_ref().map(|known| known.get(filter)) {
-            Some(None) => variant::NO_FILTER,
-            Some(Some(variants)) if name != doc::OFF && !variants.contains(name) => variant::NO_VARIANT,
-            _ => variant::EXISTS,
+impl FilterEnv {
+    /// Whether a filter that is being configured may refer to a cluster of this name.
+    pub(in crate::wasm) fn knows(&self, name: &str) -> bool {
+        match &*self.known.load() {
+            Some(known) => known.has_cluster(name),
+            None => self.find(name).is_some(),
         }
+    }
+
+    /// Whether a filter that is being configured may refer to this variant of a filter.
+    pub(in crate::wasm) fn variant_exists(&self, filter: &str, name: &str) -> i32 {
+        self.known.load().as_ref().map_or(variant::EXISTS, |known| known.variant_exists(filter, name))
+    }
+
+    /// The cluster of this name as it is now.
+    pub(in crate::wasm) fn find(&self, name: &str) -> Option<ClusterHandle> {
+        self.clusters.find(name).filter(ClusterHandle::exists)
+    }
+
+    /// Called when the configuration is applied: from now on, its clusters are those of the directory.
+    pub fn settle(&self) {
+        self.known.store(None);
     }
 }
 

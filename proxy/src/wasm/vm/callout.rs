@@ -39,13 +39,16 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
     let HttpCall { id, root, cluster, head, body, trailers, mut charge, timeout } = call;
     let asked = OnceCell::new();
     let body = Body::full_with_trailers(body, trailers);
-    let exchange = exchange(&upstream, &cluster, &head, body, &asked, &mut charge);
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
-    let result = match tokio::time::timeout(limit, exchange).await {
-        Ok(result) => result,
-        Err(_) => {
-            note_late(&cluster, asked.get(), limit);
-            Err(DEADLINE_EXCEEDED)
+    let result = match upstream.cluster(&cluster) {
+        // It has gone since the filter made the call.
+        None => Err(UNAVAILABLE),
+        Some(cluster) => {
+            let exchange = exchange(&upstream, &cluster, &head, body, &asked, &mut charge);
+            tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+                note_late(&cluster, asked.get(), limit);
+                Err(DEADLINE_EXCEEDED)
+            })
         }
     };
     let response = match result {

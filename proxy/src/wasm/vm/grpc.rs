@@ -26,7 +26,7 @@ use crate::{
         body::{Body, BodyError},
         grpc::{self, Code},
     },
-    upstream::{Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
+    upstream::{Cluster, Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
     wasm::{
         Vm,
         host::grpc::{CallCommand, CallEvent, GrpcCall, HEADER},
@@ -103,14 +103,20 @@ async fn run(
         Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
         None => false,
     };
-    let (cluster, asked) = (call.cluster.clone(), OnceCell::new());
-    let exchange = exchange(&upstream, call, messages, &asked, &tell);
-    let end = match limit {
-        None => exchange.await,
-        Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
-            note_late(&cluster, asked.get(), limit);
-            Err((Code::DeadlineExceeded.number(), "the call timed out".to_owned()))
-        }),
+    let asked = OnceCell::new();
+    let end = match upstream.cluster(&call.cluster) {
+        // It has gone since the filter made the call.
+        None => Err((Code::Unavailable.number(), "the cluster does not exist".to_owned())),
+        Some(cluster) => {
+            let exchange = exchange(&upstream, &cluster, call, messages, &asked, &tell);
+            match limit {
+                None => exchange.await,
+                Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+                    note_late(&cluster, asked.get(), limit);
+                    Err((Code::DeadlineExceeded.number(), "the call timed out".to_owned()))
+                }),
+            }
+        }
     };
     let (status, message) = match end {
         // The instance is gone.
@@ -131,13 +137,14 @@ pub(crate) type CallStatus = (u32, String);
 /// Sends the call and reports what it receives. `None`: the instance is gone.
 async fn exchange(
     upstream: &Pools<Body>,
+    cluster: &Arc<Cluster>,
     call: GrpcCall,
     messages: UnboundedReceiver<Bytes>,
     asked: &OnceCell<Arc<Endpoint>>,
     tell: &impl Fn(CallEvent) -> bool,
 ) -> Result<Option<CallStatus>, CallStatus> {
     let unavailable = |why: &str| (Code::Unavailable.number(), why.to_owned());
-    let GrpcCall { cluster, mut head, message, timeout, mut charge, .. } = call;
+    let GrpcCall { mut head, message, timeout, mut charge, .. } = call;
     head.fields.insert(header::CONTENT_TYPE, grpc::CONTENT_TYPE);
     head.fields.insert(header::TE, HeaderValue::from_static("trailers"));
     if let Some(timeout) = timeout {
@@ -156,9 +163,9 @@ async fn exchange(
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT, "the cluster has no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
-    let response = upstream.send(&cluster, endpoint, ProtocolChoice::default(), &head, body).await;
+    let response = upstream.send(cluster, endpoint, ProtocolChoice::default(), &head, body).await;
     let response = response.map_err(|failure| {
-        failure.kind.note(&cluster, endpoint, start.elapsed());
+        failure.kind.note(cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())
     })?;
     let (parts, mut body) = response.into_parts();

@@ -151,7 +151,7 @@ impl Vm {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+    use std::{net::SocketAddr, sync::Arc};
 
     use serde_json::json;
     use tokio::task::LocalSet;
@@ -182,7 +182,7 @@ mod tests {
         let code =
             CompiledModule::load(&engine, "f.wasm", &wat::parse_str(text).unwrap(), &Compile::default()).unwrap();
         let filter: model::Filter = serde_json::from_value(json!({"name": "f", "wasm": "f.wasm"})).unwrap();
-        let world = FilterEnv::new(Arc::new(HashMap::new()), SharedStore::new(Registry::new(1)));
+        let world = FilterEnv::new(Arc::default(), None, SharedStore::new(Registry::new(1)));
         VmTemplate::of(Arc::new(Plugin::new(&filter, code, &engine, &world).unwrap()))
     }
 

@@ -1,7 +1,7 @@
 //! A VM with a guest that pauses, traps, loops and allocates on demand: which actions the chain gets, and what becomes of the other
 //! streams in the instance.
 
-use std::{cell::Cell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Fixture {
         let mut config = json!({"name": "f", "wasm": "f.wasm"});
         filter.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
         let filter: model::Filter = serde_json::from_value(config).unwrap();
-        let env = FilterEnv::new(Arc::new(HashMap::new()), SharedStore::new(Registry::new(1)));
+        let env = FilterEnv::new(Arc::default(), None, SharedStore::new(Registry::new(1)));
         let template = VmTemplate::of(Arc::new(Plugin::new(&filter, code, &engine, &env).unwrap()));
         let instance = template.instantiate().map_err(|failed| failed.error).unwrap();
         let orders = Rc::new(Cell::new(0));

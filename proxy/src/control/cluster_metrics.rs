@@ -1,0 +1,125 @@
+//! The metrics of clusters. Each cluster counts by itself ([`ClusterStats`]), from its first request on and for as long as it
+//! exists; a scrape asks them all.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::{
+    observe::{Kind, MetricError, Registry, metrics::Labels},
+    upstream::{Cluster, ClusterStats, Clusters, STATUS_CLASSES},
+};
+
+/// Registers the metrics of all clusters.
+pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    show_counts(registry, clusters)?;
+    show_traffic(registry, clusters)?;
+    let all = clusters.clone();
+    registry.collect_fn(
+        "tollgate_cluster_endpoints_healthy",
+        "Healthy endpoints of clusters with health checks.",
+        Kind::Gauge,
+        move || {
+            let checked = all.all().into_iter().filter(|cluster| cluster.is_checked());
+            checked.map(|cluster| (labels(&cluster, &[]), cluster.health().0 as f64)).collect()
+        },
+    )?;
+    let all = clusters.clone();
+    registry.collect_fn(
+        "tollgate_clusters_missing",
+        "Clusters that routes or listeners refer to although they do not exist.",
+        Kind::Gauge,
+        move || vec![(Labels::new(), all.missing().len() as f64)],
+    )
+}
+
+fn labels(cluster: &Cluster, more: &[(&str, &str)]) -> Labels {
+    let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    std::iter::once(("cluster".to_owned(), cluster.name.to_string())).chain(more).collect()
+}
+
+/// Registers what every cluster counts.
+fn show_counts(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    type Read = fn(&ClusterStats) -> &AtomicU64;
+    let shown: [(&str, &str, Kind, Read); 14] = [
+        ("tollgate_cluster_requests_active", "In-flight requests.", Kind::Gauge, |s| &s.active),
+        ("tollgate_cluster_connections", "Open connections, including idle ones.", Kind::Gauge, |s| &s.connections),
+        ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
+        ("tollgate_cluster_requests_pending", "Requests that wait for a connection.", Kind::Gauge, |s| &s.pending),
+        ("tollgate_cluster_connects_total", "Connections opened.", Kind::Counter, |s| &s.connects),
+        ("tollgate_cluster_connect_failures_total", "Connections that failed.", Kind::Counter, |s| &s.connect_failures),
+        ("tollgate_cluster_request_overflows_total", "Requests over the limit.", Kind::Counter, |s| {
+            &s.request_overflows
+        }),
+        ("tollgate_cluster_pending_overflows_total", "Waiting requests over the limit.", Kind::Counter, |s| {
+            &s.pending_overflows
+        }),
+        ("tollgate_cluster_uploads", "Unfinished uploads and tunnels.", Kind::Gauge, |s| &s.uploads),
+        ("tollgate_cluster_upload_overflows_total", "Uploads and tunnels over the limits.", Kind::Counter, |s| {
+            &s.upload_overflows
+        }),
+        ("tollgate_cluster_downloads_waiting", "Stalled responses, which wait for their clients.", Kind::Gauge, |s| {
+            &s.downloads
+        }),
+        ("tollgate_cluster_downloads_evicted_total", "Stalled responses evicted to make room.", Kind::Counter, |s| {
+            &s.downloads_evicted
+        }),
+        ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
+        ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| &s.retry_overflows),
+    ];
+    for (name, help, kind, read) in shown {
+        let all = clusters.clone();
+        registry.collect_fn(name, help, kind, move || {
+            let of = |cluster: &Arc<Cluster>| (labels(cluster, &[]), read(cluster.stats()).load(Relaxed) as f64);
+            all.all().iter().map(of).collect()
+        })?;
+    }
+    Ok(())
+}
+
+/// Registers what clusters count from their first request on.
+fn show_traffic(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    let row = |name: &str, help: &str, label: &'static str, values: &'static [&str], read: fn(&Cluster) -> Vec<u64>| {
+        let all = clusters.clone();
+        registry.collect_fn(name, help, Kind::Counter, move || {
+            let of = |cluster: &Arc<Cluster>| {
+                let counts = read(cluster).into_iter().zip(values);
+                counts.map(|(count, value)| (labels(cluster, &[(label, value)]), count as f64)).collect::<Vec<_>>()
+            };
+            all.all().iter().flat_map(of).collect()
+        })
+    };
+    row(
+        "tollgate_upstream_responses_total",
+        "Attempts by status class; none: no response.",
+        "class",
+        &STATUS_CLASSES,
+        |cluster| cluster.stats().responses().map_or_else(Vec::new, Vec::from),
+    )?;
+    row(
+        "tollgate_upstream_tcp_bytes_total",
+        "Bytes of TCP connections sent to endpoints, and received from them.",
+        "direction",
+        &["sent", "received"],
+        |cluster| cluster.stats().tcp_totals().map_or_else(Vec::new, Vec::from),
+    )?;
+    row(
+        "tollgate_cluster_health_checks_total",
+        "Health checks by result.",
+        "result",
+        &["failure", "success"],
+        |cluster| {
+            if cluster.is_checked() { cluster.stats().checks().into() } else { Vec::new() }
+        },
+    )?;
+    let all = clusters.clone();
+    registry.collect_distributions(
+        "tollgate_upstream_response_seconds",
+        "From sending a request to the head of its response.",
+        move || {
+            let of = |cluster: &Arc<Cluster>| Some((labels(cluster, &[]), cluster.stats().latency()?));
+            all.all().iter().filter_map(of).collect()
+        },
+    )
+}

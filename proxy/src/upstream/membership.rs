@@ -1,0 +1,108 @@
+//! A cluster's endpoints at one moment, and the balancer that chooses among them.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use super::{balancer::Balancer, endpoint::Endpoint, settings::ClusterSettings};
+use crate::config::{model, units::Address};
+
+/// A cluster's endpoints at one moment. It changes as a whole: whoever holds one sees no later change.
+#[derive(Debug)]
+pub struct Membership {
+    /// The endpoints, each address once, with their weights.
+    pub members: Box<[Member]>,
+    pub(super) balancer: Balancer,
+    /// Whether unhealthy endpoints are excluded: some are unhealthy, and enough are healthy.
+    leaves_unhealthy_out: AtomicBool,
+    /// The number of memberships of the cluster before this one, so that the newer of two can be told.
+    pub(super) generation: u64,
+}
+
+/// The endpoints of a cluster that are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndpointSelection {
+    /// All endpoints, because all are healthy.
+    All,
+    /// The healthy endpoints.
+    Healthy,
+    /// All endpoints, because too few are healthy (panic threshold).
+    Panic,
+}
+
+/// An endpoint and its weight in one membership. 0: it receives no requests.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The endpoint, which other memberships of the cluster share.
+    pub endpoint: Arc<Endpoint>,
+    /// Its share of the requests, relative to the other weights.
+    pub weight: u32,
+}
+
+impl Membership {
+    /// Creates a membership. The endpoints of the `previous` one stay the same where their addresses do. An address that is
+    /// listed twice becomes one endpoint with both weights.
+    pub(super) fn new(
+        endpoints: &[model::Endpoint],
+        settings: &ClusterSettings,
+        previous: Option<&Membership>,
+    ) -> Arc<Membership> {
+        let known: HashMap<&Address, &Arc<Endpoint>> =
+            previous.into_iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
+        let mut members: Vec<Member> = Vec::with_capacity(endpoints.len());
+        let mut indices = HashMap::with_capacity(endpoints.len());
+        for model::Endpoint { address, weight } in endpoints {
+            let index = *indices.entry(address).or_insert(members.len());
+            match members.get_mut(index) {
+                Some(member) => member.weight = member.weight.saturating_add(*weight),
+                None => {
+                    let endpoint = Endpoint::new(address.clone(), &settings.transport, known.get(address).copied());
+                    members.push(Member { endpoint, weight: *weight });
+                }
+            }
+        }
+        let membership = Membership {
+            balancer: Balancer::new(settings.balancer, &members),
+            members: members.into(),
+            leaves_unhealthy_out: AtomicBool::new(false),
+            generation: previous.map_or(0, |previous| previous.generation + 1),
+        };
+        // Its endpoints may be known to be unhealthy.
+        membership.apply_health(settings);
+        Arc::new(membership)
+    }
+
+    /// The number of healthy endpoints with a weight, and the number of all with a weight.
+    pub(super) fn health(&self) -> (usize, usize) {
+        let weighted = || self.members.iter().filter(|member| member.weight > 0);
+        (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
+    }
+
+    /// Whether unhealthy endpoints are excluded.
+    pub(super) fn excludes_unhealthy(&self) -> bool {
+        self.leaves_unhealthy_out.load(Relaxed)
+    }
+
+    /// Decides whether to exclude unhealthy endpoints after the health of one has changed: they are excluded unless
+    /// less than the panic threshold's percentage are healthy. Not done per request, so that requests do not pay for it.
+    pub(super) fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
+        let Some(check) = &settings.health_check else { return EndpointSelection::All };
+        let (healthy, all) = self.health();
+        let selection = match healthy {
+            _ if healthy == all => EndpointSelection::All,
+            _ if healthy * 100 < all * check.panic_threshold as usize => EndpointSelection::Panic,
+            _ => EndpointSelection::Healthy,
+        };
+        self.leaves_unhealthy_out.store(selection == EndpointSelection::Healthy, Relaxed);
+        selection
+    }
+
+    /// Whether one of the members is this endpoint.
+    pub(super) fn contains(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint))
+    }
+}
