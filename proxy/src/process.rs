@@ -25,6 +25,7 @@ use crate::{
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
+        rollout::Rollout,
         signals::{Request, Signals},
         snapshot::{BuildMode, SnapshotBuilder},
         status::Status,
@@ -169,21 +170,27 @@ impl Server {
         let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
         let workers = workers.context("a worker cannot start")?;
         built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
-        let mut reloader = Reloader {
-            path: options.file,
-            running,
+        let rollout = Rollout {
             builder: builder.clone(),
             workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
             checks: HealthChecks::default(),
             status: status.clone(),
             log,
+        };
+        let mut reloader = Reloader {
+            path: options.file,
+            running,
+            builder: builder.clone(),
+            rollout,
+            status: status.clone(),
             watcher: Watcher::new(status.unwatched.clone()),
             changes: inbox,
             refusal: None,
             patience: None,
             given_up: 0,
         };
-        let snapshot = reloader.apply(built).await;
+        let snapshot = reloader.rollout.apply(built).await;
+        reloader.watcher.watch(snapshot.files.clone());
         status.note("start", ReloadOutcome::Applied(snapshot.version));
         say_ready(&snapshot, workers.len());
         if let Some(predecessor) = predecessor {

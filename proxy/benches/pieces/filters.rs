@@ -55,15 +55,14 @@ fn chain(name: &'static str, file: &str) -> Piece {
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
     let builder = SnapshotBuilder::new(1, Compiler::in_process()).expect("a builder");
     let built = builder.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}"));
-    let Built { snapshot, instances, .. } = built;
+    let Built { vms, .. } = built;
     let supply = InstanceSupply::new(|_| panic!("the filter failed"));
     let binding = VmBinding { upstream: Pools::new(PoolOptions::default()), supply };
     let tasks = LocalSet::new();
     let filters = tasks.block_on(&super::traffic::runtime().0, async move {
-        let all = snapshot.templates.iter().zip(instances.into_iter().flatten());
-        let vms: Vec<_> =
-            all.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
-        snapshot.in_order(&vms).into_iter().map(|filter| filter as Rc<dyn Filter>).collect()
+        let all = vms.into_iter().flat_map(|(template, instances)| Some((template, instances.into_iter().next()?)));
+        let vms: Vec<_> = all.map(|(template, instance)| Vm::new(template, instance, binding.clone())).collect();
+        vms.iter().flat_map(Vm::filters).map(|filter| filter as Rc<dyn Filter>).collect()
     });
     let chain = Rc::new(Chain::new(filters));
     let head = small::head();

@@ -17,11 +17,10 @@ use tokio::{
 use tollgate::{
     chain::{Chain, Route, stream::ConnectionInfo},
     config::{self, Format},
-    control::snapshot::{BuildMode, SnapshotBuilder},
+    control::snapshot::{BuildMode, Built, SnapshotBuilder},
     downstream::{connection::ListenerHandle, h1},
     exchange::ListenerContext,
     net::{Socket, Stream, socket::LOCAL},
-    snapshot::Snapshot,
     upstream::{PoolOptions, Pools, ProtocolChoice},
     wasm::Compiler,
 };
@@ -45,10 +44,10 @@ pub fn runtime() -> (Runtime, LocalSet) {
 }
 
 /// A configuration without filters.
-fn snapshot() -> Arc<Snapshot> {
+fn built() -> Built {
     let loaded = config::parse("bench.yaml", CONFIG, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
     let builder = SnapshotBuilder::new(1, Compiler::in_process()).expect("a builder");
-    builder.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}")).snapshot
+    builder.build(loaded, None, BuildMode::Trial).unwrap_or_else(|wrong| panic!("{wrong}"))
 }
 
 /// An upstream that responds to each head.
@@ -81,7 +80,7 @@ where
 
 fn kept_connection() -> Piece {
     let (runtime, local) = runtime();
-    let cluster = snapshot().clusters[0].1.clone();
+    let cluster = built().clusters[0].1.clone();
     let pools: Pools<Empty<Bytes>> = pools();
     let request = Request::get("/api/items").header("host", "shop.example").body(()).expect("a request");
     let (head, ()) = request.into_parts();
@@ -97,9 +96,9 @@ fn kept_connection() -> Piece {
 
 fn whole_request() -> Piece {
     let (runtime, local) = runtime();
-    let snapshot = snapshot();
+    let Built { snapshot, clusters, .. } = built();
     let parts = &snapshot.listeners[0];
-    let (handle, cluster) = &snapshot.clusters[0];
+    let (handle, cluster) = &clusters[0];
     let mut context =
         ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.metrics.clone(), pools());
     context.default_route = Some(Arc::new(Route::to_cluster(handle.clone())));

@@ -125,7 +125,8 @@ fn refused(source: &ConfigSource, pointer: &str, problem: &FieldError) -> Diagno
 fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
     let of_listeners = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|tls| tls.dated());
     let of_clusters =
-        snapshot.clusters.iter().filter_map(|(_, c)| c.transport.tls.as_ref()).flat_map(|tls| tls.dated());
+        snapshot.clusters.iter().filter_map(|cluster| cluster.handle.current()).filter_map(|c| c.transport.tls.clone());
+    let of_clusters = of_clusters.flat_map(|tls| tls.dated().collect::<Vec<_>>());
     of_listeners.chain(of_clusters)
 }
 

@@ -30,7 +30,7 @@ pub(super) fn configured(
                 let new =
                     |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
                 plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
-                *template = VmTemplate::new(template.plugins().iter().map(new).collect());
+                *template = template.converted(template.plugins().iter().map(new).collect());
             }
             Err(mut mistakes) => {
                 // The filters after it have not been configured yet.

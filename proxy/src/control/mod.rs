@@ -1,6 +1,7 @@
 //! The control plane: everything apart from traffic, on its own thread, so that requests are never affected.
 //!
-//! [`snapshot`] builds from a configuration what the workers need; [`reload`] applies another configuration, and
+//! [`snapshot`] builds from a configuration what the workers need; [`reload`] loads another configuration, [`rollout`]
+//! applies it, and
 //! [`diff`] describes the difference; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
 //! handles signals; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
 //! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
@@ -13,6 +14,7 @@ pub mod diff;
 pub(crate) mod load;
 pub mod rebuild;
 pub mod reload;
+pub(crate) mod rollout;
 pub mod signals;
 pub mod snapshot;
 pub mod status;

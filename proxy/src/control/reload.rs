@@ -11,10 +11,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{
-        mpsc::{self, WeakUnboundedSender},
-        oneshot,
-    },
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
 
@@ -22,6 +19,7 @@ use super::{
     change::{ReloadAttempt, ReloadOutcome, ReloadRequest},
     diff,
     load::reload,
+    rollout::Rollout,
     snapshot::{BuildMode, Built, SnapshotBuilder},
     status::Status,
     threads::{self, Urgency},
@@ -30,10 +28,8 @@ use super::{
 use crate::{
     config::{Diagnostics, model},
     listener::socket::{self, AddressClaim},
-    observe::{log::LogHandle, target},
-    snapshot::{Snapshot, Sockets},
-    upstream::{ClusterHandle, HealthChecks},
-    worker::{Command, WorkerUpdate},
+    observe::target,
+    snapshot::Snapshot,
 };
 
 /// The cause of reloads that the file watcher triggers.
@@ -45,11 +41,8 @@ pub(crate) struct Reloader {
     /// The configuration that the process was started with.
     pub(crate) running: model::Config,
     pub(crate) builder: Arc<SnapshotBuilder>,
-    /// Weak, because a worker ends when all senders of its commands are dropped.
-    pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
-    pub(crate) checks: HealthChecks,
+    pub(crate) rollout: Rollout,
     pub(crate) status: Rc<Status>,
-    pub(crate) log: LogHandle,
     pub(crate) watcher: Watcher,
     pub(crate) changes: mpsc::Receiver<ReloadRequest>,
     /// The errors in the files, if they were rejected.
@@ -211,7 +204,8 @@ impl Reloader {
             let said = diff::restarts(&self.running, &old.loaded.config, &built.snapshot.loaded.config);
             said.iter().for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
         }
-        let new = self.apply(built).await;
+        let new = self.rollout.apply(built).await;
+        self.watcher.watch(new.files.clone());
         if let Some(old) = &old {
             for (name, path, mode) in diff::permissions(&old.loaded.config, &new.loaded.config) {
                 match socket::set_mode(path, mode) {
@@ -247,57 +241,6 @@ impl Reloader {
             cause, version = new.version, hash = new.hash, changes = different, "configuration applied"
         );
         ReloadOutcome::Applied(new.version)
-    }
-
-    /// Delivers a snapshot to the workers, and waits until all of them have applied it.
-    pub(crate) async fn apply(&mut self, built: Built) -> Arc<Snapshot> {
-        let Built { snapshot, instances, mut sockets } = built;
-        for listener in &snapshot.listeners {
-            listener.shared.set_limit(listener.config.limits.connections);
-        }
-        // Not earlier: clients that connected to the sockets of an abandoned configuration would be reset.
-        for (index, address, socket) in sockets.iter().flat_map(|sockets| &sockets.streams) {
-            let config = &snapshot.listeners[*index].config;
-            if let Err(e) = socket.listen(socket::backlog(&config.socket)) {
-                tracing::error!(target: target::LISTENER, listener = config.name, "cannot listen on {address}: {e}");
-            }
-        }
-        let before = self.status.current.load_full();
-        let is_kept = |handle: &ClusterHandle| snapshot.clusters.iter().any(|(kept, _)| kept.id() == handle.id());
-        let gone = before.iter().flat_map(|before| &before.clusters).filter(|(handle, _)| !is_kept(handle));
-        let removed: Vec<_> = gone.map(|(handle, _)| handle.clone()).collect();
-        for (handle, cluster) in &snapshot.clusters {
-            self.builder.clusters.publish(handle, Some(cluster.clone()));
-        }
-        let mut waiting = Vec::new();
-        sockets.resize_with(self.workers.len(), Sockets::default);
-        for ((worker, instances), sockets) in self.workers.iter().zip(instances).zip(sockets) {
-            let (done, applied) = oneshot::channel();
-            let delivery =
-                Box::new(WorkerUpdate { snapshot: snapshot.clone(), instances, sockets, removed: removed.clone() });
-            if let Some(worker) = worker.upgrade() {
-                let _ = worker.send(Command::Apply(delivery, done));
-            }
-            waiting.push(applied);
-        }
-        for applied in waiting {
-            let _ = applied.await;
-        }
-        if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
-            tracing::warn!(target: target::LOG, "cannot change the log level: {e}");
-        }
-        for (handle, cluster) in &snapshot.clusters {
-            self.checks.set(handle, cluster);
-        }
-        for handle in &removed {
-            self.checks.remove(handle);
-            self.builder.clusters.publish(handle, None);
-        }
-        self.builder.clusters.reclaim();
-        self.status.current.store(Some(snapshot.clone()));
-        self.builder.forget_unused(&snapshot);
-        self.watcher.watch(snapshot.files.clone());
-        snapshot
     }
 }
 

@@ -17,12 +17,12 @@ use crate::{
     exchange::{ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
     listener::socket::{self, AddressClaim, ListenerShared},
     observe::{AccessLog, Buckets, Counter, LogWriter, MetricError, Registry},
-    snapshot::{ListenerParts, Snapshot, Sockets},
+    snapshot::{ConfiguredCluster, ListenerParts, Snapshot, Sockets},
     tcp,
     tls::HandshakeError,
-    upstream::{Cluster, Clusters},
+    upstream::{Cluster, ClusterHandle, ClusterId, Clusters},
     wasm::{
-        CompiledModule, Compiler, Engine, FilterEnv, Instance, KnownNames, LoadError, Plugin, SharedStore,
+        CompiledModule, Compiler, Engine, FilterEnv, FilterSettings, Instance, KnownNames, LoadError, Plugin, SharedStore,
         VmTemplate,
     },
 };
@@ -43,14 +43,20 @@ pub struct SnapshotBuilder {
     pub workers: usize,
 }
 
-/// A snapshot with the parts that each worker owns.
+/// A snapshot, and what differs from the one before.
 pub struct Built {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// Per worker, an instance of each VM template.
-    pub instances: Vec<Vec<Instance>>,
+    /// Clusters that are new or have changed.
+    pub clusters: Vec<(ClusterHandle, Arc<Cluster>)>,
+    /// VMs that are new or have changed, each with one instance per worker (a trial: with one).
+    pub vms: Vec<(Arc<VmTemplate>, Vec<Instance>)>,
+    /// Filters that stay, with the settings that they get.
+    pub settings: Vec<(Arc<Plugin>, FilterSettings)>,
     /// Per worker, sockets for addresses that listeners do not have yet.
     pub sockets: Vec<Sockets>,
+    /// The environment of the new VMs.
+    pub env: Arc<FilterEnv>,
 }
 
 /// How much to build.
@@ -77,6 +83,11 @@ impl SnapshotBuilder {
         })
     }
 
+    /// Makes clusters the current ones of their names.
+    pub(crate) fn publish(&self, clusters: &[(ClusterHandle, Arc<Cluster>)]) {
+        clusters.iter().for_each(|(handle, cluster)| self.clusters.publish(handle, Some(cluster.clone())));
+    }
+
     /// Drops metrics and shared data that the current configuration does not use.
     pub fn forget_unused(&self, current: &Snapshot) {
         self.shared.forget_unused();
@@ -93,18 +104,31 @@ impl SnapshotBuilder {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
-        let clusters = loaded.config.clusters.iter().enumerate().map(|(index, c)| {
-            let handle = self.clusters.handle(&c.name);
-            let before = handle.current();
-            let tls = certificates.of_cluster(index, c, before.as_ref(), &mut wrong);
-            let cluster = Cluster::with_tls(c, before.as_ref(), tls, self.workers);
-            (handle, cluster)
-        });
-        let clusters: Vec<_> = clusters.collect();
-        let names = clusters.iter().map(|(handle, _)| handle.name().clone()).collect();
+        let before: HashMap<ClusterId, &str> = previous
+            .into_iter()
+            .flat_map(|previous| &previous.clusters)
+            .map(|cluster| (cluster.handle.id(), cluster.digest.as_str()))
+            .collect();
+        let (mut clusters, mut changed) = (Vec::with_capacity(loaded.config.clusters.len()), Vec::new());
+        for (index, config) in loaded.config.clusters.iter().enumerate() {
+            let handle = self.clusters.handle(&config.name);
+            let digest = digest_of(config);
+            let current = handle.current();
+            let tls = certificates.of_cluster(index, config, current.as_ref(), &mut wrong);
+            let same_tls = current.as_ref().is_some_and(|now| match (&now.transport.tls, &tls) {
+                (None, None) => true,
+                (Some(now), Some(tls)) => Arc::ptr_eq(now, tls),
+                _ => false,
+            });
+            if !same_tls || before.get(&handle.id()) != Some(&digest.as_str()) {
+                changed.push((handle.clone(), Cluster::with_tls(config, current.as_ref(), tls, self.workers)));
+            }
+            clusters.push(ConfiguredCluster { handle, digest });
+        }
+        let names = clusters.iter().map(|cluster| cluster.handle.name().clone()).collect();
         let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
         let known = KnownNames { clusters: Arc::new(names), more_may_come: false, filters: Arc::new(filters.collect()) };
-        let env = FilterEnv::new(self.clusters.clone(), Some(known), self.shared.clone());
+        let env = FilterEnv::new(self.clusters.clone(), Some(known.clone()), self.shared.clone());
 
         let mut hash = loaded.hash();
         let mut plugins = Vec::new();
@@ -121,43 +145,47 @@ impl SnapshotBuilder {
             }
         }
         let mut templates = VmTemplate::shared_by(&plugins);
-        let mut first_instances = Vec::new();
+        let (mut vms, mut settings) = (Vec::new(), Vec::new());
         for template in &mut templates {
+            let running = previous.into_iter().flat_map(|previous| &previous.templates);
+            let mut same = running.filter(|running| running.key() == template.key());
+            if let Some(running) = same.find(|running| running.fits(&known)) {
+                for (kept, new) in running.plugins().iter().zip(template.plugins()) {
+                    settings.push((kept.clone(), new.settings()));
+                    plugins.iter_mut().filter(|p| Arc::ptr_eq(p, new)).for_each(|plugin| *plugin = kept.clone());
+                }
+                *template = running.clone();
+                continue;
+            }
             match configured(&loaded, template, &mut plugins) {
-                Ok(instance) => first_instances.push(instance),
+                Ok(instance) => vms.push((template.clone(), vec![instance])),
                 Err(mistakes) => wrong.extend(mistakes),
             }
         }
-        let listeners = self.listeners(&loaded, previous, extent, &mut certificates, &mut wrong);
+        let listeners = self.listeners(&loaded, previous, &plugins, extent, &mut certificates, &mut wrong);
         let (tls, mut warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
-            let all = templates.iter().zip(&first_instances).flat_map(|(template, instance)| {
-                let names = template.plugins().iter().map(|p| p.info.name.as_str());
-                names.enumerate().map(|(filter, name)| (name, instance.phases(filter)))
-            });
-            let phases: HashMap<&str, u32> = all.collect();
+            let facts = || templates.iter().flat_map(|template| template.plugins().iter().zip(template.facts()));
+            let phases: HashMap<&str, u32> = facts().map(|(p, facts)| (p.info.name.as_str(), facts.phases)).collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
-            let ticking = templates.iter().zip(&first_instances).flat_map(|(template, instance)| {
-                let plugins = template.plugins().iter().enumerate();
-                plugins.filter(move |(filter, _)| instance.ticks(*filter)).map(|(_, plugin)| plugin.info.name.as_str())
-            });
+            let ticking = facts().filter(|(_, facts)| facts.ticks).map(|(plugin, _)| plugin.info.name.as_str());
             warnings.extend(unused::warnings(&loaded, &ticking.collect::<Vec<_>>()));
         }
-        let mut instances = vec![first_instances];
         if extent != BuildMode::Trial && wrong.is_empty() {
             // One more instance than workers: the spare.
-            for _ in 0..self.workers {
-                // The first instance accepted the configuration, so the others do too, unless the filter is
-                // nondeterministic.
-                let more: Result<Vec<_>, _> =
-                    templates.iter().map(|m| m.instantiate().map_err(|e| (&m.plugins()[e.filter], e))).collect();
-                match more {
-                    Ok(more) => instances.push(more),
-                    Err((plugin, e)) => {
-                        let message = format!("filter `{}` could not be set up again: {e}", plugin.info.name);
-                        wrong.push(Diagnostic::error(None, message));
-                        break;
+            'all: for (template, instances) in &mut vms {
+                while instances.len() <= self.workers {
+                    // The first instance accepted the configuration, so the others do too, unless the filter is
+                    // nondeterministic.
+                    match template.instantiate() {
+                        Ok(instance) => instances.push(instance),
+                        Err(e) => {
+                            let name = &template.plugins()[e.filter].info.name;
+                            let message = format!("filter `{name}` could not be set up again: {e}");
+                            wrong.push(Diagnostic::error(None, message));
+                            break 'all;
+                        }
                     }
                 }
             }
@@ -186,14 +214,14 @@ impl SnapshotBuilder {
             warnings: Diagnostics::new(loaded.source.clone(), warnings),
             loaded,
         };
-        if instances.len() > self.workers
-            && let Some(spares) = instances.pop()
-        {
-            for (template, spare) in snapshot.templates.iter().zip(spares) {
+        for (template, instances) in &mut vms {
+            if instances.len() > self.workers
+                && let Some(spare) = instances.pop()
+            {
                 template.put_by(spare);
             }
         }
-        Ok(Built { snapshot: Arc::new(snapshot), instances, sockets })
+        Ok(Built { snapshot: Arc::new(snapshot), clusters: changed, vms, settings, sockets, env })
     }
 
     /// Compiles a filter and combines it with its configuration. An error consists of a message and help.
@@ -230,16 +258,30 @@ impl SnapshotBuilder {
         &self,
         loaded: &Loaded,
         previous: Option<&Snapshot>,
+        plugins: &[Arc<Plugin>],
         extent: BuildMode,
         certificates: &mut Certificates<'_>,
         wrong: &mut Vec<Diagnostic>,
-    ) -> Vec<ListenerParts> {
+    ) -> Vec<Arc<ListenerParts>> {
         let config = &loaded.config;
-        let places: HashMap<&str, usize> =
-            config.filters.iter().enumerate().map(|(i, f)| (f.name.as_str(), i)).collect();
+        let by_name: HashMap<&str, &Arc<Plugin>> = plugins.iter().map(|p| (p.info.name.as_str(), p)).collect();
+        let running: HashMap<&str, &Arc<ListenerParts>> =
+            previous.into_iter().flat_map(|p| &p.listeners).map(|l| (l.config.name.as_str(), l)).collect();
         let mut all = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             let pointer = format!("/listeners/{index}");
+            let before = running.get(listener.name.as_str()).copied();
+            let chain: Vec<_> =
+                listener.chain.iter().filter_map(|name| by_name.get(name.as_str())).map(|p| Arc::clone(p)).collect();
+            let digest = digest_of(listener);
+            // The contents of TLS files are not part of the digest.
+            if let Some(same) = before.filter(|before| before.digest == digest && before.tls.is_none())
+                && same.chain.len() == chain.len()
+                && same.chain.iter().zip(&chain).all(|(one, other)| Arc::ptr_eq(one, other))
+            {
+                all.push(same.clone());
+                continue;
+            }
             // A trial creates no files.
             let wanted = listener.access_log.clone().filter(|_| extent != BuildMode::Trial);
             let located = wanted.map(|mut log| {
@@ -256,7 +298,6 @@ impl SnapshotBuilder {
                     continue;
                 }
             };
-            let before = previous.into_iter().flat_map(|p| &p.listeners).find(|l| l.config.name == listener.name);
             let figures =
                 match SnapshotBuilder::listener_metrics(&self.registry, &listener.name, listener.tls.is_some()) {
                     // Methods that were seen before are kept.
@@ -278,10 +319,9 @@ impl SnapshotBuilder {
                 }
             };
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
-            let chain = listener.chain.iter().filter_map(|name| places.get(name.as_str()).copied()).collect();
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
             let config = listener.clone();
-            all.push(ListenerParts { config, chain, access_log, metrics: figures, tcp, tls, shared });
+            all.push(Arc::new(ListenerParts { config, digest, chain, access_log, metrics: figures, tcp, tls, shared }));
         }
         all
     }
@@ -291,7 +331,7 @@ impl SnapshotBuilder {
         &self,
         loaded: &Loaded,
         previous: Option<&Snapshot>,
-        listeners: &[ListenerParts],
+        listeners: &[Arc<ListenerParts>],
         claim: AddressClaim,
         wrong: &mut Vec<Diagnostic>,
     ) -> Vec<Sockets> {
@@ -313,7 +353,7 @@ impl SnapshotBuilder {
                 let mut before = previous.into_iter().flat_map(|p| &p.listeners).map(|l| &l.config);
                 let before = before.find(|before| before.all_addresses().any(|a| a == address));
                 if before.is_none() {
-                    let opened = sockets[0].streams.iter().map(|(_, address, _)| address);
+                    let opened = sockets[0].streams.keys();
                     let claim = if overlapped(address, held.iter().copied().chain(opened)) {
                         AddressClaim::Shared
                     } else {
@@ -323,7 +363,7 @@ impl SnapshotBuilder {
                         Ok(new) => sockets
                             .iter_mut()
                             .zip(new)
-                            .for_each(|(all, s)| all.streams.push((index, address.clone(), s))),
+                            .for_each(|(all, s)| _ = all.streams.insert(address.clone(), s)),
                         Err(e) => {
                             let help = refused_address(address, e.kind());
                             cannot(address, e, help);
@@ -336,13 +376,13 @@ impl SnapshotBuilder {
                     && !before.is_some_and(|before| before.http3)
                 {
                     // Not alongside existing ones: their connections would lose datagrams to the new socket.
-                    let opened = sockets[0].datagrams.iter().map(|(_, address, _)| address);
+                    let opened = sockets[0].datagrams.keys();
                     let claim = if overlapped(address, opened) { AddressClaim::Shared } else { claim };
                     match socket::listen_datagrams(inet, self.workers, claim) {
                         Ok(new) => sockets
                             .iter_mut()
                             .zip(new)
-                            .for_each(|(all, s)| all.datagrams.push((index, address.clone(), s))),
+                            .for_each(|(all, s)| _ = all.datagrams.insert(address.clone(), s)),
                         Err(e) => {
                             // The connections of the listener's previous HTTP/3 still use its socket.
                             let help = match overlapped(address, held.iter().copied().filter(|held| *held != address)) {
@@ -445,6 +485,11 @@ impl SnapshotBuilder {
     }
 }
 
+/// A digest of a section of the configuration.
+fn digest_of(section: &impl serde::Serialize) -> String {
+    sha256_hex(&serde_json::to_vec(section).unwrap_or_default())
+}
+
 /// Whether an address includes one of these, or one of them includes it. While both exist, the kernel shares
 /// connections between them.
 fn overlapped<'a>(address: &Address, mut others: impl Iterator<Item = &'a Address>) -> bool {
@@ -468,7 +513,7 @@ fn refused_address(address: &Address, error: std::io::ErrorKind) -> Option<&'sta
 /// Rejects filters that would never be called, since traffic would bypass them.
 fn check_chains(
     loaded: &Loaded,
-    listeners: &[ListenerParts],
+    listeners: &[Arc<ListenerParts>],
     phases: &HashMap<&str, u32>,
     wrong: &mut Vec<Diagnostic>,
 ) {

@@ -108,7 +108,7 @@ impl Status {
                     all if all == seen.workers => "has no instance on any worker".to_owned(),
                     some => format!("has no instance on {some} of {} workers", seen.workers),
                 };
-                let (list, word) = match strict && seen.out && plugin.on_failure == OnFailure::Deny {
+                let (list, word) = match strict && seen.out && plugin.settings().on_failure == OnFailure::Deny {
                     true => (&mut out, "not ready"),
                     false => (&mut degraded, "degraded"),
                 };
@@ -144,7 +144,7 @@ impl Status {
     /// Returns the running clusters, in the order of the configuration, as JSON.
     pub fn clusters_json(&self) -> Value {
         let current = self.current.load();
-        let handles = current.iter().flat_map(|s| &s.clusters).map(|(handle, _)| handle);
+        let handles = current.iter().flat_map(|s| &s.clusters).map(|cluster| &cluster.handle);
         let clusters = handles.filter_map(|handle| handle.current()).map(|cluster| cluster_json(&cluster));
         json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
     }

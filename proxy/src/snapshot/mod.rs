@@ -1,7 +1,7 @@
-//! A complete configuration as the workers run it: its clusters, filters and listeners. Built by `control`, applied by
-//! `worker`.
+//! A complete configuration as the workers run it, and the difference to the one before ([`Delta`]). Built by `control`,
+//! applied by `worker`.
 
-use std::{path::PathBuf, rc::Rc, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     builtins,
@@ -14,7 +14,7 @@ use crate::{
     tcp,
     tls::{self, ServerTls},
     upstream::{Cluster, ClusterHandle, Clusters},
-    wasm::{CompiledModule, Plugin, Vm, VmTemplate, WasmFilter},
+    wasm::{CompiledModule, Instance, Plugin, VmTemplate},
 };
 
 /// A snapshot of one configuration that is running or about to be.
@@ -28,7 +28,7 @@ pub struct Snapshot {
     /// The configuration.
     pub loaded: Loaded,
     /// The clusters, in the order of the configuration.
-    pub clusters: Vec<(ClusterHandle, Arc<Cluster>)>,
+    pub clusters: Vec<ConfiguredCluster>,
     /// The directory of clusters.
     pub directory: Arc<Clusters>,
     /// The filters, in the order of the configuration.
@@ -36,7 +36,7 @@ pub struct Snapshot {
     /// The templates of the filters' VMs: one per filter, or shared.
     pub templates: Vec<Arc<VmTemplate>>,
     /// The parts of the listeners, in the order of the configuration.
-    pub listeners: Vec<ListenerParts>,
+    pub listeners: Vec<Arc<ListenerParts>>,
     /// The files that the snapshot was built from.
     pub files: Vec<PathBuf>,
     /// Digests of the TLS files among them.
@@ -46,14 +46,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Returns a worker's filters, in the order of the configuration.
-    pub fn in_order(&self, vms: &[Rc<Vm>]) -> Vec<Rc<WasmFilter>> {
-        let mut filters: Vec<_> = vms.iter().flat_map(Vm::filters).collect();
-        let place = |filter: &WasmFilter| self.plugins.iter().position(|p| std::ptr::eq(&**p, filter.plugin()));
-        filters.sort_by_key(|filter| place(filter));
-        filters
-    }
-
     /// Whether the snapshot was built from the same configuration, modules, certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
@@ -67,12 +59,38 @@ impl Snapshot {
     }
 }
 
-/// The parts of a listener, from which workers create their own.
+/// A cluster in a configuration. What it looks like now is found through the handle, since its endpoints may change without
+/// the configuration.
+pub struct ConfiguredCluster {
+    /// The handle.
+    pub handle: ClusterHandle,
+    /// A digest of its section.
+    pub digest: String,
+}
+
+/// What a worker has to do to get from one configuration to the next.
+pub struct Delta {
+    /// The next configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// Clusters that are new or have changed.
+    pub clusters: Arc<[(ClusterHandle, Arc<Cluster>)]>,
+    /// Clusters that the next configuration lacks.
+    pub removed: Arc<[ClusterHandle]>,
+    /// An instance of each VM that is new or has changed. All other VMs stay.
+    pub instances: Vec<(Arc<VmTemplate>, Instance)>,
+    /// New sockets.
+    pub sockets: Sockets,
+}
+
+/// The parts of a listener, from which workers create their own. They stay the same `Arc` as long as nothing about the
+/// listener changes.
 pub struct ListenerParts {
     /// The configuration.
     pub config: Arc<model::Listener>,
-    /// Indices of the filters in the snapshot's list.
-    pub chain: Vec<usize>,
+    /// A digest of the configuration.
+    pub digest: String,
+    /// The filters of its chain, in order.
+    pub chain: Vec<Arc<Plugin>>,
     /// The access log.
     pub access_log: Option<AccessLog>,
     /// The metrics.
@@ -85,12 +103,12 @@ pub struct ListenerParts {
     pub shared: Arc<ListenerShared>,
 }
 
-/// New sockets, each with the listener's index and the address.
+/// New sockets by address.
 #[derive(Debug, Default)]
 pub struct Sockets {
     /// For connections.
-    pub streams: Vec<(usize, Address, ListenSocket)>,
+    pub streams: HashMap<Address, ListenSocket>,
     /// For HTTP/3.
     #[cfg(feature = "http3")]
-    pub datagrams: Vec<(usize, Address, std::net::UdpSocket)>,
+    pub datagrams: HashMap<Address, std::net::UdpSocket>,
 }

@@ -31,9 +31,9 @@ pub use self::{
     engine::{Engine, clock::processor_time, compiler::Compiler},
     instance::{
         Instance,
-        compiled::{CompiledModule, LoadError},
-        plugin::Plugin,
-        template::{InstantiateError, SetupError, VmTemplate},
+        compiled::{CompiledModule, LoadError, content_hash},
+        plugin::{FilterSettings, Plugin},
+        template::{FilterFacts, InstantiateError, SetupError, VmKey, VmTemplate},
     },
     stores::{
         known_names::KnownNames,

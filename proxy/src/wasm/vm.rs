@@ -36,7 +36,11 @@ use super::{
         CallResponse, FIRST_ROOT, Host, HttpCall, Timer,
         grpc::{CallCommand, CallEvent},
     },
-    instance::{Exports, Instance, plugin::Plugin, template::VmTemplate},
+    instance::{
+        Exports, Instance,
+        plugin::{FilterSettings, Plugin},
+        template::VmTemplate,
+    },
     scope::{
         call_scope::CallScope,
         contexts::{ContextIds, Contexts, StreamContext},
@@ -107,7 +111,8 @@ pub(in crate::wasm) struct RootContext {
     pub subscribes: Cell<bool>,
     /// Its index among the VM's filters.
     index: usize,
-    half_call: (Duration, u64),
+    settings: Cell<FilterSettings>,
+    half_call: Cell<(Duration, u64)>,
     ticking: RefCell<Option<(Duration, AbortHandle)>>,
     subscription: RefCell<Option<QueueSubscription>>,
 }
@@ -182,7 +187,8 @@ impl Vm {
                     phases: Cell::new(0),
                     subscribes: Cell::new(false),
                     index,
-                    half_call: plugin.half_call(),
+                    settings: Cell::new(plugin.settings()),
+                    half_call: Cell::new(plugin.settings().half_call()),
                     ticking: RefCell::new(None),
                     subscription: RefCell::new(None),
                 })
@@ -210,6 +216,18 @@ impl Vm {
             grpc: RefCell::default(),
             memory: Cell::new(0),
         })
+    }
+
+    /// Adopts its filters' settings as they are now, without new instances.
+    pub fn adopt_settings(&self) {
+        for root_context in &self.roots {
+            let settings = root_context.plugin.settings();
+            root_context.settings.set(settings);
+            root_context.half_call.set(settings.half_call());
+        }
+        if let Some(apart) = self.quarantine_vm() {
+            apart.adopt_settings();
+        }
     }
 
     /// The template of its instances.
@@ -277,7 +295,8 @@ impl Vm {
         // A VM is called only on its worker's thread, so this shard has no other writer.
         root_context.plugin.metrics.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
-        clock::start_ticks(store, root_context.half_call.0, root_context.half_call.1);
+        let (half, ticks) = root_context.half_call.get();
+        clock::start_ticks(store, half, ticks);
         let began = clock::begin();
         store.data_mut().act_for(root_context.index, context);
         let result = {
@@ -289,7 +308,7 @@ impl Vm {
             self.account_memory(store);
         }
         let result = match result {
-            Ok(_) if clock::overran(began, root_context.plugin.call_time) => Err(Trap::Interrupt.into()),
+            Ok(_) if clock::overran(began, root_context.settings.get().call_time) => Err(Trap::Interrupt.into()),
             result => result,
         };
         match result {

@@ -2,6 +2,8 @@
 //! connections, filter instances and upstream connections. The control thread sends it commands; it only ever asks the
 //! control thread to replace failed filter instances.
 
+mod turn;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -19,6 +21,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::turn::Turn;
 use crate::{
     chain::{
         Chain, Filter, Route,
@@ -40,10 +43,10 @@ use crate::{
         descriptors::{self, DescriptorUse},
     },
     observe::{LogLimiter, Shard, set_shard, target},
-    snapshot::{Snapshot, Sockets},
+    snapshot::{Delta, ListenerParts, Snapshot, Sockets},
     tcp::{Routes, TcpListenerContext},
-    upstream::{ClusterHandle, ClusterTable, PoolOptions, Pools},
-    wasm::{self, Instance, InstanceOrder, InstanceSupply, Vm, VmTemplate, WasmFilter},
+    upstream::{ClusterTable, PoolOptions, Pools},
+    wasm::{self, Instance, InstanceOrder, InstanceSupply, Plugin, Vm, VmTemplate, WasmFilter},
 };
 
 #[cfg(feature = "http3")]
@@ -53,24 +56,12 @@ const STACK: usize = 4 << 20;
 
 /// A command of the control thread to a worker.
 pub enum Command {
-    /// Use this snapshot from now on.
-    Apply(Box<WorkerUpdate>, oneshot::Sender<()>),
+    /// Apply this difference to the running configuration.
+    Apply(Box<Delta>, oneshot::Sender<()>),
     /// Adopt an instance that the worker requested.
     Adopt(Arc<VmTemplate>, Box<Instance>),
     /// Accept no more connections, and close existing ones as soon as they are idle. Answered when none are left.
     Drain(oneshot::Sender<()>),
-}
-
-/// A snapshot with the parts that one worker owns.
-pub struct WorkerUpdate {
-    /// The snapshot.
-    pub snapshot: Arc<Snapshot>,
-    /// An instance of each VM template.
-    pub instances: Vec<Instance>,
-    /// New sockets.
-    pub sockets: Sockets,
-    /// Clusters that the configuration lacks.
-    pub removed: Vec<ClusterHandle>,
 }
 
 /// A request for another instance.
@@ -119,6 +110,9 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> s
     Ok(WorkerHandle { commands, thread })
 }
 
+/// A worker's filters, by plugin.
+type Filters = HashMap<*const Plugin, Rc<WasmFilter>>;
+
 struct BoundListener {
     /// The name of the listener that owns the socket.
     name: String,
@@ -137,7 +131,12 @@ struct Worker {
     pools: Pools<Body>,
     /// By address: sockets belong to an address, and can move from one listener to another.
     listeners: RefCell<HashMap<Address, BoundListener>>,
-    vms: RefCell<Vec<Rc<Vm>>>,
+    /// By template.
+    vms: RefCell<HashMap<*const VmTemplate, Rc<Vm>>>,
+    /// The filters of the VMs, by plugin.
+    filters: RefCell<Filters>,
+    /// The parts that the listeners are made of, by name.
+    parts: RefCell<HashMap<String, Arc<ListenerParts>>>,
     connections: Rc<ConnectionCount>,
     clients: Rc<Clients>,
 }
@@ -152,6 +151,8 @@ impl Worker {
             pools: Pools::new(PoolOptions::default()),
             listeners: RefCell::default(),
             vms: RefCell::default(),
+            filters: RefCell::default(),
+            parts: RefCell::default(),
             connections: Rc::default(),
             clients: Rc::default(),
         }
@@ -160,8 +161,8 @@ impl Worker {
     async fn run(self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         while let Some(command) = inbox.recv().await {
             match command {
-                Command::Apply(update, done) => {
-                    let closing = self.apply(*update);
+                Command::Apply(delta, done) => {
+                    let closing = self.apply(*delta).await;
                     // The next configuration may use these addresses again.
                     tokio::task::spawn_local(async move {
                         closed(closing).await;
@@ -172,7 +173,7 @@ impl Worker {
                     self.supply.charge(instance.made_in);
                     let vms = self.vms.borrow();
                     // Instances for a snapshot that is gone are dropped.
-                    if let Some(vm) = vms.iter().find(|vm| Arc::ptr_eq(vm.template(), &template)) {
+                    if let Some(vm) = vms.get(&Arc::as_ptr(&template)) {
                         vm.deliver(*instance);
                     }
                 }
@@ -181,43 +182,89 @@ impl Worker {
         }
     }
 
-    /// Applies another snapshot. Returns the sockets that it no longer has, which are being closed.
-    fn apply(&self, update: WorkerUpdate) -> Vec<JoinHandle<()>> {
-        let WorkerUpdate { snapshot, instances, sockets, removed } = update;
-        for (handle, cluster) in &snapshot.clusters {
-            self.pools.set(handle, cluster);
-        }
+    /// Applies a difference to the running configuration. Returns the sockets that it no longer has, which are being closed.
+    ///
+    /// What is new is made first, in turns, between which the worker serves requests. Then everything takes effect within
+    /// one poll, so that a request sees the change as a whole or not at all. What is replaced is dropped in turns again.
+    async fn apply(&self, delta: Delta) -> Vec<JoinHandle<()>> {
+        let Delta { snapshot, clusters, removed, instances, mut sockets } = delta;
+        let mut turn = Turn::begin();
         let binding = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
-        let vms = snapshot.templates.iter().zip(instances);
-        let vms: Vec<_> =
-            vms.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
-        let filters = snapshot.in_order(&vms);
-        let mut streams: HashMap<_, _> = by_place(sockets.streams);
-        #[cfg(feature = "http3")]
-        let mut datagrams: HashMap<_, _> = by_place(sockets.datagrams);
+        let mut new = HashMap::new();
+        for (template, instance) in instances {
+            new.insert(Arc::as_ptr(&template), Vm::new(template, instance, binding.clone()));
+            turn.end().await;
+        }
+        let (mut vms, mut filters) = (HashMap::new(), HashMap::new());
+        for template in &snapshot.templates {
+            let key = Arc::as_ptr(template);
+            let running = || self.vms.borrow().get(&key).cloned();
+            let Some(vm) = new.remove(&key).or_else(running) else { continue };
+            filters.extend(Vm::filters(&vm).map(|filter| (std::ptr::from_ref(filter.plugin()), filter)));
+            vms.insert(key, vm);
+        }
+        let mut contexts = HashMap::new();
+        for parts in &snapshot.listeners {
+            let is_same = self.parts.borrow().get(&parts.config.name).is_some_and(|before| Arc::ptr_eq(before, parts));
+            if !is_same {
+                let context = Rc::new(self.listener_context(&snapshot, parts, &filters));
+                let tcp = tcp_context(&snapshot, parts, &filters, self.pools.table().clone()).map(Rc::new);
+                contexts.insert(parts.config.name.as_str(), (context, tcp));
+                turn.end().await;
+            }
+        }
+
+        // From here to the end of the block nothing is awaited.
+        let (closing, replaced) = {
+            clusters.iter().for_each(|(handle, cluster)| self.pools.set(handle, cluster));
+            vms.values().for_each(|vm: &Rc<Vm>| vm.adopt_settings());
+            let closing = self.bind(&snapshot, &contexts, &mut sockets);
+            // In-flight requests keep their filters and clusters alive.
+            let replaced = (self.vms.replace(vms), self.filters.replace(filters));
+            let named = |parts: &Arc<ListenerParts>| (parts.config.name.clone(), parts.clone());
+            self.parts.replace(snapshot.listeners.iter().map(named).collect());
+            removed.iter().for_each(|handle| self.pools.leave(handle, snapshot.loaded.config.drain_timeout.0));
+            (closing, replaced)
+        };
+        tokio::task::spawn_local(async move {
+            let mut turn = Turn::begin();
+            drop(replaced.1);
+            for vm in replaced.0.into_values() {
+                drop(vm);
+                turn.end().await;
+            }
+        });
+        closing
+    }
+
+    /// Gives listeners their new contexts, and changes the sockets to those of the configuration. Returns the sockets that it
+    /// no longer has, which are being closed.
+    fn bind(
+        &self,
+        snapshot: &Snapshot,
+        contexts: &HashMap<&str, (Rc<ListenerContext>, Option<Rc<TcpListenerContext>>)>,
+        sockets: &mut Sockets,
+    ) -> Vec<JoinHandle<()>> {
         let mut listening = self.listeners.borrow_mut();
         let mut kept = HashMap::new();
-        for (index, parts) in snapshot.listeners.iter().enumerate() {
-            let context = Rc::new(self.listener_context(&snapshot, index, &filters));
-            let tcp = tcp_context(&snapshot, index, &filters, self.pools.table().clone()).map(Rc::new);
+        for parts in &snapshot.listeners {
+            let name = &parts.config.name;
+            let changed = contexts.get(name.as_str());
             for address in parts.config.all_addresses() {
-                let name = &parts.config.name;
-                let place = (index, address.clone());
-                let bound = match (listening.remove(address), streams.remove(&place)) {
-                    (Some(bound), _) if bound.name == *name => {
+                let listen = |socket, (context, tcp): &(Rc<ListenerContext>, Option<Rc<TcpListenerContext>>)| {
+                    self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
+                };
+                let bound = match (listening.remove(address), sockets.streams.remove(address), changed) {
+                    (Some(bound), _, Some((context, tcp))) if bound.name == *name => {
                         bound.handle.set_context(context.clone());
-                        *bound.tcp.borrow_mut() = tcp.clone();
+                        bound.tcp.borrow_mut().clone_from(tcp);
                         bound
                     }
                     // Existing connections belong to another listener; they end with it.
-                    (Some(bound), _) => bound.passes_to(|socket| {
-                        self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
-                    }),
-                    (None, Some(socket)) => match Listener::try_from(socket) {
-                        Ok(socket) => {
-                            let socket = Rc::new(socket);
-                            self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
-                        }
+                    (Some(bound), _, Some(changed)) => bound.passes_to(|socket| listen(socket, changed)),
+                    (Some(bound), _, None) => bound,
+                    (None, Some(socket), Some(changed)) => match Listener::try_from(socket) {
+                        Ok(socket) => listen(Rc::new(socket), changed),
                         Err(e) => {
                             tracing::error!(
                                 target: target::LISTENER,
@@ -226,32 +273,29 @@ impl Worker {
                             continue;
                         }
                     },
-                    (None, None) => continue,
+                    // A listener without new contexts has all its sockets.
+                    (None, ..) => continue,
                 };
                 #[cfg(feature = "http3")]
-                let bound = self.with_quic(bound, datagrams.remove(&place), &context);
+                let bound = match changed {
+                    Some((context, _)) => self.with_quic(bound, sockets.datagrams.remove(address), context),
+                    None => bound,
+                };
                 kept.insert(address.clone(), bound);
             }
         }
         let gone = std::mem::replace(&mut *listening, kept);
-        let closing = gone.into_values().map(BoundListener::end).collect();
-        // In-flight requests keep their filters and clusters alive.
-        *self.vms.borrow_mut() = vms;
-        for handle in &removed {
-            self.pools.leave(handle, snapshot.loaded.config.drain_timeout.0);
-        }
-        closing
+        gone.into_values().map(BoundListener::end).collect()
     }
 
     /// Creates a listener's context for this worker.
-    fn listener_context(&self, snapshot: &Snapshot, index: usize, filters: &[Rc<WasmFilter>]) -> ListenerContext {
-        let parts = &snapshot.listeners[index];
+    fn listener_context(&self, snapshot: &Snapshot, parts: &ListenerParts, filters: &Filters) -> ListenerContext {
         let config = &parts.config;
-        let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
-        let filters = filters.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
+        let chain = parts.chain.iter().filter_map(|plugin| filters.get(&Arc::as_ptr(plugin)));
+        let chain = chain.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
         let mut context = ListenerContext::new(
             config.clone(),
-            Rc::new(Chain::new(filters)),
+            Rc::new(Chain::new(chain)),
             parts.metrics.clone(),
             self.pools.clone(),
         );
@@ -342,23 +386,22 @@ async fn closed(closing: Vec<JoinHandle<()>>) {
 /// Creates a listener's context for TCP connections, if it accepts any.
 fn tcp_context(
     snapshot: &Snapshot,
-    index: usize,
-    filters: &[Rc<WasmFilter>],
+    parts: &ListenerParts,
+    filters: &Filters,
     clusters: ClusterTable,
 ) -> Option<TcpListenerContext> {
-    let parts = &snapshot.listeners[index];
-    let (config, figures) = (&parts.config, parts.tcp.clone()?);
-    let filters = parts.chain.iter().filter_map(|i| filters.get(*i));
-    let filters = filters.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
+    let (config, metrics) = (&parts.config, parts.tcp.clone()?);
+    let chain = parts.chain.iter().filter_map(|plugin| filters.get(&Arc::as_ptr(plugin)));
+    let chain = chain.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
     Some(TcpListenerContext {
         name: config.name.as_str().into(),
-        chain: Rc::new(NetworkChain::new(filters.collect())),
+        chain: Rc::new(NetworkChain::new(chain.collect())),
         routes: Routes::new(config, &snapshot.directory),
         idle: config.timeouts.idle.bound(),
         age: config.timeouts.connection_age.bound(),
         buffered: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
         access_log: parts.access_log.clone(),
-        metrics: figures,
+        metrics,
         clusters,
     })
 }
@@ -386,11 +429,6 @@ impl BoundListener {
         }
         other
     }
-}
-
-/// Returns sockets keyed by listener and address.
-fn by_place<S>(sockets: Vec<(usize, Address, S)>) -> HashMap<(usize, Address), S> {
-    sockets.into_iter().map(|(index, address, socket)| ((index, address), socket)).collect()
 }
 
 /// Returns the rejection for a client when all descriptors for clients are in use and no connection is idle.

@@ -38,7 +38,7 @@ use crate::{
     observe::{Shard, set_shard},
     snapshot::{ListenerParts, Snapshot},
     upstream::{PoolOptions, Pools},
-    wasm::{InstanceSupply, Vm, VmBinding, VmTemplate},
+    wasm::{InstanceSupply, Plugin, Vm, VmBinding, VmTemplate},
 };
 pub use args::ChainArgs;
 use drive::{Driver, Ending};
@@ -107,7 +107,7 @@ fn load(file: &Path) -> anyhow::Result<Result<Built, Diagnostics>> {
     Ok(builder.build(loaded, None, BuildMode::Trial))
 }
 
-fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'s ListenerParts> {
+fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'s Arc<ListenerParts>> {
     let mut all = snapshot.listeners.iter();
     let found = match name {
         Some(name) => all.find(|l| l.config.name == name),
@@ -126,7 +126,7 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
 
 /// Runs the requests on a listener's chain, and on the chain of a second listener, if one is given.
 fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration) -> anyhow::Result<Report> {
-    let Built { snapshot, instances, .. } = made;
+    let Built { snapshot, vms, .. } = made;
     set_shard(Shard::worker(0));
     // Filters spawn tasks for their ticks, timers and callouts. These tasks never run here, so nothing waits or is sent.
     let tasks = LocalSet::new();
@@ -138,15 +138,15 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
         upstream: Pools::new(PoolOptions::default()),
         supply: InstanceSupply::new(move |order| *note.borrow_mut() = Some(order.template)),
     };
-    let instances = instances.into_iter().next().unwrap_or_default();
-    let vms = snapshot.templates.iter().zip(instances);
-    let vms: Vec<_> = vms.map(|(template, instance)| Vm::new(template.clone(), instance, binding.clone())).collect();
-    let filters = snapshot.in_order(&vms);
+    let instances = vms.into_iter().flat_map(|(template, instances)| Some((template, instances.into_iter().next()?)));
+    let vms: Vec<_> = instances.map(|(template, instance)| Vm::new(template, instance, binding.clone())).collect();
+    let filters: Vec<_> = vms.iter().flat_map(Vm::filters).collect();
     let clock = clock();
     let runner = |name: Option<&str>| -> anyhow::Result<Runner> {
         let parts = listener(&snapshot, name)?;
         let config = &parts.config;
-        let filters: Vec<_> = parts.chain.iter().filter_map(|i| filters.get(*i)).cloned().collect();
+        let of = |plugin: &Arc<Plugin>| filters.iter().find(|f| std::ptr::eq(f.plugin(), Arc::as_ptr(plugin))).cloned();
+        let filters: Vec<_> = parts.chain.iter().filter_map(of).collect();
         let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
         let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
         let mut skipped = workload.skipped;

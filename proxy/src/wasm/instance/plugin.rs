@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, ArcSwapOption};
+
 use super::{compiled::CompiledModule, failures::FailureLog, trap::TrapKind};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
@@ -88,16 +90,39 @@ impl FilterMetrics {
     }
 }
 
-/// A filter of a snapshot.
+/// Settings of a filter that take effect without new instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilterSettings {
+    /// How its streams are handled when it fails.
+    pub on_failure: OnFailure,
+    /// What pausing in the header phase means for it.
+    pub headers_pause: HeadersPause,
+    /// The time limit of a call.
+    pub call_time: Duration,
+}
+
+impl FilterSettings {
+    /// The settings in a filter's configuration.
+    pub fn new(config: &model::Filter) -> FilterSettings {
+        let call_time = config.limits.call_time.0;
+        FilterSettings { on_failure: config.on_failure, headers_pause: config.headers_pause, call_time }
+    }
+
+    /// Half of the call time limit, as a duration and in the engine's ticks.
+    pub(in crate::wasm) fn half_call(&self) -> (Duration, u64) {
+        let half = self.call_time / 2;
+        (half, crate::wasm::engine::clock::ticks(half))
+    }
+}
+
+/// A filter with its configuration. It stays the same over changes of the configuration that need no new instances of it.
 pub struct Plugin {
     /// Its name, configuration and owners.
     pub info: Arc<PluginInfo>,
     /// Its compiled module.
     pub code: Arc<CompiledModule>,
-    /// How its streams are handled when it fails.
-    pub on_failure: OnFailure,
-    /// What pausing in the header phase means for it.
-    pub headers_pause: HeadersPause,
+    /// What can change without new instances. Workers copy it when they apply a configuration.
+    settings: ArcSwap<FilterSettings>,
     /// Its metrics.
     pub metrics: FilterMetrics,
     /// The clients and paths that made it fail.
@@ -107,10 +132,9 @@ pub struct Plugin {
     /// Whether the log line on how to receive bodies while pausing heads was written.
     pub(in crate::wasm) stall_hint_logged: AtomicBool,
     /// The last error.
-    pub last_error: arc_swap::ArcSwapOption<String>,
+    pub last_error: ArcSwapOption<String>,
     pub(in crate::wasm) engine: Arc<Engine>,
     pub(in crate::wasm) env: Arc<FilterEnv>,
-    pub(in crate::wasm) call_time: Duration,
     pub(in crate::wasm) memory_limit: usize,
     pub(super) host_memory_limit: usize,
 }
@@ -146,16 +170,14 @@ impl Plugin {
                 log: FilterLog::default(),
             }),
             code,
-            on_failure: config.on_failure,
-            headers_pause: config.headers_pause,
+            settings: ArcSwap::from_pointee(FilterSettings::new(config)),
             metrics: FilterMetrics::new(&env.shared.registry, &config.name)?,
             failures: FailureLog::default(),
             over_budget_limiter: LogLimiter::default(),
             stall_hint_logged: AtomicBool::new(false),
-            last_error: arc_swap::ArcSwapOption::empty(),
+            last_error: ArcSwapOption::empty(),
             engine: engine.clone(),
             env: env.clone(),
-            call_time: config.limits.call_time.0,
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
             host_memory_limit: usize::try_from(config.limits.host_memory.0).unwrap_or(usize::MAX),
         })
@@ -177,9 +199,13 @@ impl Plugin {
             && self.host_memory_limit == other.host_memory_limit
     }
 
-    /// Half of the call time limit, as a duration and in the engine's ticks.
-    pub(in crate::wasm) fn half_call(&self) -> (Duration, u64) {
-        let half = self.call_time / 2;
-        (half, crate::wasm::engine::clock::ticks(half))
+    /// The settings that can change without new instances.
+    pub fn settings(&self) -> FilterSettings {
+        **self.settings.load()
+    }
+
+    /// Changes these settings. Workers see them when they apply the configuration.
+    pub fn set_settings(&self, settings: FilterSettings) {
+        self.settings.store(Arc::new(settings));
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -24,11 +24,12 @@ use super::{
 };
 use crate::{
     chain::charge::MemoryBudget,
+    digest::sha256_hex,
     observe::target,
     wasm::{
         engine::clock,
         host::{FIRST_ROOT, Host, Phase},
-        stores::known_names::NameAnswers,
+        stores::known_names::{KnownNames, NameAnswers},
     },
 };
 
@@ -49,6 +50,23 @@ pub struct VmTemplate {
     making: AtomicU64,
     /// What its filters were told about clusters and variants while they were configured.
     name_answers: Arc<NameAnswers>,
+    /// Identifies everything that its instances are made of.
+    key: VmKey,
+    /// What its first instance says about each filter.
+    facts: OnceLock<Box<[FilterFacts]>>,
+}
+
+/// A digest of everything that a VM's instances are made of: code, VM configuration, environment, memory limits, and the
+/// filters with their names and configurations. As long as it is the same, instances are kept.
+pub type VmKey = String;
+
+/// What an instance says about one of its filters.
+#[derive(Debug, Clone, Copy)]
+pub struct FilterFacts {
+    /// The callbacks that it exports and subscribes to, as bits of [`phase`](tollgate_abi::fast::phase).
+    pub phases: u32,
+    /// Whether it has a timer tick.
+    pub ticks: bool,
 }
 
 /// Why an instance could not be created.
@@ -98,6 +116,16 @@ impl VmTemplate {
 
     /// Creates a template for filters that share a VM, in this order.
     pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
+        let key = key(&plugins);
+        VmTemplate::with_key(plugins, key)
+    }
+
+    /// The same VM with filters whose configurations were converted to the types that they expect.
+    pub fn converted(&self, plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
+        VmTemplate::with_key(plugins, self.key.clone())
+    }
+
+    fn with_key(plugins: Vec<Arc<Plugin>>, key: VmKey) -> Arc<VmTemplate> {
         Arc::new(VmTemplate {
             plugins,
             spare: Mutex::new(None),
@@ -105,6 +133,8 @@ impl VmTemplate {
             availability: Availability::default(),
             making: AtomicU64::new(0),
             name_answers: Arc::default(),
+            key,
+            facts: OnceLock::new(),
         })
     }
 
@@ -123,6 +153,21 @@ impl VmTemplate {
     /// The filters that share the VM, in the order of their root contexts.
     pub fn plugins(&self) -> &[Arc<Plugin>] {
         &self.plugins
+    }
+
+    /// Identifies everything that its instances are made of.
+    pub fn key(&self) -> &VmKey {
+        &self.key
+    }
+
+    /// Whether its instances are also right for a configuration with these clusters.
+    pub fn fits(&self, known: &KnownNames) -> bool {
+        self.name_answers.hold_in(known)
+    }
+
+    /// What its first instance said about each filter; empty before there was one.
+    pub fn facts(&self) -> &[FilterFacts] {
+        self.facts.get().map_or(&[], |facts| facts)
     }
 
     /// The names of its filters, for messages.
@@ -176,7 +221,10 @@ impl VmTemplate {
         let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
         // A concurrent update may be lost: it is only an estimate.
         self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
-        built.map(|(store, exports)| Instance { store, exports, made_in })
+        let instance = built.map(|(store, exports)| Instance { store, exports, made_in })?;
+        let facts = |filter| FilterFacts { phases: instance.phases(filter), ticks: instance.ticks(filter) };
+        self.facts.get_or_init(|| (0..self.plugins.len()).map(facts).collect());
+        Ok(instance)
     }
 
     fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
@@ -188,7 +236,7 @@ impl VmTemplate {
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);
-        let bound = |plugin: &Plugin| (plugin.call_time * CONFIGURE_FACTOR).min(most);
+        let bound = |plugin: &Plugin| (plugin.settings().call_time * CONFIGURE_FACTOR).min(most);
         let (before, mut all) = (clock::processor_time(), bound(first));
         clock::start(&mut store, bound(first));
         let started = Instant::now();
@@ -235,6 +283,32 @@ impl VmTemplate {
         store.data_mut().abi = code.abi;
         Ok(Exports::find(&self.plugins[0].engine, &instance, store))
     }
+}
+
+/// Computes a VM's key. Each part is preceded by its length, so that no two lists of parts look the same.
+fn key(plugins: &[Arc<Plugin>]) -> VmKey {
+    let mut all = Vec::new();
+    let mut part = |bytes: &[u8]| {
+        all.extend_from_slice(&bytes.len().to_le_bytes());
+        all.extend_from_slice(bytes);
+    };
+    let first = &plugins[0];
+    part(first.code.hash.as_bytes());
+    part(first.info.vm_id.as_bytes());
+    part(&first.info.vm_config);
+    part(&first.memory_limit.to_le_bytes());
+    part(&first.host_memory_limit.to_le_bytes());
+    part(&first.info.env.len().to_le_bytes());
+    for (name, value) in &first.info.env {
+        part(name.as_bytes());
+        part(value.as_bytes());
+    }
+    for plugin in plugins {
+        part(plugin.info.name.as_bytes());
+        part(plugin.info.root_id.as_bytes());
+        part(&plugin.info.config);
+    }
+    sha256_hex(&all)
 }
 
 fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error) -> InstantiateError {

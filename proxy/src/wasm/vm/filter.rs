@@ -70,7 +70,7 @@ impl WasmFilter {
             Err(InstanceUnavailable) => {
                 root_context.plugin.metrics.failed_streams.inc(observe::shard());
                 stream.with_position(position, |p| p.gone = true);
-                Action::Failed(root_context.plugin.on_failure)
+                Action::Failed(root_context.settings.get().on_failure)
             }
         }
     }
@@ -129,7 +129,7 @@ impl Filter for WasmFilter {
     }
 
     fn headers_pause(&self) -> HeadersPause {
-        self.root.plugin.headers_pause
+        self.root.settings.get().headers_pause
     }
 
     fn changes_body(&self, direction: Direction) -> bool {

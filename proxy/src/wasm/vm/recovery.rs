@@ -121,10 +121,10 @@ impl Vm {
         let inside = self.contexts.borrow_mut().take();
         for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
-            let plugin = &self.roots[root].plugin;
+            let RootContext { plugin, settings, .. } = &*self.roots[root];
             // The caller for this stream learns of the failure directly.
             let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
-            let denied = plugin.on_failure == OnFailure::Deny && !is_cause;
+            let denied = settings.get().on_failure == OnFailure::Deny && !is_cause;
             let held = stream.is_held_by(position);
             stream.with_position(position, |p| {
                 p.gone = true;
