@@ -15,7 +15,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 use tollgate::{
-    chain::{Chain, Route, stream::ConnectionInfo},
+    chain::{Route, slot::SlottedChain, stream::ConnectionInfo},
     config::{self, Format},
     control::snapshot::{BuildMode, Built, SnapshotBuilder},
     downstream::{connection::ListenerHandle, h1},
@@ -100,7 +100,7 @@ fn whole_request() -> Piece {
     let parts = &snapshot.listeners[0];
     let (handle, cluster) = &clusters[0];
     let mut context =
-        ListenerContext::new(parts.config.clone(), Rc::new(Chain::new(Vec::new())), parts.metrics.clone(), pools());
+        ListenerContext::new(parts.config.clone(), SlottedChain::single(Vec::new()), parts.metrics.clone(), pools());
     context.default_route = Some(Arc::new(Route::to_cluster(handle.clone())));
     context.pools.set(handle, cluster);
     let mut client = local.block_on(&runtime, async {

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod network;
 pub mod retry;
 pub mod route;
+pub mod slot;
 pub mod stored;
 pub mod stream;
 #[cfg(test)]

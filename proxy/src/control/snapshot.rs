@@ -360,10 +360,9 @@ impl SnapshotBuilder {
                         claim
                     };
                     match socket::open(address, &config.socket, self.workers, claim) {
-                        Ok(new) => sockets
-                            .iter_mut()
-                            .zip(new)
-                            .for_each(|(all, s)| _ = all.streams.insert(address.clone(), s)),
+                        Ok(new) => {
+                            sockets.iter_mut().zip(new).for_each(|(all, s)| _ = all.streams.insert(address.clone(), s))
+                        }
                         Err(e) => {
                             let help = refused_address(address, e.kind());
                             cannot(address, e, help);

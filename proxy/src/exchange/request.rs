@@ -175,7 +175,7 @@ pub(super) fn begin(
     let head = RequestHead { method, path, authority, scheme: origin.scheme, fields };
     let arrival =
         IncomingRequest { client: origin.client, head, original_path, version, request_id: origin.request_id };
-    let stream = Stream::new(connection, progress, listener.chain.clone(), arrival);
+    let stream = Stream::new(connection, progress, listener.chain.pin(|| fastrand::u64(..)), arrival);
     grpc::begin(&stream);
     PreparedRequest { stream, failure, upgrade, listed, expects: present.expect }
 }

@@ -32,7 +32,8 @@ use tollgate_abi::{
 use super::{ListenerContext, outcome::StreamClosed, serve};
 use crate::{
     chain::{
-        Action, Chain, Direction, Filter, LocalReply, OnFailure, Route,
+        Action, Direction, Filter, LocalReply, OnFailure, Route,
+        slot::SlottedChain,
         stream::ConnectionInfo,
         tests::{Log, Scripted, acting, passing, pausing},
     },
@@ -187,12 +188,12 @@ impl Setup {
             Action::Continue
         });
         let observer = Scripted::filter("observer", phase::LOG, &Log::default(), observe);
-        let chain = Chain::new(self.filters.into_iter().chain([observer]).collect());
+        let chain = SlottedChain::single(self.filters.into_iter().chain([observer]).collect());
 
         let listener = merged(json!({"name": "public", "address": "127.0.0.1:80"}), &self.listener);
         let metrics = SnapshotBuilder::listener_metrics(&Registry::new(1), "public", false).expect("metrics");
         let pools = Pools::dialling(PoolOptions::default(), dial);
-        let mut context = ListenerContext::new(Arc::new(listener), Rc::new(chain), metrics, pools);
+        let mut context = ListenerContext::new(Arc::new(listener), chain, metrics, pools);
         context.pools.adopt(&clusters);
         context.default_route = (!self.unrouted).then(|| Arc::new(Route::to_cluster(web)));
         Exchange { context: Rc::new(context), upstream, ended: seen }

@@ -31,7 +31,7 @@ pub use self::{
     engine::{Engine, clock::processor_time, compiler::Compiler},
     instance::{
         Instance,
-        compiled::{CompiledModule, LoadError, content_hash},
+        compiled::{CompiledModule, LoadError},
         plugin::{FilterSettings, Plugin},
         template::{FilterFacts, InstantiateError, SetupError, VmKey, VmTemplate},
     },

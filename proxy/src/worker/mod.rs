@@ -24,8 +24,9 @@ use tokio::{
 use self::turn::Turn;
 use crate::{
     chain::{
-        Chain, Filter, Route,
+        Filter, Route,
         network::{NetworkChain, NetworkFilter},
+        slot::SlottedChain,
     },
     config::units::Address,
     downstream::connection::ListenerHandle,
@@ -295,7 +296,7 @@ impl Worker {
         let chain = chain.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
         let mut context = ListenerContext::new(
             config.clone(),
-            Rc::new(Chain::new(chain)),
+            SlottedChain::single(chain),
             parts.metrics.clone(),
             self.pools.clone(),
         );

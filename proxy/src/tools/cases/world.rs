@@ -13,7 +13,7 @@ use tokio::{task::spawn_local, time::sleep};
 
 use super::{load::Loaded, observer::Observer, script::Script};
 use crate::{
-    chain::{Chain, Filter, Route},
+    chain::{Filter, Route, slot::SlottedChain},
     config::model::{self, Listener},
     control::snapshot::SnapshotBuilder,
     exchange,
@@ -84,7 +84,7 @@ impl World {
         let _ = vm.set(Rc::downgrade(&the_vm));
         let observer = Rc::new(Observer::default());
         let filters = the_vm.filters().map(|filter| filter as Rc<dyn Filter>);
-        let chain = Rc::new(Chain::new(filters.chain([observer.clone() as Rc<dyn Filter>]).collect()));
+        let chain = SlottedChain::single(filters.chain([observer.clone() as Rc<dyn Filter>]).collect());
         let pools = Pools::dialling(PoolOptions::default(), script.dial(false));
         pools.adopt(clusters);
         let context = listener_context(&loaded.listener, chain, clusters, pools, &registry)?;
@@ -100,7 +100,7 @@ impl World {
 
 fn listener_context(
     config: &Listener,
-    chain: Rc<Chain>,
+    chain: SlottedChain,
     clusters: &Clusters,
     pools: Pools<crate::http::body::Body>,
     registry: &Registry,
