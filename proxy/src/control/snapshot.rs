@@ -22,8 +22,8 @@ use crate::{
     tls::HandshakeError,
     upstream::{Cluster, ClusterHandle, ClusterId, Clusters},
     wasm::{
-        CompiledModule, Compiler, Engine, FilterEnv, FilterSettings, Instance, KnownNames, LoadError, Plugin, SharedStore,
-        VmTemplate,
+        CompiledModule, Compiler, Engine, FilterEnv, FilterSettings, Instance, KnownNames, LoadError, Plugin,
+        SharedStore, VmTemplate,
     },
 };
 
@@ -127,7 +127,8 @@ impl SnapshotBuilder {
         }
         let names = clusters.iter().map(|cluster| cluster.handle.name().clone()).collect();
         let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
-        let known = KnownNames { clusters: Arc::new(names), more_may_come: false, filters: Arc::new(filters.collect()) };
+        let known =
+            KnownNames { clusters: Arc::new(names), more_may_come: false, filters: Arc::new(filters.collect()) };
         let env = FilterEnv::new(self.clusters.clone(), Some(known.clone()), self.shared.clone());
 
         let mut hash = loaded.hash();

@@ -21,7 +21,7 @@ use self::{
 };
 use super::{
     engine::clock::CallTimer,
-    stores::{bucket::Bucket, known_names::NameAnswers, env::FilterEnv},
+    stores::{bucket::Bucket, env::FilterEnv, known_names::NameAnswers},
 };
 use crate::{
     chain::{

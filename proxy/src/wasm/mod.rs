@@ -36,8 +36,8 @@ pub use self::{
         template::{FilterFacts, InstantiateError, SetupError, VmKey, VmTemplate},
     },
     stores::{
-        known_names::KnownNames,
         env::{FilterEnv, SharedStore},
+        known_names::KnownNames,
     },
     vm::{
         Vm, VmBinding,

@@ -121,12 +121,12 @@ mod tests {
             KnownNames { filters: Arc::new(filters), ..KnownNames::default() }
         };
         let (answers, first) = (NameAnswers::default(), with(&["strict"]));
-        let ask = |filter: &str, name: &str| answers.variant(filter, name, |filter, name| first.variant_exists(filter, name));
-        assert_eq!([ask("f", "strict"), ask("f", "off"), ask("f", "lax")], [
-            variant::EXISTS,
-            variant::EXISTS,
-            variant::NO_VARIANT
-        ]);
+        let ask =
+            |filter: &str, name: &str| answers.variant(filter, name, |filter, name| first.variant_exists(filter, name));
+        assert_eq!(
+            [ask("f", "strict"), ask("f", "off"), ask("f", "lax")],
+            [variant::EXISTS, variant::EXISTS, variant::NO_VARIANT]
+        );
         assert_eq!(ask("g", "off"), variant::NO_FILTER);
         assert!(answers.hold_in(&with(&["strict", "other"])));
         assert!(!answers.hold_in(&with(&["strict", "lax"])) && !answers.hold_in(&with(&[])));
