@@ -21,11 +21,11 @@ use crate::{
     control::{
         certificates,
         change::{ReloadOutcome, ReloadRequest},
-        cluster_metrics, diff,
+        cluster_metrics, diff, health,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
-        rollout::Rollout,
+        rollout::{Rollout, WorkerPort},
         signals::{Request, Signals},
         snapshot::{BuildMode, SnapshotBuilder},
         status::Status,
@@ -35,9 +35,8 @@ use crate::{
     },
     listener::socket::{self, AddressClaim},
     net::descriptors,
-    observe::{log, target},
+    observe::{Buckets, log, target},
     snapshot::Snapshot,
-    upstream::HealthChecks,
     worker::{self, Command, RebuildRequest, WorkerHandle},
 };
 
@@ -167,13 +166,20 @@ impl Server {
         let work = move || making.build(loaded, None, BuildMode::Full(claim));
         let built = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Start, work)).await???;
         let (asked, rebuilds) = mpsc::unbounded_channel();
-        let workers: std::io::Result<Vec<_>> = (0..count).map(|i| worker::start(i, asked.clone())).collect();
+        let lag = builder.registry.histogram(
+            "tollgate_cluster_update_seconds",
+            "From the arrival of a change of a cluster until a worker uses it.",
+            &[],
+            Buckets::Latency,
+        )?;
+        let start = |index| worker::start(index, asked.clone(), lag.clone());
+        let workers: std::io::Result<Vec<_>> = (0..count).map(start).collect();
         let workers = workers.context("a worker cannot start")?;
         built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let rollout = Rollout {
             builder: builder.clone(),
-            workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
-            checks: HealthChecks::default(),
+            workers: workers.iter().map(WorkerPort::of).collect(),
+            health: health::start().context("the health checks cannot start")?,
             status: status.clone(),
             log,
         };

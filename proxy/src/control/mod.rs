@@ -3,7 +3,7 @@
 //! [`snapshot`] builds from a configuration what the workers need; [`reload`] loads another configuration, [`rollout`]
 //! applies it, and
 //! [`diff`] describes the difference; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
-//! handles signals; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
+//! handles signals; [`health`] checks endpoints; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
 //! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
 
 pub mod certificates;
@@ -11,6 +11,7 @@ pub(crate) mod change;
 pub(crate) mod cluster_metrics;
 mod configure;
 pub mod diff;
+pub(crate) mod health;
 pub(crate) mod load;
 pub mod rebuild;
 pub mod reload;

@@ -83,9 +83,13 @@ impl SnapshotBuilder {
         })
     }
 
-    /// Makes clusters the current ones of their names.
-    pub(crate) fn publish(&self, clusters: &[(ClusterHandle, Arc<Cluster>)]) {
-        clusters.iter().for_each(|(handle, cluster)| self.clusters.publish(handle, Some(cluster.clone())));
+    /// Makes clusters the current ones of their names. Returns them with what has changed since they were built.
+    pub(crate) fn publish(&self, clusters: Vec<(ClusterHandle, Arc<Cluster>)>) -> Vec<(ClusterHandle, Arc<Cluster>)> {
+        let publish = |(handle, cluster)| {
+            let now = self.clusters.publish(&handle, &cluster);
+            (handle, now)
+        };
+        clusters.into_iter().map(publish).collect()
     }
 
     /// Drops metrics and shared data that the current configuration does not use.

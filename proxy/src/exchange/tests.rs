@@ -177,7 +177,7 @@ impl Setup {
         config.retry = self.retry;
         let clusters = Clusters::default();
         let web = clusters.handle("web");
-        clusters.publish(&web, Some(Cluster::new(&config, None)));
+        clusters.publish(&web, &Cluster::new(&config, None));
 
         let seen = Rc::new(RefCell::new(Ended::default()));
         let record = seen.clone();

@@ -74,8 +74,6 @@ pub struct Delta {
     pub snapshot: Arc<Snapshot>,
     /// Clusters that are new or have changed.
     pub clusters: Arc<[(ClusterHandle, Arc<Cluster>)]>,
-    /// Clusters that the next configuration lacks.
-    pub removed: Arc<[ClusterHandle]>,
     /// An instance of each VM that is new or has changed. All other VMs stay.
     pub instances: Vec<(Arc<VmTemplate>, Instance)>,
     /// New sockets.

@@ -30,7 +30,7 @@ fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListe
     config.as_object_mut().unwrap().extend(cluster.as_object().unwrap().clone());
     let config: model::Cluster = serde_json::from_value(config).unwrap();
     let (clusters, cluster) = (Arc::<Clusters>::default(), Cluster::new(&config, None));
-    clusters.publish(&clusters.handle("c"), Some(cluster.clone()));
+    clusters.publish(&clusters.handle("c"), &cluster);
     let pools = Pools::<http_body_util::Empty<Bytes>>::new(PoolOptions::default());
     pools.adopt(&clusters);
     let listener = json!({"name": "l", "address": "127.0.0.1:1", "cluster": "c"});

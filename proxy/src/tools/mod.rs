@@ -56,7 +56,7 @@ fn clusters<'n>(names: impl Iterator<Item = &'n str>) -> anyhow::Result<Arc<Clus
             "name": name, "endpoints": [{"address": address}], "limits": {"requests_per_connection": 1},
         });
         let config: model::Cluster = serde_json::from_value(config).context("a cluster")?;
-        clusters.publish(&clusters.handle(name), Some(Cluster::new(&config, None)));
+        clusters.publish(&clusters.handle(name), &Cluster::new(&config, None));
     }
     Ok(Arc::new(clusters))
 }

@@ -75,6 +75,11 @@ impl Cluster {
         })
     }
 
+    /// Whether `other` is a state of the same cluster, and not of another one of the same name.
+    pub(super) fn is_same(&self, other: &Cluster) -> bool {
+        Arc::ptr_eq(&self.stats, &other.stats)
+    }
+
     /// This cluster, with what is newer in `other`, another state of the same cluster: its settings, its endpoints, both
     /// or neither. `None` if nothing is. States may arrive on different ways and therefore out of order.
     pub(super) fn updated_by(&self, other: &Arc<Cluster>) -> Option<Arc<Cluster>> {

@@ -121,13 +121,25 @@ impl Clusters {
         self.shard(name).load().get(name)?.current()
     }
 
-    /// Sets the cluster of a name, or removes it. Workers do not see this: their tables are changed by messages.
-    pub fn publish(&self, handle: &ClusterHandle, cluster: Option<Arc<Cluster>>) {
-        let is_gone = cluster.is_none();
-        let before = handle.0.current.swap(cluster);
-        if is_gone && before.is_some() {
-            self.ids().vacant.insert(handle.id(), handle.clone());
-        }
+    /// Sets the cluster of a name, unless what is there is newer; see [`Pools::set`](super::Pools::set). Workers do not see
+    /// this: their tables are changed by messages. Returns the cluster as it is now.
+    pub fn publish(&self, handle: &ClusterHandle, cluster: &Arc<Cluster>) -> Arc<Cluster> {
+        let mut now = Arc::clone(cluster);
+        handle.0.current.rcu(|before| {
+            now = match before {
+                Some(before) if before.is_same(cluster) => before.updated_by(cluster).unwrap_or_else(|| before.clone()),
+                _ => Arc::clone(cluster),
+            };
+            Some(Arc::clone(&now))
+        });
+        now
+    }
+
+    /// Removes the cluster of a name, and returns its last state.
+    pub fn withdraw(&self, handle: &ClusterHandle) -> Option<Arc<Cluster>> {
+        let last = handle.0.current.swap(None)?;
+        self.ids().vacant.insert(handle.id(), handle.clone());
+        Some(last)
     }
 
     /// All names that are known, in no particular order.
@@ -231,13 +243,13 @@ mod tests {
         let clusters = Clusters::default();
         let handle = clusters.handle("web");
         assert!(!handle.exists() && clusters.get("web").is_none());
-        clusters.publish(&handle, Some(cluster("web")));
+        clusters.publish(&handle, &cluster("web"));
         let (id, again) = (handle.id(), handle.clone());
         drop((handle, again));
         clusters.reclaim();
         let handle = clusters.find("web").expect("it has a cluster");
         assert_eq!((handle.id(), clusters.all().len()), (id, 1));
-        clusters.publish(&handle, None);
+        clusters.withdraw(&handle);
         drop(handle);
         clusters.reclaim();
         assert!(clusters.find("web").is_none() && clusters.all().is_empty());
@@ -247,10 +259,10 @@ mod tests {
     fn missing_names_are_those_that_something_refers_to() {
         let clusters = Clusters::default();
         let (kept, dropped, there) = (clusters.handle("kept"), clusters.handle("dropped"), clusters.handle("there"));
-        clusters.publish(&there, Some(cluster("there")));
+        clusters.publish(&there, &cluster("there"));
         drop(dropped);
         assert_eq!(clusters.missing(), [kept.name().clone()]);
-        clusters.publish(&there, None);
+        clusters.withdraw(&there);
         assert_eq!(clusters.missing(), [kept.name().clone(), there.name().clone()]);
     }
 

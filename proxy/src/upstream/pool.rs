@@ -450,15 +450,15 @@ where
         }
     }
 
-    /// Notes that the configuration lacks a cluster. Its idle connections are closed. Requests that began before can still use
+    /// Notes that the configuration lacks a cluster since this state of it. Its idle connections are closed. Requests that began before can still use
     /// it for the time of `grace`.
     ///
     /// # Panics
     ///
     /// Panics outside a context for spawning local tasks.
-    pub fn leave(&self, handle: &ClusterHandle, grace: Duration) {
+    pub fn leave(&self, handle: &ClusterHandle, last: &Cluster, grace: Duration) {
         let now = Instant::now();
-        let Some(cluster) = self.0.table.mark_leaving(handle, now) else { return };
+        let Some(cluster) = self.0.table.mark_leaving(handle, last, now) else { return };
         let pool = self.0.clusters.borrow().get(&cluster.stats().id).map(Rc::clone);
         if let Some(pool) = pool {
             pool.retire_all();

@@ -37,10 +37,11 @@ impl ClusterTable {
         table[index].replace(listed).map(|before| before.cluster)
     }
 
-    /// Marks a cluster as one that the configuration lacks since `now`, and returns it.
-    pub(super) fn mark_leaving(&self, handle: &ClusterHandle, now: Instant) -> Option<Arc<Cluster>> {
+    /// Marks a cluster as one that the configuration lacks since `now`, and returns it. `last` was its last state: another
+    /// cluster may have got the name since.
+    pub(super) fn mark_leaving(&self, handle: &ClusterHandle, last: &Cluster, now: Instant) -> Option<Arc<Cluster>> {
         let mut table = self.0.borrow_mut();
-        let listed = table.get_mut(handle.id().index())?.as_mut()?;
+        let listed = table.get_mut(handle.id().index())?.as_mut().filter(|listed| listed.cluster.is_same(last))?;
         listed.leaving = Some(now);
         Some(Arc::clone(&listed.cluster))
     }

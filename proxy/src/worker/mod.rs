@@ -2,6 +2,7 @@
 //! connections, filter instances and upstream connections. The control thread sends it commands; it only ever asks the
 //! control thread to replace failed filter instances.
 
+pub mod mailbox;
 mod turn;
 
 use std::{
@@ -21,7 +22,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::turn::Turn;
+use self::{
+    mailbox::{ClusterUpdate, Mailbox, NextState},
+    turn::Turn,
+};
 use crate::{
     chain::{
         Filter, Route,
@@ -43,7 +47,7 @@ use crate::{
         Listener, Socket,
         descriptors::{self, DescriptorUse},
     },
-    observe::{LogLimiter, Shard, set_shard, target},
+    observe::{self, Histogram, LogLimiter, Shard, set_shard, target},
     snapshot::{Delta, ListenerParts, Snapshot, Sockets},
     tcp::{Routes, TcpListenerContext},
     upstream::{ClusterTable, PoolOptions, Pools},
@@ -77,6 +81,8 @@ pub struct RebuildRequest {
 pub struct WorkerHandle {
     /// Sends commands to the worker.
     pub commands: mpsc::UnboundedSender<Command>,
+    /// Takes changes of clusters.
+    pub mailbox: Arc<Mailbox>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -88,9 +94,15 @@ impl WorkerHandle {
     }
 }
 
-/// Starts a worker.
-pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> std::io::Result<WorkerHandle> {
+/// Starts a worker. `lag` records how long after its arrival at the proxy a change of a cluster takes effect.
+pub fn start(
+    index: usize,
+    rebuilds: mpsc::UnboundedSender<RebuildRequest>,
+    lag: Histogram,
+) -> std::io::Result<WorkerHandle> {
     let (commands, inbox) = mpsc::unbounded_channel();
+    let mailbox = Arc::<Mailbox>::default();
+    let updates = mailbox.clone();
     let (ready, started) = std_mpsc::channel();
     let thread = thread::Builder::new().name(format!("tollgate-{index}")).stack_size(STACK).spawn(move || {
         set_shard(Shard::worker(index));
@@ -104,11 +116,31 @@ pub fn start(index: usize, rebuilds: mpsc::UnboundedSender<RebuildRequest>) -> s
             }
         };
         let _ = ready.send(Ok(()));
-        runtime.block_on(Worker::new(index, rebuilds).run(inbox));
+        runtime.block_on(async {
+            let worker = Worker::new(index, rebuilds);
+            tokio::task::spawn_local(update_clusters(worker.pools.clone(), updates, lag));
+            worker.run(inbox).await;
+        });
         exchange::worker_ends();
     })?;
     started.recv().unwrap_or_else(|_| Err(std::io::Error::other("a worker did not start")))?;
-    Ok(WorkerHandle { commands, thread })
+    Ok(WorkerHandle { commands, mailbox, thread })
+}
+
+/// Applies changes of clusters as they arrive, also while a larger change is being prepared.
+async fn update_clusters(pools: Pools<Body>, mailbox: Arc<Mailbox>, lag: Histogram) {
+    loop {
+        let updates = mailbox.take().await;
+        let mut turn = Turn::begin();
+        for ClusterUpdate { handle, next, since } in updates {
+            match next {
+                NextState::Is(cluster) => pools.set(&handle, &cluster),
+                NextState::Gone { last, grace } => pools.leave(&handle, &last, grace),
+            }
+            lag.observe(observe::shard(), u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
+            turn.end().await;
+        }
+    }
 }
 
 /// A worker's filters, by plugin.
@@ -188,7 +220,7 @@ impl Worker {
     /// What is new is made first, in turns, between which the worker serves requests. Then everything takes effect within
     /// one poll, so that a request sees the change as a whole or not at all. What is replaced is dropped in turns again.
     async fn apply(&self, delta: Delta) -> Vec<JoinHandle<()>> {
-        let Delta { snapshot, clusters, removed, instances, mut sockets } = delta;
+        let Delta { snapshot, clusters, instances, mut sockets } = delta;
         let mut turn = Turn::begin();
         let binding = wasm::VmBinding { upstream: self.pools.clone(), supply: self.supply.clone() };
         let mut new = HashMap::new();
@@ -224,7 +256,6 @@ impl Worker {
             let replaced = (self.vms.replace(vms), self.filters.replace(filters));
             let named = |parts: &Arc<ListenerParts>| (parts.config.name.clone(), parts.clone());
             self.parts.replace(snapshot.listeners.iter().map(named).collect());
-            removed.iter().for_each(|handle| self.pools.leave(handle, snapshot.loaded.config.drain_timeout.0));
             (closing, replaced)
         };
         tokio::task::spawn_local(async move {

@@ -56,7 +56,7 @@ impl World {
     fn make(&self, previous: Option<&Snapshot>) -> Result<Arc<Snapshot>, Diagnostics> {
         let built = self.builder.build(self.load(), previous, BuildMode::Trial)?;
         // As if it were applied.
-        self.builder.publish(&built.clusters);
+        self.builder.publish(built.clusters);
         Ok(built.snapshot)
     }
 

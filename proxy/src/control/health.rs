@@ -1,0 +1,33 @@
+//! The thread of the health checks: probes must neither wait for the control plane's work nor hold it up.
+
+use std::{io, sync::Arc, thread};
+
+use tokio::task::LocalSet;
+
+use crate::{
+    upstream::HealthChecks,
+    worker::mailbox::{ClusterUpdate, Mailbox, NextState},
+};
+
+/// Starts the thread. It follows the changes of clusters that are posted to the mailbox, until the process ends.
+///
+/// # Errors The thread cannot be started.
+pub(crate) fn start() -> io::Result<Arc<Mailbox>> {
+    let mailbox = Arc::<Mailbox>::default();
+    let changes = mailbox.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("tollgate-health".into()).spawn(move || {
+        LocalSet::new().block_on(&runtime, async {
+            let mut checks = HealthChecks::default();
+            loop {
+                for ClusterUpdate { handle, next, .. } in changes.take().await {
+                    match next {
+                        NextState::Is(cluster) => checks.set(&handle, &cluster),
+                        NextState::Gone { .. } => checks.remove(&handle),
+                    }
+                }
+            }
+        });
+    })?;
+    Ok(mailbox)
+}
