@@ -11,7 +11,7 @@ use self::compare::{compare, shape};
 use crate::{
     ca::{Folder, WEB, workload},
     grpc::{GRPC, whole},
-    harness::{Config, Message, Proxy, Upstream, answer, pki::Authority, wait_until},
+    harness::{Client, Config, Message, Proxy, Upstream, answer, pki::Authority, wait_until},
 };
 
 /// A proxy in which every metric and every answer of the admin listener has content, after some traffic.
@@ -44,6 +44,9 @@ fn busy() -> Busy {
     assert_eq!(proxy.get("/").status(), 200);
     assert_eq!(proxy.request("POST", "/a.B/C", &GRPC, b"\0\0\0\0\0").status(), 200);
     wait_until("a health check", || proxy.metrics().has("tollgate_cluster_health_checks_total", &[]));
+    let mut raw = Client::connect(proxy.address("raw"));
+    raw.send_request("GET", "/", &[("Host", "web")], b"");
+    assert_eq!(raw.read().status(), 200, "over a TCP connection");
     wait_until("a gRPC call to be counted", || proxy.metrics().has("tollgate_grpc_requests_total", &[]));
     Busy { proxy, folder, _authority: authority, _upstream: upstream }
 }

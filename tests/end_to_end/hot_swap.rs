@@ -4,6 +4,7 @@
 mod addresses;
 mod certificates;
 mod files;
+mod kept;
 mod parts;
 mod refused;
 mod told;

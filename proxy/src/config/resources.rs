@@ -197,6 +197,16 @@ impl ConfigSource {
         &self.files
     }
 
+    /// Returns the hashes of the clusters, in the order of the configuration.
+    pub fn cluster_hashes(&self) -> impl Iterator<Item = [u8; 32]> {
+        self.files.iter().flat_map(|file| &file.clusters).map(|cluster| cluster.sha256)
+    }
+
+    /// Returns the hashes of the listeners, in the order of the configuration.
+    pub fn listener_hashes(&self) -> impl Iterator<Item = [u8; 32]> {
+        self.files.iter().flat_map(|file| &file.listeners).map(|listener| listener.sha256)
+    }
+
     /// Returns the configuration; `None` if the main file has errors.
     pub(super) fn config(&self) -> Option<Config> {
         let mut config = self.files.first()?.bootstrap.as_ref()?.0.clone();

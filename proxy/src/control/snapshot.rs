@@ -108,15 +108,14 @@ impl SnapshotBuilder {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
-        let before: HashMap<ClusterId, &str> = previous
+        let before: HashMap<ClusterId, [u8; 32]> = previous
             .into_iter()
             .flat_map(|previous| &previous.clusters)
-            .map(|cluster| (cluster.handle.id(), cluster.digest.as_str()))
+            .map(|cluster| (cluster.handle.id(), cluster.sha256))
             .collect();
         let (mut clusters, mut changed) = (Vec::with_capacity(loaded.config.clusters.len()), Vec::new());
-        for (index, config) in loaded.config.clusters.iter().enumerate() {
+        for (index, (config, sha256)) in loaded.config.clusters.iter().zip(loaded.source.cluster_hashes()).enumerate() {
             let handle = self.clusters.handle(&config.name);
-            let digest = digest_of(config);
             let current = handle.current();
             let tls = certificates.of_cluster(index, config, current.as_ref(), &mut wrong);
             let same_tls = current.as_ref().is_some_and(|now| match (&now.transport.tls, &tls) {
@@ -124,10 +123,10 @@ impl SnapshotBuilder {
                 (Some(now), Some(tls)) => Arc::ptr_eq(now, tls),
                 _ => false,
             });
-            if !same_tls || before.get(&handle.id()) != Some(&digest.as_str()) {
+            if !same_tls || before.get(&handle.id()) != Some(&sha256) {
                 changed.push((handle.clone(), Cluster::with_tls(config, current.as_ref(), tls, self.workers)));
             }
-            clusters.push(ConfiguredCluster { handle, digest });
+            clusters.push(ConfiguredCluster { handle, sha256 });
         }
         let names = clusters.iter().map(|cluster| cluster.handle.name().clone()).collect();
         let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
@@ -273,14 +272,13 @@ impl SnapshotBuilder {
         let running: HashMap<&str, &Arc<ListenerParts>> =
             previous.into_iter().flat_map(|p| &p.listeners).map(|l| (l.config.name.as_str(), l)).collect();
         let mut all = Vec::new();
-        for (index, listener) in config.listeners.iter().enumerate() {
+        for (index, (listener, sha256)) in config.listeners.iter().zip(loaded.source.listener_hashes()).enumerate() {
             let pointer = format!("/listeners/{index}");
             let before = running.get(listener.name.as_str()).copied();
             let chain: Vec<_> =
                 listener.chain.iter().filter_map(|name| by_name.get(name.as_str())).map(|p| Arc::clone(p)).collect();
-            let digest = digest_of(listener);
-            // The contents of TLS files are not part of the digest.
-            if let Some(same) = before.filter(|before| before.digest == digest && before.tls.is_none())
+            // The contents of TLS files are not part of the hash.
+            if let Some(same) = before.filter(|before| before.sha256 == sha256 && before.tls.is_none())
                 && same.chain.len() == chain.len()
                 && same.chain.iter().zip(&chain).all(|(one, other)| Arc::ptr_eq(one, other))
             {
@@ -326,7 +324,7 @@ impl SnapshotBuilder {
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
             let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
             let config = listener.clone();
-            all.push(Arc::new(ListenerParts { config, digest, chain, access_log, metrics: figures, tcp, tls, shared }));
+            all.push(Arc::new(ListenerParts { config, sha256, chain, access_log, metrics: figures, tcp, tls, shared }));
         }
         all
     }
@@ -487,11 +485,6 @@ impl SnapshotBuilder {
             flags: figures.flags.clone(),
         })
     }
-}
-
-/// A digest of a section of the configuration.
-fn digest_of(section: &impl serde::Serialize) -> String {
-    sha256_hex(&serde_json::to_vec(section).unwrap_or_default())
 }
 
 /// Whether an address includes one of these, or one of them includes it. While both exist, the kernel shares

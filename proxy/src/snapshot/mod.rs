@@ -64,8 +64,8 @@ impl Snapshot {
 pub struct ConfiguredCluster {
     /// The handle.
     pub handle: ClusterHandle,
-    /// A digest of its section.
-    pub digest: String,
+    /// A hash of its section.
+    pub sha256: [u8; 32],
 }
 
 /// What a worker has to do to get from one configuration to the next.
@@ -85,8 +85,8 @@ pub struct Delta {
 pub struct ListenerParts {
     /// The configuration.
     pub config: Arc<model::Listener>,
-    /// A digest of the configuration.
-    pub digest: String,
+    /// A hash of the configuration.
+    pub sha256: [u8; 32],
     /// The filters of its chain, in order.
     pub chain: Vec<Arc<Plugin>>,
     /// The access log.

@@ -30,6 +30,8 @@ pub struct FilterMetrics {
     pub traps: [Counter; 4],
     /// Streams that were denied or bypassed because the filter had failed.
     pub failed_streams: Counter,
+    /// Instances created, for whatever reason.
+    pub created: Counter,
     /// Instances created to replace failed ones.
     pub rebuilds: Counter,
     /// Failures after which a worker had no replacement, because creating one would have exceeded the time budget.
@@ -65,6 +67,7 @@ impl FilterMetrics {
                 "tollgate_filter_failed_streams_total",
                 "Streams that were denied or bypassed because the filter had failed.",
             )?,
+            created: counter("tollgate_filter_instances_created_total", "Instances created.")?,
             rebuilds: counter("tollgate_filter_rebuilds_total", "Instances created to replace failed ones.")?,
             over_budget: counter(
                 "tollgate_filter_rebuild_budget_exhausted_total",

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     chain::charge::MemoryBudget,
     digest::sha256_hex,
-    observe::target,
+    observe::{self, target},
     wasm::{
         engine::clock,
         host::{FIRST_ROOT, Host, Phase},
@@ -224,6 +224,7 @@ impl VmTemplate {
         let instance = built.map(|(store, exports)| Instance { store, exports, made_in })?;
         let facts = |filter| FilterFacts { phases: instance.phases(filter), ticks: instance.ticks(filter) };
         self.facts.get_or_init(|| (0..self.plugins.len()).map(facts).collect());
+        self.plugins.iter().for_each(|plugin| plugin.metrics.created.inc(observe::shard()));
         Ok(instance)
     }
 
