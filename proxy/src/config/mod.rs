@@ -29,6 +29,7 @@ mod schema;
 mod semantics;
 mod sockets;
 mod source;
+mod sources;
 pub mod spiffe;
 mod suggest;
 mod tls;

@@ -12,6 +12,7 @@ use super::{
     node::{Node, Span, Value},
     sockets,
     source::Source,
+    sources,
     units::Address,
 };
 
@@ -24,16 +25,18 @@ enum Kind {
     Listener,
     Filter,
     Cluster,
+    Source,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Listener, Kind::Filter, Kind::Cluster];
+    const ALL: [Kind; 4] = [Kind::Listener, Kind::Filter, Kind::Cluster, Kind::Source];
 
     fn as_str(self) -> &'static str {
         match self {
             Kind::Listener => "listener",
             Kind::Filter => "filter",
             Kind::Cluster => "cluster",
+            Kind::Source => "source",
         }
     }
 }
@@ -42,10 +45,10 @@ impl Kind {
 #[derive(Debug, Default)]
 pub(super) struct Outline {
     /// The names of the resources, by kind.
-    names: [Vec<(Box<str>, Span)>; 3],
+    names: [Vec<(Box<str>, Span)>; 4],
     /// Whether some resource of a kind has no name. That is reported elsewhere, and an unknown name may be the missing
     /// one.
-    incomplete: [bool; 3],
+    incomplete: [bool; 4],
     references: Vec<(Kind, Box<str>, Span)>,
     /// The addresses to listen on, with their place (`None` for a default) and their owner.
     addresses: Vec<(Address, Option<Span>, &'static str)>,
@@ -56,7 +59,7 @@ pub(super) struct Outline {
 impl Outline {
     /// The outline of a file that cannot be parsed.
     pub(super) fn unknown() -> Outline {
-        Outline { incomplete: [true; 3], ..Outline::default() }
+        Outline { incomplete: [true; 4], ..Outline::default() }
     }
 
     /// Returns the outline of a main file, or of an included one.
@@ -65,11 +68,18 @@ impl Outline {
         let section = |name: &str| root.get(name).map_or(&[][..], Node::items);
         let listeners = section("listeners");
         let mut outline = Outline::default();
-        for (kind, entries) in Kind::ALL.into_iter().zip([listeners, section("filters"), section("clusters")]) {
+        let clusters = section("clusters");
+        for (kind, entries) in Kind::ALL.into_iter().zip([listeners, section("filters"), clusters, section("sources")]) {
             outline.define(kind, entries);
         }
         listeners.iter().for_each(|listener| outline.refer(listener));
+        let discoveries = clusters.iter().filter_map(|cluster| cluster.get("discovery")?.get("source"));
+        for node in discoveries {
+            outline.references.extend(node.as_str().map(|name| (Kind::Source, name.into(), node.span)));
+        }
         if is_main {
+            // Names of clusters that may come later are not unknown.
+            outline.incomplete[Kind::Cluster as usize] |= sources::supply_clusters(root);
             outline.admin_addresses(source);
             outline.no_listener = no_listener(source);
         }

@@ -16,7 +16,7 @@ use super::{
     model::Config,
     node::{Key, Node, Span, Value},
     source::Source,
-    tls,
+    sources, tls,
     units::{Address, ByteSize, Duration, ServerName},
     workload,
 };
@@ -53,6 +53,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
         }
     }
     tls::check(listeners, clusters, problems);
+    sources::check(source, problems);
     for filter in filters {
         if let Some(wasm) = filter.get("wasm") {
             module(source, wasm, problems);
@@ -88,7 +89,7 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
         }
     }
     for (i, cluster) in config.clusters.iter().enumerate() {
-        if cluster.endpoints.is_empty() {
+        if cluster.endpoints.is_empty() && cluster.discovery.is_none() {
             let message = format!("cluster `{}` has no endpoints: all requests get 503", cluster.name);
             warnings.push(Diagnostic::warning(source.locate(&format!("/clusters/{i}/endpoints"), "").span, message));
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration},
-    ClusterTls, Http2,
+    ClusterTls, Discovery, Http2,
 };
 
 /// A group of endpoints that provide the same service.
@@ -18,6 +18,9 @@ pub struct Cluster {
     /// The cluster's endpoints.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
+    /// Where the endpoints come from, if they are not listed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// The protocol spoken to the endpoints.
     #[serde(default)]
     pub protocol: ClusterProtocol,

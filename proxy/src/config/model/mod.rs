@@ -14,10 +14,11 @@ mod cluster;
 mod compile;
 mod filter;
 mod listener;
+mod source;
 mod tls;
 mod workload;
 
-pub use self::{cluster::*, compile::*, filter::*, listener::*, tls::*, workload::*};
+pub use self::{cluster::*, compile::*, filter::*, listener::*, source::*, tls::*, workload::*};
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];
@@ -48,6 +49,9 @@ pub struct Config {
     /// The proxy's own certificate, obtained from a certificate authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
+    /// Where clusters and endpoints come from, other than the files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
     /// Sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
     #[serde(default, with = "shared")]
     #[schemars(with = "Vec<Listener>")]
