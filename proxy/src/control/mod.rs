@@ -19,6 +19,7 @@ pub(crate) mod rollout;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
+pub mod store;
 pub(crate) mod successor;
 pub mod threads;
 mod unused;
