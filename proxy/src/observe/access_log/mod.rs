@@ -87,8 +87,13 @@ impl AccessLog {
         let mut buffer = lock(self.0.buffers.at(shard));
         self.0.format.write(entry, &mut buffer.bytes);
         buffer.lines += 1;
+        let first = buffer.lines == 1;
         if buffer.bytes.len() >= FULL && !self.0.hand_over(&mut buffer) {
             self.0.drop_lines(&mut buffer, shard);
+        }
+        drop(buffer);
+        if first {
+            self.0.shared.lines_wait();
         }
     }
 
@@ -114,9 +119,13 @@ impl Log {
         self.buffers.iter()
     }
 
-    /// Queues a buffer's lines; if the queue is full, they stay in the buffer until the next time.
-    fn collect(&self, buffer: &Mutex<Buffer>) {
-        self.hand_over(&mut lock(buffer));
+    /// Queues a buffer's lines; if the queue is full, they stay in the buffer until the next time. Returns whether there
+    /// were any.
+    fn collect(&self, buffer: &Mutex<Buffer>) -> bool {
+        let mut buffer = lock(buffer);
+        let any = buffer.lines > 0;
+        self.hand_over(&mut buffer);
+        any
     }
 
     /// Queues a buffer's lines; returns whether the buffer is empty now.

@@ -245,6 +245,36 @@ fn lines_are_written_without_a_full_buffer_and_completely_at_close() {
 }
 
 #[test]
+fn writer_sleeps_until_the_next_line() {
+    let dir = Dir::new();
+    let path = dir.file("a.log");
+    let writer = LogWriter::start(&Registry::new(2)).unwrap();
+    let log = AccessLog::open(&config(&path, "%path%"), &writer).unwrap();
+    for lines in 1..5 {
+        wait_for("the writer to sleep", || writer.shared.is_asleep());
+        log.log(Shard::worker(lines % 2), &entry());
+        wait_for("the line", || fs::read_to_string(&path).unwrap().lines().count() == lines);
+    }
+}
+
+/// Workers log just when the writer falls asleep, over and over: no line waits for the next one.
+#[test]
+fn line_logged_while_the_writer_falls_asleep_is_written() {
+    let dir = Dir::new();
+    let path = dir.file("a.log");
+    let writer = LogWriter::start(&Registry::new(2)).unwrap();
+    let log = AccessLog::open(&config(&path, "%path%"), &writer).unwrap();
+    for nth in 1..=10 {
+        for worker in 0..2 {
+            log.log(Shard::worker(worker), &entry());
+        }
+        wait_for("the lines", || fs::read_to_string(&path).unwrap().lines().count() == 2 * nth);
+        // The writer checks for lines 100 ms after it has written the last ones, then sleeps.
+        thread::sleep(Duration::from_millis(90 + 2 * nth as u64));
+    }
+}
+
+#[test]
 fn more_buffers_than_the_queue_holds_are_all_written() {
     let dir = Dir::new();
     let path = dir.file("a.log");

@@ -1,5 +1,6 @@
 //! The thread that writes all access logs. Workers pass full buffers through a bounded queue and never wait: if it
-//! is full, the lines are dropped and counted. The thread itself collects buffers that do not fill up.
+//! is full, the lines are dropped and counted. The thread itself collects buffers that do not fill up. It sleeps while
+//! all buffers are empty; the first line in an empty buffer wakes it up.
 
 use std::{
     io,
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     logs: Mutex<Vec<Weak<Log>>>,
     spare: Mutex<Vec<Vec<u8>>>,
     closing: AtomicBool,
+    /// Whether the thread waits for a message without a timeout.
+    asleep: AtomicBool,
     /// The number of queued lines, neither written nor lost yet.
     queued: AtomicU64,
     overflowed: Counter,
@@ -61,7 +64,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 enum Message {
     Lines(Lines),
-    /// Wakes the thread, because a file was reopened or the writer is closing.
+    /// Wakes the thread, because a file was reopened, a buffer has lines, or the writer is closing.
     Wake,
 }
 
@@ -89,6 +92,7 @@ impl LogWriter {
             logs: Mutex::default(),
             spare: Mutex::default(),
             closing: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             queued: AtomicU64::new(0),
             overflowed: dropped("overflow")?,
             failed: dropped("error")?,
@@ -168,6 +172,28 @@ impl Shared {
         }
     }
 
+    /// Sets whether the thread waits without a timeout; it does not if a line was added meanwhile.
+    fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Relaxed);
+        if asleep && self.buffered() > 0 {
+            self.asleep.store(false, Ordering::Relaxed);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that the thread collects lines from a buffer that was empty before. The caller no longer locks the buffer.
+    pub(super) fn lines_wait(&self) {
+        // Relaxed is enough because of the buffer's lock: `set_asleep` sets the flag before it checks the buffer. Either it
+        // has found the caller's line, or the caller has locked the buffer afterwards and sees the flag.
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
     pub(super) fn wake(&self) {
         // If the queue is full, the thread is awake.
         drop(self.queue.try_send(Message::Wake));
@@ -175,8 +201,12 @@ impl Shared {
 
     /// The number of lines not written or not collected by the thread.
     fn unwritten(&self) -> u64 {
-        let of_log = |log: Arc<Log>| log.buffers().map(|buffer| lock(buffer).lines).sum::<u64>();
-        self.queued.load(Ordering::Relaxed) + self.logs().into_iter().map(of_log).sum::<u64>()
+        self.queued.load(Ordering::Relaxed) + self.buffered()
+    }
+
+    /// The number of lines in the workers' buffers.
+    fn buffered(&self) -> u64 {
+        self.logs().iter().flat_map(|log| log.buffers()).map(|buffer| lock(buffer).lines).sum()
     }
 
     fn close(&self) {
@@ -194,7 +224,11 @@ impl Thread {
     fn run(&self) {
         let mut collected = Instant::now();
         loop {
-            match self.messages.recv_timeout(TICK.saturating_sub(collected.elapsed())) {
+            let message = match self.shared.asleep.load(Ordering::Relaxed) {
+                true => self.messages.recv().map_err(RecvTimeoutError::from),
+                false => self.messages.recv_timeout(TICK.saturating_sub(collected.elapsed())),
+            };
+            match message {
                 Ok(Message::Lines(lines)) => self.write(lines),
                 Ok(Message::Wake) => self.shared.logs().iter().for_each(|log| log.sink.turn_over()),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -202,8 +236,9 @@ impl Thread {
             }
             let closing = self.shared.closing.load(Ordering::Acquire);
             if closing || collected.elapsed() >= TICK {
-                self.collect();
+                let any = self.collect();
                 collected = Instant::now();
+                self.shared.set_asleep(!any);
             }
             if closing {
                 // At most the queue's size: workers that keep logging must not keep it open.
@@ -213,14 +248,16 @@ impl Thread {
     }
 
     /// Collects the workers' buffers through the queue, so that lines which a worker queued earlier are written first.
-    /// Between two buffers the queue is drained, because workers need room in it.
-    fn collect(&self) {
+    /// Between two buffers the queue is drained, because workers need room in it. Returns whether there were any lines.
+    fn collect(&self) -> bool {
+        let mut any = false;
         for log in self.shared.logs() {
             for buffer in log.buffers() {
                 self.drain(QUEUE);
-                log.collect(buffer);
+                any |= log.collect(buffer);
             }
         }
+        any
     }
 
     fn drain(&self, max: usize) {
