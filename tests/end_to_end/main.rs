@@ -41,6 +41,7 @@ mod hot_swap;
 mod http2;
 #[cfg(feature = "http3")]
 mod http3;
+mod idle;
 mod interim;
 mod interop;
 mod last_words;

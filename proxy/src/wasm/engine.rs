@@ -1,23 +1,20 @@
-//! The process-wide wasmtime engine, its compiler, and the thread that drives the call timer (epoch ticks).
+//! The process-wide wasmtime engine, its compiler, and the time limit on calls.
 
 pub(super) mod clock;
 pub mod compiler;
+pub(super) mod ticker;
 
-use std::{
-    io,
-    sync::{
-        Arc, Once, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-};
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::Module;
 
-use self::compiler::{CompileError, Compiler};
+use self::{
+    compiler::{CompileError, Compiler},
+    ticker::TICKER,
+};
 use crate::config::model::Compile;
 
-/// The wasmtime engine with its compiler and call timer. One per process.
+/// The wasmtime engine with its compiler. One per process.
 pub struct Engine {
     engine: wasmtime::Engine,
     /// Compiles modules for this engine.
@@ -25,19 +22,14 @@ pub struct Engine {
 
     /// The trampoline module, compiled on first use; `None` if compiling it failed.
     joining: OnceLock<Option<Module>>,
-    /// Tells the ticking thread to exit.
-    stopped: Arc<AtomicBool>,
-    /// Whether the ticking thread was started.
-    ticks: Once,
 }
 
 impl Engine {
     /// Creates an engine that compiles with `compiler`.
     pub fn new(compiler: Compiler) -> wasmtime::Result<Arc<Engine>> {
         let engine = wasmtime::Engine::new(&compiler::settings())?;
-
-        let (joining, stopped, ticks) = (OnceLock::new(), Arc::default(), Once::new());
-        Ok(Arc::new(Engine { engine, compiler, joining, stopped, ticks }))
+        TICKER.add(engine.weak());
+        Ok(Arc::new(Engine { engine, compiler, joining: OnceLock::new() }))
     }
 
     /// Compiles a module or loads it from the cache.
@@ -65,32 +57,5 @@ impl Engine {
     /// The compiled trampoline module. `None` if it cannot be compiled; callbacks are then called one by one.
     pub(super) fn joining(&self, module: &[u8]) -> Option<&Module> {
         self.joining.get_or_init(|| self.compile(module, &Compile::default()).ok()).as_ref()
-    }
-
-    /// Starts the ticking thread unless it runs already. A proxy without filters never starts it.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub(super) fn tick(&self) -> io::Result<()> {
-        let mut result = Ok(());
-        self.ticks.call_once(|| {
-            let (ticked, stop) = (self.engine.weak(), self.stopped.clone());
-            let thread = thread::Builder::new().name("tollgate-epoch".into()).spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    thread::sleep(clock::TICK);
-                    let Some(engine) = ticked.upgrade() else { return };
-                    engine.increment_epoch();
-                    clock::tick();
-                }
-            });
-            result = thread.map(drop);
-        });
-        result
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
     }
 }

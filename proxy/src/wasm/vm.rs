@@ -296,8 +296,7 @@ impl Vm {
         root_context.plugin.metrics.calls.inc_alone(observe::shard());
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         let (half, ticks) = root_context.half_call.get();
-        clock::start_ticks(store, half, ticks);
-        let began = clock::begin();
+        let began = clock::begin(store, half, ticks);
         store.data_mut().act_for(root_context.index, context);
         let result = {
             let _scope = CallScope::enter(stream, &self.contexts);
@@ -308,7 +307,7 @@ impl Vm {
             self.account_memory(store);
         }
         let result = match result {
-            Ok(_) if clock::overran(began, root_context.settings.get().call_time) => Err(Trap::Interrupt.into()),
+            Ok(_) if clock::overran(store, began, root_context.settings.get().call_time) => Err(Trap::Interrupt.into()),
             result => result,
         };
         match result {

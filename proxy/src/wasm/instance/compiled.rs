@@ -14,6 +14,7 @@ use crate::{
         engine::{
             Engine,
             compiler::{CompileError, OutOfBounds},
+            ticker::TICKER,
         },
         host::Host,
         hostcalls,
@@ -121,7 +122,8 @@ impl CompiledModule {
     ) -> Result<Arc<CompiledModule>, Vec<LoadError>> {
         let start = Instant::now();
         let failed = |error| vec![LoadError::compile(source, error)];
-        engine.tick().map_err(|e| failed(CompileError::NoProcess(e)))?;
+        // A proxy without filters never starts it.
+        TICKER.start().map_err(|e| failed(CompileError::NoProcess(e)))?;
         let module = engine.compile(bytes, limits).map_err(failed)?;
         let mut wrong = Vec::new();
         let marker = proxy_wasm::VERSION_MARKERS.iter().find(|(name, _)| module.get_export(name).is_some());

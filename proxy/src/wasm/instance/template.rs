@@ -254,6 +254,7 @@ impl VmTemplate {
                 return Err(SetupError { filter, error });
             }
         }
+        clock::end(&mut store);
         store.data_mut().phase = Phase::Running;
         tracing::debug!(
             target: target::WASM,
