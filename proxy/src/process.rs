@@ -25,7 +25,8 @@ use crate::{
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
-        rollout::{Rollout, WorkerPort},
+        resources::Resources,
+        rollout::Rollout,
         signals::{Request, Signals},
         snapshot::{BuildMode, SnapshotBuilder},
         status::Status,
@@ -176,10 +177,15 @@ impl Server {
         let workers: std::io::Result<Vec<_>> = (0..count).map(start).collect();
         let workers = workers.context("a worker cannot start")?;
         built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
+        let health = health::start().context("the health checks cannot start")?;
+        let mailboxes = workers.iter().map(|worker| worker.mailbox.clone()).chain([health.clone()]).collect();
+        let resources = Resources::start(builder.clusters.clone(), count, mailboxes)?;
+        let _ = status.resources.set(resources.clone());
         let rollout = Rollout {
             builder: builder.clone(),
-            workers: workers.iter().map(WorkerPort::of).collect(),
-            health: health::start().context("the health checks cannot start")?,
+            workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
+            health,
+            resources,
             status: status.clone(),
             log,
         };

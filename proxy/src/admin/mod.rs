@@ -60,6 +60,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/config", "the running configuration, its version and hash, and the last attempt to change it"),
     ("GET", "/filters", "the running filters: state, hash, instances, memory, traps, last error"),
     ("GET", "/clusters", "the running clusters: endpoints, their health, requests and connections"),
+    ("GET", "/resources", "all listeners, filters, clusters and endpoints: version, origin, state, errors"),
     ("POST", "/reload", "reloads the configuration; 200 if it is running, 422 with all errors if it was rejected"),
     ("POST", "/yield", "closes this listener if the process is draining, for its successor; else 409"),
     ("GET", "/log", "the log's level"),
@@ -93,6 +94,9 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
         (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
         (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
         (&(Method::GET | Method::HEAD), "/clusters") => json_response(StatusCode::OK, &state.status.clusters_json()),
+        (&(Method::GET | Method::HEAD), "/resources") => {
+            json_response(StatusCode::OK, &state.status.resources_json().await)
+        }
         (&(Method::GET | Method::HEAD), "/log") => match state.log.level() {
             Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),

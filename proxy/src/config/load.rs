@@ -63,8 +63,8 @@ impl Loaded {
 
 /// Loads configurations.
 pub struct Loader<'f> {
-    env: Box<Lookup<'f>>,
-    foreign: ExternalChecks,
+    pub(super) env: Box<Lookup<'f>>,
+    pub(super) foreign: ExternalChecks,
 }
 
 /// Checks of values that other parts of the proxy interpret. Their errors are reported at the value.
@@ -224,7 +224,7 @@ impl Lines<'_> {
 }
 
 /// Checks a value against the schema, and turns it into the model. Returns it with its hash.
-fn read_value<T: DeserializeOwned>(
+pub(super) fn read_value<T: DeserializeOwned>(
     source: &Source,
     section: &str,
     pointer: &str,

@@ -16,6 +16,7 @@ mod env;
 mod excerpt;
 mod explain;
 mod filter_errors;
+mod fragment;
 mod json;
 mod load;
 mod node;
@@ -44,6 +45,7 @@ mod tests;
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Note, Severity, Texts},
     filter_errors::{Answer, Reported, all_mistakes},
+    fragment::{Fragment, FragmentKind, RefusedResource, ServiceEndpoints},
     load::{ExternalChecks, Loaded, Loader, load, parse, read_tree},
     model::Config,
     node::{Key, Node, Span, Text, Value},

@@ -69,7 +69,8 @@ impl Outline {
         let listeners = section("listeners");
         let mut outline = Outline::default();
         let clusters = section("clusters");
-        for (kind, entries) in Kind::ALL.into_iter().zip([listeners, section("filters"), clusters, section("sources")]) {
+        for (kind, entries) in Kind::ALL.into_iter().zip([listeners, section("filters"), clusters, section("sources")])
+        {
             outline.define(kind, entries);
         }
         listeners.iter().for_each(|listener| outline.refer(listener));

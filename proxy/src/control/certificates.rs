@@ -35,7 +35,7 @@ fn offered(protocol: Protocol) -> &'static [&'static [u8]] {
 }
 
 /// Returns the ALPN protocols to offer to endpoints. Without ALPN, HTTP/1.1 is implied, and TCP is not mistaken for it.
-fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
+pub(super) fn wanted(protocol: ClusterProtocol) -> &'static [&'static [u8]] {
     match protocol {
         ClusterProtocol::H1 => &[],
         ClusterProtocol::H2 => &[H2],

@@ -15,6 +15,7 @@ pub(crate) mod health;
 pub(crate) mod load;
 pub mod rebuild;
 pub mod reload;
+pub(crate) mod resources;
 pub(crate) mod rollout;
 pub mod signals;
 pub mod snapshot;

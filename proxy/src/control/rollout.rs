@@ -1,25 +1,21 @@
 //! Applies what was built: publishes clusters, sends each worker its [`Delta`], and follows up on what the change removed.
 
-use std::{
-    collections::HashSet,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
 
 use super::{
+    resources::Resources,
     snapshot::{Built, SnapshotBuilder},
     status::Status,
 };
 use crate::{
+    config::Loaded,
     listener::socket,
     observe::{log::LogHandle, target},
     snapshot::{Delta, Snapshot},
-    upstream::{ClusterHandle, ClusterId},
     worker::{
-        Command, WorkerHandle,
+        Command,
         mailbox::{ClusterUpdate, Mailbox, NextState},
     },
 };
@@ -27,25 +23,13 @@ use crate::{
 /// Brings configurations to the workers.
 pub(crate) struct Rollout {
     pub(crate) builder: Arc<SnapshotBuilder>,
-    pub(crate) workers: Vec<WorkerPort>,
+    /// Weak, because a worker ends when all senders of its commands are dropped.
+    pub(crate) workers: Vec<WeakUnboundedSender<Command>>,
     /// Leads to the health checks.
     pub(crate) health: Arc<Mailbox>,
+    pub(crate) resources: Resources,
     pub(crate) status: Rc<Status>,
     pub(crate) log: LogHandle,
-}
-
-/// What leads to a worker.
-pub(crate) struct WorkerPort {
-    /// Weak, because a worker ends when all senders of its commands are dropped.
-    pub(crate) commands: WeakUnboundedSender<Command>,
-    pub(crate) mailbox: Arc<Mailbox>,
-}
-
-impl WorkerPort {
-    /// The port of a worker.
-    pub(crate) fn of(worker: &WorkerHandle) -> WorkerPort {
-        WorkerPort { commands: worker.commands.downgrade(), mailbox: worker.mailbox.clone() }
-    }
 }
 
 impl Rollout {
@@ -69,10 +53,6 @@ impl Rollout {
         for (plugin, settings) in settings {
             plugin.set_settings(settings);
         }
-        let before = self.status.current.load_full();
-        let kept: HashSet<ClusterId> = snapshot.clusters.iter().map(|cluster| cluster.handle.id()).collect();
-        let removed = before.iter().flat_map(|before| &before.clusters).map(|cluster| &cluster.handle);
-        let removed: Vec<_> = removed.filter(|handle| !kept.contains(&handle.id())).cloned().collect();
         let clusters: Arc<[_]> = self.builder.publish(clusters).into();
         let mut deltas: Vec<Delta> = Vec::with_capacity(self.workers.len());
         sockets.resize_with(self.workers.len(), Default::default);
@@ -87,7 +67,7 @@ impl Rollout {
         let mut waiting = Vec::new();
         for (worker, delta) in self.workers.iter().zip(deltas) {
             let (done, applied) = oneshot::channel();
-            if let Some(worker) = worker.commands.upgrade() {
+            if let Some(worker) = worker.upgrade() {
                 let _ = worker.send(Command::Apply(Box::new(delta), done));
             }
             waiting.push(applied);
@@ -105,31 +85,13 @@ impl Rollout {
             ClusterUpdate { handle: handle.clone(), next, since }
         });
         self.health.post(&checked.collect::<Vec<_>>());
-        self.remove(&removed, snapshot.loaded.config.drain_timeout.0);
+        let Loaded { config, source, .. } = &snapshot.loaded;
+        // Only now, when no worker has a listener that may need a cluster that is gone.
+        let (sources, grace) = (config.sources.clone(), config.drain_timeout.0);
+        self.resources.applied(source.clone(), snapshot.version, sources, grace).await;
         self.status.current.store(Some(snapshot.clone()));
         self.builder.forget_unused(&snapshot);
         self.builder.clusters.reclaim();
         snapshot
-    }
-
-    /// Removes clusters that no configuration has any more. Only now, when no worker has a listener that may need them.
-    fn remove(&mut self, removed: &[ClusterHandle], grace: Duration) {
-        let mut updates = Vec::new();
-        for handle in removed {
-            if let Some(last) = self.builder.clusters.withdraw(handle) {
-                let next = NextState::Gone { last, grace };
-                updates.push(ClusterUpdate { handle: handle.clone(), next, since: Instant::now() });
-            }
-        }
-        self.post(&updates);
-    }
-
-    /// Tells workers and health checks about changes of clusters.
-    fn post(&self, updates: &[ClusterUpdate]) {
-        self.workers
-            .iter()
-            .map(|worker| &worker.mailbox)
-            .chain([&self.health])
-            .for_each(|mailbox| mailbox.post(updates));
     }
 }

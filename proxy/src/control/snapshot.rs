@@ -130,8 +130,11 @@ impl SnapshotBuilder {
         }
         let names = clusters.iter().map(|cluster| cluster.handle.name().clone()).collect();
         let filters = loaded.config.filters.iter().map(|f| (f.name.clone(), f.variants.keys().cloned().collect()));
-        let known =
-            KnownNames { clusters: Arc::new(names), more_may_come: false, filters: Arc::new(filters.collect()) };
+        let known = KnownNames {
+            clusters: Arc::new(names),
+            more_may_come: loaded.config.may_get_clusters(),
+            filters: Arc::new(filters.collect()),
+        };
         let env = FilterEnv::new(self.clusters.clone(), Some(known.clone()), self.shared.clone());
 
         let mut hash = loaded.hash();

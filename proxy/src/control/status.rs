@@ -1,6 +1,8 @@
 //! The state of the process: the running configuration and its history, for the admin listener and readiness.
 
 use std::{
+    cell::OnceCell,
+    collections::HashSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,12 +13,15 @@ use std::{
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 
-use super::change::{ReloadAttempt, ReloadOutcome, attempt_json};
+use super::{
+    change::{ReloadAttempt, ReloadOutcome, attempt_json},
+    resources::Resources,
+};
 use crate::{
     config::model::OnFailure,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, Member},
+    upstream::{Cluster, ClusterHandle, Member},
     wasm::VmTemplate,
 };
 
@@ -28,6 +33,8 @@ pub struct Status {
     pub draining: AtomicBool,
     /// The reason why not all file changes are detected, if any.
     pub unwatched: Arc<ArcSwapOption<String>>,
+    /// The thread of the resources, once it runs.
+    pub(crate) resources: OnceCell<Resources>,
     last: Mutex<Option<ReloadAttempt>>,
     applied: Counter,
     refused: Counter,
@@ -49,6 +56,7 @@ impl Status {
             current: Arc::default(),
             draining: AtomicBool::new(false),
             unwatched: Arc::default(),
+            resources: OnceCell::new(),
             last: Mutex::new(None),
             applied: reloads("applied")?,
             refused: reloads("refused")?,
@@ -141,12 +149,25 @@ impl Status {
         })
     }
 
-    /// Returns the running clusters, in the order of the configuration, as JSON.
+    /// Returns the running clusters as JSON: those of the configuration in its order, then those of sources by name.
     pub fn clusters_json(&self) -> Value {
         let current = self.current.load();
-        let handles = current.iter().flat_map(|s| &s.clusters).map(|cluster| &cluster.handle);
-        let clusters = handles.filter_map(|handle| handle.current()).map(|cluster| cluster_json(&cluster));
+        let listed = || current.iter().flat_map(|s| &s.clusters).map(|cluster| &cluster.handle);
+        let known: HashSet<_> = listed().map(ClusterHandle::id).collect();
+        let mut others = current.as_ref().map_or_else(Vec::new, |s| s.directory.handles());
+        others.retain(|handle| !known.contains(&handle.id()));
+        others.sort_by(|a, b| a.name().cmp(b.name()));
+        let all = listed().chain(&others).filter_map(ClusterHandle::current);
+        let clusters = all.map(|cluster| cluster_json(&cluster));
         json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
+    }
+
+    /// Returns all resources with their states as JSON.
+    pub async fn resources_json(&self) -> Value {
+        match self.resources.get() {
+            Some(resources) => resources.shown().await,
+            None => json!({ "resources": [] }),
+        }
     }
 
     /// Returns the running filters as JSON.

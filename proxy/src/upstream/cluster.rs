@@ -60,7 +60,11 @@ impl Cluster {
     ) -> Arc<Cluster> {
         let settings = ClusterSettings::new(config, Transport::new(config, tls), previous.map(|p| &*p.settings));
         Arc::new(Cluster {
-            membership: Membership::new(&config.endpoints, &settings, previous.map(|p| &*p.membership)),
+            membership: match previous.filter(|_| config.discovery.is_some()) {
+                // The endpoints come from elsewhere.
+                Some(previous) => previous.membership.reached_by(&settings),
+                None => Membership::new(&config.endpoints, &settings, previous.map(|p| &*p.membership)),
+            },
             settings,
             stats: previous.map_or_else(|| Arc::new(ClusterStats::new(workers)), |p| Arc::clone(&p.stats)),
         })
@@ -94,6 +98,14 @@ impl Cluster {
                 stats: Arc::clone(&self.stats),
             })),
         }
+    }
+
+    /// Whether it has exactly these endpoints.
+    pub fn has_endpoints(&self, endpoints: &[model::Endpoint]) -> bool {
+        let is = |(member, endpoint): (&Member, &model::Endpoint)| {
+            member.weight == endpoint.weight && member.endpoint.address == endpoint.address
+        };
+        self.members().len() == endpoints.len() && self.members().iter().zip(endpoints).all(is)
     }
 
     /// Its endpoints with their weights.

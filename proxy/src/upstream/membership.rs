@@ -16,6 +16,7 @@ use crate::config::{model, units::Address};
 pub struct Membership {
     /// The endpoints, each address once, with their weights.
     pub members: Box<[Member]>,
+    kind: model::Balancer,
     pub(super) balancer: Balancer,
     /// Whether unhealthy endpoints are excluded: some are unhealthy, and enough are healthy.
     leaves_unhealthy_out: AtomicBool,
@@ -66,6 +67,7 @@ impl Membership {
             }
         }
         let membership = Membership {
+            kind: settings.balancer,
             balancer: Balancer::new(settings.balancer, &members),
             members: members.into(),
             leaves_unhealthy_out: AtomicBool::new(false),
@@ -99,6 +101,19 @@ impl Membership {
         };
         self.leaves_unhealthy_out.store(selection == EndpointSelection::Healthy, Relaxed);
         selection
+    }
+
+    /// The same endpoints under other settings of the cluster.
+    pub(super) fn reached_by(self: &Arc<Self>, settings: &ClusterSettings) -> Arc<Membership> {
+        let endpoint = |member: &Member| {
+            let address = member.endpoint.address.clone();
+            model::Endpoint { address, weight: member.weight }
+        };
+        let same = self.members.iter().all(|member| member.endpoint.transport.is_like(&settings.transport));
+        if same && self.kind == settings.balancer {
+            return Arc::clone(self);
+        }
+        Membership::new(&self.members.iter().map(endpoint).collect::<Vec<_>>(), settings, Some(self))
     }
 
     /// Whether one of the members is this endpoint.

@@ -65,12 +65,17 @@ impl Mailbox {
     /// Waits until there are updates, and takes them all.
     pub async fn take(&self) -> Vec<ClusterUpdate> {
         loop {
-            let waiting = std::mem::take(&mut *self.updates());
+            let waiting = self.try_take();
             if !waiting.is_empty() {
-                return waiting.into_values().collect();
+                return waiting;
             }
             self.arrived.notified().await;
         }
+    }
+
+    /// Takes all updates that are there.
+    pub fn try_take(&self) -> Vec<ClusterUpdate> {
+        std::mem::take(&mut *self.updates()).into_values().collect()
     }
 
     /// A panic during a change leaves the map intact.

@@ -70,6 +70,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Returns the name under which a source supplies its endpoints; `None` if they are listed here.
+    pub fn service(&self) -> Option<&str> {
+        let discovery = self.discovery.as_ref()?;
+        Some(discovery.service.as_deref().unwrap_or(&self.name))
+    }
+
     /// Returns the timeout for the response head, or `None` for unlimited. The default applies only if
     /// `request_timeout` is not set either: setting it, even to unlimited, replaces the default.
     pub fn head_timeout(&self) -> Option<std::time::Duration> {

@@ -66,6 +66,13 @@ pub struct Config {
     pub clusters: Vec<Arc<Cluster>>,
 }
 
+impl Config {
+    /// Whether a source may supply clusters that the files do not have.
+    pub fn may_get_clusters(&self) -> bool {
+        self.sources.iter().any(|source| source.supplies.contains(&Supply::Clusters))
+    }
+}
+
 /// The admin listener. It can change what the proxy does, so by default only the local machine can reach it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -1,0 +1,73 @@
+//! The resources as `GET /resources` shows them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::documents::Payload;
+use crate::{
+    control::store::{Origin, Status, Store},
+    digest::hex,
+};
+
+/// Describes all resources, sorted by kind and name.
+pub(super) fn resources(store: &Store<Payload>, now: Duration) -> Value {
+    let mut views: Vec<_> = store.views().collect();
+    views.sort_by_key(|view| view.key);
+    let source = |id| store.source_name(id).map(|name| name.to_string());
+    let all = views.into_iter().map(|view| {
+        let accepted = view.accepted.map(|(id, resource)| {
+            json!({
+                "source": source(id),
+                "version": &*resource.version,
+                "sha256": hex(&resource.sha256),
+                "origin": origin(&resource.origin),
+            })
+        });
+        let candidates = view.candidates.iter().map(|candidate| {
+            json!({
+                "source": source(candidate.source),
+                "version": &*candidate.resource.version,
+                "origin": origin(&candidate.resource.origin),
+                "state": state(&candidate.status),
+                "error": error(&candidate.status),
+            })
+        });
+        json!({
+            "kind": view.key.kind.as_str(),
+            "name": &*view.key.name,
+            "state": state(&view.status),
+            "accepted": accepted,
+            "candidates": candidates.collect::<Vec<_>>(),
+            "references": view.references,
+            "changed_seconds_ago": now.saturating_sub(view.changed).as_secs(),
+        })
+    });
+    json!({ "resources": all.collect::<Vec<_>>() })
+}
+
+fn state(status: &Status<'_>) -> &'static str {
+    match status {
+        Status::Accepted => "accepted",
+        Status::Warming => "warming",
+        Status::Building => "building",
+        Status::Refused(_) => "refused",
+        Status::Requested => "requested",
+        Status::DoesNotExist => "does_not_exist",
+        Status::TimedOut => "timed_out",
+    }
+}
+
+fn error(status: &Status<'_>) -> Option<String> {
+    match status {
+        Status::Refused(why) => Some(why.to_string()),
+        _ => None,
+    }
+}
+
+fn origin(origin: &Origin) -> Value {
+    match origin {
+        Origin::File { file, span } => json!({ "file": file.display().to_string(), "offset": span.start }),
+        Origin::Source { source, field, .. } => json!({ "source": &**source, "place": &**field }),
+    }
+}
