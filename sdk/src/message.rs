@@ -207,8 +207,9 @@ impl Request {
         select_route(route, selection);
     }
 
-    /// Drops the selected route, so that a filter behind this one may select another. Filters that have already run keep
-    /// the [variants](doc::Route::filters) that they ran with; the others use their own configuration again.
+    /// Drops the selected route, so that a filter behind this one may select another. The
+    /// [variants](tollgate_abi::doc::Route::filters) that it has selected for filters that the request has not reached yet
+    /// are dropped with it.
     pub fn clear_route(&self) {
         sys::route_clear();
     }

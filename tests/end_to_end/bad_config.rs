@@ -207,6 +207,54 @@ clusters:
 }
 
 #[test]
+fn selections_without_effect_are_a_warning() {
+    let dir = workplace();
+    let config = "\
+listeners:
+  - {name: good, address: '127.0.0.1:8080', chain: [routes, limits, guard]}
+  - {name: bad, address: '127.0.0.1:8081', chain: [guard, routes, limits]}
+  - {name: other, address: '127.0.0.1:8082', chain: [elsewhere, second], cluster: web}
+filters:
+  - name: routes
+    wasm: builtin:router
+    config:
+      routes:
+        - {match: {path: {exact: /a}}, cluster: web, filters: {limits: strict, routes: off}}
+        - {cluster: web, filters: {guard: off, elsewhere: off}}
+  - {name: limits, wasm: builtin:ratelimit, config: {limits: []}, variants: {strict: {limits: []}, lax: {limits: []}}}
+  - {name: guard, wasm: builtin:authz, config: {policies: [{name: nobody, action: deny, rules: [{}]}]}}
+  - {name: elsewhere, wasm: builtin:fault, config: {}}
+  - name: second
+    wasm: builtin:router
+    config: {routes: [{cluster: web}]}
+    variants: {more: {routes: [{cluster: web, filters: {elsewhere: off}}, {cluster: variants-only}]}}
+clusters:
+  - {name: web, endpoints: [{address: '127.0.0.1:1'}]}
+  - {name: variants-only, endpoints: [{address: '127.0.0.1:1'}]}
+";
+    fs::write(dir.path().join("odd.yaml"), config).expect("a file");
+    let (status, told) = check(dir.path(), "odd.yaml");
+    assert_eq!(status, Some(0), "{told:?}");
+    assert!(told.iter().all(|one| one["severity"] == "warning"), "{told:?}");
+    let told: Vec<_> = told.iter().map(|one| (one["line"].as_u64(), one["message"].as_str())).collect();
+    let expected = [
+        (3, "filter `guard` stands before filter `routes` here, so `guard: off` in `filters` of a route has no effect"),
+        (
+            4,
+            "filter `elsewhere` stands before filter `second` here, so `elsewhere: off` in `filters` of a route has no effect",
+        ),
+        (10, "`routes: off` in `filters` of a route has no effect: filter `routes` selects the route itself"),
+        (
+            11,
+            "`elsewhere: off` in `filters` of a route has no effect: filter `elsewhere` is in no chain with filter `routes`",
+        ),
+        (12, "no route selects the variant `lax` of filter `limits`"),
+        (18, "no route selects the variant `more` of filter `second`"),
+    ];
+    assert_eq!(told, expected.map(|(line, message)| (Some(line), Some(message))));
+}
+
+#[test]
 fn variables_in_filter_configurations_take_the_expected_type() {
     let json = r#"{
         "workers": "${NOT_SET_ANYWHERE:-2}",

@@ -71,4 +71,5 @@ mod unix_sockets;
 mod upgrading;
 mod uploads;
 mod upstream_failures;
+mod variants;
 mod whole;

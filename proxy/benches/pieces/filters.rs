@@ -10,7 +10,7 @@ use std::{
 
 use http::{HeaderValue, StatusCode, Version};
 use router::Router;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tokio::task::LocalSet;
 use tollgate::{
     chain::{
@@ -40,17 +40,36 @@ pub fn pieces() -> Vec<Piece> {
             eprintln!("!!! {name} is skipped: {file} is missing; build it with `cargo filters`.");
             return None;
         }
-        Some(chain(name, &file))
+        Some(chain(name, &[("f", json!({"wasm": file}))]))
     });
-    chains.chain([routes("routes/10", 10), routes("routes/10,000", 10_000)]).collect()
+    // The difference is the cost of a route that selects a variant.
+    let routed = [("chain/router and filter", json!({})), ("chain/router and variant", json!({"limits": "other"}))];
+    let routed = routed.map(|(name, filters)| {
+        let routes = json!([{"cluster": "c", "filters": filters}]);
+        let limits = json!({"limits": [{"name": "all", "requests": 1_000_000_000, "per": "1s"}]});
+        let router = json!({"wasm": "builtin:router", "config": {"routes": routes}});
+        let limits = json!({"wasm": "builtin:ratelimit", "config": limits, "variants": {"other": limits}});
+        chain(name, &[("routes", router), ("limits", limits)])
+    });
+    chains.chain(routed).chain([routes("routes/10", 10), routes("routes/10,000", 10_000)]).collect()
 }
 
-/// Passes a request's and a response's head through a chain of one filter, and ends the stream.
-fn chain(name: &'static str, file: &str) -> Piece {
+/// Passes a request's and a response's head through a chain of these filters, given by name and settings, and ends the
+/// stream.
+fn chain(name: &'static str, filters: &[(&str, Json)]) -> Piece {
+    let named = |(name, settings): &(&str, Json)| {
+        let mut filter = settings.clone();
+        filter["name"] = json!(name);
+        filter
+    };
     let text = json!({
-        "listeners": [{"name": "public", "address": "127.0.0.1:0", "chain": ["f"]}],
-        "filters": [{"name": "f", "wasm": file}],
-        "clusters": [],
+        "listeners": [{
+            "name": "public",
+            "address": "127.0.0.1:0",
+            "chain": filters.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        }],
+        "filters": filters.iter().map(named).collect::<Vec<_>>(),
+        "clusters": [{"name": "c"}],
     });
     let loaded = config::parse("bench.json", &text.to_string(), Format::Json).unwrap_or_else(|wrong| panic!("{wrong}"));
     let builder = SnapshotBuilder::new(1, Compiler::in_process()).expect("a builder");

@@ -229,7 +229,7 @@ impl BodyFlow {
         let mut data = data;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);
-            let filter = &stream.chain.filters()[position];
+            let filter = stream.filter(position);
             let holds_head = until == Some(nth);
             let held = &mut self.held[nth];
             if !held.data.as_slice().is_empty() {
@@ -360,7 +360,7 @@ impl BodyFlow {
         let mut trailers = trailers;
         for nth in from..self.held.len() {
             let position = stream.chain.position(self.direction, nth);
-            let filter = &stream.chain.filters()[position];
+            let filter = stream.filter(position);
             let holds_head = until == Some(nth);
             let wants = |bit| filter.phases() & bit != 0;
             let gone = self.is_gone(stream, position)?;

@@ -90,16 +90,23 @@ impl HeadFlow {
 
     /// Whether the filter that holds the head receives the body meanwhile.
     pub fn feeds_body(&self, stream: &Stream) -> bool {
-        let filter = || &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
+        let filter = || stream.filter(stream.chain.position(self.direction, self.passed));
         self.paused && filter().headers_pause() == HeadersPause::HoldHeaders && stream.chain.wants_body(self.direction)
     }
 
     /// Notifies the filter that held the head until the timeout, if it subscribes to a body and received none of it.
     pub fn stalled(&self, stream: &Stream) {
-        let filter = &stream.chain.filters()[stream.chain.position(self.direction, self.passed)];
+        let filter = stream.filter(stream.chain.position(self.direction, self.passed));
         let wants_body = filter.phases() & body_bit(self.direction) != 0;
         if wants_body && filter.headers_pause() == HeadersPause::StopAll {
             filter.on_stall(self.direction);
+        }
+    }
+
+    /// Notes that a request has reached the filters that it has passed, if these had no callback.
+    fn reach(&self, state: &mut StreamState) {
+        if self.direction == Direction::Request {
+            state.reached = self.passed;
         }
     }
 
@@ -146,9 +153,11 @@ impl HeadFlow {
             }
             if self.passed == self.last || !stream.chain.wants_head(self.direction) {
                 self.passed = self.last;
+                self.reach(&mut state);
                 return Poll::Ready(Outcome::Done);
             }
             let position = stream.chain.position(self.direction, self.passed);
+            let filter = stream.chain.table().get(position, &state.choices);
             let p = &mut state.filters[position];
             if self.paused {
                 if !std::mem::take(&mut p.resumed[self.direction as usize]) && !p.gone {
@@ -161,9 +170,9 @@ impl HeadFlow {
                 self.release();
                 continue;
             }
-            let filter = &stream.chain.filters()[position];
             if filter.phases() & headers_bit(self.direction) == 0 {
                 self.passed += 1;
+                self.reach(&mut state);
                 continue;
             }
             if p.gone {
@@ -172,6 +181,7 @@ impl HeadFlow {
                     return Poll::Ready(Outcome::Reply(failed_reply()));
                 }
                 self.passed += 1;
+                self.reach(&mut stream.state.borrow_mut());
                 continue;
             }
             p.begin(self.direction as usize);

@@ -18,6 +18,7 @@ pub mod stored;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod variants;
 
 use std::rc::Rc;
 
@@ -27,6 +28,7 @@ pub use self::{
     head::{Headers, RequestHead, ResponseHead},
     route::{Route, SelectedRoute},
     stream::{LocalReply, Stream},
+    variants::{FilterTable, Variants},
 };
 
 /// The direction of a message.
@@ -57,6 +59,10 @@ pub use crate::config::model::{HeadersPause, OnFailure};
 pub trait Filter {
     /// Its name.
     fn name(&self) -> &str;
+    /// Its variants: the same filter with other configurations.
+    fn variants(&self) -> Variants<dyn Filter> {
+        Vec::new()
+    }
     /// The callbacks that it subscribes to, as bits of [`phase`].
     fn phases(&self) -> u32;
     /// What pausing in the header phase means for it.
@@ -79,21 +85,27 @@ pub trait Filter {
 
 /// The filters of a listener on one worker.
 pub struct Chain {
-    filters: Box<[Rc<dyn Filter>]>,
-    /// The callbacks that any filter subscribes to.
+    table: FilterTable<dyn Filter>,
+    /// The callbacks that any filter subscribes to, or a variant of it.
     phases: u32,
 }
 
 impl Chain {
     /// Creates a chain of these filters, in request order.
     pub fn new(filters: Vec<Rc<dyn Filter>>) -> Chain {
-        let phases = filters.iter().fold(0, |all, f| all | f.phases());
-        Chain { filters: filters.into(), phases }
+        let table = FilterTable::new(filters, |filter| (filter.name(), filter.variants()));
+        let phases = table.all().fold(0, |all, f| all | f.phases());
+        Chain { table, phases }
     }
 
     /// The filters in request order.
     pub fn filters(&self) -> &[Rc<dyn Filter>] {
-        &self.filters
+        self.table.filters()
+    }
+
+    /// The filters with their variants.
+    pub(crate) fn table(&self) -> &FilterTable<dyn Filter> {
+        &self.table
     }
 
     /// Whether any filter subscribes to heads of this direction.
@@ -110,26 +122,16 @@ impl Chain {
         self.phases & bits != 0
     }
 
-    /// Whether any filter subscribes to bodies of this direction, and may therefore change their length.
-    pub fn sees_body(&self, direction: Direction) -> bool {
-        self.phases & body_bit(direction) != 0
-    }
-
     /// Whether any filter may read a response's head after the header callbacks.
     pub fn looks_back(&self) -> bool {
         self.phases & (phase::RESPONSE_BODY | phase::RESPONSE_TRAILERS | phase::LOG | phase::LIFECYCLE) != 0
-    }
-
-    /// Whether the length of a body in this direction may change.
-    pub fn changes_body(&self, direction: Direction) -> bool {
-        self.filters.iter().any(|f| f.changes_body(direction))
     }
 
     /// The position of the `nth` filter in this direction.
     fn position(&self, direction: Direction, nth: usize) -> usize {
         match direction {
             Direction::Request => nth,
-            Direction::Response => self.filters.len() - 1 - nth,
+            Direction::Response => self.filters().len() - 1 - nth,
         }
     }
 }

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tollgate_abi::{doc, fast, proxy_wasm::Status};
 
-use super::head::{BadHeader, HeaderOps, RequestHead, is_host};
+use super::{
+    head::{BadHeader, HeaderOps, RequestHead, is_host},
+    variants::RouteFilters,
+};
 use crate::upstream::{ClusterHandle, RetryPolicy};
 
 /// A route, validated and resolved.
@@ -29,6 +32,8 @@ pub struct Route {
     request_headers: HeaderOps,
     /// Changes to the response's headers.
     pub response_headers: HeaderOps,
+    /// Variants of the filters behind the one that selects the route.
+    pub filters: Option<Arc<RouteFilters>>,
 }
 
 fn bound(ms: u64) -> Option<Duration> {
@@ -42,8 +47,8 @@ fn is_path(text: &str) -> bool {
 }
 
 impl Route {
-    /// Validates a document. `find` resolves the name of a cluster. `NotFound`: a cluster does not exist; `BadArgument`: a
-    /// value is out of range.
+    /// Validates a document; its `filters` are added by the caller. `find` resolves the name of a cluster. `NotFound`: a
+    /// cluster does not exist; `BadArgument`: a value is out of range.
     pub fn new(doc: doc::Route, find: impl Fn(&str) -> Option<ClusterHandle>) -> Result<Route, Status> {
         let find = |name: &String| find(name).ok_or(Status::NotFound);
         let bad = |_: BadHeader| Status::BadArgument;
@@ -80,6 +85,7 @@ impl Route {
             prefix: doc.prefix.map(|p| (p.strip as usize, p.with.into())),
             request_headers: HeaderOps::new(&doc.request_headers).map_err(bad)?,
             response_headers: HeaderOps::new(&doc.response_headers).map_err(bad)?,
+            filters: None,
         })
     }
 
@@ -96,6 +102,7 @@ impl Route {
             prefix: None,
             request_headers: HeaderOps::default(),
             response_headers: HeaderOps::default(),
+            filters: None,
         }
     }
 

@@ -28,12 +28,13 @@ use tokio::{
 use tollgate_abi::fast::{flag, phase};
 
 use super::{
-    Chain, Direction, RequestHead, ResponseHead, SelectedRoute,
+    Chain, Direction, Filter, RequestHead, ResponseHead, SelectedRoute, body_bit,
     charge::{DeferredCharge, ITEM, MemoryBudget},
     head,
     interim::Interims,
     limits::Permit,
     stored::StreamMetadata,
+    variants::{Choice, Choices},
 };
 use crate::{config::units::Address, tls::ConnectionTls, upstream::DownloadSink};
 
@@ -241,7 +242,7 @@ pub struct FilterState {
     pub incarnation: u32,
     /// The context belongs to the quarantine instance, for clients whose requests made the filter fail.
     pub quarantined: bool,
-    /// The filter has failed and is out of this stream.
+    /// The filter is out of this stream: it has failed, or a route has turned it off.
     pub gone: bool,
     /// It failed because of another stream and its policy is to deny; the denial is due at the next event that it
     /// subscribes to.
@@ -296,6 +297,10 @@ pub struct StreamState {
     pub buffers: [Option<Buffer>; 2],
     /// The selected route.
     pub route: Option<SelectedRoute>,
+    /// The configurations of filters that routes have selected.
+    pub choices: Choices,
+    /// How many filters the request's head has reached, at least. Filters that have a context were reached too.
+    pub(super) reached: usize,
     /// A local reply by a filter or because of a filter's failure, and the response flag for it.
     pub reply: Option<(LocalReply, u32)>,
     /// A filter has closed the stream without a response.
@@ -470,6 +475,8 @@ impl Stream {
                 trailers: [None, None],
                 buffers: [None, None],
                 route: None,
+                choices: Choices::default(),
+                reached: 0,
                 reply: None,
                 closed: false,
                 shows_end: [false; 2],
@@ -494,6 +501,38 @@ impl Stream {
     /// When its head was received, in wall-clock time.
     pub fn start_time(&self) -> SystemTime {
         *self.start_time.get_or_init(|| SystemTime::now() - self.start.elapsed())
+    }
+
+    /// Selects the stream's route, or drops it, as the filter at this position.
+    pub fn select(&self, position: usize, selected: Option<SelectedRoute>) {
+        let state = &mut *self.state.borrow_mut();
+        let filters = selected.as_ref().and_then(|selected| selected.route.filters.as_ref());
+        if filters.is_some() || state.choices.are_made() {
+            let behind = state.reached.max(position + 1);
+            self.chain.table().choose(filters, &mut state.choices, &mut state.filters, |position| position >= behind);
+        }
+        state.route = selected;
+    }
+
+    /// The filter at this position, in the configuration that it uses for the stream.
+    pub fn filter(&self, position: usize) -> &Rc<dyn Filter> {
+        self.chain.table().get(position, &self.state.borrow().choices)
+    }
+
+    /// Whether any filter subscribes to bodies of this direction, and may therefore change their length.
+    pub fn sees_body(&self, direction: Direction) -> bool {
+        self.any_filter(|filter| filter.phases() & body_bit(direction) != 0)
+    }
+
+    /// Whether the length of a body in this direction may change.
+    pub fn changes_body(&self, direction: Direction) -> bool {
+        self.any_filter(|filter| filter.changes_body(direction))
+    }
+
+    fn any_filter(&self, is: impl Fn(&dyn Filter) -> bool) -> bool {
+        let (state, table) = (self.state.borrow(), self.chain.table());
+        let choices = &state.choices;
+        (0..state.filters.len()).any(|at| choices.of(at) != Choice::Off && is(&**table.get(at, choices)))
     }
 
     /// Records why the transport to the upstream failed.
@@ -566,12 +605,13 @@ impl Stream {
 
     /// Ends the stream for the filters that have seen it.
     pub fn end(self: &Rc<Self>) {
-        for (position, filter) in self.chain.filters().iter().enumerate() {
-            let seen = {
+        for position in 0..self.chain.filters().len() {
+            let (filter, seen) = {
                 let mut state = self.state.borrow_mut();
+                let filter = self.chain.table().get(position, &state.choices);
                 let p = &mut state.filters[position];
                 p.end();
-                !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0)
+                (filter, !p.gone && (p.context != 0 || filter.phases() & phase::LOG != 0))
             };
             if seen {
                 filter.on_end(self, position);

@@ -4,6 +4,7 @@
 use std::{
     cell::RefCell,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -15,6 +16,7 @@ use super::{
     body::{BodyAborted, BodyFlow, FilteredFrame},
     flow::{HeadFlow, Outcome, interrupted},
     stream::{ConnectionInfo, IncomingRequest},
+    variants::RouteFiltersTable,
     *,
 };
 
@@ -28,18 +30,31 @@ pub(crate) struct Scripted {
     name: &'static str,
     phases: u32,
     headers_pause: HeadersPause,
+    variants: Variants<dyn Filter>,
     log: Log,
     act: Act,
 }
 
 impl Scripted {
     pub(crate) fn filter(name: &'static str, phases: u32, log: &Log, act: Act) -> Rc<dyn Filter> {
-        Rc::new(Scripted { name, phases, headers_pause: HeadersPause::StopAll, log: log.clone(), act })
+        Scripted::with_variants(name, phases, log, act, Vec::new())
+    }
+
+    /// One with variants, which log under names of their own.
+    fn with_variants(
+        name: &'static str,
+        phases: u32,
+        log: &Log,
+        act: Act,
+        variants: Variants<dyn Filter>,
+    ) -> Rc<dyn Filter> {
+        Rc::new(Scripted { name, phases, headers_pause: HeadersPause::StopAll, variants, log: log.clone(), act })
     }
 
     /// One that is shown the body while it holds the head.
     fn holding_heads(name: &'static str, log: &Log, act: Act) -> Rc<dyn Filter> {
-        Rc::new(Scripted { name, phases: phase::ALL, headers_pause: HeadersPause::HoldHeaders, log: log.clone(), act })
+        let headers_pause = HeadersPause::HoldHeaders;
+        Rc::new(Scripted { name, phases: phase::ALL, headers_pause, variants: Vec::new(), log: log.clone(), act })
     }
 
     fn call(&self, stream: &Rc<Stream>, position: usize, event: String) -> Action {
@@ -57,6 +72,10 @@ fn message(direction: Direction) -> &'static str {
 impl Filter for Scripted {
     fn name(&self) -> &str {
         self.name
+    }
+
+    fn variants(&self) -> Variants<dyn Filter> {
+        self.variants.clone()
     }
 
     fn phases(&self) -> u32 {
@@ -267,6 +286,88 @@ fn head_holding_filter_is_fed_the_body_and_others_are_not() {
         assert!(!flow.feeds_body(&stream));
         assert!(poll(&mut flow, &stream).is_pending());
         assert_eq!(flow.feeds_body(&stream), feeds);
+    }
+}
+
+/// A route to the cluster `c` that selects these variants.
+pub(super) fn route(filters: &[(&str, &str)]) -> SelectedRoute {
+    let filters = filters.iter().map(|(filter, variant)| ((*filter).to_owned(), (*variant).to_owned())).collect();
+    let mut route = Route::to_cluster(crate::upstream::Clusters::default().handle("c"));
+    route.filters = RouteFiltersTable::default().intern(filters);
+    SelectedRoute::new(&Arc::new(route), 0, 0, 0)
+}
+
+/// Selects a route in the request headers callback.
+fn selecting(filters: &'static [(&'static str, &'static str)]) -> Act {
+    Box::new(move |stream, position, event| {
+        if event.starts_with("request head") {
+            stream.select(position, Some(route(filters)));
+        }
+        Action::Continue
+    })
+}
+
+#[test]
+fn selected_variants_process_the_whole_stream() {
+    let log = Log::default();
+    let strict = |name| vec![("strict".to_owned(), Scripted::filter(name, phase::ALL, &log, passing()))];
+    let filters = vec![
+        Scripted::with_variants("before", phase::ALL, &log, passing(), strict("before/strict")),
+        Scripted::filter("router", phase::ALL, &log, selecting(&[("before", "strict"), ("a", "strict"), ("b", "off")])),
+        Scripted::with_variants("a", phase::REQUEST_HEADERS, &log, passing(), strict("a/strict")),
+        Scripted::filter("b", phase::ALL, &log, passing()),
+    ];
+    let stream = stream(filters);
+    let done = |direction| is_done(poll(&mut HeadFlow::new(&stream, direction), &stream));
+    assert!(done(Direction::Request));
+    assert_eq!(taken(&log), ["before request head", "router request head", "a/strict request head"]);
+    let mut body = BodyFlow::new(&stream, Direction::Request, 10);
+    body.data(&stream, Bytes::from("x"), false, None).unwrap();
+    body.trailers(&stream, trailers("t"), None).unwrap();
+    let all = |what: &str| ["before", "router", "a/strict"].map(|name| format!("{name} {what}"));
+    assert_eq!(taken(&log), [all("request body x"), all("request trailers")].concat());
+    assert!(stream.sees_body(Direction::Response));
+    assert!(done(Direction::Response));
+    let mut back = all("response head");
+    back.reverse();
+    assert_eq!(taken(&log), back);
+    stream.end();
+    assert_eq!(taken(&log), all("end"), "a filter that is off gets no callback at all");
+}
+
+#[test]
+fn configuration_of_a_filter_no_longer_changes_once_the_request_has_reached_it() {
+    for cleared in [false, true] {
+        let log = Log::default();
+        let strict = |name| vec![("strict".to_owned(), Scripted::filter(name, phase::ALL, &log, passing()))];
+        let again: Act = Box::new(move |stream, position, event| {
+            if event.starts_with("request head") {
+                let other = route(&[("a", "off"), ("b", "off"), ("d", "strict")]);
+                stream.select(position, (!cleared).then_some(other));
+            }
+            Action::Continue
+        });
+        let first = selecting(&[("a", "strict"), ("b", "off"), ("c", "strict"), ("d", "off")]);
+        let stream = stream(vec![
+            Scripted::filter("router", phase::REQUEST_HEADERS, &log, first),
+            Scripted::with_variants("a", phase::REQUEST_HEADERS, &log, passing(), strict("a/strict")),
+            Scripted::filter("b", phase::ALL, &log, passing()),
+            Scripted::filter("again", phase::REQUEST_HEADERS, &log, again),
+            // These do not subscribe to the request's headers.
+            Scripted::with_variants("c", phase::RESPONSE_HEADERS, &log, passing(), strict("c/strict")),
+            Scripted::with_variants("d", phase::RESPONSE_HEADERS, &log, passing(), strict("d/strict")),
+        ]);
+        assert!(is_done(poll(&mut HeadFlow::new(&stream, Direction::Request), &stream)));
+        assert_eq!(stream.state.borrow().route.is_none(), cleared);
+        let d = if cleared { vec![] } else { vec!["d/strict request head"] };
+        let mut expected = vec!["router request head", "a/strict request head", "again request head"];
+        expected.extend(&d);
+        assert_eq!(taken(&log), expected);
+        // It is too late for all of them.
+        stream.select(0, Some(route(&[("a", "off"), ("b", "strict"), ("c", "strict"), ("d", "off")])));
+        assert!(is_done(poll(&mut HeadFlow::new(&stream, Direction::Response), &stream)));
+        let d = if cleared { "d response head" } else { "d/strict response head" };
+        assert_eq!(taken(&log), [d, "c response head", "a/strict response head"]);
     }
 }
 

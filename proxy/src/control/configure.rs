@@ -1,14 +1,17 @@
 //! Creates the first instance of each VM template, and collects all errors that its filters report about their
 //! configurations, although most filters stop at the first one.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use super::selections::escaped;
 use crate::{
     config::{Answer, Diagnostic, Loaded, Reported, model},
-    wasm::{Instance, InstantiateError, Plugin, VmTemplate},
+    observe::MetricError,
+    wasm::{Instance, InstantiateError, Plugin, TemplateRoot, VmTemplate},
 };
 
-/// Creates a template's first instance, or returns all errors that its filters report about their configurations.
+/// Creates a template's first instance, or returns all errors that its filters report about their configurations and
+/// variants.
 ///
 /// Where a filter expects a number or a boolean and an environment variable provided text, the value is converted: the
 /// plugin is replaced, in the template and in `plugins`, by one with the converted configuration.
@@ -17,26 +20,39 @@ pub(super) fn configured(
     template: &mut Arc<VmTemplate>,
     plugins: &mut [Arc<Plugin>],
 ) -> Result<Instance, Vec<Diagnostic>> {
-    // Each of its filters may be replaced once.
-    for _ in 0..=template.plugins().len() {
+    let named = |plugin: &Arc<Plugin>| loaded.config.filters.iter().find(|filter| filter.name == plugin.info.name);
+    let mut filters: Vec<_> = template.plugins().iter().filter_map(named).map(|filter| (**filter).clone()).collect();
+    // Each configuration may be replaced once.
+    for _ in 0..=template.roots().count() {
         let failed = match template.instantiate() {
             Ok(instance) => return Ok(instance),
             Err(failed) => failed,
         };
-        let filter = &template.plugins()[failed.filter];
-        match ask(loaded, filter, failed.error) {
-            Ok(replaced) => {
-                let old = filter.clone();
+        let part = Part { loaded, plugin: &template.plugins()[failed.filter], variant: failed.variant.as_deref() };
+        match part.ask(failed.error) {
+            Ok(typed) => {
+                let (filter, old) = (&mut filters[failed.filter], part.plugin.clone());
+                match &failed.variant {
+                    Some(name) => _ = filter.variants.insert(name.clone(), typed),
+                    None => filter.config = typed,
+                }
+                let replaced = old.configured_as(filter).map_err(|e| vec![Diagnostic::error(None, e.to_string())])?;
+                let replaced = Arc::new(replaced);
                 let new =
                     |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
                 plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
                 *template = template.converted(template.plugins().iter().map(new).collect());
             }
             Err(mut mistakes) => {
-                // The filters after it have not been configured yet.
-                for other in &template.plugins()[failed.filter + 1..] {
-                    if let Err(failed) = VmTemplate::of(other.clone()).instantiate()
-                        && let Err(more) = ask(loaded, other, failed.error)
+                // The ones after it have not been configured yet.
+                let is_failed =
+                    |root: &TemplateRoot<'_>| root.filter == failed.filter && root.variant == failed.variant.as_deref();
+                for root in template.roots().skip_while(|root| !is_failed(root)).skip(1) {
+                    let part = Part { loaded, plugin: root.plugin, variant: root.variant };
+                    let config = part.config();
+                    if let Ok(alone) = part.alone(config)
+                        && let Err(failed) = VmTemplate::of(alone).instantiate()
+                        && let Err(more) = part.ask(failed.error)
                     {
                         mistakes.extend(more);
                     }
@@ -48,34 +64,67 @@ pub(super) fn configured(
     Err(vec![Diagnostic::error(None, format!("filters {} cannot be set up", template.names()))])
 }
 
-/// Asks a failed filter for all errors. Returns the filter with a converted configuration if that resolves them.
-fn ask(loaded: &Loaded, plugin: &Arc<Plugin>, error: InstantiateError) -> Result<Arc<Plugin>, Vec<Diagnostic>> {
-    let name = &plugin.info.name;
-    let index = loaded.config.filters.iter().position(|filter| filter.name == *name).unwrap_or_default();
-    let pointer = format!("/filters/{index}");
-    let said: Reported = match error {
-        InstantiateError::Config(said) => said,
-        error => {
-            let message = format!("filter `{name}` cannot be set up: {error}");
-            let place = if plugin.info.config.is_empty() { "wasm" } else { "config" };
-            return Err(vec![loaded.source.diagnostic(&format!("{pointer}/{place}"), message, None)]);
+/// A configuration of a filter: its own, or a variant's.
+struct Part<'p> {
+    loaded: &'p Loaded,
+    plugin: &'p Arc<Plugin>,
+    variant: Option<&'p str>,
+}
+
+impl Part<'_> {
+    /// The index of the filter in the file.
+    fn index(&self) -> usize {
+        let name = &self.plugin.info.name;
+        self.loaded.config.filters.iter().position(|filter| filter.name == *name).unwrap_or_default()
+    }
+
+    /// The configuration as it is in the file.
+    fn config(&self) -> &serde_json::Value {
+        let filter = &self.loaded.config.filters[self.index()];
+        self.variant.and_then(|name| filter.variants.get(name)).unwrap_or(&filter.config)
+    }
+
+    /// The filter with only this configuration.
+    fn alone(&self, config: &serde_json::Value) -> Result<Arc<Plugin>, MetricError> {
+        let filter = model::Filter::clone(&self.loaded.config.filters[self.index()]);
+        let alone = model::Filter { config: config.clone(), variants: BTreeMap::new(), ..filter };
+        self.plugin.configured_as(&alone).map(Arc::new)
+    }
+
+    /// Asks the filter, which rejected the configuration, for all errors. Returns a converted configuration if that
+    /// resolves them.
+    fn ask(&self, error: InstantiateError) -> Result<serde_json::Value, Vec<Diagnostic>> {
+        let Part { loaded, plugin, variant } = self;
+        let name = &plugin.info.name;
+        let who = match variant {
+            Some(variant) => format!("filter `{name}`, variant `{variant}`,"),
+            None => format!("filter `{name}`"),
+        };
+        let filter = format!("/filters/{}", self.index());
+        let pointer = match variant {
+            Some(variant) => format!("{filter}/variants/{}", escaped(variant)),
+            None => format!("{filter}/config"),
+        };
+        let said: Reported = match error {
+            InstantiateError::Config(said) => said,
+            error => {
+                let message = format!("{who} cannot be set up: {error}");
+                let has_config = variant.is_some() || !plugin.info.config.is_empty();
+                let pointer = if has_config { pointer } else { format!("{filter}/wasm") };
+                return Err(vec![loaded.source.diagnostic(&pointer, message, None)]);
+            }
+        };
+        let again = |config: &serde_json::Value| {
+            let Ok(plugin) = self.alone(config) else { return Err(None) };
+            match VmTemplate::of(plugin).instantiate().map_err(|failed| failed.error) {
+                Ok(_) => Ok(()),
+                Err(InstantiateError::Config(said)) => Err(Some(said)),
+                Err(_) => Err(None),
+            }
+        };
+        match loaded.source.all_mistakes(&pointer, &format!("filter `{name}`"), said, again) {
+            Answer::Mistakes(mistakes) => Err(mistakes),
+            Answer::Typed(config) => Ok(config),
         }
-    };
-    let with = |config: &serde_json::Value| {
-        let changed = model::Filter { config: config.clone(), ..(*loaded.config.filters[index]).clone() };
-        plugin.configured_as(&changed).map(Arc::new)
-    };
-    let again = |config: &serde_json::Value| {
-        let Ok(plugin) = with(config) else { return Err(None) };
-        match VmTemplate::of(plugin).instantiate().map_err(|failed| failed.error) {
-            Ok(_) => Ok(()),
-            Err(InstantiateError::Config(said)) => Err(Some(said)),
-            Err(_) => Err(None),
-        }
-    };
-    let who = format!("filter `{name}`");
-    match loaded.source.all_mistakes(&format!("{pointer}/config"), &who, said, again) {
-        Answer::Mistakes(mistakes) => Err(mistakes),
-        Answer::Typed(config) => with(&config).map_err(|e| vec![Diagnostic::error(None, e.to_string())]),
     }
 }

@@ -17,6 +17,7 @@ pub mod rebuild;
 pub mod reload;
 pub(crate) mod resources;
 pub(crate) mod rollout;
+mod selections;
 pub mod signals;
 pub mod snapshot;
 pub mod status;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use tollgate_abi::fast::phase;
 
-use super::{certificates::Certificates, configure::configured, unused};
+use super::{certificates::Certificates, configure::configured, selections, unused};
 use crate::{
     builtins,
     config::{
@@ -178,6 +178,8 @@ impl SnapshotBuilder {
             check_chains(&loaded, &listeners, &phases, &mut wrong);
             let ticking = facts().filter(|(_, facts)| facts.ticks).map(|(plugin, _)| plugin.info.name.as_str());
             warnings.extend(unused::warnings(&loaded, &ticking.collect::<Vec<_>>()));
+            let selected = facts().map(|(plugin, facts)| (plugin.info.name.as_str(), &facts.selections));
+            warnings.extend(selections::warnings(&loaded, &selected.collect::<Vec<_>>()));
         }
         if extent != BuildMode::Trial && wrong.is_empty() {
             // One more instance than workers: the spare.

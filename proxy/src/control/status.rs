@@ -185,6 +185,7 @@ impl Status {
                 "hash": p.code.hash,
                 "bytes": p.code.size,
                 "abi": p.code.abi,
+                "variants": p.variants.iter().map(|(name, _)| name).collect::<Vec<_>>(),
                 "shares_vm_with": others,
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,

@@ -62,11 +62,13 @@ fn leads_to(listener: &Listener, cluster: &str) -> bool {
 /// Whether a filter may refer to a cluster. Built-in filters do so in their configuration; others in any text that they
 /// are given, or in their code.
 fn may_name(loaded: &Loaded, filter: &Filter, cluster: &str) -> bool {
+    let in_configs =
+        |is: &dyn Fn(&str) -> bool| filter.variants.values().chain([&filter.config]).any(|config| has_text(config, is));
     if is_builtin(filter) {
-        return has_text(&filter.config, &|text| text == cluster);
+        return in_configs(&|text| text == cluster);
     }
     let within = |text: &str| text.contains(cluster);
-    has_text(&filter.config, &within)
+    in_configs(&within)
         || has_text(&filter.vm_config, &within)
         || filter.env.values().any(|value| within(value))
         || CompiledModule::read(&loaded.source.resolve(&filter.wasm), &loaded.config.compile)

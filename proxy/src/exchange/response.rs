@@ -222,7 +222,7 @@ impl PendingResponse<'_> {
             (response.status, fields)
         };
         let without_body = self.head_only || status == StatusCode::NOT_MODIFIED;
-        if without_body && stream.chain.sees_body(Direction::Response) {
+        if without_body && stream.sees_body(Direction::Response) {
             // The length would be that of the response with a body (RFC 9110 section 8.6), which filters might have
             // changed.
             fields.remove(header::CONTENT_LENGTH);
@@ -437,7 +437,7 @@ impl ResponseBody {
             };
             if self.flow.has_ended() && !trailers {
                 fields.insert(header::CONTENT_LENGTH, length_out.into());
-            } else if trailers || length_in != length_out || stream.chain.changes_body(Direction::Response) {
+            } else if trailers || length_in != length_out || stream.changes_body(Direction::Response) {
                 fields.remove(header::CONTENT_LENGTH);
             }
         }

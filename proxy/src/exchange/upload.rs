@@ -274,7 +274,7 @@ impl Upload {
             true if source.flow.has_trailers() || self.read_ahead.borrow().has_trailers() => Some(None),
             true => Some(Some(length_out.into())),
             false if fields.contains_key(header::TRAILER) => Some(None),
-            false => (length_in != length_out || self.stream.chain.changes_body(Direction::Request)).then_some(None),
+            false => (length_in != length_out || self.stream.changes_body(Direction::Request)).then_some(None),
         }
     }
 

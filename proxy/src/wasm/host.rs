@@ -11,6 +11,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use rustc_hash::FxHashMap;
 use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
@@ -29,6 +30,7 @@ use crate::{
         charge::{DeferredCharge, ITEM, MemoryBudget, MemoryCharge},
         head::{self, Name},
         limits::ConcurrencyLimit,
+        variants::RouteFilters,
     },
     observe::metrics::Handle,
     upstream::ClusterHandle,
@@ -177,6 +179,8 @@ pub struct RootState {
     pub subscribes: bool,
     /// The period of its tick.
     pub tick: Option<Duration>,
+    /// The variants of filters that its routes select, by address.
+    pub selects: FxHashMap<usize, Arc<RouteFilters>>,
 }
 
 /// The data of a store.
@@ -301,7 +305,13 @@ impl Host {
         memory_limit: usize,
         ledger: Arc<MemoryBudget>,
     ) -> Host {
-        let root = |identity| RootState { identity, subscribed: phase::ALL, subscribes: false, tick: None };
+        let root = |identity| RootState {
+            identity,
+            subscribed: phase::ALL,
+            subscribes: false,
+            tick: None,
+            selects: FxHashMap::default(),
+        };
         let roots: Box<[RootState]> = identities.map(root).collect();
         Host {
             identity: roots[0].identity.clone(),

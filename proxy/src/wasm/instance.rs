@@ -37,6 +37,12 @@ impl Instance {
         self.store.data().roots[filter].tick.is_some()
     }
 
+    /// The filters and variants that the routes of a root context select.
+    pub fn selections(&self, root: usize) -> impl Iterator<Item = (String, String)> {
+        let all = self.store.data().roots[root].selects.values().flat_map(|filters| filters.iter());
+        all.map(|(filter, variant)| (filter.to_owned(), variant.to_owned()))
+    }
+
     /// The callbacks that one of its filters exports and subscribes to, as bits of [`phase`].
     pub fn phases(&self, filter: usize) -> u32 {
         let e = &self.exports;

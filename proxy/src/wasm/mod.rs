@@ -33,7 +33,7 @@ pub use self::{
         Instance,
         compiled::{CompiledModule, LoadError},
         plugin::{FilterSettings, Plugin},
-        template::{FilterFacts, InstantiateError, SetupError, VmKey, VmTemplate},
+        template::{FilterFacts, InstantiateError, SetupError, TemplateRoot, VmKey, VmTemplate},
     },
     stores::{
         env::{FilterEnv, SharedStore},

@@ -70,7 +70,7 @@ pub struct VmBinding {
 pub struct Vm {
     me: Weak<Vm>,
     template: Arc<VmTemplate>,
-    /// Its filters, in the order of their root contexts.
+    /// The root contexts: those of its filters, then those of their variants.
     roots: Box<[Rc<RootContext>]>,
     binding: VmBinding,
     /// The regular VM, if this one is its quarantine.
@@ -101,15 +101,17 @@ pub struct Vm {
     memory: Cell<i64>,
 }
 
-/// A filter's root context in a VM.
+/// The root context of a filter or of its variant in a VM.
 pub(in crate::wasm) struct RootContext {
     /// The filter.
     pub plugin: Arc<Plugin>,
+    /// The name of the filter's variant, if it belongs to one.
+    variant: Option<Box<str>>,
     /// The callbacks that it subscribes to, as bits of [`phase`](tollgate_abi::fast::phase).
     pub phases: Cell<u32>,
     /// Whether it has subscribed explicitly.
     pub subscribes: Cell<bool>,
-    /// Its index among the VM's filters.
+    /// Its index among the VM's root contexts.
     index: usize,
     settings: Cell<FilterSettings>,
     half_call: Cell<(Duration, u64)>,
@@ -180,10 +182,12 @@ impl Vm {
     }
 
     fn without_instance(template: Arc<VmTemplate>, binding: VmBinding, main: Option<Weak<Vm>>) -> Rc<Vm> {
-        let roots: Box<[_]> = (template.plugins().iter().enumerate())
-            .map(|(index, plugin)| {
+        let roots: Box<[_]> = (template.roots().enumerate())
+            .map(|(index, root)| {
+                let plugin = root.plugin;
                 Rc::new(RootContext {
                     plugin: plugin.clone(),
+                    variant: root.variant.map(Into::into),
                     phases: Cell::new(0),
                     subscribes: Cell::new(false),
                     index,
@@ -237,7 +241,18 @@ impl Vm {
 
     /// Its filters, in the template's order.
     pub fn filters(self: &Rc<Self>) -> impl Iterator<Item = Rc<WasmFilter>> {
-        self.roots.iter().map(|root_context| Rc::new(WasmFilter::new(self.clone(), root_context.clone())))
+        self.own_roots().iter().map(|root_context| Rc::new(WasmFilter::new(self.clone(), root_context.clone())))
+    }
+
+    /// The root contexts of its filters, without those of variants.
+    fn own_roots(&self) -> &[Rc<RootContext>] {
+        &self.roots[..self.template.plugins().len()]
+    }
+
+    /// The root contexts of a filter's variants, with their names.
+    fn variants_of(&self, plugin: &Arc<Plugin>) -> impl Iterator<Item = (&str, &Rc<RootContext>)> {
+        let own = move |root_context: &&Rc<RootContext>| Arc::ptr_eq(&root_context.plugin, plugin);
+        self.roots.iter().filter(own).filter_map(|root_context| Some((root_context.variant.as_deref()?, root_context)))
     }
 
     /// The number of host calls by the guest and of bytes copied for them. For benchmarks.
@@ -260,8 +275,8 @@ impl Vm {
         for root_context in &self.roots {
             root_context.phases.set(instance.phases(root_context.index));
             root_context.subscribes.set(instance.subscribed(root_context.index).is_some());
-            self.gauge(root_context).add(observe::shard(), 1);
         }
+        self.own_roots().iter().for_each(|root_context| self.gauge(root_context).add(observe::shard(), 1));
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.calls_before.set(self.calls.get());
         *self.instance.borrow_mut() = Some(instance);
@@ -629,7 +644,7 @@ impl Drop for Vm {
             });
         }
         if had && self.instance.borrow().is_some() {
-            self.roots.iter().for_each(|root_context| self.gauge(root_context).sub(observe::shard(), 1));
+            self.own_roots().iter().for_each(|root_context| self.gauge(root_context).sub(observe::shard(), 1));
             self.roots[0].plugin.metrics.memory.sub(observe::shard(), self.memory.get());
         }
     }

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
+    rc::Rc,
 };
 
 use tollgate_abi::{
@@ -13,11 +14,11 @@ use tollgate_abi::{
 };
 
 use super::{
-    MISSING_CLUSTER, MISSING_FILTER, MISSING_VARIANT, Selected,
+    MISSING_CLUSTER, MISSING_FILTER, MISSING_VARIANT,
     grpc::{GrpcCalls, GrpcEvent},
     services::{ServiceAnswer, Services},
     stores::{Buckets, Metric, SharedQueue, SharedValue},
-    stream::{Message, Part, Stage, Stream},
+    stream::{Message, Part, SelectedRoute, Stage, Stream},
 };
 use crate::{
     CallError, ConfigError, doc,
@@ -60,7 +61,7 @@ pub(crate) struct Host {
     pub(crate) phases: u32,
     pub(crate) config_errors: Vec<ConfigError>,
     names: Vec<String>,
-    routes: Vec<doc::Route>,
+    routes: Vec<Rc<doc::Route>>,
     pub(super) buckets: Vec<Buckets>,
     /// Maximum and current number of permits.
     pub(crate) limits: Vec<(u32, u32)>,
@@ -319,7 +320,7 @@ impl Host {
         {
             return -(Status::NotFound as i32);
         }
-        self.routes.push(route.clone());
+        self.routes.push(Rc::new(route.clone()));
         self.routes.len() as i32 - 1
     }
 
@@ -327,7 +328,7 @@ impl Host {
         let route = self.routes[route as usize].clone();
         let hash = |bit, value| (given & bit != 0).then_some(value);
         let (split, balance) = (hash(fast::hash::SPLIT, split), hash(fast::hash::BALANCE, balance));
-        self.stream().selected = Some(Selected { route, split, balance });
+        self.stream().selected = Some(SelectedRoute { route, split, balance });
     }
 
     /// The simulated wall clock: the monotonic clock plus a start in 2026.

@@ -8,7 +8,7 @@ use super::{
     advance,
     host::with,
     settle,
-    stream::{Message, Part, Stage, Stream},
+    stream::{Message, Part, SelectedRoute, Stage, Stream},
 };
 use crate::{Filter, Metadata, Reply, doc, filter::dispatch::Dispatcher};
 
@@ -113,7 +113,7 @@ impl<'h, F: Filter> Outcome<'h, F> {
 
     /// Returns the route that the filter has selected.
     pub fn selected(&self) -> Option<&Selected> {
-        self.with(|s| s.selected.clone()).map(|selected| &*Box::leak(Box::new(selected)))
+        self.with(|s| s.selected.as_ref().map(SelectedRoute::shown)).map(|selected| &*Box::leak(Box::new(selected)))
     }
 
     /// Returns the name of the selected route.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
+    rc::Rc,
 };
 
 use tollgate_abi::{fast::phase, proxy_wasm::action};
@@ -13,7 +14,7 @@ use super::{
     reply,
     tcp::Tcp,
 };
-use crate::{Filter, Reply, filter::dispatch::Dispatcher, sys::types::Half};
+use crate::{Filter, Reply, doc, filter::dispatch::Dispatcher, sys::types::Half};
 
 /// Metadata by namespace and key: the type and the bytes.
 pub(crate) type MetadataMap = BTreeMap<(Vec<u8>, Vec<u8>), (i32, Vec<u8>)>;
@@ -26,7 +27,7 @@ pub(crate) struct Stream {
     pub(crate) eventual: Headers,
     pub(super) source: Option<SocketAddr>,
     pub(super) client: Option<SocketAddr>,
-    pub(crate) selected: Option<Selected>,
+    pub(crate) selected: Option<SelectedRoute>,
     /// The filter's own response, once it has replaced the upstream's.
     pub(crate) reply: Option<Reply>,
     /// The response that the filter has sent in the current callback.
@@ -38,6 +39,21 @@ pub(crate) struct Stream {
     pub(super) limits_held: Vec<u32>,
     /// Set for a TCP connection.
     pub(super) tcp: Option<Tcp>,
+}
+
+/// The selected route; the document is shared, because copying it would take much of a short request's time.
+#[derive(Debug)]
+pub(crate) struct SelectedRoute {
+    pub(super) route: Rc<doc::Route>,
+    pub(super) split: Option<u64>,
+    pub(super) balance: Option<u64>,
+}
+
+impl SelectedRoute {
+    /// The selection as a test sees it.
+    pub(super) fn shown(&self) -> Selected {
+        Selected { route: doc::Route::clone(&self.route), split: self.split, balance: self.balance }
+    }
 }
 
 /// A request or a response.

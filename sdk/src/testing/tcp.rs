@@ -12,7 +12,7 @@ use super::{
     grpc::GrpcEvent,
     host::{self, with},
     settle,
-    stream::Stream,
+    stream::{SelectedRoute, Stream},
 };
 use crate::{
     ConfigError, TcpFilter,
@@ -167,7 +167,7 @@ impl<F: TcpFilter> TcpOutcome<'_, F> {
 
     /// Returns the route that the filter has selected.
     pub fn selected(&self) -> Option<Selected> {
-        self.with(|s| s.selected.clone())
+        self.with(|s| s.selected.as_ref().map(SelectedRoute::shown))
     }
 
     /// Returns the short names of the response flags that the filter has set.

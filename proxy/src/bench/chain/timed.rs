@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    chain::{Action, Direction, Filter, HeadersPause, Stream},
+    chain::{Action, Direction, Filter, HeadersPause, Stream, Variants},
     wasm::{Vm, WasmFilter},
 };
 
@@ -109,12 +109,13 @@ pub(super) struct Tally {
 pub(super) struct Timed {
     filter: Rc<WasmFilter>,
     clock: Duration,
-    tallies: RefCell<Vec<Tally>>,
+    /// Shared with its variants.
+    tallies: Rc<RefCell<Vec<Tally>>>,
 }
 
 impl Timed {
     pub(super) fn new(filter: Rc<WasmFilter>, clock: Duration) -> Timed {
-        let timed = Timed { filter, clock, tallies: RefCell::default() };
+        let timed = Timed { filter, clock, tallies: Rc::default() };
         timed.reset();
         timed
     }
@@ -154,6 +155,12 @@ impl Timed {
 impl Filter for Timed {
     fn name(&self) -> &str {
         self.filter.name()
+    }
+
+    fn variants(&self) -> Variants<dyn Filter> {
+        let timed = |filter| Timed { filter, clock: self.clock, tallies: self.tallies.clone() };
+        let all = self.filter.own_variants();
+        all.map(|(name, filter)| (name, Rc::new(timed(filter)) as Rc<dyn Filter>)).collect()
     }
 
     fn phases(&self) -> u32 {

@@ -33,8 +33,9 @@ pub struct ConnectionFlow {
 impl ConnectionFlow {
     /// Moves the connection on as far as filters allow.
     pub fn advance(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
-        while let Some(filter) = stream.chain.filters.get(self.passed) {
+        while self.passed < stream.chain.len() {
             let position = self.passed;
+            let filter = stream.filter(position);
             let begins = !std::mem::replace(&mut stream.state.borrow_mut().filters[position].begun, true);
             if begins {
                 let wants = filter.phases() & phase::NEW_CONNECTION != 0;
@@ -61,7 +62,7 @@ impl ConnectionFlow {
 
     /// Whether the connection has passed all filters.
     pub fn is_open(&self, stream: &NetworkStream) -> bool {
-        self.passed == stream.chain.filters.len()
+        self.passed == stream.chain.len()
     }
 
     /// Processes bytes from a side. `end`: nothing follows.
@@ -102,7 +103,7 @@ impl ConnectionFlow {
 
     /// Releases what is held by filters that have resumed it, and what they have added.
     pub fn resume(&mut self, stream: &Rc<NetworkStream>) -> Result<(), ConnectionDenied> {
-        for position in 0..stream.chain.filters.len() {
+        for position in 0..stream.chain.len() {
             let goes_on = |side: Side| {
                 let p = &mut stream.state.borrow_mut().positions[position];
                 std::mem::take(&mut p.resumed[side as usize]) || p.gone
@@ -172,7 +173,7 @@ impl ConnectionFlow {
         end: bool,
     ) -> Result<(), ConnectionDenied> {
         let (mut data, mut end) = (data, end);
-        for nth in nth..stream.chain.filters.len() {
+        for nth in nth..stream.chain.len() {
             if data.as_slice().is_empty() && !end {
                 return Ok(());
             }
@@ -199,7 +200,7 @@ impl ConnectionFlow {
         end: bool,
     ) -> Result<Option<(Buffer, bool)>, ConnectionDenied> {
         let (position, way) = (stream.chain.position(side, nth), side as usize);
-        let filter = &stream.chain.filters[position];
+        let filter = stream.filter(position);
         let closes = || {
             if end && side == Side::Upstream {
                 stream.state.borrow_mut().filters[position].upstream_closed = true;

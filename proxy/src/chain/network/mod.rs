@@ -27,6 +27,7 @@ use super::{
     limits,
     stored::StreamMetadata,
     stream::{Buffer, ConnectionInfo, FilterState, TransportFailures, size_of_log_fields},
+    variants::{Choices, FilterTable, Variants},
 };
 use crate::{
     config::units::Address,
@@ -66,6 +67,12 @@ pub enum ClosedBy {
 
 /// A filter of TCP connections on one worker.
 pub trait NetworkFilter {
+    /// Its name.
+    fn name(&self) -> &str;
+    /// Its variants: the same filter with other configurations.
+    fn variants(&self) -> Variants<dyn NetworkFilter> {
+        Vec::new()
+    }
     /// The callbacks that it subscribes to, as bits of [`phase`].
     fn phases(&self) -> u32;
     /// Called when a client has connected. `Pause`: the connection is held until the filter resumes the downstream
@@ -82,16 +89,22 @@ pub trait NetworkFilter {
 
 /// The filters of a listener for TCP connections on one worker.
 pub struct NetworkChain {
-    filters: Box<[Rc<dyn NetworkFilter>]>,
-    /// The callbacks that any filter subscribes to.
+    table: FilterTable<dyn NetworkFilter>,
+    /// The callbacks that any filter subscribes to, or a variant of it.
     phases: u32,
 }
 
 impl NetworkChain {
     /// Creates a chain of these filters, in the order in which they see the client's data.
     pub fn new(filters: Vec<Rc<dyn NetworkFilter>>) -> NetworkChain {
-        let phases = filters.iter().fold(0, |all, f| all | f.phases());
-        NetworkChain { filters: filters.into(), phases }
+        let table = FilterTable::new(filters, |filter| (filter.name(), filter.variants()));
+        let phases = table.all().fold(0, |all, f| all | f.phases());
+        NetworkChain { table, phases }
+    }
+
+    /// The number of filters.
+    fn len(&self) -> usize {
+        self.table.filters().len()
     }
 
     /// Whether any filter subscribes to the bytes of a side.
@@ -103,7 +116,7 @@ impl NetworkChain {
     fn position(&self, side: Side, nth: usize) -> usize {
         match side {
             Side::Downstream => nth,
-            Side::Upstream => self.filters.len() - 1 - nth,
+            Side::Upstream => self.len() - 1 - nth,
         }
     }
 }
@@ -136,6 +149,8 @@ pub struct ConnectionState {
     pub filters: SmallVec<[ConnectionFilterState; 2]>,
     /// The route, if a filter has selected one.
     pub route: Option<SelectedRoute>,
+    /// The configurations of filters that routes have selected.
+    choices: Choices,
     /// The cluster, once known.
     pub cluster: Option<Arc<str>>,
     /// The last endpoint that was tried.
@@ -203,11 +218,12 @@ impl NetworkStream {
         buffer_limit: usize,
     ) -> Rc<NetworkStream> {
         let start = Instant::now();
-        let filters = 0..chain.filters.len();
+        let filters = 0..chain.len();
         let state = ConnectionState {
             positions: filters.clone().map(|_| FilterState::default()).collect(),
             filters: filters.map(|_| ConnectionFilterState::default()).collect(),
             route: None,
+            choices: Choices::default(),
             cluster: None,
             endpoint: None,
             upstream_local: None,
@@ -234,6 +250,22 @@ impl NetworkStream {
             active: Cell::new(start),
             waker: RefCell::default(),
         })
+    }
+
+    /// Selects the connection's route, or drops it, as the filter at this position.
+    pub fn select(&self, position: usize, selected: Option<SelectedRoute>) {
+        let state = &mut *self.state.borrow_mut();
+        let filters = selected.as_ref().and_then(|selected| selected.route.filters.as_ref());
+        if filters.is_some() || state.choices.are_made() {
+            let behind = |at: usize| at > position && !state.filters[at].begun;
+            self.chain.table.choose(filters, &mut state.choices, &mut state.positions, behind);
+        }
+        state.route = selected;
+    }
+
+    /// The filter at this position, in the configuration that it uses for the connection.
+    fn filter(&self, position: usize) -> &Rc<dyn NetworkFilter> {
+        self.chain.table.get(position, &self.state.borrow().choices)
     }
 
     /// Releases what a filter holds of a side and, for the downstream side, the connection; wakes the connection's
@@ -299,7 +331,7 @@ impl NetworkStream {
 
     /// Whether any filter holds the connection, or bytes of it.
     pub fn is_held(&self) -> bool {
-        (0..self.chain.filters.len()).any(|position| self.is_held_by(position))
+        (0..self.chain.len()).any(|position| self.is_held_by(position))
     }
 
     /// Registers the waker for changes that no socket reports.
@@ -334,14 +366,15 @@ impl NetworkStream {
 
     /// Ends the connection for the filters that have seen it.
     pub fn end(self: &Rc<Self>, downstream: ClosedBy, upstream: Option<ClosedBy>) {
-        for (position, filter) in self.chain.filters.iter().enumerate() {
-            let (seen, told) = {
+        for position in 0..self.chain.len() {
+            let (filter, seen, told) = {
                 let mut state = self.state.borrow_mut();
                 let told = state.filters[position].upstream_closed;
+                let filter = self.chain.table.get(position, &state.choices);
                 let p = &mut state.positions[position];
                 p.end();
                 let wants = phase::LOG | phase::DOWNSTREAM_CLOSE | phase::UPSTREAM_CLOSE;
-                (!p.gone && (p.context != 0 || filter.phases() & wants != 0), told)
+                (filter, !p.gone && (p.context != 0 || filter.phases() & wants != 0), told)
             };
             if seen {
                 filter.on_end(self, position, downstream, upstream.filter(|_| !told));

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, net::SocketAddr};
 
 use super::*;
+use crate::chain::tests::route;
 
 type Act = Box<dyn Fn(&Rc<NetworkStream>, usize, &str) -> Action>;
 
@@ -24,6 +25,19 @@ impl Scripted {
 }
 
 impl NetworkFilter for Scripted {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn variants(&self) -> Variants<dyn NetworkFilter> {
+        let variant =
+            |name| Scripted { name, phases: phase::ALL, log: self.log.clone(), act: always(Action::Continue) };
+        match self.name {
+            "limits" => vec![("strict".to_owned(), Rc::new(variant("limits/strict")) as Rc<dyn NetworkFilter>)],
+            _ => Vec::new(),
+        }
+    }
+
     fn phases(&self) -> u32 {
         self.phases
     }
@@ -277,6 +291,37 @@ fn filters_receive_only_the_callbacks_they_subscribe_to() {
     assert_eq!(w.out(Downstream), "x");
     w.stream.end(ClosedBy::Remote, Some(ClosedBy::Local));
     assert_eq!(w.log(), ["a end Remote Some(Local)"]);
+}
+
+#[test]
+fn selected_variants_process_the_whole_connection() {
+    let select: Act = Box::new(|stream, position, what| {
+        if what == "down x" {
+            stream.select(position, Some(route(&[("before", "off"), ("limits", "strict"), ("other", "off")])));
+            stream.resume(position, Downstream);
+        }
+        if what == "new" { Action::Pause } else { Action::Continue }
+    });
+    let pass = || always(Action::Continue);
+    let mut w = World::new(vec![
+        ("before", phase::ALL, pass()),
+        ("router", phase::ALL, select),
+        ("limits", phase::DOWNSTREAM_DATA, pass()),
+        ("other", phase::ALL, pass()),
+    ]);
+    w.flow.advance(&w.stream).unwrap();
+    assert_eq!(w.log(), ["before new", "router new"]);
+    w.data(Downstream, "x", false);
+    w.flow.resume(&w.stream).unwrap();
+    assert_eq!(w.log(), ["before down x", "router down x", "limits/strict new", "limits/strict down x"]);
+    assert_eq!(w.out(Downstream), "x");
+    // The connection has reached every filter.
+    w.stream.select(1, None);
+    w.data(Upstream, "y", false);
+    assert_eq!(w.log(), ["limits/strict up y", "router up y", "before up y"]);
+    w.stream.end(ClosedBy::Remote, None);
+    let end = ["before", "router", "limits/strict"].map(|name| format!("{name} end Remote None"));
+    assert_eq!(w.log(), end);
 }
 
 #[test]

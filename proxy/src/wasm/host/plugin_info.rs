@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::filter_log::FilterLog;
 use crate::wasm::stores::env::{FilterStore, VmIdStore};
 
-/// A filter's identity and configuration, and its state that outlives its instances.
+/// A filter's identity and configuration, and its state that outlives its instances. A variant of the filter differs only
+/// in the configuration.
+#[derive(Clone)]
 pub struct PluginInfo {
     /// Its name.
     pub name: String,
@@ -20,7 +22,7 @@ pub struct PluginInfo {
     /// Its environment.
     pub env: BTreeMap<String, String>,
     /// Its log.
-    pub log: FilterLog,
+    pub log: Arc<FilterLog>,
     /// State shared with the other filters of its `vm_id`.
     pub vm_store: Arc<VmIdStore>,
     /// State shared by all its instances, also across hot reloads.

@@ -29,7 +29,7 @@ use crate::{
             Host, Phase, Timer,
             filter_log::{LONGEST, LossyText},
         },
-        scope::{call_scope, stream_ref::StreamRef},
+        scope::call_scope,
     },
 };
 
@@ -55,12 +55,9 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let host = c.data_mut();
             host.hostcalls += 1;
             let Some(route) = host.routes.get(id as u32 as usize) else { return Status::BadArgument as i32 };
-            let selected = call_scope::with_subject(|subject, _| {
-                let selected = Some(SelectedRoute::new(route, given as u32, split as u64, balance as u64));
-                match subject {
-                    StreamRef::Http(stream) => stream.state.borrow_mut().route = selected,
-                    StreamRef::Tcp(stream) => stream.state.borrow_mut().route = selected,
-                }
+            let selected = call_scope::with_subject(|subject, position| {
+                let selected = SelectedRoute::new(route, given as u32, split as u64, balance as u64);
+                subject.select(position, Some(selected));
             });
             selected.map_or(Status::NotFound, |()| Status::Ok) as i32
         },
@@ -218,13 +215,18 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     })?;
     linker.func_wrap(MODULE, "route_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
-            let route: doc::Route = document(memory, host, ptr, len)?;
+            let mut route: doc::Route = document(memory, host, ptr, len)?;
             let unknown = |(filter, name): (&String, &String)| host.variant_exists(filter, name) != variant::EXISTS;
             if route.filters.iter().any(unknown) {
                 return Err(Status::NotFound);
             }
-            let route = Route::new(route, |name| host.cluster(name))?;
+            let filters = std::mem::take(&mut route.filters);
+            let mut route = Route::new(route, |name| host.cluster(name))?;
             room(&host.routes, limit::ROUTES)?;
+            route.filters = host.env.shared.route_filters.intern(filters);
+            if let Some(filters) = &route.filters {
+                host.roots[host.root].selects.insert(Arc::as_ptr(filters).addr(), filters.clone());
+            }
             host.define(size_of::<Route>() + 2 * len as u32 as usize)?;
             host.routes.push(Arc::new(route));
             Ok(host.routes.len() as i32 - 1)

@@ -122,6 +122,8 @@ impl FilterSettings {
 pub struct Plugin {
     /// Its name, configuration and owners.
     pub info: Arc<PluginInfo>,
+    /// Its variants: their names, and its identity with their configuration.
+    pub variants: Vec<(String, Arc<PluginInfo>)>,
     /// Its compiled module.
     pub code: Arc<CompiledModule>,
     /// What can change without new instances. Workers copy it when they apply a configuration.
@@ -160,18 +162,21 @@ impl Plugin {
         env: &Arc<FilterEnv>,
     ) -> Result<Plugin, MetricError> {
         let vm_id = config.vm_id.clone().unwrap_or_else(|| config.name.clone());
+        let info = PluginInfo {
+            name: config.name.clone(),
+            root_id: config.root_id.clone(),
+            vm_store: env.shared.vm_store(&vm_id),
+            store: env.shared.filter_store(&config.name),
+            vm_id,
+            config: bytes(&config.config),
+            vm_config: bytes(&config.vm_config),
+            env: config.env.clone(),
+            log: Arc::new(FilterLog::default()),
+        };
+        let variant = |config| Arc::new(PluginInfo { config: bytes(config), ..info.clone() });
         Ok(Plugin {
-            info: Arc::new(PluginInfo {
-                name: config.name.clone(),
-                root_id: config.root_id.clone(),
-                vm_store: env.shared.vm_store(&vm_id),
-                store: env.shared.filter_store(&config.name),
-                vm_id,
-                config: bytes(&config.config),
-                vm_config: bytes(&config.vm_config),
-                env: config.env.clone(),
-                log: FilterLog::default(),
-            }),
+            variants: config.variants.iter().map(|(name, config)| (name.clone(), variant(config))).collect(),
+            info: Arc::new(info),
             code,
             settings: ArcSwap::from_pointee(FilterSettings::new(config)),
             metrics: FilterMetrics::new(&env.shared.registry, &config.name)?,

@@ -6,6 +6,7 @@
 //! because a failure in a VM affects all of its filters.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -28,7 +29,7 @@ use crate::{
     observe::{self, target},
     wasm::{
         engine::clock,
-        host::{FIRST_ROOT, Host, Phase},
+        host::{FIRST_ROOT, Host, Phase, plugin_info::PluginInfo},
         stores::known_names::{KnownNames, NameAnswers},
     },
 };
@@ -61,12 +62,15 @@ pub struct VmTemplate {
 pub type VmKey = String;
 
 /// What an instance says about one of its filters.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct FilterFacts {
-    /// The callbacks that it exports and subscribes to, as bits of [`phase`](tollgate_abi::fast::phase).
+    /// The callbacks that it, or a variant of it, exports and subscribes to, as bits of
+    /// [`phase`](tollgate_abi::fast::phase).
     pub phases: u32,
-    /// Whether it has a timer tick.
+    /// Whether it, or a variant of it, has a timer tick.
     pub ticks: bool,
+    /// The variants that its routes select, by filter and variant.
+    pub selections: BTreeSet<(String, String)>,
 }
 
 /// Why an instance could not be created.
@@ -86,12 +90,26 @@ pub enum InstantiateError {
 
 /// Why an instance could not be created, with the filter that caused it.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+#[error("{}{error}", variant.as_ref().map_or_else(String::new, |name| format!("variant `{name}`: ")))]
 pub struct SetupError {
     /// The index of the filter in the template.
     pub filter: usize,
+    /// The filter's variant, if the error is in one.
+    pub variant: Option<String>,
     /// Why.
     pub error: InstantiateError,
+}
+
+/// A root context of a template's instances: a filter's, or that of a variant.
+pub struct TemplateRoot<'t> {
+    /// The index of the filter in the template.
+    pub filter: usize,
+    /// The filter.
+    pub plugin: &'t Arc<Plugin>,
+    /// The variant's name.
+    pub variant: Option<&'t str>,
+    /// The filter's identity, with the configuration of this root context.
+    pub(in crate::wasm) info: &'t Arc<PluginInfo>,
 }
 
 /// Formats what a filter has logged, such as a panic's text, as a part of a message.
@@ -153,6 +171,22 @@ impl VmTemplate {
     /// The filters that share the VM, in the order of their root contexts.
     pub fn plugins(&self) -> &[Arc<Plugin>] {
         &self.plugins
+    }
+
+    /// The root contexts in order: those of the filters, then those of their variants.
+    pub fn roots(&self) -> impl Iterator<Item = TemplateRoot<'_>> {
+        let filters = || self.plugins.iter().enumerate();
+        let own = filters().map(|(filter, plugin)| TemplateRoot { filter, plugin, variant: None, info: &plugin.info });
+        let variants = filters().flat_map(|(filter, plugin)| {
+            let variant = move |(name, info)| TemplateRoot { filter, plugin, variant: Some(name), info };
+            plugin.variants.iter().map(|(name, info)| (name.as_str(), info)).map(variant)
+        });
+        own.chain(variants)
+    }
+
+    /// The indices of the root contexts of a filter and its variants.
+    fn roots_of(&self, filter: usize) -> impl Iterator<Item = usize> {
+        self.roots().enumerate().filter(move |(_, root)| root.filter == filter).map(|(index, _)| index)
     }
 
     /// Identifies everything that its instances are made of.
@@ -222,7 +256,11 @@ impl VmTemplate {
         // A concurrent update may be lost: it is only an estimate.
         self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
         let instance = built.map(|(store, exports)| Instance { store, exports, made_in })?;
-        let facts = |filter| FilterFacts { phases: instance.phases(filter), ticks: instance.ticks(filter) };
+        let facts = |filter| FilterFacts {
+            phases: self.roots_of(filter).fold(0, |all, root| all | instance.phases(root)),
+            ticks: self.roots_of(filter).any(|root| instance.ticks(root)),
+            selections: self.roots_of(filter).flat_map(|root| instance.selections(root)).collect(),
+        };
         self.facts.get_or_init(|| (0..self.plugins.len()).map(facts).collect());
         self.plugins.iter().for_each(|plugin| plugin.metrics.created.inc(observe::shard()));
         Ok(instance)
@@ -230,7 +268,7 @@ impl VmTemplate {
 
     fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
         let first = &self.plugins[0];
-        let infos = self.plugins.iter().map(|p| p.info.clone());
+        let infos = self.roots().map(|root| root.info.clone());
         // Like linear memory, the host memory of a shared VM is charged to its first filter.
         let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
         let host = Host::new(infos, first.env.clone(), self.name_answers.clone(), first.memory_limit, ledger);
@@ -241,18 +279,20 @@ impl VmTemplate {
         let (before, mut all) = (clock::processor_time(), bound(first));
         clock::start(&mut store, bound(first));
         let started = Instant::now();
-        let exports = self.start(&mut store).map_err(|error| SetupError { filter: 0, error })?;
-        for (filter, plugin) in self.plugins.iter().enumerate() {
-            if filter > 0 {
-                clock::start(&mut store, bound(plugin));
-                all += bound(plugin);
+        let exports = self.start(&mut store).map_err(|error| SetupError { filter: 0, variant: None, error })?;
+        for (index, root) in self.roots().enumerate() {
+            let bound = bound(root.plugin);
+            if index > 0 {
+                clock::start(&mut store, bound);
+                all += bound;
             }
-            configure(&mut store, &exports, filter, plugin).map_err(|error| SetupError { filter, error })?;
+            let mut configured = configure(&mut store, &exports, index, root.info);
             // Code that cannot be interrupted is checked afterwards.
-            if clock::processor_time().saturating_sub(before) > all {
-                let error = trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into());
-                return Err(SetupError { filter, error });
+            if configured.is_ok() && clock::processor_time().saturating_sub(before) > all {
+                configured = Err(trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into()));
             }
+            let variant = root.variant.map(str::to_owned);
+            configured.map_err(|error| SetupError { filter: root.filter, variant, error })?;
         }
         clock::end(&mut store);
         store.data_mut().phase = Phase::Running;
@@ -309,6 +349,11 @@ fn key(plugins: &[Arc<Plugin>]) -> VmKey {
         part(plugin.info.name.as_bytes());
         part(plugin.info.root_id.as_bytes());
         part(&plugin.info.config);
+        part(&plugin.variants.len().to_le_bytes());
+        for (name, variant) in &plugin.variants {
+            part(name.as_bytes());
+            part(&variant.config);
+        }
     }
     sha256_hex(&all)
 }
@@ -328,16 +373,16 @@ fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error
     InstantiateError::Trapped(place, reason, std::mem::take(&mut host.last_logged))
 }
 
-/// Creates a filter's root context and configures it. As in Envoy, `proxy_on_vm_start` is called for every filter of
-/// the VM, because SDKs hand it to the filter's own code.
+/// Creates a root context and configures it. As in Envoy, `proxy_on_vm_start` is called for every root context of the VM,
+/// because SDKs hand it to the filter's own code.
 fn configure(
     store: &mut Store<Host>,
     exports: &Exports,
-    filter: usize,
-    plugin: &Plugin,
+    index: usize,
+    info: &PluginInfo,
 ) -> Result<(), InstantiateError> {
-    let root = FIRST_ROOT + filter as u32;
-    store.data_mut().act_for(filter, root);
+    let root = FIRST_ROOT + index as u32;
+    store.data_mut().act_for(index, root);
     store.data_mut().last_logged.clear();
     if let Some(create) = &exports.context_create {
         create.call(&mut *store, (root, 0)).map_err(|e| trapped("proxy_on_context_create", store, &e))?;
@@ -345,7 +390,7 @@ fn configure(
     let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
         let Some(f) = f else { return Ok(()) };
         store.data_mut().phase = phase;
-        store.data_mut().act_for(filter, root);
+        store.data_mut().act_for(index, root);
         let agreed = f.call(&mut *store, (root, size as u32)).map_err(|e| trapped(name, store, &e))? != 0;
         let errors = std::mem::take(&mut store.data_mut().config_errors);
         match (agreed, errors.is_empty()) {
@@ -354,6 +399,6 @@ fn configure(
             (true, true) => Ok(()),
         }
     };
-    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, plugin.info.vm_config.len())?;
-    ask("proxy_on_configure", Phase::Configure, &exports.configure, plugin.info.config.len())
+    ask("proxy_on_vm_start", Phase::VmStart, &exports.vm_start, info.vm_config.len())?;
+    ask("proxy_on_configure", Phase::Configure, &exports.configure, info.config.len())
 }

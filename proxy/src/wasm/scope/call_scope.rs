@@ -74,10 +74,7 @@ pub fn with_subject<T>(f: impl FnOnce(&StreamRef, usize) -> T) -> Option<T> {
 
 /// Drops the route of the current call's stream, if there is a stream.
 pub fn clear_route() -> Option<()> {
-    with_subject(|subject, _| match subject {
-        StreamRef::Http(stream) => stream.state.borrow_mut().route = None,
-        StreamRef::Tcp(stream) => stream.state.borrow_mut().route = None,
-    })
+    with_subject(|subject, position| subject.select(position, None))
 }
 
 /// Runs `f` on the HTTP stream of the current call, if there is one.

@@ -12,7 +12,7 @@ use tollgate_abi::fast::flag;
 
 use crate::{
     chain::{
-        Stream,
+        SelectedRoute, Stream,
         charge::MemoryBudget,
         flow::failed_reply,
         limits::Permit,
@@ -99,6 +99,14 @@ impl StreamRef {
                 let network::ConnectionState { flags, log_fields, stored, held, .. } = &mut *stream.state.borrow_mut();
                 f(StreamNotes { flags, log_fields, stored, held })
             }
+        }
+    }
+
+    /// Selects the stream's route, or drops it, as the filter at a position.
+    pub fn select(&self, position: usize, selected: Option<SelectedRoute>) {
+        match self {
+            StreamRef::Http(stream) => stream.select(position, selected),
+            StreamRef::Tcp(stream) => stream.select(position, selected),
         }
     }
 

@@ -22,7 +22,7 @@ use super::{
     undo_log::UndoLog,
 };
 use crate::{
-    chain::limits::ConcurrencyLimit,
+    chain::{limits::ConcurrencyLimit, variants::RouteFiltersTable},
     observe::{Registry, metrics::Owner},
     upstream::{ClusterHandle, Clusters},
 };
@@ -84,6 +84,8 @@ impl FilterEnv {
 pub struct SharedStore {
     /// The metrics.
     pub registry: Registry,
+    /// The variants of filters that routes select.
+    pub(in crate::wasm) route_filters: RouteFiltersTable,
     /// The queues.
     pub(in crate::wasm) queues: Queues,
     estates: Mutex<HashMap<String, Weak<VmIdStore>>>,
@@ -130,6 +132,7 @@ impl SharedStore {
     pub fn new(registry: Registry) -> Arc<SharedStore> {
         Arc::new(SharedStore {
             registry,
+            route_filters: RouteFiltersTable::default(),
             queues: Queues::default(),
             estates: Mutex::default(),
             filter_store: Mutex::default(),
@@ -154,8 +157,9 @@ impl SharedStore {
         shared(&self.filter_store, filter)
     }
 
-    /// Drops buckets and limits that no instance uses.
+    /// Drops buckets, limits and routes' `filters` that no instance uses.
     pub fn forget_unused(&self) {
+        self.route_filters.forget_unused();
         lock(&self.filter_store)
             .values()
             .filter_map(Weak::upgrade)

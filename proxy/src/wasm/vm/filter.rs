@@ -7,7 +7,7 @@ use wasmtime::Store;
 
 use super::{CallContext, InstanceUnavailable, RootContext, Vm};
 use crate::{
-    chain::{Action, Direction, Filter, HeadersPause, Stream},
+    chain::{Action, Direction, Filter, HeadersPause, Stream, Variants},
     observe,
     wasm::{
         host::Host,
@@ -35,6 +35,12 @@ impl WasmFilter {
     /// The VM that it runs in.
     pub fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// Its variants, by name.
+    pub fn own_variants(&self) -> impl Iterator<Item = (String, Rc<WasmFilter>)> {
+        let variant = |root_context: &Rc<RootContext>| WasmFilter::new(self.vm.clone(), root_context.clone());
+        self.vm.variants_of(&self.root.plugin).map(move |(name, root)| (name.to_owned(), Rc::new(variant(root))))
     }
 
     /// The callbacks that it subscribes to, as bits of [`phase`].
@@ -122,6 +128,10 @@ impl WasmFilter {
 impl Filter for WasmFilter {
     fn name(&self) -> &str {
         &self.root.plugin.info.name
+    }
+
+    fn variants(&self) -> Variants<dyn Filter> {
+        self.own_variants().map(|(name, filter)| (name, filter as Rc<dyn Filter>)).collect()
     }
 
     fn phases(&self) -> u32 {

@@ -10,7 +10,7 @@ use tollgate_abi::{
 use super::filter::WasmFilter;
 use crate::{
     chain::{
-        Action,
+        Action, Variants,
         network::{ClosedBy, NetworkFilter, NetworkStream, Side},
     },
     wasm::scope::stream_ref::StreamRef,
@@ -25,6 +25,14 @@ fn peer(closed: ClosedBy) -> i32 {
 }
 
 impl NetworkFilter for WasmFilter {
+    fn name(&self) -> &str {
+        &self.plugin().info.name
+    }
+
+    fn variants(&self) -> Variants<dyn NetworkFilter> {
+        self.own_variants().map(|(name, filter)| (name, filter as Rc<dyn NetworkFilter>)).collect()
+    }
+
     fn phases(&self) -> u32 {
         self.wanted_phases()
     }

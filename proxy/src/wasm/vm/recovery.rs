@@ -69,7 +69,7 @@ impl Vm {
             self.suspect(cause);
         }
         let shard = observe::shard();
-        self.roots.iter().for_each(|root_context| self.gauge(root_context).sub(shard, 1));
+        self.own_roots().iter().for_each(|root_context| self.gauge(root_context).sub(shard, 1));
         self.roots[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
         // Their responses have no recipient any more but would still be charged.
@@ -108,7 +108,7 @@ impl Vm {
                 "the filter failed: {message}"
             );
         }
-        for other in self.roots.iter().filter(|other| other.index != root_context.index) {
+        for other in self.own_roots().iter().filter(|other| !Arc::ptr_eq(&other.plugin, plugin)) {
             let message = format!("filter `{name}`, which shares the VM, failed: {message}");
             other.plugin.last_error.store(Some(Arc::new(message)));
         }
@@ -267,7 +267,7 @@ impl Vm {
     /// Adopts an instance, and counts it as a rebuild if it replaces a failed one.
     pub(super) fn replace(&self, instance: Instance) {
         if self.incarnation.get() > 0 {
-            self.roots.iter().for_each(|root_context| root_context.plugin.metrics.rebuilds.inc(observe::shard()));
+            self.own_roots().iter().for_each(|root_context| root_context.plugin.metrics.rebuilds.inc(observe::shard()));
         }
         self.adopt(instance);
     }
