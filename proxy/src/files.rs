@@ -1,11 +1,11 @@
 //! Reads files that a configuration names, without blocking: opening a FIFO that has no writer would block until there
-//! is one.
+//! is one. Replaces files atomically.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
-    path::Path,
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
@@ -41,6 +41,35 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// Replaces a file atomically, or creates it: writes a temporary file that is then renamed. Waits for the disk.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    fs::rename(write_beside(path, content, mode)?, path)
+}
+
+/// Writes a temporary file in the same folder and returns its path.
+pub fn write_beside(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let beside = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
+    remove(&beside)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    Ok(beside)
+}
+
+/// Creates a folder that only its owner can read, and its parents, unless they exist.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Removes a file if it exists.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Whether every user on the machine can read a file.

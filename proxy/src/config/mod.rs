@@ -9,6 +9,7 @@
 
 pub mod model;
 pub mod units;
+pub mod url;
 
 pub(crate) mod admin;
 mod diagnostic;

@@ -5,6 +5,7 @@ use super::{
     diagnostic::Diagnostic,
     node::{Node, Value},
     source::Source,
+    url::HttpUrl,
 };
 
 /// The ways in which a source can be reached.
@@ -26,6 +27,15 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
                 Diagnostic::error(second.span, "a source has either `http` or `directory`")
                     .help("make two sources of it".to_owned()),
             ),
+        }
+    }
+    let urls = items(root, "sources").iter().filter_map(|entry| entry.get("http")?.get("url"));
+    for (node, url) in urls.filter_map(|node| Some((node, node.as_str()?))) {
+        // What has another scheme does not match the schema.
+        if url.starts_with("http")
+            && let Err(wrong) = url.parse::<HttpUrl>()
+        {
+            problems.push(Diagnostic::error(node.span, wrong));
         }
     }
     for cluster in items(root, "clusters") {

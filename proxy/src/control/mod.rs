@@ -2,7 +2,7 @@
 //!
 //! [`snapshot`] builds from a configuration what the workers need; [`reload`] loads another configuration, [`rollout`]
 //! applies it, and
-//! [`diff`] describes the difference; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
+//! [`diff`] describes the difference; [`source`] gets resources from elsewhere; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
 //! handles signals; [`health`] checks endpoints; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
 //! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
 
@@ -20,6 +20,7 @@ pub(crate) mod rollout;
 mod selections;
 pub mod signals;
 pub mod snapshot;
+pub mod source;
 pub mod status;
 pub mod store;
 pub(crate) mod successor;

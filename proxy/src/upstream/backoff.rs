@@ -5,24 +5,29 @@ use std::time::Duration;
 /// The longest wait as a multiple of the base.
 const CAP: u32 = 10;
 
-/// The successive waits of one request.
+/// The successive waits of a request, or of a client that asks again.
 #[derive(Debug, Clone)]
 pub struct Backoff {
-    base: Duration,
     ceiling: Duration,
+    longest: Duration,
 }
 
 impl Backoff {
     /// Creates a sequence whose first wait is at most `base`. A `base` of zero means no wait.
     pub fn new(base: Duration) -> Self {
-        Backoff { base, ceiling: base }
+        Backoff::up_to(base, base.saturating_mul(CAP))
+    }
+
+    /// Like [`Backoff::new`], but no wait is longer than `longest`.
+    pub fn up_to(base: Duration, longest: Duration) -> Self {
+        Backoff { ceiling: base, longest }
     }
 
     /// Returns the wait before the next retry: for the nth, a random duration from 0 to the lesser of `base * 2^(n-1)`
-    /// and `10 * base`, both inclusive. Counted in whole nanoseconds, at most `u64::MAX` (584 years).
+    /// and `10 * base` (or `longest`), both inclusive. Counted in whole nanoseconds, at most `u64::MAX` (584 years).
     pub fn next_wait(&mut self) -> Duration {
         let ceiling = u64::try_from(self.ceiling.as_nanos()).unwrap_or(u64::MAX);
-        self.ceiling = self.ceiling.saturating_mul(2).min(self.base.saturating_mul(CAP));
+        self.ceiling = self.ceiling.saturating_mul(2).min(self.longest);
         Duration::from_nanos(fastrand::u64(..=ceiling))
     }
 }

@@ -127,7 +127,7 @@ impl Store {
                 return Err(io::Error::other("it already exists and is not a symbolic link"));
             }
             let beside = self.dir.join(format!(".{name}.{}", std::process::id()));
-            files::remove(&beside)?;
+            crate::files::remove(&beside)?;
             symlink(target, &beside)?;
             fs::rename(&beside, &place)
         };

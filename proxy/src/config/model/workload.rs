@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Duration;
-use crate::config::spiffe::SpiffeId;
+use crate::config::{spiffe::SpiffeId, url::HttpUrl};
 
 /// A certificate authority on the admin listener. It signs certificates for workloads that present a join token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,19 +59,11 @@ impl FromStr for CaUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not the URL of a service; write http://HOST:PORT");
-        let uri: http::Uri = text.parse().map_err(|_| wrong())?;
-        let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
-        let authority = uri.authority().filter(|a| bare && !a.as_str().contains('@') && !a.host().is_empty());
-        let authority = authority.filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
-        let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => 80,
-            port => {
-                let port = port.and_then(|port| port.strip_prefix(':')).filter(|port| !port.starts_with('+'));
-                port.and_then(|port| port.parse().ok()).ok_or_else(wrong)?
-            }
-        };
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(CaUrl { text: format!("http://{authority}"), host, port })
+        let url: HttpUrl = text.parse().map_err(|_| wrong())?;
+        if url.is_tls || url.path != "/" {
+            return Err(wrong());
+        }
+        Ok(CaUrl { text: format!("http://{}", url.authority), host: url.host, port: url.port })
     }
 }
 

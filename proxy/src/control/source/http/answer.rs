@@ -1,0 +1,243 @@
+//! Judges the answers of a server. What is not explicitly valid is an error, after which the last accepted resources stay.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+/// The limit on a full state, in bytes.
+const MAX_FULL: u64 = 256 << 20;
+
+/// The limit on a delta, in bytes.
+const MAX_DELTA: u64 = 16 << 20;
+
+/// The longest wait that a server can request with `Retry-After`.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// The limit on the body of an error response that is read, in bytes.
+const MAX_ERROR: usize = 4 << 10;
+
+/// The time for the body of an error response.
+const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// RFC 3229, section 10.5.2.
+const IM: HeaderName = HeaderName::from_static("im");
+
+/// RFC 3229, section 10.5.1.
+const DELTA_BASE: HeaderName = HeaderName::from_static("delta-base");
+
+/// The only instance manipulation: a document with the changed resources and the names of the removed ones.
+pub(super) const RESOURCES: &str = "resources";
+
+/// The format of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// A valid head of an answer.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Unchanged,
+    Document(Announced),
+}
+
+/// What the head says about the document in the body.
+#[derive(Debug)]
+pub(super) struct Announced {
+    pub format: Format,
+    pub etag: Option<HeaderValue>,
+    pub is_delta: bool,
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub text: String,
+    /// The wait that the server requests.
+    pub retry_after: Option<Duration>,
+    /// Whether the next request is for the full state.
+    pub ask_for_all: bool,
+}
+
+impl Failure {
+    pub fn new(text: impl Into<String>) -> Failure {
+        Failure { text: text.into(), retry_after: None, ask_for_all: false }
+    }
+}
+
+impl Answer {
+    /// Judges a head. `asked` is the ETag that the request named.
+    pub fn of(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<Answer, Failure> {
+        match head.status {
+            StatusCode::NOT_MODIFIED if asked.is_some() => Ok(Answer::Unchanged),
+            StatusCode::NOT_MODIFIED => Err(Failure::new("the server answered 304 to a request without If-None-Match")),
+            StatusCode::OK => Announced::of(head, body, false).map(Answer::Document).map_err(Failure::new),
+            StatusCode::IM_USED => delta(head, body, asked)
+                .map(Answer::Document)
+                .map_err(|text| Failure { ask_for_all: true, ..Failure::new(text) }),
+            status => {
+                let mut text = format!("the server answered {status}");
+                if status.is_redirection()
+                    && let Some(location) = head.headers.get(header::LOCATION)
+                {
+                    text.push_str(&format!(" to {location:?}; redirects are not followed"));
+                }
+                Err(Failure { retry_after: retry_after(&head.headers, SystemTime::now()), ..Failure::new(text) })
+            }
+        }
+    }
+}
+
+/// Judges the head of a delta.
+fn delta(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<Announced, String> {
+    let asked = asked.ok_or("the server answered 226 to a request without A-IM")?;
+    let used = text(&head.headers, IM);
+    if !used.as_deref().is_some_and(|used| used.eq_ignore_ascii_case(RESOURCES)) {
+        return Err(format!("the server answered 226 with `IM: {}`, not `IM: {RESOURCES}`", used.unwrap_or_default()));
+    }
+    if let Some(base) = head.headers.get(DELTA_BASE).filter(|base| *base != asked) {
+        return Err(format!("the server's changes are based on {base:?}, but the proxy has {asked:?}"));
+    }
+    let announced = Announced::of(head, body, true)?;
+    match announced.etag {
+        Some(_) => Ok(announced),
+        None => Err("the server answered 226 without an ETag".to_owned()),
+    }
+}
+
+impl Announced {
+    fn of(head: &Parts, body: &impl Body, is_delta: bool) -> Result<Announced, String> {
+        let format = format(&head.headers)?;
+        let etag = head.headers.get(header::ETAG).cloned();
+        if let Some(wrong) = etag.as_ref().filter(|etag| !is_etag(etag.as_bytes())) {
+            return Err(format!("the server's ETag {wrong:?} is invalid; an ETag is text in double quotes"));
+        }
+        if let Some(encoding) = text(&head.headers, header::CONTENT_ENCODING).filter(|encoding| encoding != "identity")
+        {
+            return Err(format!("the server's document is encoded (`Content-Encoding: {encoding}`)"));
+        }
+        let announced = Announced { format, etag, is_delta };
+        match body.size_hint().exact() {
+            Some(0) => Err("the server's document is empty".to_owned()),
+            Some(length) if length > announced.limit() => Err(announced.too_large()),
+            Some(_) => Ok(announced),
+            None if is_chunked(&head.headers) => Ok(announced),
+            // The end of the connection would be the end of the document, so a truncated one would be used.
+            None => Err("the server's answer has neither Content-Length nor chunked encoding".to_owned()),
+        }
+    }
+
+    /// The limit on the document, in bytes.
+    fn limit(&self) -> u64 {
+        if self.is_delta { MAX_DELTA } else { MAX_FULL }
+    }
+
+    fn too_large(&self) -> String {
+        let kind = if self.is_delta { "delta" } else { "full state" };
+        format!("the server's document is too large: at most {} MiB are allowed for a {kind}", self.limit() >> 20)
+    }
+
+    /// Reads the document.
+    pub async fn read<B>(&self, body: B) -> Result<Bytes, Failure>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let failed = |text| Failure { ask_for_all: self.is_delta, ..Failure::new(text) };
+        match read_all(body, self.limit()).await {
+            Ok(Some(document)) if document.is_empty() => Err(failed("the server's document is empty".to_owned())),
+            Ok(Some(document)) => Ok(document),
+            Ok(None) => Err(failed(self.too_large())),
+            // The connection failed, not the delta.
+            Err(error) => Err(Failure::new(format!("the server's document is incomplete: {}", explain(&error)))),
+        }
+    }
+}
+
+/// Reads a body of at most this many bytes; `None`: it is longer.
+async fn read_all<B: Body<Data = Bytes> + Unpin>(mut body: B, limit: u64) -> Result<Option<Bytes>, B::Error> {
+    // A small document arrives in one piece and is not copied.
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if (first.len() + all.len() + data.len()) as u64 > limit {
+            return Ok(None);
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(Some(if all.is_empty() { first } else { all.freeze() }))
+}
+
+/// Returns the beginning of an error response's body, quoted.
+pub(super) async fn excerpt(body: Incoming) -> Option<String> {
+    let read = timeout(ERROR_TIME, Limited::new(body, MAX_ERROR).collect()).await;
+    let text = read.ok()?.ok()?.to_bytes();
+    let text: String = String::from_utf8_lossy(&text).trim().chars().take(200).collect();
+    (!text.is_empty()).then(|| format!("{text:?}"))
+}
+
+/// Describes an error of a connection with its cause.
+pub(super) fn explain(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
+}
+
+/// `"abc"` or `W/"abc"` (RFC 9110, section 8.8.3).
+fn is_etag(text: &[u8]) -> bool {
+    let quoted = text.strip_prefix(b"W/").unwrap_or(text);
+    let inside = quoted.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
+    inside.is_some_and(|inside| !inside.contains(&b'"') && !inside.contains(&b' '))
+}
+
+fn format(headers: &HeaderMap) -> Result<Format, String> {
+    let Some(given) = text(headers, header::CONTENT_TYPE) else {
+        return Err("the server's answer has no Content-Type".to_owned());
+    };
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    let is = |names: &[&str]| names.iter().any(|name| essence.eq_ignore_ascii_case(name));
+    if is(&["application/json"]) {
+        Ok(Format::Json)
+    } else if is(&["application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"]) {
+        // RFC 9512, with its deprecated aliases.
+        Ok(Format::Yaml)
+    } else {
+        Err(format!("the server's answer is {given:?}, neither application/json nor application/yaml"))
+    }
+}
+
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back();
+    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    last.is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
+}
+
+/// Returns the wait of `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let given = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match given.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => Duration::from_secs(given.parse().unwrap_or(u64::MAX)),
+        false => httpdate::parse_http_date(given).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
