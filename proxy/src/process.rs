@@ -179,7 +179,7 @@ impl Server {
         built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let health = health::start().context("the health checks cannot start")?;
         let mailboxes = workers.iter().map(|worker| worker.mailbox.clone()).chain([health.clone()]).collect();
-        let resources = Resources::start(builder.clusters.clone(), count, mailboxes)?;
+        let resources = Resources::start(builder.clusters.clone(), count, mailboxes, &builder.registry)?;
         let _ = status.resources.set(resources.clone());
         let rollout = Rollout {
             builder: builder.clone(),

@@ -60,6 +60,7 @@ mod reuse;
 mod shared_vms;
 mod slow_peers;
 mod smuggling;
+mod sources;
 mod stored;
 mod streaming;
 mod tcp;

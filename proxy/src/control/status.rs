@@ -166,7 +166,7 @@ impl Status {
     pub async fn resources_json(&self) -> Value {
         match self.resources.get() {
             Some(resources) => resources.shown().await,
-            None => json!({ "resources": [] }),
+            None => json!({ "sources": [], "resources": [] }),
         }
     }
 

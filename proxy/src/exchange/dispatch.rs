@@ -53,7 +53,7 @@ pub(super) async fn run(
 ) -> Result<UpstreamResponse, Interrupted> {
     let (route, handle) = (&selected.route, selected.cluster());
     let failure = |failure: LocalFailure| failure.into_stop(stream, 0);
-    let mut cluster = listener.pools.cluster(handle).ok_or_else(|| failure(LocalFailure::NoCluster))?;
+    let mut cluster = listener.pools.cluster(handle, stream.start).ok_or_else(|| failure(LocalFailure::NoCluster))?;
     let hold = || cluster.try_hold(stream.client.ip()).map_err(|crowded| failure(LocalFailure::Crowded(crowded)));
     if upload.is_unfinished() {
         upload.hold(hold()?);
@@ -88,7 +88,7 @@ pub(super) async fn run(
     // The outcome of a protocol switch cannot be mirrored.
     if let Some((mirror, per_million)) = route.mirror.as_ref().filter(|_| upgrade.is_none())
         && fastrand::u32(..1_000_000) < *per_million
-        && let Some(cluster) = listener.pools.cluster(mirror)
+        && let Some(cluster) = listener.pools.cluster(mirror, stream.start)
     {
         let head = OutgoingHead::new(listener, stream, upload, &deadline, None);
         let fields = head.show(|head| head.to_fields());
@@ -122,7 +122,7 @@ pub(super) async fn run(
         };
         if reason.is_some() {
             // Another attempt sees the cluster's endpoints as they are now. If the cluster is gone, its last state serves.
-            cluster = listener.pools.cluster(handle).unwrap_or(cluster);
+            cluster = listener.pools.cluster(handle, stream.start).unwrap_or(cluster);
         }
         if let Some(again) = reason
             && let Some(retry) =

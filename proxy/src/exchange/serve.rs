@@ -107,7 +107,10 @@ pub(super) async fn forward(
     if ahead > 0
         && upload.is_unfinished()
         && !expects
-        && !listener.pools.cluster(selected.cluster()).is_some_and(|to| super::grpc::is_call_to(stream, &to))
+        && !listener
+            .pools
+            .cluster(selected.cluster(), stream.start)
+            .is_some_and(|to| super::grpc::is_call_to(stream, &to))
     {
         let passed = upload.read_ahead(ahead, &mut deadline).await;
         check(stream, upload, passed, seen)?;

@@ -46,7 +46,7 @@ pub(super) async fn run(
     };
     let handle = handle.ok_or(TcpFailure::NoRoute)?;
     stream.state.borrow_mut().cluster = Some(handle.name().clone());
-    let first = listener.clusters.get(&handle).ok_or(TcpFailure::NoCluster)?;
+    let first = listener.clusters.get(&handle, stream.start).ok_or(TcpFailure::NoCluster)?;
     let mut cluster = Arc::clone(&first);
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or(first.retry.as_ref());
@@ -86,7 +86,7 @@ pub(super) async fn run(
         stream.failed(Side::Upstream, error.to_string());
         attempts.failed_at(target);
         // Another attempt sees the cluster's endpoints as they are now.
-        cluster = listener.clusters.get(&handle).unwrap_or(cluster);
+        cluster = listener.clusters.get(&handle, stream.start).unwrap_or(cluster);
         let next = match attempts.reconnect(&cluster, Some(key)) {
             Ok(next) => next,
             Err(NoAttempt::NoEndpoint) => return Err(TcpFailure::NoEndpoint),

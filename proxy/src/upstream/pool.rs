@@ -419,16 +419,16 @@ where
         &self.0.table
     }
 
-    /// The cluster that a handle stands for; `None` if there is none.
-    pub fn cluster(&self, handle: &ClusterHandle) -> Option<Arc<Cluster>> {
-        self.0.table.get(handle)
+    /// The cluster that a handle stands for, for a request that began at this time; `None` if there is none.
+    pub fn cluster(&self, handle: &ClusterHandle, began: Instant) -> Option<Arc<Cluster>> {
+        self.0.table.get(handle, began)
     }
 
     /// Adopts another state of a cluster, or a new cluster. Connections to endpoints that it lacks are closed: immediately
     /// if they are idle, else when their requests have ended. A state that is older than the worker's changes nothing.
     pub fn set(&self, handle: &ClusterHandle, cluster: &Arc<Cluster>) {
         let id = cluster.stats().id;
-        let now = match self.0.table.get(handle) {
+        let now = match self.0.table.listed(handle) {
             Some(before) if before.stats().id == id => before.updated_by(cluster).unwrap_or(before),
             _ => Arc::clone(cluster),
         };

@@ -21,8 +21,15 @@ pub(super) struct Listed {
 }
 
 impl ClusterTable {
-    /// The cluster that a handle stands for; `None` if there is none.
-    pub fn get(&self, handle: &ClusterHandle) -> Option<Arc<Cluster>> {
+    /// The cluster that a handle stands for, for a request that began at this time; `None` if there is none.
+    pub fn get(&self, handle: &ClusterHandle, began: Instant) -> Option<Arc<Cluster>> {
+        let table = self.0.borrow();
+        let listed = table.get(handle.id().index())?.as_ref()?;
+        listed.leaving.is_none_or(|left| began <= left).then(|| Arc::clone(&listed.cluster))
+    }
+
+    /// The cluster that a handle stands for, whether the configuration still has it or not.
+    pub(super) fn listed(&self, handle: &ClusterHandle) -> Option<Arc<Cluster>> {
         let table = self.0.borrow();
         Some(Arc::clone(&table.get(handle.id().index())?.as_ref()?.cluster))
     }

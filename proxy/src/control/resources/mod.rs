@@ -7,6 +7,7 @@
 
 mod documents;
 mod lane;
+mod running;
 mod shown;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use serde_json::Value;
 use tokio::{
@@ -27,12 +27,15 @@ use tokio::{
     time::sleep_until,
 };
 
-use self::{documents::Payload, lane::ClusterLane};
-use super::store::{Event, FieldError, Key, Kind, Outcome, SourceId, SourceOptions, Store, Transaction};
+use self::{documents::Payload, lane::ClusterLane, running::Running};
+use super::{
+    source::http::{self, Fetched, Verdict},
+    store::{Event, FieldError, Key, Kind, Outcome, SourceId, SourceOptions, Store, Transaction},
+};
 use crate::{
     config::{ConfigSource, Format, Loader, model},
     digest::{hex, sha256},
-    observe::target,
+    observe::{Registry, target},
     tls::{self, ClientTls},
     upstream::Clusters,
     worker::mailbox::Mailbox,
@@ -56,28 +59,8 @@ pub(crate) enum Request {
         /// Notified when that is done.
         done: oneshot::Sender<()>,
     },
-    /// A source has supplied a document.
-    Document(Document),
     /// Describe all resources.
     Show(oneshot::Sender<Value>),
-}
-
-/// A document of a source.
-pub(crate) struct Document {
-    /// The name of the source.
-    pub(crate) source: Arc<str>,
-    /// The text.
-    pub(crate) body: Bytes,
-    /// Its format.
-    pub(crate) format: Format,
-    /// The version that the source gives it.
-    pub(crate) version: Option<Arc<str>>,
-    /// Whether it has only what has changed.
-    pub(crate) is_delta: bool,
-    /// When it arrived.
-    pub(crate) arrived: Instant,
-    /// Gets the names of refused resources, such as `clusters/web`, or why the document is unusable.
-    pub(crate) reply: oneshot::Sender<Result<Vec<String>, String>>,
 }
 
 /// A handle of the thread.
@@ -92,12 +75,16 @@ impl Resources {
         clusters: Arc<Clusters>,
         workers: usize,
         mailboxes: Vec<Arc<Mailbox>>,
+        registry: &Registry,
     ) -> io::Result<Resources> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let lane = ClusterLane::new(clusters, workers, mailboxes);
+        let registry = registry.clone();
         thread::Builder::new().name("tollgate-resources".into()).spawn(move || {
-            LocalSet::new().block_on(&runtime, Keeper::new(lane).run(inbox));
+            let (out, documents) = mpsc::channel(1);
+            let keeper = Keeper::new(lane, registry, out);
+            LocalSet::new().block_on(&runtime, keeper.run(inbox, documents));
         })?;
         Ok(Resources(requests))
     }
@@ -132,27 +119,24 @@ struct Keeper {
     /// The running sources by name.
     sources: FxHashMap<Arc<str>, Running>,
     lane: ClusterLane,
+    registry: Registry,
+    /// Where sources send their documents.
+    out: mpsc::Sender<Fetched>,
     grace: Duration,
     /// When the change that is being handled has arrived.
     since: Instant,
 }
 
-/// A source.
-struct Running {
-    id: SourceId,
-    config: model::Source,
-}
-
 impl Keeper {
-    fn new(lane: ClusterLane) -> Keeper {
+    fn new(lane: ClusterLane, registry: Registry, out: mpsc::Sender<Fetched>) -> Keeper {
         let mut store = Store::new(INITIAL_FETCH_TIMEOUT);
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
-        Keeper { store, start, files, sources, lane, grace, since: start }
+        Keeper { store, start, files, sources, lane, registry, out, grace, since: start }
     }
 
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Request>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Request>, mut documents: mpsc::Receiver<Fetched>) {
         loop {
             let deadline = self.store.next_deadline().map(|at| self.start + at);
             let over = async {
@@ -166,10 +150,11 @@ impl Keeper {
                     Some(request) => self.handle(request),
                     None => return,
                 },
+                Some(document) = documents.recv() => self.fetched(document),
                 () = over => {
                     self.since = Instant::now();
                     self.store.tick(self.now());
-                    self.settle(None);
+                    self.settle();
                 }
             }
         }
@@ -185,38 +170,43 @@ impl Keeper {
             Request::Files { files, version, sources, grace, done } => {
                 self.since = Instant::now();
                 self.grace = grace;
-                self.reconcile(sources);
+                self.reconcile(sources, &files);
                 self.apply_files(&files, version);
                 let _ = done.send(());
             }
-            Request::Document(document) => {
-                self.since = document.arrived;
-                let result = self.document(&document);
-                let _ = document.reply.send(result);
-            }
-            Request::Show(answer) => _ = answer.send(shown::resources(&self.store, self.now())),
+            Request::Show(answer) => _ = answer.send(shown::all(&self.store, &self.sources, self.now())),
         }
     }
 
-    /// Starts new sources, and forgets those that are gone with everything that they supplied.
-    fn reconcile(&mut self, sources: Vec<model::Source>) {
+    /// Starts new sources and those that have changed, and forgets those that are gone with everything that they supplied.
+    fn reconcile(&mut self, sources: Vec<model::Source>, files: &ConfigSource) {
         let kept = |name: &str| sources.iter().any(|source| source.name == name);
         let gone: Vec<_> = self.sources.keys().filter(|name| !kept(name)).cloned().collect();
         for name in gone {
-            if let Some(Running { id, .. }) = self.sources.remove(&name) {
-                let nothing = documents::nothing(id);
-                let _ = self.store.offer(nothing, self.now());
-                self.settle(None);
+            if let Some(running) = self.sources.remove(&name) {
+                let _ = self.store.offer(documents::nothing(running.id), self.now());
+                self.settle();
             }
         }
+        let dir = files.resolve("");
         for source in sources {
             let name: Arc<str> = source.name.as_str().into();
-            match self.sources.get_mut(&name) {
-                Some(running) => running.config = source,
+            let started = match self.sources.get_mut(&name) {
+                Some(running) if running.config == source => continue,
+                Some(running) => {
+                    running.config = source;
+                    running.start(&dir, &self.out)
+                }
                 None => {
                     let id = self.store.add_source(name.clone(), SourceOptions { rank: 1, ..SourceOptions::default() });
-                    self.sources.insert(name, Running { id, config: source });
+                    let Ok(mut running) = Running::new(id, source, &self.registry) else { continue };
+                    let started = running.start(&dir, &self.out);
+                    self.sources.insert(name.clone(), running);
+                    started
                 }
+            };
+            if let Err(e) = started {
+                tracing::error!(target: target::CONFIG, source = &*name, "the source cannot be used: {e}");
             }
         }
     }
@@ -227,51 +217,57 @@ impl Keeper {
             // Names are unique within the files.
             tracing::error!(target: target::CONFIG, "the store does not accept the configuration's files: {e}");
         }
-        self.settle(None);
+        self.settle();
     }
 
-    /// Offers a document to the store. Returns the names of refused resources, or why the document is unusable.
-    fn document(&mut self, document: &Document) -> Result<Vec<String>, String> {
-        let Document { source: name, body, format, version, is_delta, .. } = document;
+    /// Handles a document of a source.
+    fn fetched(&mut self, document: Fetched) {
+        self.since = document.arrived.into_std();
+        let verdict = match self.offer(&document) {
+            Ok(refused) => Verdict::Applied { refused },
+            Err(why) => Verdict::Unusable(why),
+        };
+        // The source may have ended.
+        let _ = document.verdict.send(verdict);
+    }
+
+    /// Offers a document to the store. Returns the names of the source's refused resources, or why the document is
+    /// unusable.
+    fn offer(&mut self, document: &Fetched) -> Result<Vec<String>, String> {
+        let Fetched { source: name, body, format, etag, is_delta, .. } = document;
         let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
         let text = String::from_utf8(body.to_vec()).map_err(|e| e.to_string())?;
         // Documents come from other machines: they cannot name this machine's environment variables.
         let loader = Loader::default().env(|_| None);
-        let fragment = loader.fragment(name, text, *format).map_err(|wrong| wrong.to_string())?;
+        let format = match format {
+            http::Format::Json => Format::Json,
+            http::Format::Yaml => Format::Yaml,
+        };
+        let fragment = loader.fragment(name, text, format).map_err(|wrong| wrong.to_string())?;
         if !is_delta && !fragment.removed.is_empty() {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
-        let version = version.clone().unwrap_or_else(|| hex(&sha256(body))[..16].into());
-        let origin = (running.id, name);
-        let batch = documents::of_document(fragment, origin, &version, &running.config.supplies, *is_delta);
-        let id = running.id;
+        let version: Arc<str> = match etag {
+            Some(etag) => etag.as_str().into(),
+            None => hex(&sha256(body))[..16].into(),
+        };
+        let batch = documents::of_document(fragment, (running.id, name), &version, &running.config.supplies, *is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
-        Ok(self.settle(Some(id)))
+        self.settle();
+        let refused = self.sources.get(name).map(|running| running.refused.iter().map(in_document).collect());
+        Ok(refused.unwrap_or_default())
     }
 
-    /// Builds what is ready, and carries out what the store decides. Returns the names of resources that were refused of
-    /// the source `of`.
-    fn settle(&mut self, of: Option<SourceId>) -> Vec<String> {
+    /// Builds what is ready, and carries out what the store decides.
+    fn settle(&mut self) {
         while let Some(transaction) = self.store.next_ready() {
             let (id, result) = (transaction.id, self.build(&transaction));
             let now = self.now();
             self.store.commit(id, result, now);
         }
-        let mut refused = Vec::new();
         while let Some(event) = self.store.next_event() {
             match event {
-                Event::Verdict { source, key, outcome: Outcome::Refused(why), .. } => {
-                    if source != self.files {
-                        let name = self.store.source_name(source).cloned().unwrap_or_default();
-                        tracing::warn!(target: target::CONFIG, source = &*name, "{key} refused: {why}");
-                    }
-                    if of == Some(source) {
-                        refused.push(match key.kind {
-                            Kind::Endpoints => format!("endpoints/{}", key.name),
-                            _ => format!("{}s/{}", key.kind, key.name),
-                        });
-                    }
-                }
+                Event::Verdict { source, key, outcome, .. } => self.note(source, key, outcome),
                 Event::Removed(Key { kind: Kind::Cluster, name }) => {
                     self.lane.remove_cluster(&name, self.grace, self.since);
                 }
@@ -279,8 +275,28 @@ impl Keeper {
                 _ => {}
             }
         }
+        // What was refused may be gone.
+        let store = &self.store;
+        for running in self.sources.values_mut() {
+            running.refused.retain(|key| {
+                store.view(key).is_some_and(|view| view.candidates.iter().any(|c| c.source == running.id))
+            });
+        }
         self.lane.flush();
-        refused
+    }
+
+    /// Notes a verdict about a resource of a source.
+    fn note(&mut self, source: SourceId, key: Key, outcome: Outcome) {
+        let Some(running) = self.sources.values_mut().find(|running| running.id == source) else { return };
+        match outcome {
+            Outcome::Refused(why) => {
+                let name = running.status.name();
+                tracing::warn!(target: target::CONFIG, source = &**name, "{key} refused: {why}");
+                running.refused.insert(key);
+            }
+            Outcome::Warming => {}
+            _ => _ = running.refused.remove(&key),
+        }
     }
 
     /// Makes what a transaction sets.
@@ -310,6 +326,14 @@ impl Keeper {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+/// The name of a resource as documents have it.
+fn in_document(key: &Key) -> String {
+    match key.kind {
+        Kind::Endpoints => format!("endpoints/{}", key.name),
+        kind => format!("{kind}s/{}", key.name),
     }
 }
 

@@ -1,17 +1,25 @@
-//! The resources as `GET /resources` shows them.
+//! Sources and resources as `GET /resources` shows them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
 
-use super::documents::Payload;
+use super::{documents::Payload, running::Running};
 use crate::{
     control::store::{Origin, Status, Store},
     digest::hex,
 };
 
-/// Describes all resources, sorted by kind and name.
-pub(super) fn resources(store: &Store<Payload>, now: Duration) -> Value {
+/// Describes all sources, sorted by name, and all resources, sorted by kind and name.
+pub(super) fn all(store: &Store<Payload>, sources: &FxHashMap<Arc<str>, Running>, now: Duration) -> Value {
+    let mut running: Vec<_> = sources.values().collect();
+    running.sort_by_key(|running| running.status.name());
+    let sources = running.iter().map(|running| running.status.to_json());
+    json!({ "sources": sources.collect::<Vec<_>>(), "resources": resources(store, now) })
+}
+
+fn resources(store: &Store<Payload>, now: Duration) -> Value {
     let mut views: Vec<_> = store.views().collect();
     views.sort_by_key(|view| view.key);
     let source = |id| store.source_name(id).map(|name| name.to_string());
@@ -43,7 +51,7 @@ pub(super) fn resources(store: &Store<Payload>, now: Duration) -> Value {
             "changed_seconds_ago": now.saturating_sub(view.changed).as_secs(),
         })
     });
-    json!({ "resources": all.collect::<Vec<_>>() })
+    all.collect()
 }
 
 fn state(status: &Status<'_>) -> &'static str {

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::worker::mailbox::NextState;
+use crate::{config::Format, control::source::http, worker::mailbox::NextState};
 
 /// The thread's state with one mailbox, and a source `plane`.
 struct Fixture {
@@ -18,16 +18,27 @@ impl Fixture {
     fn new(files: &Value) -> Fixture {
         let (clusters, mailbox) = (Arc::<Clusters>::default(), Arc::<Mailbox>::default());
         let lane = ClusterLane::new(clusters.clone(), 1, vec![mailbox.clone()]);
-        let mut fixture = Fixture { keeper: Keeper::new(lane), clusters, mailbox, version: 0 };
+        let (out, _) = mpsc::channel(1);
+        let keeper = Keeper::new(lane, Registry::new(1), out);
+        let mut fixture = Fixture { keeper, clusters, mailbox, version: 0 };
         fixture.files(files);
         fixture
     }
 
     /// Applies other files, as the builder does.
     fn files(&mut self, clusters: &Value) {
-        let source = json!({"name": "plane", "http": {"url": "http://127.0.0.1:1/"}});
+        // A directory has no task yet.
+        let source = json!({"name": "plane", "directory": {"path": "."}});
+        self.apply(clusters, &json!([source]));
+    }
+
+    fn without_source(&mut self) {
+        self.apply(&json!([]), &json!([]));
+    }
+
+    fn apply(&mut self, clusters: &Value, sources: &Value) {
         let listener = json!({"name": "l", "address": "127.0.0.1:1"});
-        let config = json!({"listeners": [listener], "sources": [source], "clusters": clusters});
+        let config = json!({"listeners": [listener], "sources": sources, "clusters": clusters});
         let loaded = crate::config::parse("c.json", &config.to_string(), Format::Json).unwrap();
         for cluster in &loaded.config.clusters {
             let handle = self.clusters.handle(&cluster.name);
@@ -38,21 +49,25 @@ impl Fixture {
         let (done, _) = oneshot::channel();
         let sources = loaded.config.sources.clone();
         let grace = Duration::from_secs(7);
-        self.keeper.handle(Request::Files { files: loaded.source, version: self.version, sources, grace, done });
+        let (files, version) = (loaded.source, self.version);
+        self.keeper.handle(Request::Files { files, version, sources, grace, done });
     }
 
     fn supply(&mut self, document: &Value, is_delta: bool) -> Result<Vec<String>, String> {
-        let (reply, mut answer) = oneshot::channel();
-        self.keeper.handle(Request::Document(Document {
+        let (verdict, mut answer) = oneshot::channel();
+        self.keeper.fetched(Fetched {
             source: "plane".into(),
             body: document.to_string().into(),
-            format: Format::Json,
-            version: None,
+            format: http::Format::Json,
+            etag: None,
             is_delta,
-            arrived: Instant::now(),
-            reply,
-        }));
-        answer.try_recv().unwrap()
+            arrived: tokio::time::Instant::now(),
+            verdict,
+        });
+        match answer.try_recv().unwrap() {
+            Verdict::Applied { refused } => Ok(refused),
+            Verdict::Unusable(why) => Err(why),
+        }
     }
 
     fn full(&mut self, document: &Value) -> Vec<String> {
@@ -75,7 +90,7 @@ impl Fixture {
     }
 
     fn state(&self, kind: &str, name: &str) -> Value {
-        let all = shown::resources(&self.keeper.store, self.keeper.now());
+        let all = shown::all(&self.keeper.store, &self.keeper.sources, self.keeper.now());
         let found = all["resources"].as_array().unwrap().iter().find(|r| r["kind"] == kind && r["name"] == name);
         found.cloned().unwrap_or_default()
     }
@@ -183,7 +198,7 @@ fn source_that_is_gone_takes_its_resources_along() {
     let mut fixture = Fixture::new(&json!([]));
     fixture.full(&json!({"clusters": [cluster("a", 1)]}));
     fixture.updates();
-    fixture.keeper.reconcile(Vec::new());
+    fixture.without_source();
     assert_eq!(fixture.updates(), ["a gone in 7s"]);
     assert!(fixture.supply(&json!({"clusters": []}), false).is_err());
 }

@@ -40,7 +40,7 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
     let asked = OnceCell::new();
     let body = Body::full_with_trailers(body, trailers);
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
-    let result = match upstream.cluster(&cluster) {
+    let result = match upstream.cluster(&cluster, tokio::time::Instant::now()) {
         // It has gone since the filter made the call.
         None => Err(UNAVAILABLE),
         Some(cluster) => {

@@ -104,7 +104,7 @@ async fn run(
         None => false,
     };
     let asked = OnceCell::new();
-    let end = match upstream.cluster(&call.cluster) {
+    let end = match upstream.cluster(&call.cluster, tokio::time::Instant::now()) {
         // It has gone since the filter made the call.
         None => Err((Code::Unavailable.number(), "the cluster does not exist".to_owned())),
         Some(cluster) => {

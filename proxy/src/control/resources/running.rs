@@ -1,0 +1,95 @@
+//! A source of resources while it runs: its task, and what the thread knows of it.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, spawn_local},
+};
+
+use crate::{
+    config::{model, url::HttpUrl},
+    control::{
+        source::{
+            http::{Fetched, HttpPoller, Server, client_tls},
+            status::SourceStatus,
+        },
+        store::{Key, SourceId},
+    },
+    observe::{MetricError, Registry},
+    tls,
+};
+
+/// A running source, which ends on drop.
+pub(super) struct Running {
+    pub(super) id: SourceId,
+    pub(super) config: model::Source,
+    pub(super) status: Arc<SourceStatus>,
+    /// Its resources that are refused.
+    pub(super) refused: BTreeSet<Key>,
+    task: Option<AbortHandle>,
+}
+
+/// Why a source does not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error("{0}")]
+    Url(String),
+    #[error("{}", .0.iter().map(|e| format!("tls.{}: {}", e.field, e.error)).collect::<Vec<_>>().join("; "))]
+    Tls(Vec<tls::FieldError>),
+}
+
+impl Running {
+    /// A source that does not run yet.
+    pub(super) fn new(id: SourceId, config: model::Source, registry: &Registry) -> Result<Running, MetricError> {
+        let status = SourceStatus::new(registry, &config.name)?;
+        Ok(Running { id, config, status, refused: BTreeSet::new(), task: None })
+    }
+
+    /// Starts its task, in place of a running one. Relative paths are relative to `dir`.
+    ///
+    /// # Errors Its configuration cannot be used; that is noted in its status as well.
+    pub(super) fn start(&mut self, dir: &Path, out: &mpsc::Sender<Fetched>) -> Result<(), StartError> {
+        self.stop();
+        let Some(config) = &self.config.http else { return Ok(()) };
+        match poller(config, dir, &self.status, out) {
+            Ok(poller) => {
+                self.task = Some(spawn_local(poller.run()).abort_handle());
+                Ok(())
+            }
+            Err(e) => {
+                self.status.failed(e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn poller(
+    config: &model::HttpSource,
+    dir: &Path,
+    status: &Arc<SourceStatus>,
+    out: &mpsc::Sender<Fetched>,
+) -> Result<HttpPoller, StartError> {
+    let url: HttpUrl = config.url.parse().map_err(StartError::Url)?;
+    let resolve = |path: &Path| -> PathBuf { dir.join(path) };
+    let tls = client_tls(config, &url, &mut tls::Loader::new(&resolve), None).map_err(StartError::Tls)?;
+    let token = config.token_file.as_deref().map(resolve);
+    Ok(HttpPoller::new(config, Server::new(url, tls), token, status.clone(), out.clone()))
+}
