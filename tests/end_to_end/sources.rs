@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     guest,
-    harness::{Config, Message, Proxy, Upstream, answer, wait_until},
+    harness::{Config, Message, Proxy, Signal, Upstream, answer, wait_until},
 };
 
 /// A control plane: it answers with its state, with what has changed, or, until something does, not at all.
@@ -191,4 +191,33 @@ fn thousands_of_updates_make_no_instance_and_lose_no_request() {
         assert_eq!(text(&proxy), "same", "{n}");
     }
     assert_eq!(proxy.metrics().sum("tollgate_filter_instances_created_total", &[]), created);
+}
+
+#[test]
+fn kept_resources_serve_after_a_restart_without_the_source() {
+    let (plane, one, cache) = (Plane::new(), Upstream::saying("one"), tempfile::tempdir().unwrap());
+    let config = || {
+        let sources = plane.sources().replace("http: {", "http: {keep: true, interval: 100ms, ");
+        let cache = format!("cache_dir: '{}'", cache.path().display());
+        Config::new().top(&sources).top(&cache).routes("{cluster: api}")
+    };
+    let mut proxy = Proxy::start(config());
+    plane.full(json!({"clusters": [{"name": "api", "discovery": {"source": "plane"}}], "endpoints": [cluster("api", &[&one])]}));
+    wait_until("the cluster to come", || proxy.get("/").status() == 200);
+    let file = cache.path().join("sources/plane.json");
+    wait_until("the resources to be kept", || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains("\"api\""))
+    });
+    proxy.signal(Signal::TERM);
+    proxy.wait_exit();
+
+    plane.shared.state.lock().unwrap().fails = true;
+    plane.shared.changed.notify_all();
+    let proxy = Proxy::start(config());
+    assert_eq!(text(&proxy), "one");
+    // The source continues from the version that was kept.
+    plane.shared.state.lock().unwrap().fails = false;
+    let two = Upstream::saying("two");
+    plane.delta(json!({"endpoints": [cluster("api", &[&two])]}));
+    wait_until("the endpoints to change", || text(&proxy) == "two");
 }

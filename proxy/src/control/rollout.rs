@@ -5,6 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
 
 use super::{
+    load::cache_dir,
     resources::Resources,
     snapshot::{Built, SnapshotBuilder},
     status::Status,
@@ -87,8 +88,8 @@ impl Rollout {
         self.health.post(&checked.collect::<Vec<_>>());
         let Loaded { config, source, .. } = &snapshot.loaded;
         // Only now, when no worker has a listener that may need a cluster that is gone.
-        let (sources, grace) = (config.sources.clone(), config.drain_timeout.0);
-        self.resources.applied(source.clone(), snapshot.version, sources, grace).await;
+        let (sources, grace, cache) = (config.sources.clone(), config.drain_timeout.0, cache_dir(&snapshot.loaded));
+        self.resources.applied(source.clone(), snapshot.version, sources, grace, cache).await;
         self.status.current.store(Some(snapshot.clone()));
         self.builder.forget_unused(&snapshot);
         self.builder.clusters.reclaim();

@@ -7,6 +7,7 @@
 
 mod documents;
 mod lane;
+mod memory;
 mod running;
 mod shown;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 
 use std::{
     io,
+    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -27,7 +29,7 @@ use tokio::{
     time::sleep_until,
 };
 
-use self::{documents::Payload, lane::ClusterLane, running::Running};
+use self::{documents::Payload, lane::ClusterLane, memory::Kept, running::Running};
 use super::{
     source::http::{self, Fetched, Verdict},
     store::{Event, FieldError, Key, Kind, Outcome, SourceId, SourceOptions, Store, Transaction},
@@ -44,6 +46,9 @@ use crate::{
 /// How long a cluster of a source waits for its endpoints before it is used without.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long changes are collected before they are written to disk.
+const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What the thread is asked to do.
 pub(crate) enum Request {
     /// The configuration's files were applied.
@@ -56,6 +61,8 @@ pub(crate) enum Request {
         sources: Vec<model::Source>,
         /// How long requests can use a cluster after it was removed.
         grace: Duration,
+        /// Where sources with `keep: true` have their files; `None`: nowhere.
+        cache: Option<PathBuf>,
         /// Notified when that is done.
         done: oneshot::Sender<()>,
     },
@@ -96,9 +103,10 @@ impl Resources {
         version: u64,
         sources: Vec<model::Source>,
         grace: Duration,
+        cache: Option<PathBuf>,
     ) {
         let (done, finished) = oneshot::channel();
-        let _ = self.0.send(Request::Files { files, version, sources, grace, done });
+        let _ = self.0.send(Request::Files { files, version, sources, grace, cache, done });
         let _ = finished.await;
     }
 
@@ -123,6 +131,9 @@ struct Keeper {
     /// Where sources send their documents.
     out: mpsc::Sender<Fetched>,
     grace: Duration,
+    cache: Option<PathBuf>,
+    /// When changed resources are to be written to disk.
+    keep_at: Option<Instant>,
     /// When the change that is being handled has arrived.
     since: Instant,
 }
@@ -133,25 +144,21 @@ impl Keeper {
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
-        Keeper { store, start, files, sources, lane, registry, out, grace, since: start }
+        let (cache, keep_at) = (None, None);
+        Keeper { store, start, files, sources, lane, registry, out, grace, cache, keep_at, since: start }
     }
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Request>, mut documents: mpsc::Receiver<Fetched>) {
         loop {
-            let deadline = self.store.next_deadline().map(|at| self.start + at);
-            let over = async {
-                match deadline {
-                    Some(at) => sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (deadline, keep_at) = (self.store.next_deadline().map(|at| self.start + at), self.keep_at);
             tokio::select! {
                 request = inbox.recv() => match request {
                     Some(request) => self.handle(request),
                     None => return,
                 },
                 Some(document) = documents.recv() => self.fetched(document),
-                () = over => {
+                () = at(keep_at) => self.keep(),
+                () = at(deadline) => {
                     self.since = Instant::now();
                     self.store.tick(self.now());
                     self.settle();
@@ -167,9 +174,9 @@ impl Keeper {
 
     fn handle(&mut self, request: Request) {
         match request {
-            Request::Files { files, version, sources, grace, done } => {
+            Request::Files { files, version, sources, grace, cache, done } => {
                 self.since = Instant::now();
-                self.grace = grace;
+                (self.grace, self.cache) = (grace, cache);
                 self.reconcile(sources, &files);
                 self.apply_files(&files, version);
                 let _ = done.send(());
@@ -200,14 +207,41 @@ impl Keeper {
                 None => {
                     let id = self.store.add_source(name.clone(), SourceOptions { rank: 1, ..SourceOptions::default() });
                     let Ok(mut running) = Running::new(id, source, &self.registry) else { continue };
+                    let kept =
+                        self.cache.as_deref().filter(|_| running.keeps()).and_then(|dir| memory::load(dir, &name));
+                    running.version = kept.as_ref().and_then(|kept| kept.version.clone());
                     let started = running.start(&dir, &self.out);
                     self.sources.insert(name.clone(), running);
+                    if let Some(kept) = kept {
+                        self.recall(&name, kept);
+                    }
                     started
                 }
             };
             if let Err(e) = started {
                 tracing::error!(target: target::CONFIG, source = &*name, "the source cannot be used: {e}");
             }
+        }
+    }
+
+    /// Offers what an earlier process has kept of a source.
+    fn recall(&mut self, name: &Arc<str>, kept: memory::Content) {
+        let document = kept.document.to_string();
+        match self.offer(name, document, Format::Json, kept.version.as_deref().unwrap_or("kept").into(), false) {
+            Ok(_) => tracing::info!(target: target::CONFIG, source = &**name, "resources of an earlier run are used"),
+            Err(e) => tracing::warn!(target: target::CONFIG, source = &**name, "resources of an earlier run: {e}"),
+        }
+    }
+
+    /// Writes the resources of changed sources with `keep: true` to disk.
+    fn keep(&mut self) {
+        self.keep_at = None;
+        let Some(cache) = &self.cache else { return };
+        for running in self.sources.values_mut().filter(|running| running.is_changed) {
+            running.is_changed = false;
+            let kept = Kept::of(&self.store, running.id, running.version.clone());
+            let (cache, name) = (cache.clone(), running.status.name().clone());
+            tokio::task::spawn_blocking(move || kept.store(&cache, &name));
         }
     }
 
@@ -223,35 +257,47 @@ impl Keeper {
     /// Handles a document of a source.
     fn fetched(&mut self, document: Fetched) {
         self.since = document.arrived.into_std();
-        let verdict = match self.offer(&document) {
-            Ok(refused) => Verdict::Applied { refused },
-            Err(why) => Verdict::Unusable(why),
+        let Fetched { source, body, format, etag, is_delta, verdict, .. } = document;
+        let version: Arc<str> = match &etag {
+            Some(etag) => etag.as_str().into(),
+            None => hex(&sha256(&body))[..16].into(),
         };
-        // The source may have ended.
-        let _ = document.verdict.send(verdict);
-    }
-
-    /// Offers a document to the store. Returns the names of the source's refused resources, or why the document is
-    /// unusable.
-    fn offer(&mut self, document: &Fetched) -> Result<Vec<String>, String> {
-        let Fetched { source: name, body, format, etag, is_delta, .. } = document;
-        let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
-        let text = String::from_utf8(body.to_vec()).map_err(|e| e.to_string())?;
-        // Documents come from other machines: they cannot name this machine's environment variables.
-        let loader = Loader::default().env(|_| None);
         let format = match format {
             http::Format::Json => Format::Json,
             http::Format::Yaml => Format::Yaml,
         };
+        let text = String::from_utf8(body.into()).map_err(|e| e.to_string());
+        let offered = text.and_then(|text| self.offer(&source, text, format, version, is_delta));
+        if let Some(running) = self.sources.get_mut(&source).filter(|running| running.keeps() && offered.is_ok()) {
+            (running.version, running.is_changed) = (etag, true);
+            self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
+        }
+        // The source may have ended.
+        let _ = verdict.send(match offered {
+            Ok(refused) => Verdict::Applied { refused },
+            Err(why) => Verdict::Unusable(why),
+        });
+    }
+
+    /// Offers a document to the store. Returns the names of the source's refused resources, or why the document is
+    /// unusable.
+    fn offer(
+        &mut self,
+        name: &Arc<str>,
+        text: String,
+        format: Format,
+        version: Arc<str>,
+        is_delta: bool,
+    ) -> Result<Vec<String>, String> {
+        let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
+        // Documents come from other machines: they cannot name this machine's environment variables.
+        let loader = Loader::default().env(|_| None);
         let fragment = loader.fragment(name, text, format).map_err(|wrong| wrong.to_string())?;
         if !is_delta && !fragment.removed.is_empty() {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
-        let version: Arc<str> = match etag {
-            Some(etag) => etag.as_str().into(),
-            None => hex(&sha256(body))[..16].into(),
-        };
-        let batch = documents::of_document(fragment, (running.id, name), &version, &running.config.supplies, *is_delta);
+        let supplies = &running.config.supplies;
+        let batch = documents::of_document(fragment, (running.id, name), &version, supplies, is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
         self.settle();
         let refused = self.sources.get(name).map(|running| running.refused.iter().map(in_document).collect());
@@ -326,6 +372,14 @@ impl Keeper {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+/// Waits until this time; for ever without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

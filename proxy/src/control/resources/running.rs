@@ -31,6 +31,10 @@ pub(super) struct Running {
     pub(super) status: Arc<SourceStatus>,
     /// Its resources that are refused.
     pub(super) refused: BTreeSet<Key>,
+    /// The version of its last document, which is kept on disk.
+    pub(super) version: Option<String>,
+    /// Whether its resources have changed since they were written to disk.
+    pub(super) is_changed: bool,
     task: Option<AbortHandle>,
 }
 
@@ -47,7 +51,13 @@ impl Running {
     /// A source that does not run yet.
     pub(super) fn new(id: SourceId, config: model::Source, registry: &Registry) -> Result<Running, MetricError> {
         let status = SourceStatus::new(registry, &config.name)?;
-        Ok(Running { id, config, status, refused: BTreeSet::new(), task: None })
+        let (refused, version, is_changed) = (BTreeSet::new(), None, false);
+        Ok(Running { id, config, status, refused, version, is_changed, task: None })
+    }
+
+    /// Whether its resources are kept on disk.
+    pub(super) fn keeps(&self) -> bool {
+        self.config.http.as_ref().is_some_and(|http| http.keep)
     }
 
     /// Starts its task, in place of a running one. Relative paths are relative to `dir`.
@@ -57,7 +67,10 @@ impl Running {
         self.stop();
         let Some(config) = &self.config.http else { return Ok(()) };
         match poller(config, dir, &self.status, out) {
-            Ok(poller) => {
+            Ok(mut poller) => {
+                if let Some(version) = &self.version {
+                    poller = poller.resuming(version);
+                }
                 self.task = Some(spawn_local(poller.run()).abort_handle());
                 Ok(())
             }

@@ -49,8 +49,8 @@ impl Fixture {
         let (done, _) = oneshot::channel();
         let sources = loaded.config.sources.clone();
         let grace = Duration::from_secs(7);
-        let (files, version) = (loaded.source, self.version);
-        self.keeper.handle(Request::Files { files, version, sources, grace, done });
+        let (files, version, cache) = (loaded.source, self.version, None);
+        self.keeper.handle(Request::Files { files, version, sources, grace, cache, done });
     }
 
     fn supply(&mut self, document: &Value, is_delta: bool) -> Result<Vec<String>, String> {
