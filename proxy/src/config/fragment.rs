@@ -4,10 +4,11 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
+    check::read_value,
     diagnostic::{Diagnostic, Diagnostics},
     env,
     explain::{clip, list},
-    load::{Loader, read_value},
+    load::Loader,
     model::{Cluster, Endpoint},
     node::{Key, Node, Value},
     normalize,

@@ -150,6 +150,7 @@ impl Reader<'_> {
             items.push(self.value(depth + 1)?);
             self.space();
             if self.eat(b']') {
+                items.shrink_to_fit();
                 return Ok(Value::Seq(items));
             }
             self.comma(b']', "`,` or `]`")?;

@@ -1,26 +1,25 @@
 //! Loads a configuration from its files or from a text: the steps, in order.
 
 use std::{
+    collections::{HashMap, HashSet},
+    fs,
     io::Read,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
-use serde::de::DeserializeOwned;
-use serde_path_to_error::Segment;
-
 use super::{
+    check,
     diagnostic::{Diagnostic, Diagnostics},
     env::Lookup,
-    explain,
+    include::{self, Dependencies, SearchedFolder},
     model::Config,
-    node::{Node, Span, Value},
+    node::Span,
     outline::{self, Outline},
-    parse::{self, Expanded, Format, tree},
-    paths::dependencies,
-    resources::{ConfigSource, FileResources, Origin, Resource},
-    semantics, sockets,
-    source::Source,
+    parse::{Format, tree},
+    resources::{ConfigSource, FileResources, Origin},
+    source::{Source, resolve},
     tree::ParseResult,
 };
 use crate::{
@@ -30,9 +29,6 @@ use crate::{
 
 /// The maximum file size. No real configuration is larger, and every value takes memory.
 const MAX_BYTES: usize = 16 << 20;
-
-/// The sections whose entries are resources.
-const SECTIONS: [&str; 3] = ["listeners", "filters", "clusters"];
 
 /// A configuration without errors.
 #[derive(Debug)]
@@ -115,10 +111,12 @@ impl<'f> Loader<'f> {
     }
 
     /// Loads a file again. Files that have not changed since `previous` are read, but not parsed and checked. Also
-    /// returns the files that the result depends on, even if the configuration has errors.
-    pub fn reload(&self, path: &Path, previous: Option<&ConfigSource>) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+    /// returns what the result depends on, even if the configuration has errors.
+    pub fn reload(&self, path: &Path, previous: Option<&ConfigSource>) -> (Dependencies, Result<Loaded, Diagnostics>) {
+        let previous = previous.map_or(&[][..], ConfigSource::files);
+        let previous = previous.iter().map(|file| (&*file.origin.path, file)).collect();
         let mut loading = Loading { previous, ..Loading::new(self, path) };
-        loading.add(path, read(path), true);
+        loading.main(read(path), true);
         loading.finish()
     }
 
@@ -135,153 +133,66 @@ impl<'f> Loader<'f> {
 
     fn text(&self, path: &Path, read: Result<(String, Format), Unreadable>) -> Result<Loaded, Diagnostics> {
         let mut loading = Loading::new(self, path);
-        loading.add(path, read, false);
+        loading.main(read, false);
         loading.finish().1
-    }
-
-    /// Parses and checks one file by itself.
-    fn file(&self, mut file: FileResources, text: String, problems: &mut Vec<Diagnostic>) -> FileResources {
-        let mut source = Source::new(&file.origin.path, text);
-        let expanded = parse::configuration(source.text(), file.origin.format, &self.env, problems);
-        if let Some(Expanded { root, references, variables }) = expanded {
-            source.set_root(root);
-            (file.references, file.variables) = (references, variables);
-            file.outline = Outline::of(&source, true);
-            file.dependencies = dependencies(&source);
-            semantics::check(&source, &self.foreign, problems);
-            self.resources(&source, &mut file, problems);
-        }
-        file.open = Mutex::new(Some(Arc::new(source)));
-        file
-    }
-
-    /// Checks the values against the schema, and turns them into the model.
-    fn resources(&self, source: &Source, file: &mut FileResources, problems: &mut Vec<Diagnostic>) {
-        let bootstrap = read_value::<Config>(source, "", "", &rest(source.root()), problems, |config, problems| {
-            sockets::resolve(source, &mut config.admin.address, "/admin/address", problems);
-        });
-        let listeners = section(source, "listeners", problems, sockets::resolve_listener);
-        let filters = section(source, "filters", problems, |_, _, _, _| {});
-        let clusters = section(source, "clusters", problems, sockets::resolve_cluster);
-        let Some((mut config, hash)) = bootstrap.filter(|_| problems.is_empty()) else { return };
-        config.listeners = listeners.iter().map(|listener| listener.value.clone()).collect();
-        config.clusters = clusters.iter().map(|cluster| cluster.value.clone()).collect();
-        semantics::warn(source, &config, &mut file.warnings);
-        (config.listeners, config.clusters) = (Vec::new(), Vec::new());
-        (file.listeners, file.filters, file.clusters) = (listeners, filters, clusters);
-        file.bootstrap = Some((config, hash));
-    }
-}
-
-/// Returns a map as JSON, without the entries of the sections.
-fn rest(root: &Node) -> serde_json::Value {
-    let Value::Map(entries) = &root.value else { return root.to_json() };
-    let is_section = |key: &str, node: &Node| SECTIONS.contains(&key) && matches!(node.value, Value::Seq(_));
-    let rest = entries.iter().filter(|(key, node)| !is_section(&key.name, node));
-    rest.map(|(key, node)| (key.name.clone(), node.to_json())).collect()
-}
-
-/// Returns the resources of a section, as far as they have no errors. `finish` completes each of them; it gets its
-/// pointer.
-fn section<T: DeserializeOwned>(
-    source: &Source,
-    name: &str,
-    problems: &mut Vec<Diagnostic>,
-    finish: impl Fn(&Source, &mut T, &str, &mut Vec<Diagnostic>),
-) -> Vec<Resource<T>> {
-    let entries = source.root().get(name).map_or(&[][..], Node::items);
-    let mut lines = Lines { text: source.text().as_bytes(), at: 0, line: 1 };
-    let mut all = Vec::with_capacity(entries.len());
-    for (index, node) in entries.iter().enumerate() {
-        let pointer = format!("/{name}/{index}");
-        let value = read_value(source, name, &pointer, &node.to_json(), problems, |value, problems| {
-            finish(source, value, &pointer, problems);
-        });
-        if let Some((value, sha256)) = value {
-            all.push(Resource { value: Arc::new(value), sha256, span: node.span, line: lines.of(node.span.start) });
-        }
-    }
-    all
-}
-
-/// Counts lines up to ascending offsets.
-struct Lines<'t> {
-    text: &'t [u8],
-    at: usize,
-    line: usize,
-}
-
-impl Lines<'_> {
-    fn of(&mut self, offset: usize) -> usize {
-        // An alias may repeat a value that is further up.
-        if offset < self.at {
-            (self.at, self.line) = (0, 1);
-        }
-        self.line += self.text.get(self.at..offset).map_or(0, |passed| memchr::memchr_iter(b'\n', passed).count());
-        self.at = offset;
-        self.line
-    }
-}
-
-/// Checks a value against the schema, and turns it into the model. Returns it with its hash.
-pub(super) fn read_value<T: DeserializeOwned>(
-    source: &Source,
-    section: &str,
-    pointer: &str,
-    json: &serde_json::Value,
-    problems: &mut Vec<Diagnostic>,
-    finish: impl FnOnce(&mut T, &mut Vec<Diagnostic>),
-) -> Option<(T, [u8; 32])> {
-    if !explain::check(source, section, pointer, json, problems) {
-        return None;
-    }
-    match T::deserialize(json) {
-        Ok(mut value) => {
-            finish(&mut value, problems);
-            Some((value, sha256(json.to_string().as_bytes())))
-        }
-        Err(_) => {
-            problems.extend(
-                serde_path_to_error::deserialize::<_, T>(json).err().map(|error| refused(source, pointer, &error)),
-            );
-            None
-        }
     }
 }
 
 /// The state of a load.
 struct Loading<'l, 'f> {
     loader: &'l Loader<'f>,
-    previous: Option<&'l ConfigSource>,
+    /// The files of the previous load.
+    previous: HashMap<&'l Path, &'l Arc<FileResources>>,
     main: &'l Path,
     files: Vec<Arc<FileResources>>,
+    folders: Vec<SearchedFolder>,
+    included: HashSet<PathBuf>,
+    /// Included files that do not exist.
+    missing: Vec<PathBuf>,
     problems: Vec<Diagnostic>,
 }
 
 impl<'l, 'f> Loading<'l, 'f> {
     fn new(loader: &'l Loader<'f>, main: &'l Path) -> Loading<'l, 'f> {
-        Loading { loader, previous: None, main, files: Vec::new(), problems: Vec::new() }
+        Loading {
+            loader,
+            previous: HashMap::new(),
+            main,
+            files: Vec::new(),
+            folders: Vec::new(),
+            included: HashSet::new(),
+            missing: Vec::new(),
+            problems: Vec::new(),
+        }
     }
 
-    /// Adds a file. `is_file`: its text can be read again.
-    fn add(&mut self, path: &Path, read: Result<(String, Format), Unreadable>, is_file: bool) {
+    /// Adds the main file.
+    fn main(&mut self, read: Result<(String, Format), Unreadable>, is_file: bool) {
+        let text = read.as_ref().ok().filter(|_| !is_file).map(|(text, _)| text.clone());
+        self.add(Origin { text, ..Origin::new(self.main, None) }, read);
+    }
+
+    /// Adds a file.
+    fn add(&mut self, origin: Origin, read: Result<(String, Format), Unreadable>) {
         let mut problems = Vec::new();
         let file = match read {
             Ok((text, format)) => {
                 let sha256 = sha256(text.as_bytes());
-                if let Some(same) = self.unchanged(path, sha256) {
+                if let Some(same) = self.unchanged(&origin, sha256) {
                     return self.files.push(same);
                 }
-                let text_kept = (!is_file).then(|| text.clone());
-                let origin =
-                    Origin { path: path.to_owned(), name: path.display().to_string(), format, text: text_kept };
-                self.loader.file(FileResources::new(origin, sha256), text, &mut problems)
+                let file = FileResources::new(Origin { format, ..origin }, sha256);
+                check::check(file, text, &self.loader.env, &self.loader.foreign, &mut problems)
             }
             Err(Unreadable { text, error }) => {
                 problems.push(*error);
-                FileResources::unreadable(path, text)
+                FileResources::new(Origin { text: Some(text), ..origin }, [0; 32])
             }
         };
+        if problems.is_empty() && file.warnings.is_empty() {
+            // Errors across files are rare; they are located by reading the text again.
+            file.close();
+        }
         remove_repeated(&mut problems);
         let index = self.files.len();
         self.problems.extend(problems.into_iter().map(|problem| problem.in_file(index)));
@@ -289,18 +200,63 @@ impl<'l, 'f> Loading<'l, 'f> {
     }
 
     /// Returns the previous version of a file, if it is the same and would have the same errors.
-    fn unchanged(&self, path: &Path, sha256: [u8; 32]) -> Option<Arc<FileResources>> {
-        let same = |file: &&Arc<FileResources>| file.origin.path == path && file.sha256 == sha256;
-        let file = self.previous?.files().iter().find(same)?;
+    fn unchanged(&self, origin: &Origin, sha256: [u8; 32]) -> Option<Arc<FileResources>> {
+        let file = *self.previous.get(&*origin.path)?;
+        let is_same = file.sha256 == sha256 && file.origin.included_from == origin.included_from;
         let is_set = |(name, value): (&String, &Option<_>)| (self.loader.env)(name) == *value;
-        (file.variables.iter().all(is_set) && file.has_modules(self.main)).then(|| file.clone())
+        (is_same && file.variables.iter().all(is_set) && file.has_modules(self.main)).then(|| file.clone())
     }
 
-    fn finish(mut self) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+    /// Adds the files that the main file includes.
+    fn includes(&mut self) {
+        let Some(main) = self.files.first().cloned() else { return };
+        let dir = self.main.parent().unwrap_or(Path::new(""));
+        for (pattern, span) in &main.includes {
+            let refuse = |problems: &mut Vec<Diagnostic>, message: String, help: Option<String>| {
+                problems.push(Diagnostic::error(*span, message).help(help));
+            };
+            match include::expand(dir, pattern) {
+                Ok(found) => {
+                    self.folders.extend(found.folders);
+                    for file in found.files {
+                        if let Err(message) = self.include(dir, &file, found.has_wildcard) {
+                            refuse(&mut self.problems, message, None);
+                        }
+                    }
+                }
+                Err((message, help)) => refuse(&mut self.problems, message, help),
+            }
+        }
+    }
+
+    /// Adds a file that a pattern names. An error is a message about the pattern.
+    fn include(&mut self, dir: &Path, file: &Path, by_wildcard: bool) -> Result<(), String> {
+        let path = resolve(dir, file);
+        if is_same(&path, self.main) {
+            // `*.yaml` may stand in the directory of the main file.
+            return if by_wildcard { Ok(()) } else { Err("a file cannot include itself".to_owned()) };
+        }
+        if !by_wildcard && !path.exists() {
+            let message = format!("there is no file `{}`", path.display());
+            // It may appear.
+            self.missing.push(path);
+            return Err(message);
+        }
+        // Several patterns may match one file.
+        if self.included.insert(path.clone()) {
+            let from = file.parent().unwrap_or(Path::new("")).to_path_buf();
+            self.add(Origin::new(&path, Some(from)), read(&path));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> (Dependencies, Result<Loaded, Diagnostics>) {
+        self.includes();
         let outlines: Vec<&Outline> = self.files.iter().map(|file| &file.outline).collect();
         outline::check(&outlines, &mut self.problems);
-        let source = Arc::new(ConfigSource::new(self.main, self.files));
-        let files = source.dependencies();
+        let source = Arc::new(ConfigSource::new(self.main, self.files, self.folders));
+        let mut dependencies = source.dependencies();
+        dependencies.files.extend(self.missing);
         let result = match source.config().filter(|_| self.problems.is_empty()) {
             Some(config) => {
                 let warnings = Diagnostics::new(&*source, source.warnings());
@@ -308,8 +264,14 @@ impl<'l, 'f> Loading<'l, 'f> {
             }
             None => Err(Diagnostics::new(&*source, self.problems)),
         };
-        (files, result)
+        (dependencies, result)
     }
+}
+
+/// Whether two paths lead to one file. Only paths with the same name are resolved.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    one.file_name() == other.file_name() && identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 /// An error from reading a file, with the text to show it in.
@@ -379,29 +341,8 @@ pub fn read_tree(path: &Path) -> Result<Source, Diagnostics> {
 
 /// Removes duplicates: two schema keywords may report the same error (`pattern` and `format`).
 fn remove_repeated(problems: &mut Vec<Diagnostic>) {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     problems.retain(|d| seen.insert((d.span, d.message.clone())));
-}
-
-/// Reports a value that the schema accepts but the model does not. There are few cases, such as `2.0` for a whole
-/// number.
-fn refused(source: &Source, pointer: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> Diagnostic {
-    let mut pointer = pointer.to_owned();
-    for segment in error.path() {
-        let segment = match segment {
-            Segment::Seq { index } => index.to_string(),
-            Segment::Map { key } => key.replace('~', "~0").replace('/', "~1"),
-            Segment::Enum { .. } | Segment::Unknown => break,
-        };
-        pointer.push('/');
-        pointer.push_str(&segment);
-    }
-    match &source.root().find(&pointer).node.value {
-        Value::Number(n) if n.is_f64() => {
-            source.diagnostic(&pointer, format!("expected a whole number, found `{n}`"), None)
-        }
-        _ => source.diagnostic(&pointer, error.inner().to_string(), None),
-    }
 }
 
 impl std::fmt::Debug for Loader<'_> {

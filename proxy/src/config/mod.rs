@@ -3,7 +3,9 @@
 //! YAML, JSON and TOML are parsed into one value tree that records the location of every value (`node`, `parse`). Then
 //! environment variables are expanded (`env`), short forms are normalized (`normalize`), and the tree is validated
 //! against the JSON Schema derived from the model (`schema`) and by checks that a schema cannot express (`semantics`).
-//! Checks across files need only the names and addresses in them (`outline`). All errors are reported together, each
+//! A file may include others
+//! (`include`); each is checked by itself (`check`), and checks across files need only their names and addresses
+//! (`outline`). All errors are reported together, each
 //! with its location (`diagnostic`); only files without errors become a [`Config`]. Of each file, its resources are kept
 //! (`resources`), not the tree.
 
@@ -12,12 +14,14 @@ pub mod units;
 pub mod url;
 
 pub(crate) mod admin;
+mod check;
 mod diagnostic;
 mod env;
 mod excerpt;
 mod explain;
 mod filter_errors;
 mod fragment;
+mod include;
 mod json;
 mod load;
 mod node;
@@ -47,6 +51,7 @@ pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Note, Severity, Texts},
     filter_errors::{Answer, Reported, all_mistakes},
     fragment::{Fragment, FragmentKind, RefusedResource, ServiceEndpoints},
+    include::{Dependencies, SearchedFolder},
     load::{ExternalChecks, Loaded, Loader, load, parse, read_tree},
     model::Config,
     node::{Key, Node, Span, Text, Value},

@@ -46,6 +46,17 @@ pub(super) struct Expanded {
     pub(super) variables: Variables,
 }
 
+impl Expanded {
+    /// Whether the file is empty, except for comments.
+    pub(super) fn is_empty(&self, format: Format) -> bool {
+        match &self.root.value {
+            Value::Null => self.root.span.is_empty(),
+            Value::Map(entries) => format == Format::Toml && entries.is_empty(),
+            _ => false,
+        }
+    }
+}
+
 /// Parses a text. The tree may have errors that did not prevent parsing.
 pub(super) fn tree(text: &str, format: Format) -> Result<ParseResult, Vec<Diagnostic>> {
     match format {
@@ -56,7 +67,7 @@ pub(super) fn tree(text: &str, format: Format) -> Result<ParseResult, Vec<Diagno
     }
 }
 
-/// Parses a configuration file. Returns `None` if there is no tree, because of syntax errors or an empty file.
+/// Parses a configuration file. Returns `None` if there is no tree, because of syntax errors.
 pub(super) fn configuration(
     text: &str,
     format: Format,
@@ -70,25 +81,18 @@ pub(super) fn configuration(
             return None;
         }
     };
-    let empty = match &node.value {
-        Value::Null => node.span.is_empty(),
-        Value::Map(entries) => format == Format::Toml && entries.is_empty() && found.is_empty(),
-        _ => false,
-    };
-    if empty {
-        let help = "a configuration needs at least a listener with a name and an address";
-        problems.push(Diagnostic::error(None, "the file is empty").help(help.to_owned()));
-        return None;
-    }
     problems.append(&mut found);
-    let references = env::references(&node);
-    let variables = RefCell::new(Variables::new());
-    let recorded = |name: &str| {
-        let value = lookup(name);
-        variables.borrow_mut().insert(name.to_owned(), value.clone());
-        value
-    };
-    env::substitute(&mut node, text, &recorded, problems);
+    let (mut references, variables) = (Vec::new(), RefCell::new(Variables::new()));
+    // A `$` may be written as an escape.
+    if text.contains(['$', '\\']) {
+        references = env::references(&node);
+        let recorded = |name: &str| {
+            let value = lookup(name);
+            variables.borrow_mut().insert(name.to_owned(), value.clone());
+            value
+        };
+        env::substitute(&mut node, text, &recorded, problems);
+    }
     normalize::fit(&mut node);
     Some(Expanded { root: node, references, variables: variables.into_inner() })
 }

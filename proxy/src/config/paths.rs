@@ -1,8 +1,13 @@
-//! The paths in a file: other files that a configuration depends on.
+//! The paths in a file: other files that a configuration depends on, and how the paths of an included file become
+//! relative to the main file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{node::Node, source::Source};
+use super::{
+    model::{CertificateFiles, Cluster, Filter, Listener},
+    node::Node,
+    source::Source,
+};
 use crate::builtins;
 
 /// Returns the modules and TLS files that a file refers to, whether it is valid or not.
@@ -22,4 +27,45 @@ pub(super) fn dependencies(source: &Source) -> Vec<PathBuf> {
     let mut seen = std::collections::HashSet::new();
     let paths = found.into_iter().filter_map(Node::as_str).filter(|path| seen.insert(*path));
     paths.map(|path| source.resolve(path)).collect()
+}
+
+/// Makes the paths of a resource relative to the main file. They are relative to `dir`, the directory of an included
+/// file, as seen from the main file.
+pub(super) trait Rebase {
+    /// Changes the paths in place.
+    fn rebase(&mut self, dir: &Path);
+}
+
+impl Rebase for Listener {
+    fn rebase(&mut self, dir: &Path) {
+        if let Some(log) = self.access_log.as_mut().filter(|log| !matches!(&*log.to, "stdout" | "stderr")) {
+            log.to = dir.join(&log.to).display().to_string();
+        }
+        let Some(tls) = &mut self.tls else { return };
+        tls.certificates.iter_mut().for_each(|pair| pair.rebase(dir));
+        let lists = tls.trust_domains.values_mut().chain([&mut tls.client_ca, &mut tls.crl]);
+        lists.flatten().for_each(|path| *path = dir.join(&path));
+    }
+}
+
+impl Rebase for Cluster {
+    fn rebase(&mut self, dir: &Path) {
+        let Some(tls) = &mut self.tls else { return };
+        tls.certificate.iter_mut().for_each(|pair| pair.rebase(dir));
+        [&mut tls.ca, &mut tls.crl].into_iter().flatten().for_each(|path| *path = dir.join(&path));
+    }
+}
+
+impl Rebase for Filter {
+    fn rebase(&mut self, dir: &Path) {
+        if builtins::name(&self.wasm).is_none() {
+            self.wasm = dir.join(&self.wasm).display().to_string();
+        }
+    }
+}
+
+impl Rebase for CertificateFiles {
+    fn rebase(&mut self, dir: &Path) {
+        [&mut self.certificate, &mut self.key].into_iter().for_each(|path| *path = dir.join(&path));
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 use super::{
     diagnostic::{Diagnostic, Texts},
     filter_errors::{self, Answer, Reported},
+    include::{Dependencies, SearchedFolder},
     load::text_of,
     model::{Cluster, Config, Filter, Listener},
     node::Span,
@@ -44,8 +45,10 @@ pub struct FileResources {
     /// The clusters, in the order of the file.
     pub clusters: Vec<Resource<Cluster>>,
     /// Everything else that the main file sets, with a hash; `None` for an included file.
-    pub(super) bootstrap: Option<(Config, [u8; 32])>,
+    pub(super) bootstrap: Option<Box<(Config, [u8; 32])>>,
     pub(super) origin: Origin,
+    /// The patterns of `include` in the main file.
+    pub(super) includes: Vec<(String, Span)>,
     /// The environment variables that the file refers to.
     pub(super) variables: Variables,
     /// Values that contain environment variables: their JSON pointers, and the text as written.
@@ -65,6 +68,8 @@ pub(super) struct Origin {
     pub(super) path: PathBuf,
     /// The path for display.
     pub(super) name: String,
+    /// The directory of an included file, as seen from the main file's; `None` for the main file.
+    pub(super) included_from: Option<PathBuf>,
     pub(super) format: Format,
     /// The text, if it cannot be read again.
     pub(super) text: Option<String>,
@@ -74,9 +79,18 @@ pub(super) struct Origin {
 #[derive(Debug, Default)]
 pub struct ConfigSource {
     files: Vec<Arc<FileResources>>,
+    /// The directories that the patterns of `include` search.
+    folders: Vec<SearchedFolder>,
     dir: PathBuf,
     /// Replaces the values of environment variables in messages.
     redactor: Redactor,
+}
+
+impl Origin {
+    pub(super) fn new(path: &Path, included_from: Option<PathBuf>) -> Origin {
+        let (path, name) = (path.to_owned(), path.display().to_string());
+        Origin { path, name, included_from, format: Format::Yaml, text: None }
+    }
 }
 
 impl FileResources {
@@ -89,6 +103,7 @@ impl FileResources {
             clusters: Vec::new(),
             bootstrap: None,
             origin,
+            includes: Vec::new(),
             variables: Variables::new(),
             references: Vec::new(),
             outline: Outline::unknown(),
@@ -96,13 +111,6 @@ impl FileResources {
             warnings: Vec::new(),
             open: Mutex::default(),
         }
-    }
-
-    /// A file that cannot be read, with the text to show the error in.
-    pub(super) fn unreadable(path: &Path, text: String) -> FileResources {
-        let name = path.display().to_string();
-        let origin = Origin { path: path.to_owned(), name, format: Format::Yaml, text: Some(text) };
-        FileResources::new(origin, [0; 32])
     }
 
     /// Whether the modules exist.
@@ -133,7 +141,7 @@ impl FileResources {
         open.clone()
     }
 
-    fn close(&self) {
+    pub(super) fn close(&self) {
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -179,12 +187,12 @@ impl<'p> EntryPointer<'p> {
 }
 
 impl ConfigSource {
-    pub(super) fn new(main: &Path, files: Vec<Arc<FileResources>>) -> ConfigSource {
+    pub(super) fn new(main: &Path, files: Vec<Arc<FileResources>>, folders: Vec<SearchedFolder>) -> ConfigSource {
         let variables = files.iter().flat_map(|file| &file.variables);
         let set =
             variables.filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.to_string_lossy().into_owned())));
         let dir = main.parent().unwrap_or(Path::new("")).to_path_buf();
-        ConfigSource { redactor: Redactor::new(set), dir, files }
+        ConfigSource { redactor: Redactor::new(set), dir, files, folders }
     }
 
     /// Returns the name of the main file.
@@ -239,10 +247,10 @@ impl ConfigSource {
         sha256(&all)
     }
 
-    /// Returns the files that the configuration depends on: its own, modules, and TLS files.
-    pub fn dependencies(&self) -> Vec<PathBuf> {
+    /// Returns what the configuration depends on.
+    pub fn dependencies(&self) -> Dependencies {
         let of = |file: &Arc<FileResources>| [file.origin.path.clone()].into_iter().chain(file.dependencies.clone());
-        self.files.iter().flat_map(of).collect()
+        Dependencies { files: self.files.iter().flat_map(of).collect(), folders: self.folders.clone() }
     }
 
     /// Resolves a path of the configuration. Relative paths are relative to the main file's directory; those that an

@@ -55,7 +55,9 @@ impl Entries {
         self.list.last().map(|(key, node)| node.span.end.max(key.span.end))
     }
 
-    pub(super) fn into_list(self) -> Vec<(Key, Node)> {
+    pub(super) fn into_list(mut self) -> Vec<(Key, Node)> {
+        // A large file has many small maps.
+        self.list.shrink_to_fit();
         self.list
     }
 }

@@ -140,7 +140,8 @@ impl Reader<'_> {
             }
             Event::SequenceEnd | Event::MappingEnd => {
                 let (node, anchor) = match self.stack.pop() {
-                    Some(Frame::Seq { start, anchor, items }) => {
+                    Some(Frame::Seq { start, anchor, mut items }) => {
+                        items.shrink_to_fit();
                         let end = items.last().map_or(start, |item| item.span.end);
                         let end = if span.is_empty() { end } else { span.end };
                         (Node { span: Span::new(start, end), value: Value::Seq(items) }, anchor)
@@ -157,7 +158,10 @@ impl Reader<'_> {
                 let span = self.trimmed(span);
                 if self.wants_key() {
                     // Keys are always text: `404: x` has the key "404".
-                    self.key(Key { name: text.into_owned(), span }, style == ScalarStyle::Plain);
+                    let mut name = text.into_owned();
+                    // The scanner reserves more than most keys need, and a large file has many.
+                    name.shrink_to_fit();
+                    self.key(Key { name, span }, style == ScalarStyle::Plain);
                     return Ok(());
                 }
                 let value = scalar(&text, style, tag.as_deref(), span)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::{ConfigSource, Diagnostic, Diagnostics, ExternalChecks, Loaded, Loader, Severity},
+    config::{ConfigSource, Dependencies, Diagnostic, Diagnostics, ExternalChecks, Loaded, Loader, Severity},
     observe::{access_log::Format, log},
     wasm::engine::compiler::{Cache, Compiler},
 };
@@ -14,7 +14,7 @@ pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
 }
 
 /// Loads a configuration again; see [`Loader::reload`].
-pub fn reload(path: &Path, previous: Option<&ConfigSource>) -> (Vec<PathBuf>, Result<Loaded, Diagnostics>) {
+pub fn reload(path: &Path, previous: Option<&ConfigSource>) -> (Dependencies, Result<Loaded, Diagnostics>) {
     loader().reload(path, previous)
 }
 

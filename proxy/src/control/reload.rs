@@ -26,7 +26,7 @@ use super::{
     watch::Watcher,
 };
 use crate::{
-    config::{Diagnostics, model},
+    config::{Dependencies, Diagnostics, model},
     listener::socket::{self, AddressClaim},
     observe::target,
     snapshot::Snapshot,
@@ -61,8 +61,8 @@ const MOST_GIVEN_UP: u32 = 3;
 
 /// The result of loading.
 struct Load {
-    /// The files to watch, whether they are valid or not.
-    files: Vec<PathBuf>,
+    /// What to watch, whether it is valid or not.
+    files: Dependencies,
     /// The snapshot and the differences, or `None` if the files match the running configuration.
     built: Result<Option<(Built, String)>, Diagnostics>,
 }
@@ -171,8 +171,8 @@ impl Reloader {
         let has_changed = self.watcher.hear();
         // Whatever the result is: the paths to the files may have changed, and a rejected configuration may become
         // valid as soon as one of its modules exists.
-        let mut wanted = load.as_ref().map_or_else(|_| Vec::new(), |load| load.files.clone());
-        wanted.extend(previous.iter().flat_map(|previous| &previous.files).cloned());
+        let mut wanted = load.as_ref().map_or_else(|_| Dependencies::default(), |load| load.files.clone());
+        previous.iter().for_each(|previous| wanted.extend(&previous.files));
         self.watcher.watch(wanted);
         if has_changed && cause == BY_FILE && self.given_up < MOST_GIVEN_UP {
             self.given_up += 1;

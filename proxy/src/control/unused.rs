@@ -1,13 +1,16 @@
 //! Warnings about unused parts of the configuration: filters in no chain, listeners without a destination, clusters
 //! that nothing refers to. A filter in no chain is the most serious case: requests that it should deny are allowed.
 
+use std::{collections::HashSet, sync::Arc};
+
+use aho_corasick::AhoCorasick;
 use serde_json::Value as Json;
 
 use crate::{
     builtins,
     config::{
         Diagnostic, Loaded,
-        model::{Filter, Listener, Protocol},
+        model::{Filter, Protocol},
     },
     wasm::CompiledModule,
 };
@@ -37,49 +40,67 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
             warn(format!("/filters/{i}/name"), message, "add it to the `chain` of a listener");
         }
     }
-    for (i, cluster) in config.clusters.iter().enumerate() {
-        let name = cluster.name.as_str();
-        let of_listeners = config.listeners.iter().any(|listener| leads_to(listener, name));
-        if !of_listeners && !config.filters.iter().any(|filter| may_name(loaded, filter, name)) {
-            let message = format!("cluster `{name}` is not used by any listener or filter");
-            warn(format!("/clusters/{i}/name"), message, "");
-        }
+    let unused = unused_clusters(loaded);
+    for (i, cluster) in config.clusters.iter().enumerate().filter(|(_, cluster)| unused.contains(&*cluster.name)) {
+        let message = format!("cluster `{}` is not used by any listener or filter", cluster.name);
+        warn(format!("/clusters/{i}/name"), message, "");
     }
     warnings
+}
+
+/// Returns the clusters that no listener leads to and no filter may refer to. Built-in filters refer to clusters in
+/// their configuration; others in any text that they are given, or in their code.
+fn unused_clusters(loaded: &Loaded) -> HashSet<&str> {
+    let config = &loaded.config;
+    let mut unused: HashSet<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    for listener in &config.listeners {
+        let tcp = &listener.tcp;
+        let shares = tcp.clusters.iter().map(|share| &share.cluster);
+        let all = shares.chain(tcp.sni.iter().map(|route| &route.cluster)).chain(&listener.cluster);
+        all.for_each(|cluster| _ = unused.remove(cluster.as_str()));
+    }
+    let (builtin, others): (Vec<_>, Vec<_>) = config.filters.iter().partition(|filter| is_builtin(filter));
+    for config in builtin.into_iter().flat_map(configs) {
+        each_text(config, &mut |text| _ = unused.remove(text));
+    }
+    if unused.is_empty() || others.is_empty() {
+        return unused;
+    }
+    // One pass over each text finds all names, however many there are.
+    let names: Vec<&str> = unused.iter().copied().collect();
+    let Ok(search) = AhoCorasick::new(&names) else { return HashSet::new() };
+    let mut look = |text: &[u8]| {
+        search.find_overlapping_iter(text).for_each(|found| _ = unused.remove(names[found.pattern()]));
+    };
+    for filter in others {
+        configs(filter).for_each(|config| each_text(config, &mut |text| look(text.as_bytes())));
+        each_text(&filter.vm_config, &mut |text| look(text.as_bytes()));
+        filter.env.values().for_each(|value| look(value.as_bytes()));
+        if let Ok(module) = CompiledModule::read(&loaded.source.resolve(&filter.wasm), &config.compile) {
+            look(&module);
+        }
+    }
+    unused
+}
+
+/// Returns a filter's configuration and those of its variants.
+fn configs(filter: &Arc<Filter>) -> impl Iterator<Item = &Json> {
+    filter.variants.values().chain([&filter.config])
 }
 
 fn is_builtin(filter: &Filter) -> bool {
     builtins::name(&filter.wasm).is_some()
 }
 
-fn leads_to(listener: &Listener, cluster: &str) -> bool {
-    let tcp = &listener.tcp;
-    listener.cluster.as_deref() == Some(cluster)
-        || tcp.clusters.iter().any(|share| share.cluster == cluster)
-        || tcp.sni.iter().any(|route| route.cluster == cluster)
-}
-
-/// Whether a filter may refer to a cluster. Built-in filters do so in their configuration; others in any text that they
-/// are given, or in their code.
-fn may_name(loaded: &Loaded, filter: &Filter, cluster: &str) -> bool {
-    let in_configs =
-        |is: &dyn Fn(&str) -> bool| filter.variants.values().chain([&filter.config]).any(|config| has_text(config, is));
-    if is_builtin(filter) {
-        return in_configs(&|text| text == cluster);
-    }
-    let within = |text: &str| text.contains(cluster);
-    in_configs(&within)
-        || has_text(&filter.vm_config, &within)
-        || filter.env.values().any(|value| within(value))
-        || CompiledModule::read(&loaded.source.resolve(&filter.wasm), &loaded.config.compile)
-            .is_ok_and(|module| memchr::memmem::find(&module, cluster.as_bytes()).is_some())
-}
-
-fn has_text(value: &Json, is: &dyn Fn(&str) -> bool) -> bool {
+/// Calls a function with every text in a value.
+fn each_text<'v>(value: &'v Json, call: &mut dyn FnMut(&'v str)) {
     match value {
-        Json::String(text) => is(text),
-        Json::Array(items) => items.iter().any(|item| has_text(item, is)),
-        Json::Object(fields) => fields.iter().any(|(name, value)| is(name) || has_text(value, is)),
-        _ => false,
+        Json::String(text) => call(text),
+        Json::Array(items) => items.iter().for_each(|item| each_text(item, call)),
+        Json::Object(fields) => fields.iter().for_each(|(name, value)| {
+            call(name);
+            each_text(value, call);
+        }),
+        _ => {}
     }
 }

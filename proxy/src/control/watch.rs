@@ -1,5 +1,5 @@
-//! Watches files for hot reload: the configuration, the modules, certificates and keys, and everything on the paths to
-//! them.
+//! Watches files for hot reload: the configuration, the modules, certificates and keys, everything on the paths to them,
+//! and the directories that `include` searches.
 //!
 //! Every step of the [path](paths) to each file is watched with inotify(7): directories for changes of their entries,
 //! files for writes. inotify watches inodes, not paths, so after each change on a path the watches are requested again;
@@ -38,7 +38,10 @@ use tokio::{
 };
 
 use self::paths::{PathStep, WatchedPaths};
-use crate::observe::target;
+use crate::{
+    config::{Dependencies, SearchedFolder},
+    observe::target,
+};
 
 /// Files often change in several steps; they are read when there was no change for this long.
 const QUIET: Duration = Duration::from_millis(100);
@@ -80,7 +83,7 @@ const ITSELF: WatchFlags = WatchFlags::ATTRIB
 pub struct Watcher {
     /// `None` if the system provides no inotify.
     inotify: Option<AsyncFd<OwnedFd>>,
-    files: Vec<PathBuf>,
+    files: Dependencies,
     ways: WatchedPaths,
     watched: HashMap<i32, Watched>,
     /// Set when something changed, until it is reported.
@@ -95,8 +98,8 @@ pub struct Watcher {
 /// The purpose of a watch.
 #[derive(Debug)]
 enum Watched {
-    /// Entries of a directory that have these names.
-    Folder(PathBuf, BTreeSet<OsString>),
+    /// Entries of a directory: those that have these names, and those that the configuration would include.
+    Folder(PathBuf, BTreeSet<OsString>, Vec<SearchedFolder>),
     /// Writes to a file.
     File(PathBuf),
 }
@@ -120,12 +123,18 @@ impl Since {
     }
 }
 
+impl Watched {
+    fn folder(path: &Path) -> Watched {
+        Watched::Folder(path.to_owned(), BTreeSet::new(), Vec::new())
+    }
+}
+
 impl Watcher {
     /// Creates a watcher that keeps `trouble` up to date. Must be called on a runtime.
     pub fn new(trouble: Arc<ArcSwapOption<String>>) -> Watcher {
         let mut watcher = Watcher {
             inotify: None,
-            files: Vec::new(),
+            files: Dependencies::default(),
             ways: WatchedPaths::default(),
             watched: HashMap::new(),
             touched: None,
@@ -149,8 +158,9 @@ impl Watcher {
         Ok(())
     }
 
-    /// Watches the paths to these files, and no others. Earlier changes are reported as a change.
-    pub fn watch(&mut self, files: Vec<PathBuf>) {
+    /// Watches the paths to these files and the entries of these directories, and no others. Earlier changes are
+    /// reported as a change.
+    pub fn watch(&mut self, files: Dependencies) {
         self.files = files;
         self.renew(self.inotify.is_some());
     }
@@ -276,8 +286,8 @@ impl Watcher {
                 match inotify::add_watch(inotify, folder, entries.union(WatchFlags::ONLYDIR)) {
                     Ok(watch) => {
                         let there = watched.entry(watch);
-                        let there = there.or_insert_with(|| Watched::Folder(folder.to_owned(), BTreeSet::new()));
-                        if let Watched::Folder(_, names) = there {
+                        let there = there.or_insert_with(|| Watched::folder(folder));
+                        if let Watched::Folder(_, names, _) = there {
                             names.insert(name.to_owned());
                         }
                     }
@@ -292,6 +302,19 @@ impl Watcher {
                         Err(Errno::NOENT) => is_gone = true,
                         Err(error) => _ = failed.insert(path, error),
                     }
+                }
+            }
+            for folder in self.ways.folders() {
+                let entries = FOLDER.union(FILE).union(WatchFlags::ONLYDIR);
+                match inotify::add_watch(inotify, &folder.path, entries) {
+                    Ok(watch) => {
+                        let there = watched.entry(watch).or_insert_with(|| Watched::folder(&folder.path));
+                        if let Watched::Folder(_, _, searched) = there {
+                            searched.push(folder.clone());
+                        }
+                    }
+                    Err(Errno::NOENT | Errno::NOTDIR) => is_gone = true,
+                    Err(error) => _ = failed.insert(&folder.path, error),
                 }
             }
             for old in self.watched.keys().filter(|old| !watched.contains_key(old)) {
@@ -359,7 +382,11 @@ impl Watcher {
         }
         let path = match (self.watched.get(&watch)?, name) {
             (Watched::File(path), _) => path.clone(),
-            (Watched::Folder(path, names), Some(name)) if names.contains(name) => path.join(name),
+            (Watched::Folder(path, names, searched), Some(name))
+                if names.contains(name) || searched.iter().any(|folder| folder.matches(name)) =>
+            {
+                path.join(name)
+            }
             (Watched::Folder(..), Some(_)) => return None,
             (Watched::Folder(..), None) => {
                 // The kernel has removed the watch.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     builtins,
-    config::{Diagnostics, Loaded, model, units::Address},
+    config::{Dependencies, Diagnostics, Loaded, model, units::Address},
     digest::sha256_hex,
     exchange::ListenerMetrics,
     listener::socket::ListenerShared,
@@ -37,8 +37,8 @@ pub struct Snapshot {
     pub templates: Vec<Arc<VmTemplate>>,
     /// The parts of the listeners, in the order of the configuration.
     pub listeners: Vec<Arc<ListenerParts>>,
-    /// The files that the snapshot was built from.
-    pub files: Vec<PathBuf>,
+    /// The files that the snapshot was built from, and the directories that it searched for some of them.
+    pub files: Dependencies,
     /// Digests of the TLS files among them.
     pub tls: tls::Digests,
     /// Warnings beyond those about the file itself.

@@ -52,6 +52,10 @@ pub struct Config {
     /// Where clusters and endpoints come from, other than the files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
+    /// Further files with listeners, filters and clusters: paths relative to this file, whose names may contain the
+    /// wildcards `*`, `?` and `[...]`. Only the main file can have this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
     /// Sockets that accept traffic. At least one, unless the admin listener has a certificate authority.
     #[serde(default, with = "shared")]
     #[schemars(with = "Vec<Listener>")]

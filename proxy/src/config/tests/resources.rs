@@ -93,7 +93,7 @@ fn a_file_whose_module_has_gone_is_checked_again() {
     fs::remove_file(&module).unwrap();
     let (files, second) = Loader::default().reload(&world.path(), Some(&first.source));
     assert!(second.unwrap_err().to_string().contains(":5:9: error: there is no file"));
-    assert_eq!(files, [world.path(), module]);
+    assert_eq!(files.files, [world.path(), module]);
 }
 
 /// The text is dropped after the load.

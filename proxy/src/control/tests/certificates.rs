@@ -121,7 +121,7 @@ fn all_files_are_watched_except_unused_ones() {
     let world = World::new();
     let names = |text: &str| {
         world.dir.write("config.yaml", text);
-        let files = world.load().source.dependencies();
+        let files = world.load().source.dependencies().files;
         files.iter().skip(1).fold(String::new(), |mut all, path| {
             let _ = write!(all, "{} ", path.file_name().unwrap().display());
             all

@@ -17,7 +17,7 @@ async fn watching(file: &str) -> (TempDir, Watcher) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config"), "1").unwrap();
     let mut watcher = Watcher::new(Arc::default());
-    watcher.watch(vec![dir.path().join(file)]);
+    watcher.watch(Dependencies { files: vec![dir.path().join(file)], ..Dependencies::default() });
     watcher.changed().await;
     assert!(!is_told(&mut watcher).await);
     (dir, watcher)
@@ -165,4 +165,52 @@ async fn files_are_polled_without_inotify() {
     fs::rename(dir.path().join("new"), dir.path().join("config")).unwrap();
     assert!(timeout(2 * LOOK, watcher.changed()).await.is_ok());
     drop(inotify);
+}
+
+/// Watches the entries `*.yaml` of a directory `parts`, and a file elsewhere.
+async fn searching() -> (TempDir, Watcher) {
+    let (dir, mut watcher) = watching("config").await;
+    let folder = SearchedFolder::new(dir.path().join("parts"), "*.yaml").unwrap();
+    watcher.watch(Dependencies { files: vec![dir.path().join("config")], folders: vec![folder] });
+    assert!(is_told(&mut watcher).await);
+    (dir, watcher)
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_searched_directory_are_reported() {
+    let (dir, mut watcher) = searching().await;
+    let parts = dir.path().join("parts");
+    fs::create_dir(&parts).unwrap();
+    assert!(is_told(&mut watcher).await, "the directory itself");
+    let mut file = File::create(parts.join("a.yaml")).unwrap();
+    file.write_all(b"half").unwrap();
+    assert!(!is_told(&mut watcher).await, "it is still being written");
+    drop(file);
+    assert!(is_told(&mut watcher).await);
+    fs::write(parts.join("a.yaml"), "2").unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::write(parts.join("new"), "3").unwrap();
+    assert!(!is_told(&mut watcher).await, "the pattern does not match");
+    fs::rename(parts.join("new"), parts.join("b.yaml")).unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::remove_file(parts.join("a.yaml")).unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::rename(&parts, dir.path().join("gone")).unwrap();
+    assert!(is_told(&mut watcher).await);
+    fs::write(dir.path().join("gone/b.yaml"), "4").unwrap();
+    assert!(!is_told(&mut watcher).await, "it is not in the way any more");
+    symlink("gone", &parts).unwrap();
+    assert!(is_told(&mut watcher).await, "the directory may be a link");
+    fs::write(dir.path().join("gone/c.yaml"), "5").unwrap();
+    assert!(is_told(&mut watcher).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_searched_directory_are_polled_without_inotify() {
+    let (dir, watcher) = searching().await;
+    let mut watcher = Watcher { inotify: None, watched: HashMap::new(), next_look: Instant::now() + LOOK, ..watcher };
+    fs::create_dir(dir.path().join("parts")).unwrap();
+    assert!(timeout(2 * LOOK, watcher.changed()).await.is_ok());
+    fs::write(dir.path().join("parts/a.yaml"), "1").unwrap();
+    assert!(timeout(2 * LOOK, watcher.changed()).await.is_ok());
 }

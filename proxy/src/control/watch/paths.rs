@@ -9,6 +9,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use crate::config::{Dependencies, SearchedFolder};
+
 /// The maximum number of links that Linux follows in one path (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
@@ -40,25 +42,39 @@ pub(super) struct Content {
     changed: (i64, i64),
 }
 
-/// All steps of the paths to some files, keyed by path without links.
+/// All steps of the paths to some files.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct WatchedPaths(BTreeMap<PathBuf, PathStep>);
+pub(super) struct WatchedPaths {
+    /// The steps, keyed by path without links.
+    steps: BTreeMap<PathBuf, PathStep>,
+    /// Directories that are searched for files, by paths without links.
+    folders: Vec<SearchedFolder>,
+}
 
 impl WatchedPaths {
     /// Resolves the paths to these files.
-    pub(super) fn to(files: &[PathBuf]) -> WatchedPaths {
+    pub(super) fn to(wanted: &Dependencies) -> WatchedPaths {
         let mut ways = WatchedPaths::default();
-        for file in files {
-            // Without a working directory, relative paths cannot be resolved.
-            if let Ok(path) = std::path::absolute(file) {
-                ways.follow(&path);
+        wanted.files.iter().for_each(|file| _ = ways.follow(file));
+        for folder in &wanted.folders {
+            let Some(path) = ways.follow(&folder.path) else { continue };
+            let folder = folder.at(path);
+            if ways.folders.contains(&folder) {
+                continue;
             }
+            // An unreadable directory is reported when the configuration is loaded.
+            let entries = folder.entries().unwrap_or_default();
+            entries.iter().for_each(|name| _ = ways.follow(&folder.path.join(name)));
+            ways.folders.push(folder);
         }
         ways
     }
 
-    /// Adds the steps to one file.
-    fn follow(&mut self, path: &Path) {
+    /// Adds the steps to one file. Returns the path without links if it is a directory.
+    fn follow(&mut self, path: &Path) -> Option<PathBuf> {
+        // Without a working directory, relative paths cannot be resolved.
+        let path = &std::path::absolute(path).ok()?;
+        let mut is_folder = true;
         let mut left: VecDeque<OsString> = parts(path).collect();
         let (mut here, mut links) = (PathBuf::from("/"), 0);
         while let Some(name) = left.pop_front() {
@@ -67,7 +83,7 @@ impl WatchedPaths {
                 continue;
             }
             let place = here.join(&name);
-            let step = PathStep::at(&place);
+            let step = self.steps.get(&place).cloned().unwrap_or_else(|| PathStep::at(&place));
             match &step {
                 PathStep::Link(target) if links < MOST_LINKS => {
                     links += 1;
@@ -79,18 +95,25 @@ impl WatchedPaths {
                 PathStep::Folder(_) => here.clone_from(&place),
                 PathStep::Link(_) | PathStep::Nothing | PathStep::File(..) => left.clear(),
             }
-            self.0.insert(place, step);
+            is_folder = matches!(step, PathStep::Folder(_) | PathStep::Link(_));
+            self.steps.insert(place, step);
         }
+        is_folder.then_some(here)
+    }
+
+    /// Iterates over the directories that are searched for files.
+    pub(super) fn folders(&self) -> impl Iterator<Item = &SearchedFolder> {
+        self.folders.iter()
     }
 
     /// Iterates over the steps.
     pub(super) fn steps(&self) -> impl Iterator<Item = (&Path, &PathStep)> {
-        self.0.iter().map(|(path, step)| (path.as_path(), step))
+        self.steps.iter().map(|(path, step)| (path.as_path(), step))
     }
 
     /// Returns the files that were written in place: the same inode as before, with other contents.
     pub(super) fn written_since<'w>(&'w self, before: &'w WatchedPaths) -> impl Iterator<Item = &'w Path> {
-        let is_written = |path: &Path, inode: &Inode, content: &Content| match before.0.get(path) {
+        let is_written = |path: &Path, inode: &Inode, content: &Content| match before.steps.get(path) {
             Some(PathStep::File(same, old)) => same == inode && old != content,
             _ => false,
         };
@@ -138,9 +161,13 @@ mod tests {
 
     use super::*;
 
+    fn to(files: [PathBuf; 1]) -> WatchedPaths {
+        WatchedPaths::to(&Dependencies { files: files.into(), folders: Vec::new() })
+    }
+
     /// Returns the steps below a directory, relative to it.
     fn steps(root: &Path, file: &str) -> Vec<(String, PathStep)> {
-        let ways = WatchedPaths::to(&[root.join(file)]);
+        let ways = to([root.join(file)]);
         let below = ways.steps().filter_map(|(path, step)| {
             Some((path.strip_prefix(root).ok()?.to_str()?.to_owned(), step.clone()))
                 .filter(|(path, _)| !path.is_empty())
@@ -204,7 +231,7 @@ mod tests {
         let (_dir, root) = folder();
         let file = root.join("x");
         fs::write(&file, "1").unwrap();
-        let ways = || WatchedPaths::to(std::slice::from_ref(&file));
+        let ways = || to([file.clone()]);
         let before = ways();
         assert_eq!(before, ways());
         fs::write(&file, "22").unwrap();
