@@ -1,6 +1,9 @@
 //! Judges the answers of a server. What is not explicitly valid is an error, after which the last accepted resources stay.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
@@ -88,7 +91,7 @@ impl Answer {
                 if status.is_redirection()
                     && let Some(location) = head.headers.get(header::LOCATION)
                 {
-                    text.push_str(&format!(" to {location:?}; redirects are not followed"));
+                    text.push_str(&format!(" to `{}`; redirects are not followed", shown(location)));
                 }
                 Err(Failure { retry_after: retry_after(&head.headers, SystemTime::now()), ..Failure::new(text) })
             }
@@ -104,7 +107,8 @@ fn delta(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<
         return Err(format!("the server answered 226 with `IM: {}`, not `IM: {RESOURCES}`", used.unwrap_or_default()));
     }
     if let Some(base) = head.headers.get(DELTA_BASE).filter(|base| *base != asked) {
-        return Err(format!("the server's changes are based on {base:?}, but the proxy has {asked:?}"));
+        let (base, asked) = (shown(base), shown(asked));
+        return Err(format!("the server's changes are based on version {base}, but the proxy has {asked}"));
     }
     let announced = Announced::of(head, body, true)?;
     match announced.etag {
@@ -118,7 +122,7 @@ impl Announced {
         let format = format(&head.headers)?;
         let etag = head.headers.get(header::ETAG).cloned();
         if let Some(wrong) = etag.as_ref().filter(|etag| !is_etag(etag.as_bytes())) {
-            return Err(format!("the server's ETag {wrong:?} is invalid; an ETag is text in double quotes"));
+            return Err(format!("the server's ETag `{}` is invalid; an ETag is text in double quotes", shown(wrong)));
         }
         if let Some(encoding) = text(&head.headers, header::CONTENT_ENCODING).filter(|encoding| encoding != "identity")
         {
@@ -162,7 +166,10 @@ impl Announced {
 }
 
 /// Reads a body of at most this many bytes; `None`: it is longer.
-async fn read_all<B: Body<Data = Bytes> + Unpin>(mut body: B, limit: u64) -> Result<Option<Bytes>, B::Error> {
+pub(super) async fn read_all<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
+    limit: u64,
+) -> Result<Option<Bytes>, B::Error> {
     // A small document arrives in one piece and is not copied.
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
@@ -200,7 +207,11 @@ pub(super) fn explain(error: &hyper::Error) -> String {
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
+    headers.get(name).map(|value| shown(value).trim().to_owned())
+}
+
+fn shown(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 /// `"abc"` or `W/"abc"` (RFC 9110, section 8.8.3).
@@ -222,7 +233,7 @@ fn format(headers: &HeaderMap) -> Result<Format, String> {
         // RFC 9512, with its deprecated aliases.
         Ok(Format::Yaml)
     } else {
-        Err(format!("the server's answer is {given:?}, neither application/json nor application/yaml"))
+        Err(format!("the server's answer is `{given}`, neither application/json nor application/yaml"))
     }
 }
 
@@ -235,7 +246,7 @@ fn is_chunked(headers: &HeaderMap) -> bool {
 /// Returns the wait of `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let given = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match given.bytes().all(|byte| byte.is_ascii_digit()) {
+    let wait = match !given.is_empty() && given.bytes().all(|byte| byte.is_ascii_digit()) {
         true => Duration::from_secs(given.parse().unwrap_or(u64::MAX)),
         false => httpdate::parse_http_date(given).ok()?.duration_since(now).unwrap_or_default(),
     };

@@ -50,7 +50,7 @@ impl Server {
     }
 
     /// Connects to the first address that accepts. The error lists why each does not.
-    async fn open_any(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<Stream, String> {
+    pub(super) async fn open_any(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<Stream, String> {
         let mut errors = Vec::new();
         for address in addresses.take(MAX_ADDRESSES) {
             match timeout(CONNECT_TIME, self.open(address)).await {
