@@ -25,9 +25,26 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Parses a SHA-256 in the form of [`hex`].
+pub fn from_hex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok();
+    pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hexadecimal_digits_are_parsed() {
+        let digest = sha256(b"abc");
+        assert_eq!(from_hex(&hex(&digest)), Some(digest));
+        for wrong in [&hex(&digest)[1..], &hex(&digest)[2..], &hex(&digest).replace('b', "x"), ""] {
+            assert_eq!(from_hex(wrong), None, "{wrong}");
+        }
+    }
 
     /// The examples of FIPS 180-4.
     #[test]

@@ -7,6 +7,7 @@ use harness::guest;
 
 mod access_log;
 mod admin;
+mod against;
 mod assemblyscript;
 mod bad_config;
 mod balancing;

@@ -29,7 +29,7 @@ use crate::{
 pub use self::{
     probes::Probes,
     socket::{Socket, cannot_listen, listen, listen_later},
-    token::Token,
+    token::{Token, read as read_token},
 };
 
 /// The state of the admin listener.

@@ -100,7 +100,10 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
     verify_slices_are_equal(&sha256(one), &sha256(other)).is_ok()
 }
 
-fn read(path: &Path) -> Result<String, Unusable> {
+/// Reads a token.
+///
+/// # Errors The file contains no usable token.
+pub fn read(path: &Path) -> Result<String, Unusable> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(Unusable::NoText);
     }

@@ -40,13 +40,10 @@ enum Command {
         replace: Option<i32>,
     },
     /// Check a configuration, including those of the filters, without starting anything.
-    Check {
-        /// The configuration; `-` reads YAML or JSON from standard input.
-        file: PathBuf,
-        /// Print the result as JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    ///
+    /// The exit status is 0 if it can be used, otherwise 1. With `--against`: 0 if nothing would change, 1 if something
+    /// would, 2 if the configuration cannot be used or the proxy cannot be asked.
+    Check(check::CheckArgs),
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// Create a filter project that builds and passes its tests out of the box.
@@ -101,7 +98,7 @@ pub fn main() -> ExitCode {
             let log_level = log_level.filter(|level| !level.is_empty());
             process::run(process::Options { file, log_level, replace })
         }
-        Command::Check { file, json } => return check::run(&file, json),
+        Command::Check(args) => return check::run(&args),
         Command::Schema => {
             println!("{:#}", config::schema());
             Ok(())

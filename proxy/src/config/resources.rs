@@ -215,6 +215,11 @@ impl ConfigSource {
         self.files.iter().flat_map(|file| &file.listeners).map(|listener| listener.sha256)
     }
 
+    /// Returns a hash of the settings outside the lists of resources.
+    pub fn settings_hash(&self) -> [u8; 32] {
+        self.files.first().and_then(|file| file.bootstrap.as_ref()).map_or([0; 32], |bootstrap| bootstrap.1)
+    }
+
     /// Returns the configuration; `None` if the main file has errors.
     pub(super) fn config(&self) -> Option<Config> {
         let mut config = self.files.first()?.bootstrap.as_ref()?.0.clone();

@@ -1,101 +1,7 @@
-//! Describes the difference between two configurations for the log: which listeners, filters, clusters and files
-//! changed, and which of their fields. Values are not shown, since they may be secrets.
+//! What follows from the difference between two configurations: settings that need a restart, permissions to set, and
+//! addresses for the log.
 
-use std::collections::{BTreeSet, HashMap};
-
-use serde_json::{Map, Value};
-
-use crate::{
-    config::{model, units::Address},
-    snapshot::Snapshot,
-};
-
-/// Further differences are only counted.
-const MOST: usize = 20;
-
-/// Returns the differences in one line.
-pub fn describe(old: &Snapshot, new: &Snapshot) -> String {
-    let value = |snapshot: &Snapshot| serde_json::to_value(&snapshot.loaded.config).unwrap_or_default();
-    let mut all = of_configurations(&value(old), &value(new), |filter| has_other_code(old, new, filter));
-    all.extend(new.tls.changed_since(&old.tls).map(|path| format!("changed file {}", path.display())));
-    if all.is_empty() {
-        // For example, a default was made explicit.
-        return "none with an effect".to_owned();
-    }
-    let more = all.len().saturating_sub(MOST);
-    all.truncate(MOST);
-    let listed = all.join("; ");
-    if more == 0 { listed } else { format!("{listed}; and {more} more") }
-}
-
-/// Whether both snapshots have a filter of this name, with different code.
-fn has_other_code(old: &Snapshot, new: &Snapshot, filter: &str) -> bool {
-    let hash = |s: &Snapshot| s.plugins.iter().find(|p| p.info.name == filter).map(|p| p.code.hash.clone());
-    hash(old).zip(hash(new)).is_some_and(|(old, new)| old != new)
-}
-
-fn of_configurations(old: &Value, new: &Value, has_other_code: impl Fn(&str) -> bool) -> Vec<String> {
-    let mut all = Vec::new();
-    for field in different_fields(old, new) {
-        let kind = match field {
-            "listeners" => "listener",
-            "clusters" => "cluster",
-            // The code may differ although nothing in the file does.
-            "filters" => continue,
-            other => {
-                all.push(format!("changed `{other}`"));
-                continue;
-            }
-        };
-        of_section(kind, &old[field], &new[field], |_| false, &mut all);
-    }
-    of_section("filter", &old["filters"], &new["filters"], has_other_code, &mut all);
-    all
-}
-
-/// Lists the entries of a section that were added, changed and removed, by name.
-fn of_section(kind: &str, old: &Value, new: &Value, has_other_code: impl Fn(&str) -> bool, all: &mut Vec<String>) {
-    let (before, old, new) = (all.len(), items(old), items(new));
-    let (were, are) = (by_name(old), by_name(new));
-    for item in new {
-        let name = name(item);
-        let Some(old) = were.get(name) else {
-            all.push(format!("added {kind} `{name}`"));
-            continue;
-        };
-        let mut fields = different_fields(old, item);
-        if has_other_code(name) {
-            fields.push("module");
-        }
-        if !fields.is_empty() {
-            all.push(format!("changed {kind} `{name}` ({})", fields.join(", ")));
-        }
-    }
-    let gone = old.iter().map(name).filter(|name| !are.contains_key(name));
-    all.extend(gone.map(|name| format!("removed {kind} `{name}`")));
-    if all.len() == before && old != new {
-        all.push(format!("reordered {kind}s"));
-    }
-}
-
-fn items(section: &Value) -> &[Value] {
-    section.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn name(item: &Value) -> &str {
-    item["name"].as_str().unwrap_or_default()
-}
-
-fn by_name(items: &[Value]) -> HashMap<&str, &Value> {
-    items.iter().map(|item| (name(item), item)).collect()
-}
-
-/// Returns the fields in which two objects differ.
-fn different_fields<'v>(old: &'v Value, new: &'v Value) -> Vec<&'v str> {
-    let keys = |object: &'v Value| object.as_object().into_iter().flat_map(Map::keys);
-    let names: BTreeSet<&str> = keys(old).chain(keys(new)).map(String::as_str).collect();
-    names.into_iter().filter(|name| old.get(name) != new.get(name)).collect()
-}
+use crate::config::{model, units::Address};
 
 /// Returns warnings about changes that take effect only after a restart. `running` is the configuration that the
 /// process was started with.
@@ -161,39 +67,7 @@ pub fn places(config: &model::Config) -> Vec<(&str, &Address, String)> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn additions_changes_and_removals_are_listed() {
-        let old = json!({
-            "drain_timeout": "30s",
-            "listeners": [{"name": "a", "address": "1", "via": "x"}, {"name": "b"}],
-            "filters": [{"name": "f", "config": 1}, {"name": "g", "config": 1}],
-            "clusters": [{"name": "web"}, {"name": "api"}],
-        });
-        let new = json!({
-            "drain_timeout": "31s",
-            "listeners": [{"name": "a", "address": "2", "via": "y"}, {"name": "c"}],
-            "filters": [{"name": "f", "config": 2}, {"name": "g", "config": 1}],
-            "clusters": [{"name": "api"}, {"name": "web"}],
-        });
-        let all = of_configurations(&old, &new, |filter| filter == "g");
-        assert_eq!(
-            all,
-            [
-                "reordered clusters",
-                "changed `drain_timeout`",
-                "changed listener `a` (address, via)",
-                "added listener `c`",
-                "removed listener `b`",
-                "changed filter `f` (config)",
-                "changed filter `g` (module)",
-            ]
-        );
-        assert!(of_configurations(&old, &old, |_| false).is_empty());
-    }
 
     fn config(text: &str) -> model::Config {
         crate::config::parse("x.yaml", text, crate::config::Format::Yaml).unwrap().config

@@ -1,13 +1,14 @@
 //! The control plane: everything apart from traffic, on its own thread, so that requests are never affected.
 //!
 //! [`snapshot`] builds from a configuration what the workers need; [`reload`] loads another configuration, [`rollout`]
-//! applies it, and
-//! [`diff`] describes the difference; [`source`] gets resources from elsewhere; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
+//! applies it, [`changes`] describes the difference, and [`diff`] what follows from it; [`source`] gets resources from
+//! elsewhere; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
 //! handles signals; [`health`] checks endpoints; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
 //! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
 
 pub mod certificates;
 pub(crate) mod change;
+pub(crate) mod changes;
 pub(crate) mod cluster_metrics;
 mod configure;
 pub mod diff;

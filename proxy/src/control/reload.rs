@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     change::{ReloadAttempt, ReloadOutcome, ReloadRequest},
+    changes::Changes,
     diff,
     load::reload,
     rollout::Rollout,
@@ -64,7 +65,7 @@ struct Load {
     /// What to watch, whether it is valid or not.
     files: Dependencies,
     /// The snapshot and the differences, or `None` if the files match the running configuration.
-    built: Result<Option<(Built, String)>, Diagnostics>,
+    built: Result<Option<(Built, Changes)>, Diagnostics>,
 }
 
 impl Reloader {
@@ -101,7 +102,7 @@ impl Reloader {
         let before = self.refusal.take();
         let patience = self.patience.take();
         let result = match load {
-            Ok(Load { built: Ok(Some((built, different))), .. }) => self.replace(built, &different, cause).await,
+            Ok(Load { built: Ok(Some((built, changes))), .. }) => self.replace(built, &changes, cause).await,
             Ok(Load { built: Ok(None), .. }) => {
                 if before.is_some() {
                     tracing::info!(
@@ -192,7 +193,7 @@ impl Reloader {
     }
 
     /// Replaces the running snapshot, and logs the consequences.
-    async fn replace(&mut self, built: Built, different: &str, cause: &'static str) -> ReloadOutcome {
+    async fn replace(&mut self, built: Built, changes: &Changes, cause: &'static str) -> ReloadOutcome {
         let Snapshot { loaded, warnings, .. } = &*built.snapshot;
         loaded
             .warnings
@@ -238,7 +239,8 @@ impl Reloader {
         }
         tracing::info!(
             target: target::CONFIG,
-            cause, version = new.version, hash = new.hash, changes = different, "configuration applied"
+            cause, version = new.version, hash = new.hash, changes = changes.line(),
+            new_instances = changes.new_instances(), new_settings = changes.new_settings(), "configuration applied"
         );
         ReloadOutcome::Applied(new.version)
     }
@@ -255,8 +257,8 @@ fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapsho
         return Load { files, built: Ok(None) };
     }
     let built = builder.build(loaded, previous, BuildMode::Full(AddressClaim::Sole)).map(|built| {
-        let different = previous.map_or_else(String::new, |previous| diff::describe(previous, &built.snapshot));
-        Some((built, different))
+        let changes = previous.map_or_else(Changes::default, |previous| Changes::of_built(previous, &built));
+        Some((built, changes))
     });
     Load { files, built }
 }

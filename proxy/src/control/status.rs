@@ -3,6 +3,7 @@
 use std::{
     cell::OnceCell,
     collections::HashSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     config::model::OnFailure,
+    digest::hex,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
     upstream::{Cluster, ClusterHandle, Member},
@@ -145,6 +147,8 @@ impl Status {
             "since": current.as_ref().map(|s| timestamp::text(s.created)),
             "last_attempt": last.as_ref().map(attempt_json),
             "unwatched": self.unwatched.load().as_ref().map(|why| why.as_str().to_owned()),
+            "settings_sha256": current.as_ref().map(|s| hex(&s.loaded.source.settings_hash())),
+            "tls_files": current.as_ref().map(|s| tls_files(s)),
             "config": current.as_ref().map(|s| s.loaded.shown()),
         })
     }
@@ -186,6 +190,8 @@ impl Status {
                 "bytes": p.code.size,
                 "abi": p.code.abi,
                 "variants": p.variants.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+                "vm_key": template.map(|m| m.key()),
+                "vm_answers": template.map(|m| hex(&m.answers())),
                 "shares_vm_with": others,
                 "state": if instances > 0 { "ready" } else { "failed" },
                 "instances": instances,
@@ -203,6 +209,12 @@ impl Status {
         });
         json!({ "version": current.as_ref().map(|s| s.version), "filters": filters.collect::<Vec<_>>() })
     }
+}
+
+/// Returns the SHA-256 of each TLS file.
+fn tls_files(snapshot: &Snapshot) -> Value {
+    let file = |(path, digest): (&PathBuf, &[u8; 32])| json!({ "file": path.display().to_string(), "sha256": hex(digest) });
+    snapshot.tls.files().iter().map(file).collect()
 }
 
 /// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.

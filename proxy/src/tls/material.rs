@@ -51,10 +51,9 @@ impl Digests {
             && self.system.is_none_or(|digest| system_digest(&rustls_native_certs::load_native_certs().certs) == digest)
     }
 
-    /// Returns the files whose content differs from `before`.
-    pub fn changed_since<'d>(&'d self, before: &'d Digests) -> impl Iterator<Item = &'d Path> {
-        let other = |(path, digest): &(&PathBuf, &[u8; 32])| before.files.get(*path).is_some_and(|old| old != *digest);
-        self.files.iter().filter(other).map(|(path, _)| path.as_path())
+    /// The digests of the files.
+    pub fn files(&self) -> &BTreeMap<PathBuf, [u8; 32]> {
+        &self.files
     }
 
     /// Returns all digests in hex, as an input for a larger hash.

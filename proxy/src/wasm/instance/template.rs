@@ -199,6 +199,12 @@ impl VmTemplate {
         self.name_answers.hold_in(known)
     }
 
+    /// A hash of what its filters were told about clusters and variants while they were configured. With the same
+    /// [`key`](VmTemplate::key), templates with different hashes do not share instances.
+    pub fn answers(&self) -> [u8; 32] {
+        self.name_answers.sha256()
+    }
+
     /// What its first instance said about each filter; empty before there was one.
     pub fn facts(&self) -> &[FilterFacts] {
         self.facts.get().map_or(&[], |facts| facts)

@@ -6,10 +6,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt::Write,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tollgate_abi::{doc, fast::variant};
+
+use crate::digest::sha256;
 
 /// The filters of a configuration and the names of their variants.
 pub type FilterNames = HashMap<String, BTreeSet<String>>;
@@ -73,6 +76,19 @@ impl NameAnswers {
         let Given { clusters, variants } = &*self.given();
         clusters.iter().all(|(name, answer)| known.has_cluster(name) == *answer)
             && variants.iter().all(|((filter, name), answer)| known.variant_exists(filter, name) == *answer)
+    }
+
+    /// A hash of all names and answers.
+    pub fn sha256(&self) -> [u8; 32] {
+        let Given { clusters, variants } = &*self.given();
+        let mut all = String::new();
+        for (name, answer) in clusters {
+            let _ = write!(all, "{name:?} {answer} ");
+        }
+        for ((filter, name), answer) in variants {
+            let _ = write!(all, "{filter:?} {name:?} {answer} ");
+        }
+        sha256(all.as_bytes())
     }
 
     /// A panic during a change leaves the record intact.
