@@ -20,7 +20,7 @@ use crate::{
     config::{Diagnostics, Severity, model::SocketOptions, units::Address},
     control::{
         certificates,
-        change::{ReloadOutcome, ReloadRequest},
+        change::{Order, ReloadRequest},
         cluster_metrics, diff, health,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
@@ -201,9 +201,7 @@ impl Server {
             patience: None,
             given_up: 0,
         };
-        let snapshot = reloader.rollout.apply(built).await;
-        reloader.watcher.watch(snapshot.files.clone());
-        status.note("start", ReloadOutcome::Applied(snapshot.version));
+        let snapshot = reloader.start(built).await;
         say_ready(&snapshot, workers.len());
         if let Some(predecessor) = predecessor {
             predecessor.end();
@@ -241,7 +239,7 @@ impl Server {
                 self.reopen_logs();
                 // If the queue is full, a reload follows in any case.
                 if let Err(mpsc::error::TrySendError::Closed(_)) =
-                    self.changes.try_send(ReloadRequest { cause: "SIGHUP", done: None })
+                    self.changes.try_send(ReloadRequest { order: Order::Reload, cause: "SIGHUP", done: None })
                 {
                     tracing::info!(
                         target: target::CONFIG,

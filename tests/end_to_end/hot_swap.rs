@@ -4,6 +4,7 @@
 mod addresses;
 mod certificates;
 mod files;
+mod history;
 mod includes;
 mod kept;
 mod parts;

@@ -20,7 +20,7 @@ use self::connection::{BodyNotRead, Connections};
 use crate::{
     ca::service::Service,
     control::{
-        change::{ReloadOutcome, ReloadRequest, attempt_json},
+        change::{Order, ReloadOutcome, ReloadRequest, attempt_json},
         status::Status,
     },
     observe::{Registry, log::LogHandle},
@@ -58,10 +58,21 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/ready", "200 while traffic is accepted, else 503; lists filters without instances"),
     ("GET", "/metrics", "metrics for Prometheus"),
     ("GET", "/config", "the running configuration, its version and hash, and the last attempt to change it"),
+    ("GET", "/config/history", "the last configurations that were applied (`admin.history`), newest first"),
+    (
+        "POST",
+        "/config/rollback/VERSION",
+        "applies a version of the history again and pins it: changed files are checked, but not applied",
+    ),
+    ("POST", "/config/resume", "applies the files again, now and whenever they change"),
     ("GET", "/filters", "the running filters: state, hash, instances, memory, traps, last error"),
     ("GET", "/clusters", "the running clusters: endpoints, their health, requests and connections"),
     ("GET", "/resources", "all listeners, filters, clusters and endpoints: version, origin, state, errors"),
-    ("POST", "/reload", "reloads the configuration; 200 if it is running, 422 with all errors if it was rejected"),
+    (
+        "POST",
+        "/reload",
+        "reloads the configuration; 200 if it is running, 422 with all errors if it was rejected, 409 if a version is pinned",
+    ),
     ("POST", "/yield", "closes this listener if the process is draining, for its successor; else 409"),
     ("GET", "/log", "the log's level"),
     ("POST", "/log", "sets the log's level to the body: `info`, `debug`, `info,tollgate::filter=trace`"),
@@ -92,6 +103,13 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
     match (&parts.method, path) {
         (&(Method::GET | Method::HEAD), "/") => json_response(StatusCode::OK, &index()),
         (&(Method::GET | Method::HEAD), "/config") => json_response(StatusCode::OK, &state.status.config_json()),
+        (&(Method::GET | Method::HEAD), "/config/history") => {
+            json_response(StatusCode::OK, &state.status.history_json())
+        }
+        (&Method::POST, "/config/resume") => change(&state, Order::Resume, "resume").await,
+        (&Method::POST, rollback) if rollback.starts_with(ROLLBACK) => {
+            roll_back(&state, &rollback[ROLLBACK.len()..]).await
+        }
         (&(Method::GET | Method::HEAD), "/filters") => json_response(StatusCode::OK, &state.status.filters_json()),
         (&(Method::GET | Method::HEAD), "/clusters") => json_response(StatusCode::OK, &state.status.clusters_json()),
         (&(Method::GET | Method::HEAD), "/resources") => {
@@ -101,7 +119,7 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
             Ok(level) => text(StatusCode::OK, &format!("{level}\n")),
             Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{e}\n")),
         },
-        (&Method::POST, "/reload") => reload(&state).await,
+        (&Method::POST, "/reload") => change(&state, Order::Reload, "admin").await,
         (&Method::POST, "/yield") => match state.give_up_socket() {
             true => text(StatusCode::OK, "closed\n"),
             false => text(StatusCode::CONFLICT, "not draining\n"),
@@ -126,7 +144,7 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
             }
             None => no_ca(),
         },
-        _ => match PATHS.iter().find(|(_, known, _)| *known == path) {
+        _ => match PATHS.iter().find(|(_, known, _)| *known == path || is_rollback(known, path)) {
             Some((method, ..)) => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} requires {method}\n"));
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(method));
@@ -137,13 +155,30 @@ async fn answer(state: Rc<State>, peer: SocketAddr, request: Request<Incoming>) 
     }
 }
 
-async fn reload(state: &State) -> Response<Full<Bytes>> {
+/// The paths that apply a version again.
+const ROLLBACK: &str = "/config/rollback/";
+
+fn is_rollback(known: &str, path: &str) -> bool {
+    known.starts_with(ROLLBACK) && path.starts_with(ROLLBACK)
+}
+
+async fn roll_back(state: &State, version: &str) -> Response<Full<Bytes>> {
+    match version.parse().ok().filter(|version| state.status.applied(*version).is_some()) {
+        Some(version) => change(state, Order::Rollback(version), "rollback").await,
+        None => {
+            text(StatusCode::NOT_FOUND, "there is no such version in the history; GET /config/history lists them\n")
+        }
+    }
+}
+
+async fn change(state: &State, order: Order, cause: &'static str) -> Response<Full<Bytes>> {
     let (done, result) = oneshot::channel();
-    let _ = state.changes.send(ReloadRequest { cause: "admin", done: Some(done) }).await;
+    let _ = state.changes.send(ReloadRequest { order, cause, done: Some(done) }).await;
     match result.await {
         Ok(attempt) => {
             let status = match attempt.result {
                 ReloadOutcome::Refused(..) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadOutcome::Pinned(_) => StatusCode::CONFLICT,
                 _ => StatusCode::OK,
             };
             json_response(status, &attempt_json(&attempt))

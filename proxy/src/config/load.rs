@@ -31,7 +31,7 @@ use crate::{
 const MAX_BYTES: usize = 16 << 20;
 
 /// A configuration without errors.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
@@ -181,8 +181,13 @@ impl<'l, 'f> Loading<'l, 'f> {
                 if let Some(same) = self.unchanged(&origin, sha256) {
                     return self.files.push(same);
                 }
+                let previous = self.version_before(&origin);
                 let file = FileResources::new(Origin { format, ..origin }, sha256);
-                check::check(file, text, &self.loader.env, &self.loader.foreign, &mut problems)
+                let mut file = check::check(file, text, &self.loader.env, &self.loader.foreign, &mut problems);
+                if let Some(previous) = previous {
+                    file.share(previous);
+                }
+                file
             }
             Err(Unreadable { text, error }) => {
                 problems.push(*error);
@@ -199,12 +204,17 @@ impl<'l, 'f> Loading<'l, 'f> {
         self.files.push(Arc::new(file));
     }
 
+    /// Returns the previous version of a file.
+    fn version_before(&self, origin: &Origin) -> Option<&'l Arc<FileResources>> {
+        let file = self.previous.get(&*origin.path).copied();
+        file.filter(|file| file.origin.included_from == origin.included_from)
+    }
+
     /// Returns the previous version of a file, if it is the same and would have the same errors.
     fn unchanged(&self, origin: &Origin, sha256: [u8; 32]) -> Option<Arc<FileResources>> {
-        let file = *self.previous.get(&*origin.path)?;
-        let is_same = file.sha256 == sha256 && file.origin.included_from == origin.included_from;
+        let file = self.version_before(origin).filter(|file| file.sha256 == sha256)?;
         let is_set = |(name, value): (&String, &Option<_>)| (self.loader.env)(name) == *value;
-        (is_same && file.variables.iter().all(is_set) && file.has_modules(self.main)).then(|| file.clone())
+        (file.variables.iter().all(is_set) && file.has_modules(self.main)).then(|| file.clone())
     }
 
     /// Adds the files that the main file includes.

@@ -2,6 +2,7 @@
 //! dropped; to locate a later error, the text is read again.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -113,6 +114,14 @@ impl FileResources {
         }
     }
 
+    /// Takes the values of resources that have not changed from a previous version, so that several versions in memory
+    /// share them.
+    pub(super) fn share(&mut self, previous: &FileResources) {
+        share(&mut self.listeners, &previous.listeners);
+        share(&mut self.filters, &previous.filters);
+        share(&mut self.clusters, &previous.clusters);
+    }
+
     /// Whether the modules exist.
     pub(super) fn has_modules(&self, main: &Path) -> bool {
         let dir = main.parent().unwrap_or(Path::new(""));
@@ -162,6 +171,16 @@ impl FileResources {
             "filters" => Some(format!("filter `{}`", self.filters.get(index)?.value.name)),
             "clusters" => Some(format!("cluster `{}`", self.clusters.get(index)?.value.name)),
             _ => None,
+        }
+    }
+}
+
+/// What is written alike in the same file has the same value.
+fn share<T>(resources: &mut [Resource<T>], previous: &[Resource<T>]) {
+    let previous: HashMap<_, _> = previous.iter().map(|resource| (resource.sha256, &resource.value)).collect();
+    for resource in resources {
+        if let Some(same) = previous.get(&resource.sha256) {
+            resource.value = Arc::clone(same);
         }
     }
 }

@@ -7,8 +7,21 @@ use tokio::sync::oneshot;
 
 use crate::observe::access_log::timestamp;
 
-/// A request to reload.
+/// What to do with the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Apply the files, unless a version is pinned.
+    Reload,
+    /// Apply a version of the history again, and pin it.
+    Rollback(u64),
+    /// Apply the files, and pin nothing.
+    Resume,
+}
+
+/// A request to change the configuration.
 pub struct ReloadRequest {
+    /// What to do.
+    pub order: Order,
     /// The cause: a file, a signal, the admin API.
     pub cause: &'static str,
     /// Receives the outcome, if the requester waits for it.
@@ -33,6 +46,8 @@ pub enum ReloadOutcome {
     Applied(u64),
     /// The files match the running configuration.
     Unchanged,
+    /// The files were not applied, because this version is pinned.
+    Pinned(u64),
     /// The configuration was rejected, with the errors as text and as JSON. The running one is unchanged.
     Refused(String, Value),
 }
@@ -42,7 +57,17 @@ pub fn attempt_json(attempt: &ReloadAttempt) -> Value {
     let (result, version, errors) = match &attempt.result {
         ReloadOutcome::Applied(version) => ("applied", Some(*version), Value::Null),
         ReloadOutcome::Unchanged => ("unchanged", None, Value::Null),
+        ReloadOutcome::Pinned(version) => ("pinned", Some(*version), Value::Null),
         ReloadOutcome::Refused(_, errors) => ("refused", None, errors.clone()),
     };
-    json!({ "at": timestamp::text(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors })
+    let mut shown = json!({ "at": timestamp::text(attempt.at), "cause": attempt.cause, "result": result, "version": version, "errors": errors });
+    if let ReloadOutcome::Pinned(version) = attempt.result {
+        shown["help"] = pinned(version).into();
+    }
+    shown
+}
+
+/// Explains why files are not applied.
+pub fn pinned(version: u64) -> String {
+    format!("pinned to version {version}; POST /config/resume applies the files")
 }

@@ -13,8 +13,9 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
         }
     };
     note("workers", new.workers != old.workers && new.workers != running.workers);
-    // Readiness reads this field each time.
-    let bound = |config: &model::Config| model::Admin { unready_without_filters: false, ..config.admin.clone() };
+    // The others are read each time.
+    let bound =
+        |config: &model::Config| model::Admin { unready_without_filters: false, history: 0, ..config.admin.clone() };
     note("admin", bound(new) != bound(old) && bound(new) != bound(running));
     note("workload", new.workload != old.workload && new.workload != running.workload);
     note("log.format", new.log.format != old.log.format && new.log.format != running.log.format);
@@ -89,6 +90,8 @@ mod tests {
         assert!(restarts(&running, &other, &other).is_empty());
         let strict = config(&format!("admin: {{unready_without_filters: true}}\n{listener}"));
         assert!(restarts(&running, &running, &strict).is_empty(), "readiness settings change immediately");
+        let longer = config(&format!("admin: {{history: 11}}\n{listener}"));
+        assert!(restarts(&running, &running, &longer).is_empty());
         let back = restarts(&running, &other, &running);
         assert_eq!(back.len(), 1, "only the sockets may be from the other configuration: {back:?}");
         let mode = |mode: &str| config(&listener.replace("{backlog: 100}", mode));

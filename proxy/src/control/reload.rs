@@ -3,7 +3,10 @@
 //! Reloading is a separate task on the control thread, so signals, failed filters and the admin listener never wait for
 //! it. When the process stops, the task is dropped and a load in progress is abandoned.
 
+mod pinned;
+
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -16,10 +19,12 @@ use tokio::{
 };
 
 use super::{
-    change::{ReloadAttempt, ReloadOutcome, ReloadRequest},
+    change::{Order, ReloadAttempt, ReloadOutcome, ReloadRequest},
     changes::Changes,
     diff,
+    history::AppliedVersion,
     load::reload,
+    pin::Pending,
     rollout::Rollout,
     snapshot::{BuildMode, Built, SnapshotBuilder},
     status::Status,
@@ -69,6 +74,15 @@ struct Load {
 }
 
 impl Reloader {
+    /// Applies the configuration that the process was started with.
+    pub(crate) async fn start(&mut self, built: Built) -> Arc<Snapshot> {
+        let snapshot = self.rollout.apply(built).await;
+        self.watcher.watch(snapshot.files.clone());
+        self.status.record(AppliedVersion::new(&snapshot, "start", None, None));
+        self.status.note("start", ReloadOutcome::Applied(snapshot.version));
+        snapshot
+    }
+
     /// Reloads until all requesters are gone.
     pub(crate) async fn run(mut self) {
         loop {
@@ -83,16 +97,42 @@ impl Reloader {
                     None => return,
                 },
             };
-            // One load serves all waiting requesters: it sees the files as they are now, so the newest change wins. A
-            // requester that arrives during a load gets another one, since that load may have read the files too early.
-            let mut waiting: Vec<ReloadRequest> = first.into_iter().collect();
+            let Some(first) = first else {
+                self.change(BY_FILE).await;
+                continue;
+            };
+            let mut waiting = VecDeque::from([first]);
             while let Ok(change) = self.changes.try_recv() {
-                waiting.push(change);
+                waiting.push_back(change);
             }
-            let attempt = self.change(waiting.last().map_or(BY_FILE, |change| change.cause)).await;
-            if let Some(attempt) = attempt {
-                waiting.into_iter().filter_map(|change| change.done).for_each(|done| _ = done.send(attempt.clone()));
+            while let Some(first) = waiting.pop_front() {
+                self.obey(first, &mut waiting).await;
             }
+        }
+    }
+
+    /// Carries out a request, and those behind it that ask for the same.
+    ///
+    /// One load serves all of them: it sees the files as they are now, so the newest change wins. A requester that arrives
+    /// during a load gets another one, since that load may have read the files too early.
+    async fn obey(&mut self, first: ReloadRequest, waiting: &mut VecDeque<ReloadRequest>) {
+        let (order, mut cause) = (first.order, first.cause);
+        let mut requesters = vec![first.done];
+        while let Some(same) = waiting.pop_front_if(|next| next.order == order) {
+            cause = same.cause;
+            requesters.push(same.done);
+        }
+        let attempt = match order {
+            Order::Reload => self.change(cause).await,
+            Order::Rollback(version) => Some(self.roll_back(version, cause).await),
+            Order::Resume => self.resume(cause).await,
+        };
+        if let Some(attempt) = attempt {
+            requesters.into_iter().flatten().for_each(|done| _ = done.send(attempt.clone()));
+        }
+        if matches!(order, Order::Rollback(_)) {
+            // Finds out what the files would change, and watches them.
+            self.change(BY_FILE).await;
         }
     }
 
@@ -101,9 +141,12 @@ impl Reloader {
         let load = self.load(cause).await?;
         let before = self.refusal.take();
         let patience = self.patience.take();
-        let result = match load {
-            Ok(Load { built: Ok(Some((built, changes))), .. }) => self.replace(built, &changes, cause).await,
-            Ok(Load { built: Ok(None), .. }) => {
+        let result = match (self.status.pinned(), load) {
+            (Some(pinned), Ok(Load { built: Ok(pending), .. })) => self.hold(pinned, pending, cause)?,
+            (None, Ok(Load { built: Ok(Some((built, changes))), .. })) => {
+                self.replace(built, &changes, cause, None).await
+            }
+            (None, Ok(Load { built: Ok(None), .. })) => {
                 if before.is_some() {
                     tracing::info!(
                         target: target::CONFIG,
@@ -116,8 +159,9 @@ impl Reloader {
                 }
                 ReloadOutcome::Unchanged
             }
-            Ok(Load { built: Err(wrong), .. }) => {
+            (_, Ok(Load { built: Err(wrong), .. })) => {
                 self.forget_trial();
+                self.status.set_pending(Some(Pending::errors(wrong.to_json())));
                 let text = wrong.render(false);
                 let is_known = before.as_ref() == Some(&text);
                 if cause == BY_FILE && !is_known && wrong.are_passing() {
@@ -142,7 +186,7 @@ impl Reloader {
                 }
                 ReloadOutcome::Refused(wrong.to_string(), wrong.to_json())
             }
-            Err(e) => {
+            (_, Err(e)) => {
                 self.forget_trial();
                 tracing::error!(target: target::CONFIG, cause, "cannot load the configuration: {e}");
                 self.refusal = Some(e.clone());
@@ -163,7 +207,12 @@ impl Reloader {
         }
         let (builder, path, previous) = (self.builder.clone(), self.path.clone(), self.status.current.load_full());
         let before = previous.clone();
-        let work = move || load_change(&builder, &path, before.as_deref());
+        // Opens no sockets for files that are not applied.
+        let mode = match self.status.pinned() {
+            Some(_) => BuildMode::Trial,
+            None => BuildMode::Full(AddressClaim::Sole),
+        };
+        let work = move || load_change(&builder, &path, before.as_deref(), mode);
         let load = match tokio::task::spawn_blocking(move || threads::at_work(Urgency::Reload, work)).await {
             Ok(Ok(load)) => Ok(load),
             Ok(Err(e)) => Err(e.to_string()),
@@ -192,8 +241,14 @@ impl Reloader {
         }
     }
 
-    /// Replaces the running snapshot, and logs the consequences.
-    async fn replace(&mut self, built: Built, changes: &Changes, cause: &'static str) -> ReloadOutcome {
+    /// Replaces the running snapshot, and logs the consequences. `rollback_to`: the version that is applied again.
+    async fn replace(
+        &mut self,
+        built: Built,
+        changes: &Changes,
+        cause: &'static str,
+        rollback_to: Option<u64>,
+    ) -> ReloadOutcome {
         let Snapshot { loaded, warnings, .. } = &*built.snapshot;
         loaded
             .warnings
@@ -242,12 +297,13 @@ impl Reloader {
             cause, version = new.version, hash = new.hash, changes = changes.line(),
             new_instances = changes.new_instances(), new_settings = changes.new_settings(), "configuration applied"
         );
+        self.status.record(AppliedVersion::new(&new, cause, Some(changes), rollback_to));
         ReloadOutcome::Applied(new.version)
     }
 }
 
 /// Loads the files and builds a snapshot, if they differ from the running configuration.
-fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>) -> Load {
+fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>, mode: BuildMode) -> Load {
     let (files, loaded) = reload(path, previous.map(|previous| &*previous.loaded.source));
     let loaded = match loaded {
         Ok(loaded) => loaded,
@@ -256,9 +312,10 @@ fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapsho
     if previous.is_some_and(|p| p.is_made_of(&loaded)) {
         return Load { files, built: Ok(None) };
     }
-    let built = builder.build(loaded, previous, BuildMode::Full(AddressClaim::Sole)).map(|built| {
-        let changes = previous.map_or_else(Changes::default, |previous| Changes::of_built(previous, &built));
-        Some((built, changes))
-    });
-    Load { files, built }
+    Load { files, built: builder.build(loaded, previous, mode).map(|built| Some(with_changes(built, previous))) }
+}
+
+fn with_changes(built: Built, previous: Option<&Snapshot>) -> (Built, Changes) {
+    let changes = previous.map_or_else(Changes::default, |previous| Changes::of_built(previous, &built));
+    (built, changes)
 }

@@ -105,6 +105,17 @@ impl SnapshotBuilder {
 
     /// Builds a snapshot, or returns all errors in the configuration.
     pub fn build(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: BuildMode) -> Result<Built, Diagnostics> {
+        self.build_with(loaded, None, previous, extent)
+    }
+
+    /// The same with modules that were compiled before, one per filter, whose files may have changed since.
+    pub(crate) fn build_with(
+        &self,
+        loaded: Loaded,
+        modules: Option<&[Arc<CompiledModule>]>,
+        previous: Option<&Snapshot>,
+        extent: BuildMode,
+    ) -> Result<Built, Diagnostics> {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
@@ -141,7 +152,13 @@ impl SnapshotBuilder {
         let mut plugins = Vec::new();
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
-            match self.filter(filter, &loaded, &env, previous) {
+            let code = match modules.and_then(|modules| modules.get(index)) {
+                Some(code) => Ok(code.clone()),
+                None => self.module(filter, &loaded, previous),
+            };
+            let plugin =
+                code.and_then(|code| Plugin::new(filter, code, &self.engine, &env).map_err(|e| (e.to_string(), None)));
+            match plugin {
                 Err((message, help)) => {
                     wrong.push(loaded.source.diagnostic(&format!("{pointer}/wasm"), message, help));
                 }
@@ -233,14 +250,13 @@ impl SnapshotBuilder {
         Ok(Built { snapshot: Arc::new(snapshot), clusters: changed, vms, settings, sockets, env })
     }
 
-    /// Compiles a filter and combines it with its configuration. An error consists of a message and help.
-    fn filter(
+    /// Compiles a filter's module, unless it is running. An error consists of a message and help.
+    fn module(
         &self,
         filter: &model::Filter,
         loaded: &Loaded,
-        env: &Arc<FilterEnv>,
         previous: Option<&Snapshot>,
-    ) -> Result<Plugin, (String, Option<String>)> {
+    ) -> Result<Arc<CompiledModule>, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
         let read;
         let (source, bytes, hash): (String, &[u8], String) = match builtins::name(&filter.wasm) {
@@ -256,11 +272,10 @@ impl SnapshotBuilder {
             }
         };
         let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
-        let code = match same.into_iter().find(|code| code.hash == hash && code.source == source) {
-            Some(code) => code.clone(),
-            None => CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?,
-        };
-        Plugin::new(filter, code, &self.engine, env).map_err(|e| (e.to_string(), None))
+        match same.into_iter().find(|code| code.hash == hash && code.source == source) {
+            Some(code) => Ok(code.clone()),
+            None => CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused),
+        }
     }
 
     fn listeners(

@@ -1,7 +1,7 @@
 //! The state of the process: the running configuration and its history, for the admin listener and readiness.
 
 use std::{
-    cell::OnceCell,
+    cell::{OnceCell, RefCell},
     collections::HashSet,
     path::PathBuf,
     sync::{
@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 use super::{
     change::{ReloadAttempt, ReloadOutcome, attempt_json},
+    history::{AppliedVersion, History},
+    pin::{Pending, Pin},
     resources::Resources,
 };
 use crate::{
@@ -37,7 +39,10 @@ pub struct Status {
     pub unwatched: Arc<ArcSwapOption<String>>,
     /// The thread of the resources, once it runs.
     pub(crate) resources: OnceCell<Resources>,
+    history: RefCell<History>,
+    pin: RefCell<Option<Pin>>,
     last: Mutex<Option<ReloadAttempt>>,
+    pinned: PlainGauge,
     applied: Counter,
     refused: Counter,
     version: PlainGauge,
@@ -59,7 +64,14 @@ impl Status {
             draining: AtomicBool::new(false),
             unwatched: Arc::default(),
             resources: OnceCell::new(),
+            history: RefCell::default(),
+            pin: RefCell::default(),
             last: Mutex::new(None),
+            pinned: registry.plain_gauge(
+                "tollgate_config_pinned",
+                "1 while a configuration is pinned and changes of the files are not applied, otherwise 0.",
+                &[],
+            )?,
             applied: reloads("applied")?,
             refused: reloads("refused")?,
             version: registry.plain_gauge(
@@ -84,7 +96,7 @@ impl Status {
                 self.version.set(*version as i64);
                 self.last_ok.set(1);
             }
-            ReloadOutcome::Unchanged => self.last_ok.set(1),
+            ReloadOutcome::Unchanged | ReloadOutcome::Pinned(_) => self.last_ok.set(1),
             ReloadOutcome::Refused(..) => {
                 self.refused.inc(shard);
                 self.last_ok.set(0);
@@ -93,6 +105,45 @@ impl Status {
         let attempt = ReloadAttempt { at: SystemTime::now(), cause, result };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(attempt.clone());
         attempt
+    }
+
+    /// Adds an applied configuration to the history.
+    pub fn record(&self, applied: AppliedVersion) {
+        let most = applied.loaded.config.admin.history.into();
+        self.history.borrow_mut().add(applied, most);
+    }
+
+    /// Finds a version in the history.
+    pub fn applied(&self, version: u64) -> Option<Arc<AppliedVersion>> {
+        self.history.borrow().find(version).cloned()
+    }
+
+    /// Pins a version, or none.
+    pub fn pin(&self, version: Option<u64>) {
+        *self.pin.borrow_mut() = version.map(|version| Pin { version, pending: None });
+        self.pinned.set(version.is_some().into());
+    }
+
+    /// The pinned version.
+    pub fn pinned(&self) -> Option<u64> {
+        self.pin.borrow().as_ref().map(|pin| pin.version)
+    }
+
+    /// Sets what the files would change in the pinned version. Returns whether the files have another configuration than
+    /// the last time.
+    pub fn set_pending(&self, pending: Option<Pending>) -> bool {
+        let mut pin = self.pin.borrow_mut();
+        let Some(pin) = &mut *pin else { return true };
+        let hash = |pending: &Option<Pending>| pending.as_ref().and_then(Pending::hash).map(str::to_owned);
+        let is_new = pin.pending.is_some() != pending.is_some() || hash(&pin.pending) != hash(&pending);
+        pin.pending = pending;
+        is_new
+    }
+
+    /// Returns the history as JSON.
+    pub fn history_json(&self) -> Value {
+        let (version, pinned) = (self.current.load().as_ref().map(|s| s.version), self.pinned());
+        json!({ "version": version, "pinned": pinned, "history": self.history.borrow().to_json(pinned) })
     }
 
     /// Returns whether traffic is accepted, and the text for `/ready`, which lists filters without instances.
@@ -145,6 +196,8 @@ impl Status {
             "hash": current.as_ref().map(|s| s.hash.clone()),
             "file": current.as_ref().map(|s| s.loaded.source.name().to_owned()),
             "since": current.as_ref().map(|s| timestamp::text(s.created)),
+            "pinned": self.pinned(),
+            "pending": self.pin.borrow().as_ref().and_then(|pin| pin.pending.as_ref()).map(Pending::to_json),
             "last_attempt": last.as_ref().map(attempt_json),
             "unwatched": self.unwatched.load().as_ref().map(|why| why.as_str().to_owned()),
             "settings_sha256": current.as_ref().map(|s| hex(&s.loaded.source.settings_hash())),
@@ -213,7 +266,8 @@ impl Status {
 
 /// Returns the SHA-256 of each TLS file.
 fn tls_files(snapshot: &Snapshot) -> Value {
-    let file = |(path, digest): (&PathBuf, &[u8; 32])| json!({ "file": path.display().to_string(), "sha256": hex(digest) });
+    let file =
+        |(path, digest): (&PathBuf, &[u8; 32])| json!({ "file": path.display().to_string(), "sha256": hex(digest) });
     snapshot.tls.files().iter().map(file).collect()
 }
 

@@ -119,6 +119,9 @@ fn of_running(snapshot: &Snapshot, running: Running, url: &str) -> anyhow::Resul
         let own = env!("CARGO_PKG_VERSION");
         notes.push(format!("{url} runs Tollgate {tollgate}, and this is {own}: other defaults may look like changes"));
     }
+    if let Some(pinned) = document["pinned"].as_u64() {
+        notes.push(format!("{url} is pinned to version {pinned}: files are applied after POST /config/resume"));
+    }
     let loaded = &snapshot.loaded;
     let (shown, real) = (loaded.shown(), serde_json::to_value(&loaded.config)?);
     let mut config = document["config"].clone();
@@ -159,7 +162,7 @@ fn text<'v>(value: &'v Value, field: &str) -> Option<&'v str> {
     value[field].as_str()
 }
 
-fn items<'v>(config: &'v Value, kind: Kind) -> impl Iterator<Item = &'v Value> {
+fn items(config: &Value, kind: Kind) -> impl Iterator<Item = &Value> {
     config[kind.section()].as_array().into_iter().flatten()
 }
 

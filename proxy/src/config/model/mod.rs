@@ -96,6 +96,10 @@ pub struct Admin {
     /// listener for probes does not need it, nor does `/ca/`, which has its own tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// How many configurations `GET /config/history` lists and `POST /config/rollback/VERSION` can apply again; 0 turns both
+    /// off.
+    #[schemars(range(max = 1000))]
+    pub history: u16,
     /// Whether `/ready` returns 503 while a filter with `on_failure: deny` has had no instance on any worker for over a
     /// second. By default it returns 200 and names the missing filter: the same failure is likely to hit every proxy,
     /// and a load balancer would then remove them all.
@@ -128,6 +132,7 @@ impl Default for Admin {
             enabled: true,
             hosts: Vec::new(),
             token_file: None,
+            history: 10,
             unready_without_filters: false,
             probes: None,
             ca: None,
