@@ -169,13 +169,14 @@ fn a_request_without_a_route_is_answered_with_404() {
     }
 }
 
-/// A filter `mark` with these variants, and for each of the others a route `/NAME` that selects the variant `NAME`.
+/// A filter `mark` with these variants, and for each of the others a route `/NAME` that selects the variant `NAME`. The
+/// version's first character is that of the filter's own configuration.
 fn swapped(upstream: &Upstream, variants: &[&str], routes: &[&str], version: &str) -> Config {
     let variants: Vec<_> = variants.iter().map(|name| format!("{name}: '{name}{version}'")).collect();
     let route = |name| format!("{{match: {{path: {{exact: /{name}}}}}, cluster: web, filters: {{mark: {name}}}}}, ");
     let routes: String = routes.iter().map(route).collect();
     let config = Config::new().cluster("web", &[upstream], "").routes(&format!("{routes}{{cluster: web}}"));
-    let options = format!("config: 'own{version}'\nvariants: {{{}}}", variants.join(", "));
+    let options = format!("config: 'own{}'\nvariants: {{{}}}", &version[..1], variants.join(", "));
     config.module("mark", &marking("mark"), &options)
 }
 
@@ -193,13 +194,25 @@ fn variants_are_added_and_removed_by_a_reload() {
     assert_eq!(["/", "/a", "/b"].map(|path| mark(&proxy.get(path))), ["own2", "a2", "b2"]);
     proxy.change_config(swapped(&upstream, &["b"], &["b"], "2"));
     assert_eq!(["/", "/a", "/b"].map(|path| mark(&proxy.get(path))), ["own2", "own2", "b2"]);
+    // Only the variant's configuration changes.
+    let created = |proxy: &Proxy| {
+        let of = |filter| proxy.metrics().sum("tollgate_filter_instances_created_total", &[("filter", filter)]);
+        (of("mark"), of("routes"))
+    };
+    let before = created(&proxy);
+    proxy.change_config(swapped(&upstream, &["b"], &["b"], "2nd"));
+    assert_eq!(["/", "/b"].map(|path| mark(&proxy.get(path))), ["own2", "b2nd"]);
+    // A variant that no route selects yet; the router need not be configured again.
+    proxy.change_config(swapped(&upstream, &["b", "c"], &["b"], "2nd"));
+    let after = created(&proxy);
+    assert!(after.0 > before.0 && after.1 == before.1, "{before:?} {after:?}");
     // The stream that began before has the variant that no longer exists.
     gate.open();
     assert_eq!(mark(&slow.read()), "slow1");
     // A route must not select a variant that does not exist.
     proxy.put_config(swapped(&upstream, &["a"], &["b"], "3"));
     proxy.wait_for_output("filter `mark` has no variant `b`");
-    assert_eq!(mark(&proxy.get("/b")), "b2");
+    assert_eq!(mark(&proxy.get("/b")), "b2nd");
 }
 
 #[test]
