@@ -221,3 +221,26 @@ fn kept_resources_serve_after_a_restart_without_the_source() {
     plane.delta(json!({"endpoints": [cluster("api", &[&two])]}));
     wait_until("the endpoints to change", || text(&proxy) == "two");
 }
+
+#[test]
+fn files_of_a_directory_come_change_and_go() {
+    let (one, two) = (Upstream::saying("one"), Upstream::saying("two"));
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, document: Value| {
+        let next = dir.path().join(".next");
+        std::fs::write(&next, document.to_string()).unwrap();
+        std::fs::rename(next, dir.path().join(name)).unwrap();
+    };
+    let sources = format!("sources: [{{name: files, directory: {{path: '{}'}}}}]", dir.path().display());
+    let proxy = Proxy::start(Config::new().top(&sources).routes("{cluster: api}"));
+    assert_eq!(proxy.get("/none").status(), 503);
+    proxy.entry_for("/none").expect(503, "NC");
+    put("api.json", json!({"clusters": [cluster("api", &[&one])]}));
+    wait_until("the cluster to come", || proxy.get("/").status() == 200);
+    put("other.json", json!({"clusters": ["nonsense"]}));
+    put("api.json", json!({"clusters": [cluster("api", &[&two])]}));
+    wait_until("its endpoints to change", || text(&proxy) == "two");
+    proxy.wait_for_output("an entry of `clusters` has no name");
+    std::fs::remove_file(dir.path().join("api.json")).unwrap();
+    wait_until("the cluster to go", || proxy.get("/").status() == 503);
+}

@@ -29,13 +29,21 @@ use tokio::{
     time::sleep_until,
 };
 
-use self::{documents::Payload, lane::ClusterLane, memory::Kept, running::Running};
+use self::{
+    documents::Payload,
+    lane::ClusterLane,
+    memory::Kept,
+    running::{Outputs, Running},
+};
 use super::{
-    source::http::{self, Fetched, Verdict},
+    source::{
+        directory::{FileState, Listing},
+        http::{self, Fetched, Verdict},
+    },
     store::{Event, FieldError, Key, Kind, Outcome, SourceId, SourceOptions, Store, Transaction},
 };
 use crate::{
-    config::{ConfigSource, Format, Loader, model},
+    config::{ConfigSource, Format, Fragment, Loader, model},
     digest::{hex, sha256},
     observe::{Registry, target},
     tls::{self, ClientTls},
@@ -89,9 +97,9 @@ impl Resources {
         let lane = ClusterLane::new(clusters, workers, mailboxes);
         let registry = registry.clone();
         thread::Builder::new().name("tollgate-resources".into()).spawn(move || {
-            let (out, documents) = mpsc::channel(1);
-            let keeper = Keeper::new(lane, registry, out);
-            LocalSet::new().block_on(&runtime, keeper.run(inbox, documents));
+            let ((documents, fetched), (listings, listed)) = (mpsc::channel(1), mpsc::channel(1));
+            let keeper = Keeper::new(lane, registry, Outputs { documents, listings });
+            LocalSet::new().block_on(&runtime, keeper.run(inbox, fetched, listed));
         })?;
         Ok(Resources(requests))
     }
@@ -128,8 +136,7 @@ struct Keeper {
     sources: FxHashMap<Arc<str>, Running>,
     lane: ClusterLane,
     registry: Registry,
-    /// Where sources send their documents.
-    out: mpsc::Sender<Fetched>,
+    out: Outputs,
     grace: Duration,
     cache: Option<PathBuf>,
     /// When changed resources are to be written to disk.
@@ -139,7 +146,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(lane: ClusterLane, registry: Registry, out: mpsc::Sender<Fetched>) -> Keeper {
+    fn new(lane: ClusterLane, registry: Registry, out: Outputs) -> Keeper {
         let mut store = Store::new(INITIAL_FETCH_TIMEOUT);
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
         let start = Instant::now();
@@ -148,7 +155,12 @@ impl Keeper {
         Keeper { store, start, files, sources, lane, registry, out, grace, cache, keep_at, since: start }
     }
 
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Request>, mut documents: mpsc::Receiver<Fetched>) {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Request>,
+        mut fetched: mpsc::Receiver<Fetched>,
+        mut listed: mpsc::Receiver<Listing>,
+    ) {
         loop {
             let (deadline, keep_at) = (self.store.next_deadline().map(|at| self.start + at), self.keep_at);
             tokio::select! {
@@ -156,7 +168,8 @@ impl Keeper {
                     Some(request) => self.handle(request),
                     None => return,
                 },
-                Some(document) = documents.recv() => self.fetched(document),
+                Some(document) = fetched.recv() => self.fetched(document),
+                Some(listing) = listed.recv() => self.listed(listing),
                 () = at(keep_at) => self.keep(),
                 () = at(deadline) => {
                     self.since = Instant::now();
@@ -191,8 +204,10 @@ impl Keeper {
         let gone: Vec<_> = self.sources.keys().filter(|name| !kept(name)).cloned().collect();
         for name in gone {
             if let Some(running) = self.sources.remove(&name) {
-                let _ = self.store.offer(documents::nothing(running.id), self.now());
-                self.settle();
+                for id in running.files.values().chain([&running.id]) {
+                    let _ = self.store.offer(documents::nothing(*id), self.now());
+                    self.settle();
+                }
             }
         }
         let dir = files.resolve("");
@@ -290,18 +305,57 @@ impl Keeper {
         is_delta: bool,
     ) -> Result<Vec<String>, String> {
         let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
+        let id = running.id;
         // Documents come from other machines: they cannot name this machine's environment variables.
         let loader = Loader::default().env(|_| None);
         let fragment = loader.fragment(name, text, format).map_err(|wrong| wrong.to_string())?;
         if !is_delta && !fragment.removed.is_empty() {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
-        let supplies = &running.config.supplies;
-        let batch = documents::of_document(fragment, (running.id, name), &version, supplies, is_delta);
-        self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
-        self.settle();
+        self.enter(name, id, fragment, &version, is_delta)?;
         let refused = self.sources.get(name).map(|running| running.refused.iter().map(in_document).collect());
         Ok(refused.unwrap_or_default())
+    }
+
+    /// Handles changed files of a source's directory.
+    fn listed(&mut self, listing: Listing) {
+        let Listing { source, files, arrived } = listing;
+        self.since = arrived.into_std();
+        for (path, state) in files {
+            let Some(running) = self.sources.get_mut(&source) else { return };
+            let name = path.display().to_string();
+            let id = *running.files.entry(path).or_insert_with(|| {
+                self.store.add_source(name.as_str(), SourceOptions { rank: 1, ..SourceOptions::default() })
+            });
+            let entered = match state {
+                FileState::Gone => self.enter(&source, id, Fragment::default(), &"".into(), false),
+                FileState::Text(text, format) => {
+                    let version: Arc<str> = hex(&sha256(text.as_bytes()))[..16].into();
+                    let fragment = Loader::default().fragment(&name, text, format).map_err(|wrong| wrong.to_string());
+                    fragment.and_then(|fragment| self.enter(&source, id, fragment, &version, false))
+                }
+            };
+            if let Err(why) = entered {
+                tracing::warn!(target: target::CONFIG, source = &*source, "{name} cannot be used: {why}");
+                self.sources.get(&source).iter().for_each(|running| running.status.failed(why.clone()));
+            }
+        }
+    }
+
+    /// Offers resources to the store. `id`: the source, or one of its files.
+    fn enter(
+        &mut self,
+        name: &Arc<str>,
+        id: SourceId,
+        fragment: Fragment,
+        version: &Arc<str>,
+        is_delta: bool,
+    ) -> Result<(), String> {
+        let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
+        let batch = documents::of_document(fragment, (id, name), version, &running.config.supplies, is_delta);
+        self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
+        self.settle();
+        Ok(())
     }
 
     /// Builds what is ready, and carries out what the store decides.
@@ -324,16 +378,18 @@ impl Keeper {
         // What was refused may be gone.
         let store = &self.store;
         for running in self.sources.values_mut() {
-            running.refused.retain(|key| {
-                store.view(key).is_some_and(|view| view.candidates.iter().any(|c| c.source == running.id))
-            });
+            let Running { id, files, refused, .. } = running;
+            let is_own = |source: SourceId| *id == source || files.values().any(|file| *file == source);
+            let is_refused =
+                |key: &Key| store.view(key).is_some_and(|view| view.candidates.iter().any(|c| is_own(c.source)));
+            refused.retain(is_refused);
         }
         self.lane.flush();
     }
 
     /// Notes a verdict about a resource of a source.
     fn note(&mut self, source: SourceId, key: Key, outcome: Outcome) {
-        let Some(running) = self.sources.values_mut().find(|running| running.id == source) else { return };
+        let Some(running) = self.sources.values_mut().find(|running| running.owns(source)) else { return };
         match outcome {
             Outcome::Refused(why) => {
                 let name = running.status.name();

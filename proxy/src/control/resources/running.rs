@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use rustc_hash::FxHashMap;
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, spawn_local},
@@ -15,6 +16,7 @@ use crate::{
     config::{model, url::HttpUrl},
     control::{
         source::{
+            directory::{DirectoryReader, Listing},
             http::{Fetched, HttpPoller, Server, client_tls},
             status::SourceStatus,
         },
@@ -24,6 +26,12 @@ use crate::{
     tls,
 };
 
+/// Where sources send what they supply.
+pub(super) struct Outputs {
+    pub(super) documents: mpsc::Sender<Fetched>,
+    pub(super) listings: mpsc::Sender<Listing>,
+}
+
 /// A running source, which ends on drop.
 pub(super) struct Running {
     pub(super) id: SourceId,
@@ -31,6 +39,8 @@ pub(super) struct Running {
     pub(super) status: Arc<SourceStatus>,
     /// Its resources that are refused.
     pub(super) refused: BTreeSet<Key>,
+    /// The files of its directory, each of which is a source for the store.
+    pub(super) files: FxHashMap<PathBuf, SourceId>,
     /// The version of its last document, which is kept on disk.
     pub(super) version: Option<String>,
     /// Whether its resources have changed since they were written to disk.
@@ -51,8 +61,13 @@ impl Running {
     /// A source that does not run yet.
     pub(super) fn new(id: SourceId, config: model::Source, registry: &Registry) -> Result<Running, MetricError> {
         let status = SourceStatus::new(registry, &config.name)?;
-        let (refused, version, is_changed) = (BTreeSet::new(), None, false);
-        Ok(Running { id, config, status, refused, version, is_changed, task: None })
+        let (refused, files) = (BTreeSet::new(), FxHashMap::default());
+        Ok(Running { id, config, status, refused, files, version: None, is_changed: false, task: None })
+    }
+
+    /// Whether the store knows it, or one of its files, by this id.
+    pub(super) fn owns(&self, id: SourceId) -> bool {
+        self.id == id || self.files.values().any(|file| *file == id)
     }
 
     /// Whether its resources are kept on disk.
@@ -63,10 +78,14 @@ impl Running {
     /// Starts its task, in place of a running one. Relative paths are relative to `dir`.
     ///
     /// # Errors Its configuration cannot be used; that is noted in its status as well.
-    pub(super) fn start(&mut self, dir: &Path, out: &mpsc::Sender<Fetched>) -> Result<(), StartError> {
+    pub(super) fn start(&mut self, dir: &Path, out: &Outputs) -> Result<(), StartError> {
         self.stop();
+        if let Some(config) = &self.config.directory {
+            let reader = DirectoryReader::new(dir.join(&config.path), self.status.clone(), out.listings.clone());
+            self.task = Some(spawn_local(reader.run()).abort_handle());
+        }
         let Some(config) = &self.config.http else { return Ok(()) };
-        match poller(config, dir, &self.status, out) {
+        match poller(config, dir, &self.status, &out.documents) {
             Ok(mut poller) => {
                 if let Some(version) = &self.version {
                     poller = poller.resuming(version);

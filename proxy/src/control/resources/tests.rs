@@ -18,8 +18,8 @@ impl Fixture {
     fn new(files: &Value) -> Fixture {
         let (clusters, mailbox) = (Arc::<Clusters>::default(), Arc::<Mailbox>::default());
         let lane = ClusterLane::new(clusters.clone(), 1, vec![mailbox.clone()]);
-        let (out, _) = mpsc::channel(1);
-        let keeper = Keeper::new(lane, Registry::new(1), out);
+        let (documents, listings) = (mpsc::channel(1).0, mpsc::channel(1).0);
+        let keeper = Keeper::new(lane, Registry::new(1), Outputs { documents, listings });
         let mut fixture = Fixture { keeper, clusters, mailbox, version: 0 };
         fixture.files(files);
         fixture
@@ -27,8 +27,8 @@ impl Fixture {
 
     /// Applies other files, as the builder does.
     fn files(&mut self, clusters: &Value) {
-        // A directory has no task yet.
-        let source = json!({"name": "plane", "directory": {"path": "."}});
+        // Neither of the two: it has no task.
+        let source = json!({"name": "plane", "http": {"url": "http://127.0.0.1:1/"}});
         self.apply(clusters, &json!([source]));
     }
 
@@ -47,7 +47,8 @@ impl Fixture {
         }
         self.version += 1;
         let (done, _) = oneshot::channel();
-        let sources = loaded.config.sources.clone();
+        let mut sources = loaded.config.sources.clone();
+        sources.iter_mut().for_each(|source| source.http = None);
         let grace = Duration::from_secs(7);
         let (files, version, cache) = (loaded.source, self.version, None);
         self.keeper.handle(Request::Files { files, version, sources, grace, cache, done });
@@ -175,7 +176,7 @@ fn wrong_resource_is_refused_alone_and_keeps_its_last_state() {
     let shown = fixture.state("cluster", "a");
     assert_eq!((&shown["state"], shown["accepted"].is_object()), (&json!("refused"), true), "{shown:#}");
     let tls = json!({"name": "c", "tls": {"ca": "/none.pem"}});
-    assert_eq!(fixture.delta(&json!({"clusters": [tls]})), ["clusters/c"]);
+    assert_eq!(fixture.delta(&json!({"clusters": [tls]})), ["clusters/a", "clusters/c"]);
 }
 
 #[test]
@@ -211,4 +212,28 @@ fn source_supplies_only_what_it_may() {
     let document = json!({"clusters": [cluster("a", 1)], "endpoints": [cluster("web", 2)]});
     assert_eq!(fixture.full(&document), ["clusters/a"]);
     assert_eq!(fixture.updates(), ["web 2"]);
+}
+
+#[test]
+fn each_file_of_a_directory_is_accepted_or_refused_alone() {
+    let mut fixture = Fixture::new(&json!([]));
+    let list = |fixture: &mut Fixture, files: &[(&str, Option<Value>)]| {
+        let state = |text: &Option<Value>| match text {
+            Some(text) => FileState::Text(text.to_string(), Format::Json),
+            None => FileState::Gone,
+        };
+        let files = files.iter().map(|(name, text)| (PathBuf::from(name), state(text))).collect();
+        fixture.keeper.listed(Listing { source: "plane".into(), files, arrived: tokio::time::Instant::now() });
+    };
+    let document = |names: &[&str]| json!({"clusters": names.iter().map(|n| cluster(n, 1)).collect::<Vec<_>>()});
+    list(&mut fixture, &[("a.json", Some(document(&["a"]))), ("b.json", Some(document(&["b", "c"])))]);
+    assert_eq!(fixture.updates(), ["a 1", "b 1", "c 1"]);
+    list(&mut fixture, &[("a.json", Some(json!({"listeners": []}))), ("b.json", Some(document(&["b"])))]);
+    assert_eq!(fixture.updates(), ["c gone in 7s"], "a broken file keeps its last state");
+    list(&mut fixture, &[("a.json", None)]);
+    assert_eq!(fixture.updates(), ["a gone in 7s"]);
+    list(&mut fixture, &[("c.json", Some(document(&["b"])))]);
+    assert_eq!(fixture.state("cluster", "b")["candidates"][0]["state"], "refused", "two files have it");
+    fixture.without_source();
+    assert_eq!(fixture.updates(), ["b gone in 7s"]);
 }

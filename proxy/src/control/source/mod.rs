@@ -1,6 +1,7 @@
 //! Sources of resources other than the configuration's files. A source knows neither the others nor what the proxy runs:
 //! it passes documents on, and learns whether they could be used.
 
+pub mod directory;
 pub mod http;
 pub mod kept;
 pub mod status;
