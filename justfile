@@ -45,6 +45,10 @@ mutants +PATHS:
 peers *ARGS:
     tests/peers/run.sh {{ARGS}}
 
+# Measure with thousands of clusters, routes and listeners
+scale *ARGS:
+    tests/scale/run.sh {{ARGS}}
+
 # Start the proxy with three upstreams
 quickstart *ARGS:
     examples/quickstart.sh {{ARGS}}

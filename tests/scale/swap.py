@@ -1,8 +1,8 @@
 """A filter is swapped while the workers are saturated.
 
-The proxy has half of the processors, so that its workers are the limit. The router's configuration changes under a closed loop of connections; in every second round another module is swapped in too, which
-must be compiled. The time is from the rename of the configuration file to the first response of the new version, and to the last
-one of the old.
+The proxy has half of the processors, so that its workers are the limit. The router's configuration changes under a closed loop of
+connections; in every second round another module is swapped in too, which must be compiled. The time is from the rename of the
+configuration file to the first response of the new version, and to the last one of the old.
 """
 
 import os
