@@ -144,14 +144,16 @@ class Process:
         with open(self.log, errors="replace") as file:
             return "".join(file.readlines()[-count:])
 
-    def finish(self):
-        """Waits for the end and returns the JSON that the process has printed."""
+    def finish(self, interrupt=False):
+        """Waits for the end, or brings it about, and returns the JSON that the process has printed."""
+        if interrupt:
+            self.child.send_signal(signal.SIGINT)
         try:
             out, _ = self.child.communicate(timeout=self.limit)
         except subprocess.TimeoutExpired:
             self.stop()
             raise Failed(f"{self.command[:3]} did not end in time") from None
-        if self.child.returncode:
+        if self.child.returncode not in ((0, 128 + signal.SIGINT) if interrupt else (0,)):
             raise Failed(f"{' '.join(self.command)} failed:\n{self.last_lines()}")
         return json.loads(out)
 

@@ -30,7 +30,7 @@ def run(context):
     context.write("routes.json", config("0"))
     proxy = context.proxy(context.path("routes.json"), admin)
     probe = client.Probe(port, lambda headers, _: headers.get("x-version"), f"/r/{changed}", pause=0.005)
-    load = context.load(f"http://127.0.0.1:{port}/", context.pick(rounds * 5 + 10, 12), "--rate", context.pick("500", "50"),
+    load = context.load(f"http://127.0.0.1:{port}/", 600, "--rate", context.pick("500", "50"),
                         "-c", "16", "--expect-status", "200")
     result = {"routes": count, "rounds": []}
     created = "tollgate_filter_instances_created_total"
@@ -58,7 +58,7 @@ def run(context):
             })
     finally:
         probe.stop()
-    report = load.finish()
+    report = load.finish(interrupt=True)
     result["load"] = {"requests": report["requests"], "failed": report["errors"]["total"], "p99_us": report["latency_us"]["p99"],
                       "max_us": report["latency_us"]["max"]}
     context.fact("no request failed", report["errors"]["total"] == 0 and not probe.failures)

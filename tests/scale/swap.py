@@ -28,6 +28,7 @@ def run(context):
         filters = configs.filters([{"cluster": "web", "response_headers": {"set": {"x-version": version}}}])
         filters[-1]["wasm"] = module
         return configs.base(admin, len(context.proxy_cpus)) | {
+            "cache_dir": context.path("cache"),
             "listeners": [configs.listener("public", port, configs.FILTERS)],
             "filters": filters,
             "clusters": [configs.cluster("web", upstreams)],
@@ -36,13 +37,13 @@ def run(context):
     module = "builtin:router"
     context.write("swap.json", config("0", module))
     proxy = context.proxy(context.path("swap.json"), admin, cpus=context.proxy_cpus)
-    seconds = context.pick(rounds * 5, 6)
-    load = context.load(f"http://127.0.0.1:{port}/", seconds, "--saturate", "-c", "64", "--expect-status", "200",
+    load = context.load(f"http://127.0.0.1:{port}/", 600, "--saturate", "-c", "64", "--expect-status", "200",
                         "--tally-header", "x-version", cpus=context.other_cpus, warmup=0.5)
     probe = client.Probe(port, lambda headers, _: headers.get("x-version"))
     result = {"rounds": []}
     try:
         probe.wait("0")
+        time.sleep(1)
         for number in range(1, rounds + 1):
             compiled = has_module and number % 2 == 0
             if compiled:
@@ -50,8 +51,7 @@ def run(context):
                 module = context.path(f"router-{number}.wasm")
                 shutil.copyfile(MODULE, module)
                 with open(module, "ab") as file:
-                    file.write(b"\0\5\4note")
-                    file.write(b"\0\x02\x01" + str(number).encode()[-1:])
+                    file.write(b"\0\x0d\4note" + os.urandom(8))
             before = proxy.usage()
             context.write("swap.json", config(str(number), module))
             written = time.monotonic()
@@ -66,7 +66,7 @@ def run(context):
             })
     finally:
         probe.stop()
-    report = load.finish()
+    report = load.finish(interrupt=True)
     result["load"] = {"requests": report["requests"], "failed": report["errors"]["total"], "rate": report["achieved_rate"],
                       "p99_us": report["service_time_us"]["p99"], "max_us": report["service_time_us"]["max"]}
     context.fact("no request failed", report["errors"]["total"] == 0 and not probe.failures)
