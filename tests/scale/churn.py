@@ -55,7 +55,7 @@ def run(context):
         created = "tollgate_filter_instances_created_total"
         return {
             "requests": report["requests"],
-            "failed": report["errors"]["total"],
+            "failed": report["failed"], "errors": report["errors"],
             "new_instances": after.sum(created) - metrics.sum(created),
             "p50_us": report["latency_us"]["p50"],
             "p99_us": report["latency_us"]["p99"],

@@ -59,9 +59,9 @@ def run(context):
     finally:
         probe.stop()
     report = load.finish(interrupt=True)
-    result["load"] = {"requests": report["requests"], "failed": report["errors"]["total"], "p99_us": report["latency_us"]["p99"],
+    result["load"] = {"requests": report["requests"], "failed": report["failed"], "errors": report["errors"], "p99_us": report["latency_us"]["p99"],
                       "max_us": report["latency_us"]["max"]}
-    context.fact("no request failed", report["errors"]["total"] == 0 and not probe.failures)
+    context.fact("no request failed", report["failed"] == 0 and not probe.failures)
     only = max(run["new_instances"] for run in result["rounds"])
     context.fact("only the router got new instances", 0 < only <= 8 or len(context.proxy_cpus) > 4)
     return result
