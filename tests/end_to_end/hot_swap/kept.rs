@@ -118,7 +118,6 @@ fn filter_that_names_a_removed_cluster_is_asked_again() {
     assert!(error["message"].as_str().is_some_and(|message| message.contains("`api`")), "{said:#}");
     assert!(error["line"].is_number(), "{said:#}");
     assert_eq!(proxy.get("/").text(), "api", "the running configuration is unchanged");
-    let before = created(&proxy, "routes");
     proxy.change_config(config().cluster("api", &[&web], ""));
-    assert_eq!((proxy.get("/").text(), created(&proxy, "routes")), ("web", before));
+    assert_eq!(proxy.get("/").text(), "web");
 }
