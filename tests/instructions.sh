@@ -25,7 +25,7 @@ fi
 
 optimised=
 for crate in tollgate tollgate-abi tollgate-sdk router; do
-    for setting in opt-level=3 codegen-units=16 debug=false debug-assertions=false overflow-checks=false; do
+    for setting in opt-level=3 codegen-units=1 debug=false debug-assertions=false overflow-checks=false; do
         optimised="$optimised --config profile.dev.package.$crate.$setting"
     done
 done
