@@ -21,7 +21,7 @@ UPSTREAMS = 12
 def run(context):
     clusters, used = context.pick(1000, 40), context.pick(20, 10)
     updates, requests = context.pick(1000, 100), context.pick(2000, 100)
-    rounds, seconds, long = context.pick((context.args.rounds, 12, context.args.seconds), (1, 1, 2))
+    rounds, seconds, long = context.pick((context.args.rounds, 8, context.args.seconds), (1, 1, 2))
     ports = context.upstreams(UPSTREAMS, context.other_cpus)
     plane, port, admin = free_ports(3)
     source = Plane(context, plane, clusters=clusters, ports=",".join(map(str, ports)))
