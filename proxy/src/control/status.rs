@@ -273,10 +273,15 @@ fn tls_files(snapshot: &Snapshot) -> Value {
 
 /// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.
 fn cluster_json(cluster: &Cluster) -> Value {
-    let endpoints = cluster.members().iter().map(|Member { endpoint, weight }| {
+    let endpoints = cluster.members().iter().map(|member| {
+        let Member { endpoint, weight, priority, locality, metadata } = member;
         json!({
             "address": endpoint.address,
+            "hostname": endpoint.hostname,
             "weight": weight,
+            "priority": priority,
+            "locality": **locality,
+            "metadata": **metadata,
             "healthy": cluster.is_checked().then(|| endpoint.is_healthy()),
             "check_error": endpoint.check_error().map(|error| error.as_str().to_owned()),
             "last_error": endpoint.last_error().map(|error| {

@@ -25,6 +25,8 @@ use crate::{config::model::ClusterTls, digest::sha256};
 pub struct ClientTls {
     config: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
+    /// Whether the server name is configured; otherwise it is the cluster's name.
+    has_sni: bool,
     certificate: Option<OwnCertificate>,
     lists: Vec<Dated>,
     /// A hash of everything it was built from.
@@ -83,8 +85,8 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        config.enable_sni = server_name.is_some();
-        Ok(Arc::new(ClientTls { config: Arc::new(config), server_name, certificate, lists: dated, digest }))
+        let (config, has_sni) = (Arc::new(config), section.sni.is_some());
+        Ok(Arc::new(ClientTls { config, server_name, has_sni, certificate, lists: dated, digest }))
     }
 
     /// Returns the connector for handshakes on streams.
@@ -97,11 +99,14 @@ impl ClientTls {
         &self.config
     }
 
-    /// Returns the server name for an endpoint with this address (`None`: a Unix socket). If the cluster has no name,
-    /// SNI is not sent and the certificate must be for the address (unless `sans` lists its names).
-    pub fn server_name(&self, endpoint: Option<IpAddr>) -> ServerName<'static> {
-        let by_address = || endpoint.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical().into();
-        self.server_name.clone().unwrap_or_else(by_address)
+    /// Returns the server name for an endpoint: the configured one, the endpoint's host name, or the cluster's name. If
+    /// none is a name, SNI is not sent and the certificate must be for the `address` (`None`: a Unix socket), unless
+    /// `sans` lists its names.
+    pub fn server_name(&self, hostname: Option<&str>, address: Option<IpAddr>) -> ServerName<'static> {
+        let hostname = hostname.filter(|_| !self.has_sni).and_then(|name| ServerName::try_from(name).ok());
+        let by_address = || address.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_canonical().into();
+        let name = hostname.map(|name| name.to_owned()).or_else(|| self.server_name.clone());
+        name.unwrap_or_else(by_address)
     }
 
     /// Returns the files that expire.

@@ -102,9 +102,7 @@ impl Cluster {
 
     /// Whether it has exactly these endpoints.
     pub fn has_endpoints(&self, endpoints: &[model::Endpoint]) -> bool {
-        let is = |(member, endpoint): (&Member, &model::Endpoint)| {
-            member.weight == endpoint.weight && member.endpoint.address == endpoint.address
-        };
+        let is = |(member, endpoint): (&Member, &model::Endpoint)| member.is(endpoint);
         self.members().len() == endpoints.len() && self.members().iter().zip(endpoints).all(is)
     }
 

@@ -92,7 +92,7 @@ async fn shake_hands(
     endpoint: &Endpoint,
     socket: Socket,
 ) -> Result<client::TlsStream<Prefixed<Socket>>, ConnectErrorCause> {
-    let name = tls.server_name(endpoint.address.inet().map(|address| address.ip()));
+    let name = tls.server_name(endpoint.hostname.as_deref(), endpoint.address.inet().map(|address| address.ip()));
     let mut hello = Vec::new();
     let stream = Prefixed::new(Bytes::new(), socket);
     let mut shaking = tls.connector().connect_with(name, stream, |connection| {

@@ -24,6 +24,8 @@ pub struct Endpoint {
     pub address: Address,
     /// How connections to it are opened.
     pub transport: Arc<Transport>,
+    /// Its host name, for TLS.
+    pub hostname: Option<Box<str>>,
     pub(super) id: u64,
     /// Its statistics, which also survive a change of the transport.
     pub(super) state: Arc<EndpointState>,
@@ -77,13 +79,22 @@ impl Default for EndpointState {
 
 impl Endpoint {
     /// The endpoint at this address that is reached by `transport`. `previous` is the cluster's endpoint at the same
-    /// address until now: it stays the same if the transport does, and keeps its statistics in any case.
-    pub(super) fn new(address: Address, transport: &Arc<Transport>, previous: Option<&Arc<Endpoint>>) -> Arc<Endpoint> {
-        if let Some(same) = previous.filter(|previous| previous.transport.is_like(transport)) {
+    /// address until now: it stays the same if the transport and the host name do, and keeps its statistics in any case.
+    pub(super) fn new(
+        address: &Address,
+        hostname: Option<&str>,
+        transport: &Arc<Transport>,
+        previous: Option<&Arc<Endpoint>>,
+    ) -> Arc<Endpoint> {
+        let is_same = |previous: &&Arc<Endpoint>| {
+            previous.transport.is_like(transport) && previous.hostname.as_deref() == hostname
+        };
+        if let Some(same) = previous.filter(is_same) {
             return Arc::clone(same);
         }
         let state = previous.map(|previous| Arc::clone(&previous.state)).unwrap_or_default();
-        Arc::new(Endpoint { address, transport: Arc::clone(transport), id: next_id(), state })
+        let (address, transport, hostname) = (address.clone(), Arc::clone(transport), hostname.map(Into::into));
+        Arc::new(Endpoint { address, transport, hostname, id: next_id(), state })
     }
 
     /// Counts an attempt to this endpoint: as active until the guard is dropped, which is what `least_request` uses.

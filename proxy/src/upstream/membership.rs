@@ -1,7 +1,7 @@
 //! A cluster's endpoints at one moment, and the balancer that chooses among them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -42,11 +42,29 @@ pub struct Member {
     pub endpoint: Arc<Endpoint>,
     /// Its share of the requests, relative to the other weights.
     pub weight: u32,
+    /// Its priority: 0 is the highest.
+    pub priority: u32,
+    /// Where it is.
+    pub locality: Arc<model::Locality>,
+    /// Its properties by name.
+    pub metadata: Arc<BTreeMap<String, model::MetadataValue>>,
+}
+
+impl Member {
+    /// Whether this is what the configuration describes.
+    pub(super) fn is(&self, config: &model::Endpoint) -> bool {
+        self.endpoint.address == config.address
+            && self.endpoint.hostname.as_deref() == config.hostname.as_deref()
+            && self.weight == config.weight
+            && self.priority == config.priority
+            && *self.locality == config.locality
+            && *self.metadata == config.metadata
+    }
 }
 
 impl Membership {
     /// Creates a membership. The endpoints of the `previous` one stay the same where their addresses do. An address that is
-    /// listed twice becomes one endpoint with both weights.
+    /// listed twice becomes one endpoint with both weights, and what else the first entry has.
     pub(super) fn new(
         endpoints: &[model::Endpoint],
         settings: &ClusterSettings,
@@ -56,16 +74,28 @@ impl Membership {
             previous.into_iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(endpoints.len());
         let mut indices = HashMap::with_capacity(endpoints.len());
-        for model::Endpoint { address, weight } in endpoints {
+        for config in endpoints {
+            let address = &config.address;
             let index = *indices.entry(address).or_insert(members.len());
             match members.get_mut(index) {
-                Some(member) => member.weight = member.weight.saturating_add(*weight),
+                Some(member) => member.weight = member.weight.saturating_add(config.weight),
                 None => {
-                    let endpoint = Endpoint::new(address.clone(), &settings.transport, known.get(address).copied());
-                    members.push(Member { endpoint, weight: *weight });
+                    let (hostname, known) = (config.hostname.as_deref(), known.get(address).copied());
+                    let endpoint = Endpoint::new(address, hostname, &settings.transport, known);
+                    // Most endpoints of a cluster have the same locality as the one before.
+                    let last = members.last().filter(|last| *last.locality == config.locality);
+                    let locality = last.map_or_else(|| Arc::new(config.locality.clone()), |last| last.locality.clone());
+                    let last = members.last().filter(|last| *last.metadata == config.metadata);
+                    let metadata = last.map_or_else(|| Arc::new(config.metadata.clone()), |last| last.metadata.clone());
+                    let (weight, priority) = (config.weight, config.priority);
+                    members.push(Member { endpoint, weight, priority, locality, metadata });
                 }
             }
         }
+        Membership::of(members, settings, previous)
+    }
+
+    fn of(members: Vec<Member>, settings: &ClusterSettings, previous: Option<&Membership>) -> Arc<Membership> {
         let membership = Membership {
             kind: settings.balancer,
             balancer: Balancer::new(settings.balancer, &members),
@@ -105,15 +135,17 @@ impl Membership {
 
     /// The same endpoints under other settings of the cluster.
     pub(super) fn reached_by(self: &Arc<Self>, settings: &ClusterSettings) -> Arc<Membership> {
-        let endpoint = |member: &Member| {
-            let address = member.endpoint.address.clone();
-            model::Endpoint { address, weight: member.weight }
-        };
         let same = self.members.iter().all(|member| member.endpoint.transport.is_like(&settings.transport));
         if same && self.kind == settings.balancer {
             return Arc::clone(self);
         }
-        Membership::new(&self.members.iter().map(endpoint).collect::<Vec<_>>(), settings, Some(self))
+        let member = |member: &Member| {
+            let before = &member.endpoint;
+            let hostname = before.hostname.as_deref();
+            let endpoint = Endpoint::new(&before.address, hostname, &settings.transport, Some(before));
+            Member { endpoint, ..member.clone() }
+        };
+        Membership::of(self.members.iter().map(member).collect(), settings, Some(self))
     }
 
     /// Whether one of the members is this endpoint.

@@ -264,7 +264,7 @@ fn tls(args: &LoadArgs, addresses: &[SocketAddr]) -> anyhow::Result<Option<(TlsC
         let reasons: Vec<_> = problems.iter().map(|problem| problem.error.to_string()).collect();
         anyhow!("{}", reasons.join("; "))
     })?;
-    let name = tls.server_name(addresses.first().map(SocketAddr::ip));
+    let name = tls.server_name(None, addresses.first().map(SocketAddr::ip));
     Ok(Some((tls.connector(), name)))
 }
 

@@ -1,5 +1,7 @@
 //! The `clusters` section.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +99,60 @@ pub struct Endpoint {
     #[serde(default = "super::default::weight")]
     #[schemars(range(max = 65535))]
     pub weight: u32,
+    /// Its priority: 0 is the highest. Endpoints of a lower priority are for when those of higher ones fail.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(range(max = 127))]
+    pub priority: u32,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub locality: Locality,
+    /// Its properties: texts, numbers and booleans by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, MetadataValue>,
+    /// Its host name: the server name of TLS connections to it (SNI), unless the cluster's `tls.sni` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "tollgate-server-name"))]
+    pub hostname: Option<String>,
+}
+
+impl Endpoint {
+    /// An endpoint that has no more than an address and a weight.
+    pub fn new(address: impl Into<Address>, weight: u32) -> Endpoint {
+        let (locality, metadata) = (Locality::default(), BTreeMap::new());
+        Endpoint { address: address.into(), weight, priority: 0, locality, metadata, hostname: None }
+    }
+}
+
+/// The location of an endpoint or of a proxy. Empty parts are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Locality {
+    /// The region, such as `eu-west-1`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub region: String,
+    /// The zone of the region, such as `eu-west-1a`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// A part of the zone, such as a rack.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sub_zone: String,
+}
+
+/// A value of an endpoint's metadata.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum MetadataValue {
+    /// A text.
+    Text(String),
+    /// A number.
+    Number(serde_json::Number),
+    /// A boolean.
+    Boolean(bool),
+}
+
+/// Whether a value need not be written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A load-balancing algorithm.

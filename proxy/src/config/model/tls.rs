@@ -89,7 +89,7 @@ pub enum ClientCertificates {
 #[serde(deny_unknown_fields)]
 pub struct ClusterTls {
     /// The server name to send (SNI), for which the certificate must be valid unless `sans` is set. Default: the
-    /// cluster's name if it is a valid host name, otherwise none.
+    /// endpoint's host name, or the cluster's name if it is a valid host name, otherwise none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
     /// Files (PEM) with the certificate authorities to trust. Default: the system's.

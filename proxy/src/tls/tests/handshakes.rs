@@ -57,7 +57,7 @@ impl World {
             .unwrap();
         let client = client(&self.cluster);
         let know = |connection: &_| ConnectionTls::of_server(connection, None).map_err(|e| e.to_string());
-        raw(config.into(), client.config().clone(), client.server_name(None), know).await.err().unwrap()
+        raw(config.into(), client.config().clone(), client.server_name(None, None), know).await.err().unwrap()
     }
 }
 
@@ -187,11 +187,29 @@ fn revocation_lists_must_be_current_and_complete() {
     }
 }
 
+#[test]
+fn server_name_is_the_configured_one_or_else_the_endpoints_or_else_the_clusters() {
+    let world = world();
+    let load = |sni: Option<&str>, cluster| {
+        let section = ClusterTls { sni: sni.map(str::to_owned), ..world.cluster.clone() };
+        load(|loader| ClientTls::load(&section, cluster, &[], loader, None)).unwrap()
+    };
+    let name = |tls: &ClientTls, hostname| match tls.server_name(hostname, Some([10, 1, 2, 3].into())) {
+        ServerName::DnsName(name) => name.as_ref().to_owned(),
+        other => format!("{other:?}"),
+    };
+    let (with, without) = (load(Some("fixed.test"), "web.test"), load(None, "web.test"));
+    assert_eq!((name(&with, Some("host.test")), name(&with, None)), ("fixed.test".into(), "fixed.test".into()));
+    assert_eq!((name(&without, Some("host.test")), name(&without, None)), ("host.test".into(), "web.test".into()));
+    assert_eq!(name(&without, Some("no host's name")), "web.test");
+    assert_eq!(name(&load(None, "no host's name"), Some("host.test")), "host.test");
+}
+
 #[tokio::test]
 async fn without_a_name_the_address_is_verified() {
     let world = world();
     let nameless = load(|loader| ClientTls::load(&world.cluster, "no host's name", &[], loader, None)).unwrap();
-    let name = nameless.server_name(Some([10, 1, 2, 3].into()));
+    let name = nameless.server_name(None, Some([10, 1, 2, 3].into()));
     let failed = meet_as(&server(&world.listener), &nameless, name.clone()).await.err().unwrap();
     assert!(failed.client.contains("10.1.2.3"), "{failed:?}");
     let pair = world.dir.pair("address", &world.ca.leaf(&["10.1.2.3"]));

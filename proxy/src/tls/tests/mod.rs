@@ -54,7 +54,7 @@ struct Failed {
 
 /// Connects a client to a server and sends a byte each way.
 async fn meet(server: &ServerTls, client: &ClientTls) -> Result<Met, Failed> {
-    meet_as(server, client, client.server_name(None)).await
+    meet_as(server, client, client.server_name(None, None)).await
 }
 
 async fn meet_as(server: &ServerTls, client: &ClientTls, name: ServerName<'static>) -> Result<Met, Failed> {

@@ -5,11 +5,7 @@ use super::*;
 fn members(weights: &[u32]) -> Vec<Member> {
     let endpoints: Vec<_> = (0..weights.len()).map(|i| std::net::SocketAddr::from(([10, 0, 0, i as u8], 80))).collect();
     let config = model::Cluster {
-        endpoints: endpoints
-            .iter()
-            .zip(weights)
-            .map(|(a, w)| model::Endpoint { address: (*a).into(), weight: *w })
-            .collect(),
+        endpoints: endpoints.iter().zip(weights).map(|(a, w)| model::Endpoint::new(*a, *w)).collect(),
         ..super::super::tests::config(&[])
     };
     super::super::Cluster::new(&config, None).members().to_vec()

@@ -42,7 +42,7 @@ fn reload_keeps_counts_and_endpoints() {
     let mut changed = config();
     changed.endpoints.retain(|e| e.address == at.endpoint().address);
     changed.endpoints[0].weight = 7;
-    changed.endpoints.push(model::Endpoint { address: "127.0.0.1:3".parse().unwrap(), weight: 0 });
+    changed.endpoints.push(model::Endpoint::new("127.0.0.1:3".parse::<crate::config::units::Address>().unwrap(), 0));
     let new = Cluster::new(&changed, Some(&old));
     assert!(Arc::ptr_eq(old.stats(), new.stats()));
     assert!(Arc::ptr_eq(at.endpoint(), &new.members()[0].endpoint));
@@ -60,6 +60,43 @@ fn address_listed_twice_is_one_endpoint() {
     config.endpoints[1].weight = 4;
     let cluster = Cluster::new(&config, None);
     assert_eq!((cluster.members().len(), cluster.members()[0].weight), (1, 5));
+}
+
+#[test]
+fn properties_of_endpoints_survive_other_settings() {
+    let mut config = config();
+    let properties = serde_json::json!({
+        "address": "127.0.0.1:1", "priority": 2, "hostname": "a.test",
+        "locality": {"region": "eu", "zone": "eu-1"}, "metadata": {"version": "v2", "shard": 7, "spare": true},
+    });
+    config.endpoints[0] = serde_json::from_value(properties).unwrap();
+    let old = Cluster::new(&config, None);
+    assert!(old.has_endpoints(&config.endpoints));
+    // With discovery, the endpoints of the previous cluster are kept.
+    let discovery = serde_json::json!({"source": "plane"});
+    let other = model::Cluster { discovery: serde_json::from_value(discovery).ok(), ..config.clone() };
+    let other = model::Cluster { protocol: model::ClusterProtocol::H2, ..other };
+    let new = Cluster::new(&other, Some(&old));
+    assert!(
+        new.has_endpoints(&config.endpoints) && !Arc::ptr_eq(&old.members()[0].endpoint, &new.members()[0].endpoint)
+    );
+    for (field, value) in [
+        ("priority", serde_json::json!(3)),
+        ("hostname", serde_json::json!("b.test")),
+        ("locality", serde_json::json!({"region": "us"})),
+        ("metadata", serde_json::json!({"version": "v3"})),
+    ] {
+        let mut changed = serde_json::to_value(&config.endpoints).unwrap();
+        changed[0][field] = value;
+        let changed: Vec<model::Endpoint> = serde_json::from_value(changed).unwrap();
+        assert!(!old.has_endpoints(&changed), "{field}");
+        let new = old.with_endpoints(&changed);
+        assert!(new.has_endpoints(&changed), "{field}");
+        // Only the host name matters for connections.
+        let same = Arc::ptr_eq(&old.members()[0].endpoint, &new.members()[0].endpoint);
+        assert_eq!(same, field != "hostname", "{field}");
+        assert!(Arc::ptr_eq(&old.members()[0].endpoint.state, &new.members()[0].endpoint.state));
+    }
 }
 
 /// The system resends a lost first packet after one second: a limit of one second would turn each such loss into a

@@ -141,7 +141,7 @@ fn reload_keeps_results_that_are_still_valid() {
 
         // The same check, with another endpoint before it.
         let mut more = config.clone();
-        more.endpoints.insert(0, model::Endpoint { address: addresses::<9>()[8].into(), weight: 1 });
+        more.endpoints.insert(0, model::Endpoint::new(addresses::<9>()[8], 1));
         let second = Cluster::new(&more, Some(&first));
         checks.set(&handle(), &second);
         assert_eq!(used(&second), [true, false, true]);

@@ -43,7 +43,7 @@ impl Server {
     async fn open(&self, address: SocketAddr) -> Result<Stream, String> {
         let socket = Socket::connect(&Address::Inet(address), None).await.map_err(|(error, _)| error.to_string())?;
         let Some(tls) = &self.tls else { return Ok(Stream::from(socket)) };
-        let name = tls.server_name(Some(address.ip()));
+        let name = tls.server_name(None, Some(address.ip()));
         let connecting = tls.connector().connect(name, Prefixed::new(Bytes::new(), socket));
         let stream = connecting.await.map_err(|error| format!("TLS: {}", tls::explain(&error, Peer::Server).1))?;
         Ok(Stream::Tls(Box::new(Prefixed::new(Bytes::new(), TlsStream::Client(stream)))))
