@@ -20,7 +20,11 @@ pub(crate) fn start() -> io::Result<Arc<Mailbox>> {
         LocalSet::new().block_on(&runtime, async {
             let mut checks = HealthChecks::default();
             loop {
-                for ClusterUpdate { handle, next, .. } in changes.take().await {
+                let updates = tokio::select! {
+                    updates = changes.take() => updates,
+                    () = checks.advance() => continue,
+                };
+                for ClusterUpdate { handle, next, .. } in updates {
                     match next {
                         NextState::Is(cluster) => checks.set(&handle, &cluster),
                         NextState::Gone { .. } => checks.remove(&handle),

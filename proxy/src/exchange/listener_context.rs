@@ -9,7 +9,7 @@ use super::{
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
 };
 use crate::{
-    chain::{Route, slot::SlottedChain},
+    chain::{Chain, Route, slot::SlottedChain},
     config::{model, units::Address},
     http::body::Body,
     observe::{self, AccessLog, Counter, Entry, Gauge, Histogram},
@@ -24,7 +24,7 @@ pub struct ListenerContext {
     /// Its configuration.
     pub config: Arc<model::Listener>,
     /// The listener's filters.
-    pub chain: SlottedChain,
+    pub chain: SlottedChain<Chain>,
     /// The route of requests that no filter has routed.
     pub default_route: Option<Arc<Route>>,
     /// The values for `Via`.
@@ -47,7 +47,7 @@ impl ListenerContext {
     /// Creates the context of a listener without access log.
     pub fn new(
         config: Arc<model::Listener>,
-        chain: SlottedChain,
+        chain: SlottedChain<Chain>,
         metrics: ListenerMetrics,
         pools: Pools<Body>,
     ) -> ListenerContext {

@@ -29,6 +29,7 @@ use self::{guard::TcpGuard, relay::Relay};
 use crate::{
     chain::{
         network::{NetworkChain, NetworkStream},
+        slot::SlottedChain,
         stream::ConnectionInfo,
     },
     net::{Transport, linger},
@@ -42,7 +43,7 @@ pub struct TcpListenerContext {
     /// The listener's name.
     pub name: Rc<str>,
     /// The listener's filters.
-    pub chain: Rc<NetworkChain>,
+    pub chain: SlottedChain<NetworkChain>,
     /// The rules that select a connection's cluster.
     pub routes: Routes,
     /// Idle timeout: a connection without a byte in either direction for this long ends.
@@ -81,7 +82,8 @@ pub async fn serve<D: Transport>(
     first: Bytes,
     server_name: Option<&str>,
 ) {
-    let stream = NetworkStream::new(connection, listener.chain.clone(), server_name, listener.buffered);
+    let chain = listener.chain.pin(|| fastrand::u64(..));
+    let stream = NetworkStream::new(connection, chain, server_name, listener.buffered);
     let guard = TcpGuard::new(listener, stream);
     let mut relay = Relay::new(&guard, socket, first);
     let left = match run(&guard, &mut relay).await {

@@ -38,7 +38,7 @@ fn context(endpoints: &[SocketAddr], cluster: serde_json::Value) -> (Rc<TcpListe
     let counter = |name: &str| registry.counter(name, "", &[]).unwrap();
     let context = TcpListenerContext {
         name: "l".into(),
-        chain: Rc::new(NetworkChain::new(Vec::new())),
+        chain: SlottedChain::single(Vec::new()),
         routes: Routes::new(&listener, &clusters),
         idle: None,
         age: None,

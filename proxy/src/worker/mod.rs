@@ -29,7 +29,7 @@ use self::{
 use crate::{
     chain::{
         Filter, Route,
-        network::{NetworkChain, NetworkFilter},
+        network::NetworkFilter,
         slot::SlottedChain,
     },
     config::units::Address,
@@ -427,7 +427,7 @@ fn tcp_context(
     let chain = chain.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
     Some(TcpListenerContext {
         name: config.name.as_str().into(),
-        chain: Rc::new(NetworkChain::new(chain.collect())),
+        chain: SlottedChain::single(chain.collect()),
         routes: Routes::new(config, &snapshot.directory),
         idle: config.timeouts.idle.bound(),
         age: config.timeouts.connection_age.bound(),

@@ -3,7 +3,10 @@
 use std::{cell::RefCell, net::SocketAddr};
 
 use super::*;
-use crate::chain::tests::route;
+use crate::chain::{
+    slot::{Slot, SlottedChain, Version},
+    tests::route,
+};
 
 type Act = Box<dyn Fn(&Rc<NetworkStream>, usize, &str) -> Action>;
 
@@ -357,4 +360,16 @@ fn bytes_after_a_failure_follow_the_held_bytes() {
             assert_eq!((w.out(side), w.flow.is_over(side)), ("heldnew".into(), end));
         }
     }
+}
+
+#[test]
+fn connections_get_versions_by_weight() {
+    let versions = [("old", 3), ("new", 1)].map(|(name, weight)| {
+        let filter = Scripted { name, phases: phase::ALL, log: Rc::default(), act: always(Action::Continue) };
+        Version { filter: Rc::new(filter) as Rc<dyn NetworkFilter>, weight }
+    });
+    let chain = SlottedChain::<NetworkChain>::new(vec![Slot::weighted(versions.into()).unwrap()]);
+    let name = |key: u64| chain.pin(|| key).table.filters()[0].name() == "new";
+    let new = (0..4000).filter(|key| name(*key)).count();
+    assert!((850..1150).contains(&new), "{new} of 4000");
 }

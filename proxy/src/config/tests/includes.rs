@@ -266,7 +266,7 @@ fn only_changed_files_are_parsed_again() {
 fn an_unreadable_directory_is_reported_at_the_pattern() {
     let world = world();
     let dir = world.dir.path().join("clusters.d");
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o000)).unwrap();
     // The superuser can read it nevertheless.
     if fs::read_dir(&dir).is_err() {
         assert!(

@@ -13,7 +13,7 @@ use tokio::{task::spawn_local, time::sleep};
 
 use super::{load::Loaded, observer::Observer, script::Script};
 use crate::{
-    chain::{Filter, Route, slot::SlottedChain},
+    chain::{Chain, Filter, Route, slot::SlottedChain},
     config::model::{self, Listener},
     control::snapshot::SnapshotBuilder,
     exchange,
@@ -100,7 +100,7 @@ impl World {
 
 fn listener_context(
     config: &Listener,
-    chain: SlottedChain,
+    chain: SlottedChain<Chain>,
     clusters: &Clusters,
     pools: Pools<crate::http::body::Body>,
     registry: &Registry,

@@ -1,8 +1,9 @@
 //! Active health checks: endpoints are probed periodically, and unhealthy ones are ejected from load balancing. There is
 //! no passive outlier detection.
 //!
-//! One task per endpoint probes it. The results are stored in the [`Endpoint`], which workers and later states of the
-//! cluster share, so they survive every change of the configuration.
+//! [`HealthChecks`] schedules all probes: an endpoint that waits for its next one is an entry of a timer wheel, and only a
+//! running probe is a task. The results are stored in the [`Endpoint`], which workers and later states of the cluster
+//! share, so they survive every change of the configuration.
 
 pub(crate) mod grpc;
 mod probe;
@@ -10,14 +11,17 @@ mod probe;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::{pending, poll_fn},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use tokio::{
-    task::{AbortHandle, spawn_local},
-    time::{Instant, sleep, sleep_until},
+    task::{AbortHandle, JoinSet},
+    time::Instant,
 };
+use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::{Cluster, ClusterHandle, ClusterId, Endpoint, membership::EndpointSelection};
 use crate::{config::model, observe::target};
@@ -26,26 +30,37 @@ use crate::{config::model, observe::target};
 #[derive(Default)]
 pub struct HealthChecks {
     running: HashMap<ClusterId, ClusterChecks>,
+    /// The endpoints that wait for their next probe.
+    due: DelayQueue<CheckId>,
+    /// The running probes. Each returns when the next one is due.
+    probes: JoinSet<(CheckId, Instant)>,
 }
+
+/// The longest wait for a probe. A [`DelayQueue`] panics at about two years.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A cluster, and the id of one of its endpoints.
+type CheckId = (ClusterId, u64);
 
 /// The checks of one cluster.
 struct ClusterChecks {
     /// Keeps the cluster's number from being reused.
     _handle: ClusterHandle,
     /// By the endpoint's id.
-    endpoints: HashMap<u64, Running>,
+    endpoints: HashMap<u64, Scheduled>,
 }
 
-/// A running check, stopped on drop.
-struct Running {
+/// A check, and what it does now.
+struct Scheduled {
     check: Rc<EndpointCheck>,
-    task: AbortHandle,
+    state: CheckState,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+enum CheckState {
+    /// It waits in the timer wheel.
+    Waiting(delay_queue::Key),
+    /// A task probes the endpoint.
+    Probing(AbortHandle),
 }
 
 /// The check of one endpoint.
@@ -61,62 +76,109 @@ struct EndpointCheck {
 impl HealthChecks {
     /// Adopts another state of a cluster, or a new one. Checks of endpoints that have not changed continue; endpoints that are
     /// no longer checked count as healthy.
-    ///
-    /// # Panics
-    ///
-    /// Panics outside a context for spawning local tasks.
     pub fn set(&mut self, handle: &ClusterHandle, cluster: &Arc<Cluster>) {
         let before = self.running.remove(&handle.id()).map(|before| before.endpoints);
         let Some(config) = cluster.health_check.as_deref() else {
-            if before.is_some() {
+            if let Some(before) = before {
+                self.cancel(before);
                 cluster.members().iter().for_each(|member| member.endpoint.set_healthy(true));
             }
             return;
         };
         let mut before = before.unwrap_or_default();
-        let of = |endpoint: &Arc<Endpoint>| match before.remove(&endpoint.id) {
-            Some(running) if running.check.config == *config => {
-                *running.check.cluster.borrow_mut() = cluster.clone();
-                (endpoint.id, running)
-            }
-            _ => {
-                let (config, cluster) = (config.clone(), RefCell::new(cluster.clone()));
-                let check = EndpointCheck { endpoint: endpoint.clone(), config, cluster, contrary: Cell::new(0) };
-                (endpoint.id, start(check))
-            }
-        };
-        let endpoints = cluster.members().iter().map(|member| &member.endpoint).map(of).collect();
+        let mut endpoints = HashMap::with_capacity(cluster.members().len());
+        for endpoint in cluster.members().iter().map(|member| &member.endpoint) {
+            let scheduled = match before.remove(&endpoint.id) {
+                Some(running) if running.check.config == *config => {
+                    *running.check.cluster.borrow_mut() = cluster.clone();
+                    running
+                }
+                other => {
+                    self.cancel(other.map(|other| (endpoint.id, other)));
+                    let (config, cluster) = (config.clone(), RefCell::new(cluster.clone()));
+                    // Spread the checks, so that endpoints are not all probed at the same moment, nor by all proxies.
+                    let first = Instant::now() + config.interval.0.min(LONGEST_WAIT).mul_f64(fastrand::f64());
+                    let waiting = CheckState::Waiting(self.due.insert_at((handle.id(), endpoint.id), first));
+                    let check = EndpointCheck { endpoint: endpoint.clone(), config, cluster, contrary: Cell::new(0) };
+                    Scheduled { check: Rc::new(check), state: waiting }
+                }
+            };
+            endpoints.insert(endpoint.id, scheduled);
+        }
+        self.cancel(before);
         cluster.apply_health();
         self.running.insert(handle.id(), ClusterChecks { _handle: handle.clone(), endpoints });
     }
 
     /// Ends the checks of a cluster that is gone.
     pub fn remove(&mut self, handle: &ClusterHandle) {
-        self.running.remove(&handle.id());
+        if let Some(gone) = self.running.remove(&handle.id()) {
+            self.cancel(gone.endpoints);
+        }
+    }
+
+    /// Starts the next probe that is due, or schedules the next one of an endpoint whose probe has ended. Waits for one of
+    /// the two; forever if there are no checks. Cancel safe.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a context for spawning local tasks.
+    pub async fn advance(&mut self) {
+        tokio::select! {
+            Some(expired) = poll_fn(|context| self.due.poll_expired(context)), if !self.due.is_empty() => {
+                self.probe(expired.into_inner());
+            }
+            Some(ended) = self.probes.join_next(), if !self.probes.is_empty() => {
+                // A cancelled probe belongs to a check that is gone.
+                if let Ok((id, next)) = ended {
+                    self.wait(id, next);
+                }
+            }
+            else => pending().await,
+        }
+    }
+
+    fn probe(&mut self, id: CheckId) {
+        let Some(scheduled) = scheduled(&mut self.running, id) else { return };
+        let check = scheduled.check.clone();
+        let probe = async move {
+            let next = Instant::now() + check.config.interval.0.min(LONGEST_WAIT);
+            check.probe().await;
+            (id, next)
+        };
+        scheduled.state = CheckState::Probing(self.probes.spawn_local(probe));
+    }
+
+    fn wait(&mut self, id: CheckId, next: Instant) {
+        if let Some(scheduled) = scheduled(&mut self.running, id) {
+            scheduled.state = CheckState::Waiting(self.due.insert_at(id, next));
+        }
+    }
+
+    fn cancel(&mut self, checks: impl IntoIterator<Item = (u64, Scheduled)>) {
+        for (_, Scheduled { state, .. }) in checks {
+            match state {
+                CheckState::Waiting(key) => {
+                    self.due.remove(&key);
+                }
+                CheckState::Probing(task) => task.abort(),
+            }
+        }
     }
 }
 
-fn start(check: EndpointCheck) -> Running {
-    let check = Rc::new(check);
-    let task = spawn_local(Rc::clone(&check).run()).abort_handle();
-    Running { check, task }
+fn scheduled(running: &mut HashMap<ClusterId, ClusterChecks>, (cluster, endpoint): CheckId) -> Option<&mut Scheduled> {
+    running.get_mut(&cluster)?.endpoints.get_mut(&endpoint)
 }
 
 impl EndpointCheck {
-    async fn run(self: Rc<Self>) {
-        let interval = self.config.interval.0;
-        // Spread the checks, so that endpoints are not all probed at the same moment, nor by all proxies.
-        sleep(interval.mul_f64(fastrand::f64())).await;
-        loop {
-            let next = Instant::now() + interval;
-            let cluster = self.cluster.borrow().clone();
-            let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
-            if let Err(error) = &result {
-                self.endpoint.remember(error.trouble(), &format!("health check: {error}"));
-            }
-            self.note(result.map_err(|error| error.to_string()));
-            sleep_until(next).await;
+    async fn probe(&self) {
+        let cluster = self.cluster.borrow().clone();
+        let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
+        if let Err(error) = &result {
+            self.endpoint.remember(error.trouble(), &format!("health check: {error}"));
         }
+        self.note(result.map_err(|error| error.to_string()));
     }
 
     /// Counts a result, and changes the endpoint's state after enough consecutive ones.

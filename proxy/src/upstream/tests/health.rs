@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::spawn_local,
 };
 
 use super::{super::tests::run, *};
@@ -333,11 +334,62 @@ fn checks_repeat() {
         let mut checks = HealthChecks::default();
         checks.set(&handle(), &cluster);
         while cluster.pick(None, &[]).is_some() {
-            sleep(Duration::from_millis(1)).await;
+            checks.advance().await;
         }
         assert_eq!(
             cluster.members()[0].endpoint.check_error().as_deref().map(String::as_str),
             Some("the status is 500 Internal Server Error")
         );
+    });
+}
+
+/// Accepts connections and never answers; `accepted` counts them.
+async fn silent(accepted: Rc<Cell<usize>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    spawn_local(async move {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            open.push(stream);
+            accepted.set(accepted.get() + 1);
+        }
+    });
+    address
+}
+
+/// Advances the checks until the condition holds.
+async fn advance_until(checks: &mut HealthChecks, condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::select! {
+            () = checks.advance() => {}
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+    }
+}
+
+#[test]
+fn checks_that_are_gone_leave_neither_timers_nor_tasks() {
+    run(async {
+        let accepted = Rc::new(Cell::new(0));
+        let probed = silent(accepted.clone()).await;
+        let check = |interval: &str| json!({"check": {"http": {"path": "/"}}, "interval": interval, "timeout": "1h"});
+        let first = Cluster::new(&config(&[probed], json!({"health_check": check("1ms")})), None);
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &first);
+        advance_until(&mut checks, || accepted.get() == 1).await;
+        assert_eq!((checks.due.len(), checks.probes.len()), (0, 1), "the probe runs");
+
+        // A probe that runs is not repeated by a state with the same check, and ends with its endpoint.
+        let [other, another] = addresses();
+        let more = config(&[probed, other, another], json!({"health_check": check("1ms")}));
+        let second = Cluster::new(&more, Some(&first));
+        checks.set(&handle(), &second);
+        assert_eq!((checks.due.len(), checks.probes.len()), (2, 1));
+        let third = Cluster::new(&config(&[other], json!({"health_check": check("8760h")})), Some(&second));
+        checks.set(&handle(), &third);
+        assert_eq!(checks.due.len(), 1, "one check with another interval");
+        checks.probes.join_next().await.unwrap().unwrap_err();
+        checks.remove(&handle());
+        assert_eq!((checks.due.len(), checks.running.len()), (0, 0));
     });
 }

@@ -188,7 +188,7 @@ async fn exchange(
     let (mut pending, mut only, mut trailers) = (BytesMut::new(), None::<Bytes>, None::<HeaderMap>);
     while let Some(frame) = body.frame().await {
         let broken = |error: UpstreamBodyError| {
-            note_broken(&cluster, endpoint, &error, pending.len());
+            note_broken(cluster, endpoint, &error, pending.len());
             unavailable(&error.to_string())
         };
         match frame.map_err(broken)?.into_data() {
