@@ -3,6 +3,8 @@
 //!
 //! Durations are strings with a unit (`us`, `ms`, `s`, `m`, `h`), such as `250ms`. They are parsed late, so that an
 //! invalid one is reported together with all other errors.
+//!
+//! Lists that can be long are boxed slices: a `Vec` has room for four items at least, and a [`Rule`] is large.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +16,9 @@ use tollgate_sdk::doc::RetryOn;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Sets of routes, each for some hosts. At least one. A request for a host that none of them covers gets 404.
-    pub virtual_hosts: Option<Vec<VirtualHost>>,
+    pub virtual_hosts: Option<Box<[VirtualHost]>>,
     /// Routes for all hosts, instead of `virtual_hosts`: the same as one virtual host for `*`.
-    pub routes: Option<Vec<Rule>>,
+    pub routes: Option<Box<[Rule]>>,
 }
 
 /// The routes of some hosts.
@@ -29,10 +31,10 @@ pub struct VirtualHost {
     /// `example.com` itself) or `*` (any). The most specific wins: an exact one, then the longest with `*.`, then `*`.
     /// Case-insensitive. A port matters only if it is given: `example.com:8080` is preferred over `example.com` for
     /// requests with that port. At least one; each only once in the whole configuration.
-    pub domains: Vec<String>,
+    pub domains: Box<[String]>,
     /// The routes: the first match is used. A request that matches none gets 404. Default: none.
     #[serde(default)]
-    pub routes: Vec<Rule>,
+    pub routes: Box<[Rule]>,
 }
 
 impl VirtualHost {

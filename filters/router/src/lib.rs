@@ -50,16 +50,15 @@ impl Filter for Router {
         let mistakes = Mistakes::default();
         let place = Place::root(&mistakes);
         // Routes without virtual hosts belong to one for all hosts, but keep their own paths in the configuration.
-        let (virtual_hosts, places): (Vec<VirtualHost>, Vec<Place>) = match (config.virtual_hosts, config.routes) {
+        let place_of_hosts = config.virtual_hosts.is_some().then(|| place.field("virtual_hosts"));
+        let virtual_hosts: Box<[VirtualHost]> = match (config.virtual_hosts, config.routes) {
             (Some(hosts), None) => {
-                let place = place.field("virtual_hosts");
                 if hosts.is_empty() {
-                    place.wrong("is empty");
+                    place.field("virtual_hosts").wrong("is empty");
                 }
-                let places = (0..hosts.len()).map(|i| place.item(i)).collect();
-                (hosts, places)
+                hosts
             }
-            (None, Some(routes)) => (vec![VirtualHost { name: None, domains: vec!["*".into()], routes }], vec![place]),
+            (None, Some(routes)) => Box::new([VirtualHost { name: None, domains: Box::new(["*".into()]), routes }]),
             (given, _) => {
                 place.wrong(match given {
                     Some(_) => "give only one of `virtual_hosts`, `routes`",
@@ -70,10 +69,12 @@ impl Filter for Router {
         };
         let (mut hosts, mut names, mut known) = (Hosts::default(), HeaderNames::default(), FxHashSet::default());
         let mut tables = Vec::with_capacity(virtual_hosts.len());
-        for (i, (host, place)) in virtual_hosts.iter().zip(&places).enumerate() {
+        // Each virtual host is dropped once it is compiled: linear memory never shrinks, so the peak counts.
+        for (i, host) in virtual_hosts.into_iter().enumerate() {
+            let place = place_of_hosts.as_ref().map_or_else(|| Place::root(&mistakes), |hosts| hosts.item(i));
             if host.name.as_ref().is_some_and(String::is_empty) {
                 place.field("name").wrong("is empty");
-            } else if !host.name().is_empty() && !known.insert(host.name()) {
+            } else if !host.name().is_empty() && !known.insert(Box::<str>::from(host.name())) {
                 place.field("name").wrong(format!("two virtual hosts are named `{}`", host.name()));
             }
             let domains = place.field("domains");
@@ -81,7 +82,7 @@ impl Filter for Router {
                 domains.wrong("a virtual host needs a domain; write `*` for all hosts");
             }
             host.domains.iter().enumerate().for_each(|(d, domain)| hosts.add(domain, i as u32, &domains.item(d)));
-            tables.push(Table::compile(host, place, &mut names, setup));
+            tables.push(Table::compile(&host, &place, &mut names, setup));
         }
         mistakes.finish()?;
         Ok(Router {

@@ -45,7 +45,7 @@ type Bucket = Vec<u32>;
 impl Table {
     /// Compiles the routes of the virtual host at `place` and reports errors in them.
     pub(crate) fn compile(config: &VirtualHost, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
-        let mut table = Table::default();
+        let mut table = Table { rules: Vec::with_capacity(config.routes.len()), ..Table::default() };
         for (i, rule) in config.routes.iter().enumerate() {
             let (place, number) = (place.field("routes").item(i), i as u32);
             let matches = place.field("match");
