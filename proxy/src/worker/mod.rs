@@ -27,11 +27,7 @@ use self::{
     turn::Turn,
 };
 use crate::{
-    chain::{
-        Filter, Route,
-        network::NetworkFilter,
-        slot::SlottedChain,
-    },
+    chain::{Filter, Route, network::NetworkFilter, slot::SlottedChain},
     config::units::Address,
     downstream::connection::ListenerHandle,
     exchange::{self, ListenerContext, RejectReason, RejectedConnection},
