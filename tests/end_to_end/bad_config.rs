@@ -207,6 +207,22 @@ clusters:
 }
 
 #[test]
+fn many_unused_clusters_end_in_one_warning() {
+    let dir = workplace();
+    let mut config = "listeners: [{name: l, address: '127.0.0.1:0', cluster: used}]\nclusters:\n".to_owned();
+    for name in ["used".to_owned()].into_iter().chain((0..25).map(|i| format!("c{i}"))) {
+        config += &format!("  - {{name: {name}, endpoints: [{{address: '127.0.0.1:1'}}]}}\n");
+    }
+    fs::write(dir.path().join("many.yaml"), config).expect("a file");
+    let (status, told) = check(dir.path(), "many.yaml");
+    assert_eq!(status, Some(0), "{told:?}");
+    let told: Vec<_> = told.iter().map(|one| (one["line"].as_u64(), one["message"].as_str())).collect();
+    assert_eq!(told.len(), 21);
+    assert_eq!(told[19], (Some(23), Some("cluster `c19` is not used by any listener or filter")));
+    assert_eq!(told[20], (Some(24), Some("5 more clusters are not used by any listener or filter")));
+}
+
+#[test]
 fn selections_without_effect_are_a_warning() {
     let dir = workplace();
     let config = "\

@@ -514,7 +514,7 @@ impl Headers for HeaderMap {
 const MAX_OPS: usize = 1000;
 
 /// Changes to header fields, validated when they were defined.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct HeaderOps {
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, HeaderValue)]>,

@@ -9,6 +9,7 @@ pub mod charge;
 pub mod flow;
 pub mod head;
 pub mod interim;
+pub mod interner;
 pub mod limits;
 pub mod network;
 pub mod retry;

@@ -13,7 +13,7 @@ use super::{
 use crate::upstream::{ClusterHandle, RetryPolicy};
 
 /// A route, validated and resolved.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,

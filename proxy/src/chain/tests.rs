@@ -16,7 +16,7 @@ use super::{
     body::{BodyAborted, BodyFlow, FilteredFrame},
     flow::{HeadFlow, Outcome, interrupted},
     stream::{ConnectionInfo, IncomingRequest},
-    variants::RouteFiltersTable,
+    variants::RouteFilters,
     *,
 };
 
@@ -293,7 +293,7 @@ fn head_holding_filter_is_fed_the_body_and_others_are_not() {
 pub(super) fn route(filters: &[(&str, &str)]) -> SelectedRoute {
     let filters = filters.iter().map(|(filter, variant)| ((*filter).to_owned(), (*variant).to_owned())).collect();
     let mut route = Route::to_cluster(crate::upstream::Clusters::default().handle("c"));
-    route.filters = RouteFiltersTable::default().intern(filters);
+    route.filters = RouteFilters::new(filters).map(Arc::new);
     SelectedRoute::new(&Arc::new(route), 0, 0, 0)
 }
 

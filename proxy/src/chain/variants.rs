@@ -6,10 +6,11 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
+    hash::{Hash, Hasher},
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -49,7 +50,8 @@ impl Choices {
     }
 }
 
-/// A route's `filters`: variants, or `off`, by filter. Equal ones are one object, so that its address identifies it.
+/// A route's `filters`: variants, or `off`, by filter. Equal ones are one object ([`Interner`](super::interner::Interner)),
+/// so that its address identifies it.
 #[derive(Debug)]
 pub struct RouteFilters {
     by_name: BTreeMap<String, String>,
@@ -57,36 +59,29 @@ pub struct RouteFilters {
     logged: AtomicBool,
 }
 
-impl RouteFilters {
-    /// The filters' names and the variants' names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.by_name.iter().map(|(filter, variant)| (filter.as_str(), variant.as_str()))
+impl PartialEq for RouteFilters {
+    fn eq(&self, other: &Self) -> bool {
+        self.by_name == other.by_name
     }
 }
 
-/// All [`RouteFilters`] of the process.
-#[derive(Debug, Default)]
-pub struct RouteFiltersTable(Mutex<HashMap<BTreeMap<String, String>, Arc<RouteFilters>>>);
+impl Eq for RouteFilters {}
 
-impl RouteFiltersTable {
-    /// The object for a route's `filters`; `None` if it names none.
-    pub fn intern(&self, filters: BTreeMap<String, String>) -> Option<Arc<RouteFilters>> {
-        if filters.is_empty() {
-            return None;
-        }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&filters) {
-            return Some(known.clone());
-        }
-        let new = Arc::new(RouteFilters { by_name: filters.clone(), logged: AtomicBool::new(false) });
-        known.insert(filters, new.clone());
-        Some(new)
+impl Hash for RouteFilters {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.by_name.hash(state);
+    }
+}
+
+impl RouteFilters {
+    /// The `filters` of a route; `None` if it names none.
+    pub fn new(by_name: BTreeMap<String, String>) -> Option<RouteFilters> {
+        (!by_name.is_empty()).then(|| RouteFilters { by_name, logged: AtomicBool::new(false) })
     }
 
-    /// Drops those that no route and no chain uses.
-    pub fn forget_unused(&self) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, filters| Arc::strong_count(filters) > 1);
+    /// The filters' names and the variants' names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_name.iter().map(|(filter, variant)| (filter.as_str(), variant.as_str()))
     }
 }
 
@@ -202,6 +197,7 @@ impl<F: ?Sized> FilterTable<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::interner::Interner;
 
     fn named(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(filter, variant)| ((*filter).to_owned(), (*variant).to_owned())).collect()
@@ -221,14 +217,14 @@ mod tests {
 
     #[test]
     fn filters_behind_the_selecting_one_use_the_variants_of_the_route() {
-        let (table, known) = (table(), RouteFiltersTable::default());
+        let (table, known) = (table(), Interner::default());
         let mut states: Vec<_> = (0..4).map(|_| FilterState::default()).collect();
         let mut choices = Choices::default();
         let shown = |states: &[FilterState], choices: &Choices| -> Vec<String> {
             let each = states.iter().enumerate();
             each.map(|(at, p)| if p.gone { "off".to_owned() } else { table.get(at, choices).to_string() }).collect()
         };
-        let route = |pairs: &[(&str, &str)]| known.intern(named(pairs));
+        let route = |pairs: &[(&str, &str)]| RouteFilters::new(named(pairs)).map(|filters| known.intern(filters));
         assert_eq!(shown(&states, &choices), ["a", "b", "c", "d"]);
         let first = route(&[("a", "off"), ("b", "y"), ("c", "off"), ("d", "x"), ("absent", "off")]);
         table.choose(first.as_ref(), &mut choices, &mut states, |at| at > 0);
@@ -250,19 +246,5 @@ mod tests {
         table.choose(route(&[("d", "z")]).as_ref(), &mut choices, &mut states, |at| at > 0);
         assert_eq!(shown(&states, &choices)[3], "d", "it has no such variant");
         assert_eq!(table.all().map(|filter| &**filter).collect::<Vec<_>>(), ["a", "b", "c", "d", "b/x", "b/y", "d/x"]);
-    }
-
-    #[test]
-    fn equal_filters_are_one_object_until_they_are_unused() {
-        let known = RouteFiltersTable::default();
-        assert!(known.intern(named(&[])).is_none());
-        let one = known.intern(named(&[("a", "off")])).unwrap();
-        assert!(Arc::ptr_eq(&one, &known.intern(named(&[("a", "off")])).unwrap()));
-        assert!(!Arc::ptr_eq(&one, &known.intern(named(&[("a", "x")])).unwrap()));
-        known.forget_unused();
-        assert_eq!(known.0.lock().unwrap().len(), 1);
-        drop(one);
-        known.forget_unused();
-        assert!(known.0.lock().unwrap().is_empty());
     }
 }

@@ -15,6 +15,9 @@ use crate::{
     wasm::CompiledModule,
 };
 
+/// The number of unused clusters that have a warning each; one warning covers the others.
+const MAX_NAMED: usize = 20;
+
 /// Returns all warnings. `ticking` are the filters that use timers, and so may intentionally be in no chain.
 pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
     let config = &loaded.config;
@@ -41,9 +44,15 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
         }
     }
     let unused = unused_clusters(loaded);
-    for (i, cluster) in config.clusters.iter().enumerate().filter(|(_, cluster)| unused.contains(&*cluster.name)) {
-        let message = format!("cluster `{}` is not used by any listener or filter", cluster.name);
-        warn(format!("/clusters/{i}/name"), message, "");
+    let each = config.clusters.iter().enumerate().filter(|(_, cluster)| unused.contains(&*cluster.name));
+    for (named, (i, cluster)) in each.enumerate() {
+        let pointer = format!("/clusters/{i}/name");
+        if named == MAX_NAMED {
+            let message = format!("{} more clusters are not used by any listener or filter", unused.len() - named);
+            warn(pointer, message, "");
+            break;
+        }
+        warn(pointer, format!("cluster `{}` is not used by any listener or filter", cluster.name), "");
     }
     warnings
 }

@@ -7,7 +7,10 @@
 //! Readers take no lock: the names are in shards, each an immutable map behind an atomic pointer, and a change copies
 //! one shard.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    hash::{Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxHashMap;
@@ -34,6 +37,21 @@ struct Slot {
     id: ClusterId,
     name: Arc<str>,
     current: ArcSwapOption<Cluster>,
+}
+
+/// Handles are equal if they lead to the same cluster now and later.
+impl PartialEq for ClusterHandle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ClusterHandle {}
+
+impl Hash for ClusterHandle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
 }
 
 impl ClusterHandle {

@@ -7,7 +7,7 @@ use tollgate_abi::doc::RetryOn;
 use crate::config::model;
 
 /// When and how often a failed request is retried.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RetryPolicy {
     /// The conditions for a retry.
     pub on: Box<[RetryOn]>,

@@ -23,6 +23,7 @@ use crate::{
         head::{BadHeader, Found, Headers, MAX_VALUE, Name},
         route::Route,
         stream::{FilterState, StreamState},
+        variants::RouteFilters,
     },
     wasm::{
         host::{
@@ -223,12 +224,14 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             let filters = std::mem::take(&mut route.filters);
             let mut route = Route::new(route, |name| host.cluster(name))?;
             room(&host.routes, limit::ROUTES)?;
-            route.filters = host.env.shared.route_filters.intern(filters);
+            let shared = &host.env.shared;
+            route.filters = RouteFilters::new(filters).map(|filters| shared.route_filters.intern(filters));
             if let Some(filters) = &route.filters {
                 host.roots[host.root].selects.insert(Arc::as_ptr(filters).addr(), filters.clone());
             }
             host.define(size_of::<Route>() + 2 * len as u32 as usize)?;
-            host.routes.push(Arc::new(route));
+            let route = host.env.shared.routes.intern(route);
+            host.routes.push(route);
             Ok(host.routes.len() as i32 - 1)
         }))
     })?;

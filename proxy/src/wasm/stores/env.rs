@@ -22,7 +22,7 @@ use super::{
     undo_log::UndoLog,
 };
 use crate::{
-    chain::{limits::ConcurrencyLimit, variants::RouteFiltersTable},
+    chain::{Route, interner::Interner, limits::ConcurrencyLimit, variants::RouteFilters},
     observe::{Registry, metrics::Owner},
     upstream::{ClusterHandle, Clusters},
 };
@@ -84,8 +84,10 @@ impl FilterEnv {
 pub struct SharedStore {
     /// The metrics.
     pub registry: Registry,
+    /// The routes that filters have defined.
+    pub(in crate::wasm) routes: Interner<Route>,
     /// The variants of filters that routes select.
-    pub(in crate::wasm) route_filters: RouteFiltersTable,
+    pub(in crate::wasm) route_filters: Interner<RouteFilters>,
     /// The queues.
     pub(in crate::wasm) queues: Queues,
     estates: Mutex<HashMap<String, Weak<VmIdStore>>>,
@@ -132,7 +134,8 @@ impl SharedStore {
     pub fn new(registry: Registry) -> Arc<SharedStore> {
         Arc::new(SharedStore {
             registry,
-            route_filters: RouteFiltersTable::default(),
+            routes: Interner::default(),
+            route_filters: Interner::default(),
             queues: Queues::default(),
             estates: Mutex::default(),
             filter_store: Mutex::default(),
@@ -159,6 +162,7 @@ impl SharedStore {
 
     /// Drops buckets, limits and routes' `filters` that no instance uses.
     pub fn forget_unused(&self) {
+        self.routes.forget_unused();
         self.route_filters.forget_unused();
         lock(&self.filter_store)
             .values()
