@@ -9,11 +9,12 @@ use tokio::io::AsyncRead;
 use crate::{
     downstream::{flood::FrameLimiter, h2::flood::CountedFrames},
     exchange::request,
+    http::grpc,
     tls::{Identity, xfcc},
     upstream::health::grpc as health,
     wasm::{
         hostcalls::{foreign, wasi},
-        vm::grpc,
+        vm::grpc::MAX_MESSAGE,
     },
 };
 
@@ -28,7 +29,7 @@ pub fn grpc_messages(pieces: &[&[u8]]) -> Result<(Vec<Bytes>, usize), u32> {
     let (mut pending, mut messages) = (BytesMut::new(), Vec::new());
     for piece in pieces {
         pending.extend_from_slice(piece);
-        while let Some(message) = grpc::take_message(&mut pending).map_err(|(status, _)| status)? {
+        while let Some(message) = grpc::take_message(&mut pending, MAX_MESSAGE).map_err(|(status, _)| status)? {
             messages.push(message);
         }
     }

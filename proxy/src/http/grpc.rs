@@ -1,8 +1,9 @@
-//! gRPC as a proxy needs to know it (grpc/doc/PROTOCOL-HTTP2.md): which messages are gRPC, and their statuses, timeouts
-//! and paths.
+//! gRPC as a proxy needs to know it (grpc/doc/PROTOCOL-HTTP2.md): which messages are gRPC, and their statuses, timeouts,
+//! paths and framing.
 
 use std::{fmt::Write, time::Duration};
 
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 /// The field with a call's status, in trailers or in the head of a response without a body.
@@ -135,7 +136,7 @@ pub fn encode_message(text: &str) -> HeaderValue {
             _ => drop(write!(encoded, "%{byte:02X}")),
         }
     }
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(encoded)).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::from_maybe_shared(Bytes::from(encoded)).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Decodes a `grpc-message`. Invalid escapes are kept unchanged, as the protocol requires.
@@ -155,6 +156,46 @@ pub fn decode_message(value: &[u8]) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Returns the description of the status; empty if there is none.
+pub fn message(fields: &HeaderMap) -> String {
+    decode_message(fields.get(MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default())
+}
+
+/// How a call ended: the status, and its description.
+pub type CallStatus = (u32, String);
+
+/// Bytes before a message: the compressed flag and the length.
+const PREFIX: usize = 5;
+
+/// Frames a message (`Length-Prefixed-Message`).
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(PREFIX + message.len());
+    bytes.put_u8(0);
+    bytes.put_u32(message.len() as u32);
+    bytes.put_slice(message);
+    bytes
+}
+
+/// Takes the next complete message of at most `most` bytes from the buffer.
+///
+/// # Errors The message is larger, or compressed, which is never offered.
+pub fn take_message(pending: &mut BytesMut, most: usize) -> Result<Option<Bytes>, CallStatus> {
+    let Some((prefix, _)) = pending.split_at_checked(PREFIX) else { return Ok(None) };
+    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+    if prefix[0] != 0 {
+        let why = "the message is compressed, although the request did not accept that";
+        return Err((Code::Unimplemented.number(), why.to_owned()));
+    }
+    if length > most {
+        return Err((Code::ResourceExhausted.number(), "the message is too large".to_owned()));
+    }
+    if pending.len() < PREFIX + length {
+        return Ok(None);
+    }
+    pending.advance(PREFIX);
+    Ok(Some(pending.split_to(length).freeze()))
 }
 
 /// The largest number that fits into the eight digits of a timeout.
@@ -218,6 +259,28 @@ mod tests {
             assert_eq!(decode_message(encode_message(text).as_bytes()), text);
         }
         assert_eq!(decode_message(b"%4 %zz %"), "%4 %zz %");
+    }
+
+    #[test]
+    fn messages_are_found_however_they_are_split() {
+        let all = [framed(b"one"), framed(b""), framed(&[7; 300])].concat();
+        for step in 1..all.len() {
+            let (mut pending, mut found) = (BytesMut::new(), Vec::new());
+            for part in all.chunks(step) {
+                pending.extend_from_slice(part);
+                while let Some(message) = take_message(&mut pending, 300).unwrap() {
+                    found.push(message);
+                }
+            }
+            assert_eq!(found, [&b"one"[..], b"", &[7; 300]]);
+        }
+    }
+
+    #[test]
+    fn invalid_message_ends_the_call() {
+        let take = |bytes: &[u8]| take_message(&mut BytesMut::from(bytes), 16).unwrap_err().0;
+        assert_eq!(take(&[1, 0, 0, 0, 0]), 12);
+        assert_eq!(take(&[0, 0, 0, 0, 17]), 8);
     }
 
     #[test]

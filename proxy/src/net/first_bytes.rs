@@ -1,7 +1,17 @@
 //! The first bytes that a peer sent, kept for error messages about an unexpected protocol, and the protocol they
 //! resemble.
 
-use std::fmt;
+use std::{
+    cell::Cell,
+    fmt, io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::pass_writes;
 
 /// Number of bytes kept: enough to recognise a protocol.
 const KEPT: usize = 16;
@@ -69,6 +79,36 @@ impl FirstBytes {
         }
     }
 }
+
+/// A stream that records the first bytes that are read from it.
+#[derive(Debug)]
+pub struct Recording<T> {
+    stream: T,
+    first: Rc<Cell<FirstBytes>>,
+}
+
+impl<T> Recording<T> {
+    /// Returns the stream, and where it records the bytes.
+    pub fn new(stream: T) -> (Recording<T>, Rc<Cell<FirstBytes>>) {
+        let first = Rc::<Cell<FirstBytes>>::default();
+        (Recording { stream, first: first.clone() }, first)
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Recording<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let mut first = self.first.get();
+        if !first.is_full() {
+            first.note(&buffer.filled()[before..]);
+            self.first.set(first);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+pass_writes!([T: AsyncWrite + Unpin] Recording<T>, stream);
 
 /// Returns whether a connection that begins like this uses TLS: a record type, and the first byte of its version.
 pub fn is_tls(bytes: &[u8]) -> bool {

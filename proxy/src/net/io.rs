@@ -1,4 +1,5 @@
-//! [`TokioIo`] adapts a tokio stream to hyper's I/O traits without copying or zeroing buffers.
+//! hyper on tokio: [`TokioIo`] adapts a stream to hyper's I/O traits without copying or zeroing buffers, and
+//! [`LocalExecutor`] runs hyper's tasks.
 #![expect(unsafe_code, reason = "hyper's read buffer is uninitialised memory, which safe code could only copy or zero")]
 
 use std::{
@@ -8,7 +9,20 @@ use std::{
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::spawn_local,
+};
+
+/// An executor that runs hyper's tasks on this thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
 
 /// A tokio stream that implements hyper's `Read` and `Write`.
 #[derive(Debug)]

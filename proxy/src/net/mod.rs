@@ -18,8 +18,8 @@ pub(crate) use self::pass_writes::pass_writes;
 pub use self::{
     client::Client,
     copy::{CopyDirection, CopyError},
-    first_bytes::{DetectedProtocol, FirstBytes, is_tls},
-    io::TokioIo,
+    first_bytes::{DetectedProtocol, FirstBytes, Recording, is_tls},
+    io::{LocalExecutor, TokioIo},
     linger::linger,
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,

@@ -10,6 +10,7 @@ mod client;
 mod connection;
 mod error;
 mod explain;
+mod handshake;
 mod identity;
 mod material;
 mod name;
@@ -33,6 +34,7 @@ pub use self::{
     connection::{ConnectionTls, PeerError},
     error::{FieldError, Found, MaterialError, date},
     explain::{HandshakeError, Peer, cause_of_alert, explain, explain_alert, tls_error},
+    handshake::HandshakeFailure,
     identity::{Identity, IdentityError},
     material::{Dated, DatedKind, Digests, Loader},
     server::ServerTls,

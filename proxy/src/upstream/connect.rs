@@ -8,7 +8,7 @@ use tokio::{
     io::AsyncWriteExt,
     time::{Instant, timeout},
 };
-use tokio_rustls::{TlsStream, client};
+use tokio_rustls::TlsStream;
 
 use super::{
     Cluster, Endpoint,
@@ -17,12 +17,11 @@ use super::{
 use crate::{
     config::model::ClusterProtocol,
     net::{
-        DetectedProtocol, FirstBytes, Prefixed, Socket, Stream,
+        DetectedProtocol, Prefixed, Socket, Stream,
         descriptors::DescriptorUse,
-        is_tls,
         proxy_protocol::{self, Addresses},
     },
-    tls::{self, ClientTls, Peer},
+    tls::HandshakeFailure,
 };
 
 /// The HTTP version used on a connection.
@@ -34,9 +33,6 @@ pub(super) enum Version {
         assumed: bool,
     },
 }
-
-/// Bytes of an endpoint's first handshake message that are inspected.
-const LOOK: usize = 2 << 10;
 
 /// Opens a connection within the cluster's `connect_timeout`, sends the PROXY protocol header if configured, and
 /// determines the HTTP version. A connection for the proxy's `own` use may take the last file descriptors; one for a
@@ -64,7 +60,8 @@ pub(super) async fn open(
             return Ok((Stream::from(socket), version));
         };
         step.set(ConnectStep::Handshake);
-        let stream = shake_hands(tls, endpoint, socket).await?;
+        let name = tls.server_name(endpoint.hostname.as_deref(), endpoint.address.inet().map(|address| address.ip()));
+        let stream = tls.handshake(name, socket).await.map_err(refused)?;
         let version = match (transport.protocol, stream.get_ref().1.alpn_protocol()) {
             (_, Some(b"h2")) => Version::H2 { assumed: false },
             (ClusterProtocol::H2, None) => Version::H2 { assumed: true },
@@ -85,32 +82,15 @@ pub(super) async fn open(
     opened.map_err(|cause| ConnectError::new(step.get(), &cause, start.elapsed()))
 }
 
-/// Performs a client handshake. The endpoint's first bytes are peeked at before rustls reads them, so that an error can
-/// show them if they are not TLS.
-async fn shake_hands(
-    tls: &ClientTls,
-    endpoint: &Endpoint,
-    socket: Socket,
-) -> Result<client::TlsStream<Prefixed<Socket>>, ConnectErrorCause> {
-    let name = tls.server_name(endpoint.hostname.as_deref(), endpoint.address.inet().map(|address| address.ip()));
-    let mut hello = Vec::new();
-    let stream = Prefixed::new(Bytes::new(), socket);
-    let mut shaking = tls.connector().connect_with(name, stream, |connection| {
-        while connection.wants_write() && connection.write_tls(&mut hello).is_ok_and(|written| written > 0) {}
-    });
-    let mut first = FirstBytes::default();
-    if !hello.is_empty()
-        && let Some(stream) = shaking.get_mut()
-    {
-        stream.write_all(&hello).await?;
-        if !stream.look(LOOK).await? {
+/// Describes a failed handshake.
+fn refused(failure: HandshakeFailure) -> ConnectErrorCause {
+    match failure {
+        HandshakeFailure::Io(error) => error.into(),
+        HandshakeFailure::Closed => {
             let why = "the endpoint closed the connection after the ClientHello: does it speak TLS?";
-            return Err(ConnectErrorCause::Tls(why.to_owned()));
+            ConnectErrorCause::Tls(why.to_owned())
         }
-        first = FirstBytes::of(stream.seen());
+        HandshakeFailure::NotTls(first) => ConnectErrorCause::Tls(mismatch(DetectedProtocol::Tls, &first)),
+        HandshakeFailure::Tls(why) => ConnectErrorCause::Tls(why),
     }
-    shaking.await.map_err(|error| match is_tls(first.as_slice()) {
-        false if !first.is_empty() => ConnectErrorCause::Tls(mismatch(DetectedProtocol::Tls, &first)),
-        _ => ConnectErrorCause::Tls(tls::explain(&error, Peer::Server).1),
-    })
 }

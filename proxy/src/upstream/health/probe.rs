@@ -1,13 +1,9 @@
 //! A single health probe of one endpoint, always on a new connection, so that it also tests whether connecting works.
+//!
+//! Probes do not use the client of `outbound`, because they test the path of requests: the cluster's transport, with its
+//! connection timeout, PROXY protocol header and choice of HTTP version, and its categories of failures.
 
-use std::{
-    cell::Cell,
-    error::Error,
-    io,
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
-};
+use std::{error::Error, io};
 
 use bytes::Bytes;
 use http::{
@@ -21,7 +17,6 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use tokio::{
-    io::{AsyncRead, ReadBuf},
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
@@ -32,7 +27,7 @@ use crate::{
         model::{Check, HealthCheck},
         units::Address,
     },
-    net::{DetectedProtocol, FirstBytes, Stream, TokioIo, pass_writes},
+    net::{DetectedProtocol, FirstBytes, LocalExecutor, Recording, Stream, TokioIo},
     upstream::{
         Cluster, ConnectError, Endpoint, FailureCategory,
         connect::{self, Version},
@@ -191,7 +186,7 @@ impl Driver {
 }
 
 async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeFailure> {
-    let (socket, first) = Noting::new(socket);
+    let (socket, first) = Recording::new(socket);
     let failed = |error: hyper::Error| ProbeFailure::http(&error, DetectedProtocol::Http1, &first.get());
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
@@ -199,45 +194,9 @@ async fn send_h1(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer
 }
 
 async fn send_h2(socket: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeFailure> {
-    let (socket, first) = Noting::new(socket);
+    let (socket, first) = Recording::new(socket);
     let failed = |error: hyper::Error| ProbeFailure::http(&error, DetectedProtocol::Http2, &first.get());
-    let (mut sender, connection) = http2::handshake(Local, TokioIo::new(socket)).await.map_err(failed)?;
+    let (mut sender, connection) = http2::handshake(LocalExecutor, TokioIo::new(socket)).await.map_err(failed)?;
     let driver = Driver::of(connection);
     Ok((sender.send_request(request).await.map_err(failed)?, driver))
-}
-
-/// A connection that records its first bytes.
-struct Noting {
-    stream: Stream,
-    first: Rc<Cell<FirstBytes>>,
-}
-
-impl Noting {
-    fn new(stream: Stream) -> (Noting, Rc<Cell<FirstBytes>>) {
-        let first = Rc::<Cell<FirstBytes>>::default();
-        (Noting { stream, first: first.clone() }, first)
-    }
-}
-
-impl AsyncRead for Noting {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let mut first = self.first.get();
-        first.note(&buffer.filled()[before..]);
-        self.first.set(first);
-        Poll::Ready(Ok(()))
-    }
-}
-
-pass_writes!([] Noting, stream);
-
-/// An executor that runs hyper's tasks on this thread.
-#[derive(Clone)]
-struct Local;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        spawn_local(future);
-    }
 }

@@ -3,16 +3,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::{
     chain::{RequestHead, charge::MemoryCharge},
     upstream::ClusterHandle,
 };
-
-/// Bytes of a message's header: the compressed flag and the length.
-pub(crate) const HEADER: usize = 5;
 
 /// A call that has not ended, from the guest's side.
 #[derive(Debug, Clone, Copy)]
@@ -90,13 +87,4 @@ impl EndedCalls {
         let at = self.0.iter().position(|known| *known == id);
         at.and_then(|at| self.0.remove(at)).is_some()
     }
-}
-
-/// Frames a message (the gRPC protocol's `Length-Prefixed-Message`).
-pub fn framed(message: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + message.len());
-    bytes.put_u8(0);
-    bytes.put_u32(message.len() as u32);
-    bytes.put_slice(message);
-    bytes
 }

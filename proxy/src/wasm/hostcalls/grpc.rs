@@ -23,10 +23,11 @@ use crate::{
         head::{Headers, MAX_VALUE, Name, RequestHead},
     },
     config::model::ClusterProtocol,
+    http::grpc::framed,
     wasm::host::{
         Host,
         filter_log::Escaped,
-        grpc::{CallCommand, GrpcCall, OpenCall, framed},
+        grpc::{CallCommand, GrpcCall, OpenCall},
     },
 };
 

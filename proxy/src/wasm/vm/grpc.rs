@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
@@ -24,17 +24,17 @@ use crate::{
     chain::charge::CALL,
     http::{
         body::{Body, BodyError},
-        grpc::{self, Code},
+        grpc::{self, CallStatus, Code, take_message},
     },
     upstream::{Cluster, Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
     wasm::{
         Vm,
-        host::grpc::{CallCommand, CallEvent, GrpcCall, HEADER},
+        host::grpc::{CallCommand, CallEvent, GrpcCall},
     },
 };
 
 /// Maximum bytes of a received message; a larger one ends the call.
-const MAX_MESSAGE: usize = 16 << 20;
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
 /// A call in progress, on its filter's worker.
 pub(in crate::wasm) struct CallHandle {
@@ -132,8 +132,6 @@ async fn run(
     }
 }
 
-pub(crate) type CallStatus = (u32, String);
-
 /// Sends the call and reports what it receives. `None`: the instance is gone.
 async fn exchange(
     upstream: &Pools<Body>,
@@ -180,7 +178,7 @@ async fn exchange(
         if stream && !tell(CallEvent::Trailing(parts.headers.clone())) {
             return Ok(None);
         }
-        return Ok(Some((status, message_of(&parts.headers))));
+        return Ok(Some((status, grpc::message(&parts.headers))));
     }
     if stream && !tell(CallEvent::Initial(parts.headers)) {
         return Ok(None);
@@ -201,7 +199,7 @@ async fn exchange(
             }
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
-        while let Some(message) = take_message(&mut pending)? {
+        while let Some(message) = take_message(&mut pending, MAX_MESSAGE)? {
             if !stream {
                 only = Some(message);
             } else if !tell(CallEvent::Message(message)) {
@@ -214,7 +212,7 @@ async fn exchange(
     }
     let trailers = trailers.unwrap_or_default();
     let status = grpc::status(&trailers).unwrap_or(Code::Unknown.number());
-    let said = message_of(&trailers);
+    let said = grpc::message(&trailers);
     if stream && !tell(CallEvent::Trailing(trailers)) {
         return Ok(None);
     }
@@ -233,62 +231,14 @@ fn exhausted(why: &str) -> CallStatus {
     (Code::ResourceExhausted.number(), why.to_owned())
 }
 
-fn message_of(fields: &HeaderMap) -> String {
-    let text = fields.get(grpc::MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
-    grpc::decode_message(text)
-}
-
-/// Takes the next complete message from the buffer.
-pub(crate) fn take_message(pending: &mut BytesMut) -> Result<Option<Bytes>, CallStatus> {
-    let Some((header, _)) = pending.split_at_checked(HEADER) else { return Ok(None) };
-    let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
-    if header[0] != 0 {
-        return Err((
-            Code::Unimplemented.number(),
-            "the message is compressed, although the request did not accept that".to_owned(),
-        ));
-    }
-    if length > MAX_MESSAGE {
-        return Err(exhausted("the message is too large"));
-    }
-    if pending.len() < HEADER + length {
-        return Ok(None);
-    }
-    pending.advance(HEADER);
-    Ok(Some(pending.split_to(length).freeze()))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::wasm::host::grpc::{EndedCalls, framed};
-
-    #[test]
-    fn messages_are_found_however_they_are_split() {
-        let all = [framed(b"one"), framed(b""), framed(&[7; 300])].concat();
-        for step in 1..all.len() {
-            let (mut pending, mut found) = (BytesMut::new(), Vec::new());
-            for part in all.chunks(step) {
-                pending.extend_from_slice(part);
-                while let Some(message) = take_message(&mut pending).unwrap() {
-                    found.push(message);
-                }
-            }
-            assert_eq!(found, [&b"one"[..], b"", &[7; 300]]);
-        }
-    }
+    use crate::wasm::host::grpc::EndedCalls;
 
     #[test]
     fn ended_calls_are_kept_up_to_a_limit_and_taken_once() {
         let mut over = EndedCalls::default();
         (0..=EndedCalls::MOST as u32).for_each(|id| over.add(id));
         assert!(!over.take(0) && over.take(1) && !over.take(1) && over.take(EndedCalls::MOST as u32));
-    }
-
-    #[test]
-    fn invalid_message_ends_the_call() {
-        let take = |bytes: &[u8]| take_message(&mut BytesMut::from(bytes)).unwrap_err().0;
-        assert_eq!(take(&[1, 0, 0, 0, 0]), 12);
-        assert_eq!(take(&[0, 255, 0, 0, 0]), 8);
     }
 }
