@@ -36,6 +36,7 @@ pub mod h1;
 pub mod h2;
 pub mod net;
 pub mod observe;
+pub mod outbound;
 pub mod process;
 pub mod snapshot;
 pub mod tls;

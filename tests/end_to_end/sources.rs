@@ -1,5 +1,7 @@
 //! Clusters and endpoints that an HTTP source supplies, while requests are in flight.
 
+mod secure;
+
 use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::{Value, json};

@@ -64,6 +64,11 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     if let Some(file) = &admin.token_file {
         look("/admin/token_file", file, "the token");
     }
+    for (i, entry) in config.sources.iter().enumerate() {
+        if let Some(file) = entry.http.as_ref().and_then(|http| http.token_file.as_ref()) {
+            look(&format!("/sources/{i}/http/token_file"), file, "the token");
+        }
+    }
     if let Some(workload) = &config.workload {
         look("/workload/token", &workload.token, "the join token");
     }

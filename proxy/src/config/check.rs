@@ -101,6 +101,11 @@ impl Values<'_> {
         let (source, dir) = (self.source, self.dir);
         let complete = |config: &mut Config, problems: &mut Vec<Diagnostic>| {
             sockets::resolve(source, &mut config.admin.address, "/admin/address", problems);
+            for (i, entry) in config.sources.iter_mut().enumerate() {
+                if let Some(address) = entry.http.as_mut().and_then(|http| http.address.as_mut()) {
+                    sockets::resolve(source, address, &format!("/sources/{i}/http/address"), problems);
+                }
+            }
         };
         let bootstrap = read_value(source, "", "", &rest(source.root()), self.problems, complete);
         let listeners = self.section("listeners", sockets::resolve_listener);

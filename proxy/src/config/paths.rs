@@ -17,7 +17,9 @@ pub(super) fn dependencies(source: &Source) -> Vec<PathBuf> {
     let modules = modules.filter(|wasm| wasm.as_str().is_some_and(|wasm| builtins::name(wasm).is_none()));
     let used = |tls: &&Node| tls.get("mode").and_then(Node::as_str) != Some("disable");
     let mut found: Vec<&Node> = modules.collect();
-    for tls in section("listeners").chain(section("clusters")).filter_map(|entry| entry.get("tls")).filter(used) {
+    let servers = section("sources").filter_map(|source| source.get("http"));
+    let with_tls = section("listeners").chain(section("clusters")).chain(servers);
+    for tls in with_tls.filter_map(|entry| entry.get("tls")).filter(used) {
         let pairs = tls.get("certificates").map_or(&[][..], Node::items).iter().chain(tls.get("certificate"));
         found.extend(pairs.flat_map(|pair| [pair.get("certificate"), pair.get("key")]).flatten());
         found.extend(["client_ca", "ca", "crl"].iter().filter_map(|name| tls.get(name)).flat_map(Node::items));

@@ -73,6 +73,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     admin::warn(source, config, warnings);
     tls::warn(source, config, warnings);
+    sources::warn(source, config, warnings);
     workload::warn(source, config, warnings);
     let listeners = config.listeners.iter().enumerate().map(|(i, listener)| ("listeners", i, &listener.http2));
     let clusters = config.clusters.iter().enumerate().map(|(i, cluster)| ("clusters", i, &cluster.http2));

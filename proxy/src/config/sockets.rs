@@ -61,11 +61,14 @@ mod tests {
     fn unix_sockets_are_relative_to_the_files_folder_everywhere() {
         let text = "admin: {address: 'unix:admin.sock'}\n\
             listeners: [{name: a, address: 'unix:./a.sock', addresses: ['unix:/run/b.sock', '127.0.0.1:1'], cluster: c}]\n\
+            sources: [{name: s, http: {url: 'http://s', address: 'unix:s.sock'}}]\n\
             clusters: [{name: c, endpoints: [{address: 'unix:../app/c.sock'}]}]";
         let config = parse("/etc/tollgate/x.yaml", text, Format::Yaml).unwrap().config;
         let listener = &config.listeners[0];
         let all = [&config.admin.address, &listener.address, &listener.addresses[0], &listener.addresses[1]];
-        let all = all.into_iter().chain([&config.clusters[0].endpoints[0].address]).map(ToString::to_string);
+        let server = config.sources[0].http.as_ref().and_then(|http| http.address.as_ref());
+        let all = all.into_iter().chain(server).chain([&config.clusters[0].endpoints[0].address]);
+        let all = all.map(ToString::to_string);
         assert_eq!(
             all.collect::<Vec<_>>(),
             [
@@ -73,6 +76,7 @@ mod tests {
                 "unix:/etc/tollgate/a.sock",
                 "unix:/run/b.sock",
                 "127.0.0.1:1",
+                "unix:/etc/tollgate/s.sock",
                 "unix:/etc/tollgate/../app/c.sock"
             ]
         );

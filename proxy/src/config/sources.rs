@@ -3,8 +3,10 @@
 
 use super::{
     diagnostic::Diagnostic,
+    model::{Config, HttpSource},
     node::{Node, Value},
     source::Source,
+    units::Address,
     url::HttpUrl,
 };
 
@@ -47,6 +49,45 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
     }
 }
 
+/// Adds the warnings that need the model, for a file without errors.
+pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
+    for (i, http) in config.sources.iter().enumerate().filter_map(|(i, entry)| Some((i, entry.http.as_ref()?))) {
+        for (field, message, help) in of_http(http) {
+            let span = source.locate(&format!("/sources/{i}/http/{field}"), "").span;
+            warnings.push(Diagnostic::warning(span, message).help(help.map(str::to_owned)));
+        }
+    }
+}
+
+/// Returns warnings about an HTTP source: the field, the message and help.
+fn of_http(http: &HttpSource) -> Vec<(&'static str, String, Option<&'static str>)> {
+    let mut all = Vec::new();
+    let Ok(url) = http.url.parse::<HttpUrl>() else { return all };
+    let stays_here = match &http.address {
+        None => url.is_loopback(),
+        Some(address) => address.inet().is_none_or(|address| address.ip().to_canonical().is_loopback()),
+    };
+    if http.token_file.is_some() && !url.is_tls && !stays_here {
+        let message = format!("the token is sent to `{}` without encryption", url.host);
+        let help = "write https://, or connect to a unix socket of this machine (`address`)";
+        all.push(("url", message, Some(help)));
+    }
+    match &http.tls {
+        Some(_) if !url.is_tls => {
+            all.push(("tls", "`tls` has no effect: the URL begins with http://".to_owned(), Some("write https://")));
+        }
+        Some(tls) if tls.insecure => {
+            let message = "certificates are not verified; `ca`, `sans` and `crl` are ignored";
+            all.push(("tls/insecure", message.to_owned(), None));
+        }
+        _ => {}
+    }
+    if http.address.as_ref().and_then(Address::inet).is_some_and(|address| address.port() == 0) {
+        all.push(("address", "port 0 cannot be connected to".to_owned(), None));
+    }
+    all
+}
+
 /// Whether any source may supply clusters, so that their names cannot be checked.
 pub(super) fn supply_clusters(root: &Node) -> bool {
     let of_all = |entry: &Node| match entry.get("supplies") {
@@ -58,4 +99,35 @@ pub(super) fn supply_clusters(root: &Node) -> bool {
 
 fn items<'n>(root: &'n Node, section: &str) -> &'n [Node] {
     root.get(section).map_or(&[], Node::items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Format, parse};
+
+    #[test]
+    fn secrets_without_encryption_and_settings_without_effect_are_warned_about() {
+        for (http, expected) in [
+            ("{url: 'http://control.test', token_file: t}", "the token is sent to `control.test` without encryption"),
+            ("{url: 'http://localhost', address: '10.0.0.1:80', token_file: t}", "the token is sent to `localhost`"),
+            ("{url: 'http://control.test'}", ""),
+            ("{url: 'https://control.test', token_file: t}", ""),
+            ("{url: 'http://localhost:80', token_file: t}", ""),
+            ("{url: 'http://[::1]', token_file: t}", ""),
+            ("{url: 'http://control.test', address: 'unix:a.sock', token_file: t}", ""),
+            ("{url: 'http://control.test', address: '127.0.0.1:80', token_file: t}", ""),
+            ("{url: 'http://control.test', tls: {}}", "`tls` has no effect: the URL begins with http://"),
+            ("{url: 'https://control.test', tls: {insecure: true}}", "certificates are not verified"),
+            ("{url: 'https://control.test', address: '10.0.0.1:0'}", "port 0 cannot be connected to"),
+        ] {
+            let text =
+                format!("sources: [{{name: s, http: {http}}}]\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]");
+            let loaded = parse("c.yaml", &text, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
+            let warnings = loaded.warnings.render(false);
+            match expected {
+                "" => assert!(!warnings.contains("c.yaml:1:"), "{http}: {warnings}"),
+                text => assert!(warnings.contains(text), "{http}: {warnings}"),
+            }
+        }
+    }
 }

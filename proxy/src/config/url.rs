@@ -1,6 +1,6 @@
 //! URLs of HTTP servers.
 
-use std::str::FromStr;
+use std::{net::IpAddr, str::FromStr};
 
 use http::uri::PathAndQuery;
 
@@ -17,6 +17,17 @@ pub struct HttpUrl {
     pub authority: String,
     /// The path and the query; at least `/`.
     pub path: PathAndQuery,
+}
+
+impl HttpUrl {
+    /// Whether the host is this machine: a loopback address, or a name for one (RFC 6761, section 6.3).
+    pub fn is_loopback(&self) -> bool {
+        let name = self.host.trim_end_matches('.').to_ascii_lowercase();
+        match name.parse::<IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback(),
+            Err(_) => name == "localhost" || name.ends_with(".localhost"),
+        }
+    }
 }
 
 impl FromStr for HttpUrl {
@@ -59,6 +70,18 @@ mod tests {
         ] {
             let url: HttpUrl = text.parse().unwrap();
             assert_eq!((url.is_tls, &*url.host, url.port, url.path.as_str()), (is_tls, host, port, path), "{text}");
+        }
+        for (text, expected) in [
+            ("http://localhost", true),
+            ("http://App.LOCALHOST.:80", true),
+            ("http://127.1.2.3", true),
+            ("http://[::1]", true),
+            ("http://[::ffff:127.0.0.1]", true),
+            ("http://0.0.0.0", false),
+            ("http://localhost.example", false),
+            ("http://127.0.0.1.example", false),
+        ] {
+            assert_eq!(text.parse::<HttpUrl>().unwrap().is_loopback(), expected, "{text}");
         }
         for text in
             ["", "control", "/v1", "ftp://a", "http://", "http://a:", "http://a:65536", "http://u@a", "http:///x"]

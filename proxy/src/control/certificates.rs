@@ -14,6 +14,7 @@ use crate::{
     config::{
         ConfigSource, Diagnostic,
         model::{self, ClusterProtocol, Protocol, TlsMode},
+        url::HttpUrl,
     },
     observe::{Kind, MetricError, Registry},
     snapshot::Snapshot,
@@ -96,6 +97,22 @@ impl<'l> Certificates<'l> {
             Err(problems) => {
                 wrong.extend(problems.iter().map(|problem| refused(self.source, &pointer, problem)));
                 None
+            }
+        }
+    }
+
+    /// Checks a source's TLS settings. They are loaded again when the source connects.
+    pub(super) fn of_source(&mut self, index: usize, source: &model::Source, wrong: &mut Vec<Diagnostic>) {
+        let Some(http) = &source.http else { return };
+        let (Ok(url), Some(section)) = (http.url.parse::<HttpUrl>(), &http.tls) else { return };
+        if !url.is_tls {
+            return;
+        }
+        let pointer = format!("/sources/{index}/http/tls");
+        match ClientTls::load(section, &url.host, &[], &mut self.loader, None) {
+            Ok(tls) => self.warn(&pointer, tls.warnings(SystemTime::now())),
+            Err(problems) => {
+                wrong.extend(problems.iter().map(|problem| refused(self.source, &pointer, problem)));
             }
         }
     }

@@ -119,6 +119,9 @@ impl SnapshotBuilder {
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
+        for (index, source) in loaded.config.sources.iter().enumerate() {
+            certificates.of_source(index, source, &mut wrong);
+        }
         let before: HashMap<ClusterId, [u8; 32]> = previous
             .into_iter()
             .flat_map(|previous| &previous.clusters)

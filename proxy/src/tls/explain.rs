@@ -154,16 +154,14 @@ pub fn explain_alert(alert: u8, peer: Peer) -> String {
 fn describe_alert(alert: AlertDescription, peer: Peer) -> String {
     use AlertDescription as A;
     let meaning = match (alert, peer) {
-        (A::CertificateRequired, Peer::Server) => {
-            "it requires a client certificate: give the cluster `tls.certificate`"
-        }
+        (A::CertificateRequired, Peer::Server) => "it requires a client certificate: set `tls.certificate`",
         (A::HandshakeFailure, Peer::Server) => {
             "no version or cipher suite in common, or it requires a client certificate (`tls.certificate`)"
         }
         (A::NoApplicationProtocol, Peer::Server) => "it does not speak the cluster's `protocol` (ALPN)",
         (A::UnrecognisedName, Peer::Server) => "it has no server of this name: is `tls.sni` right?",
         (A::ProtocolVersion, _) => "no TLS version in common",
-        (A::UnknownCA, Peer::Server) => "it does not trust the issuer of the cluster's `tls.certificate`",
+        (A::UnknownCA, Peer::Server) => "it does not trust the issuer of `tls.certificate`",
         (A::UnknownCA, Peer::Client) => "it does not trust the issuer of the listener's certificate",
         (
             A::BadCertificate

@@ -106,9 +106,9 @@ fn an_upstream_that_requires_a_client_certificate_is_reported() {
     let other = "tls: {ca: [ca.pem], sni: localhost, certificate: {certificate: c.pem, key: c.key}}";
     // With TLS 1.3 the client's handshake completes before the server has seen the client's certificate.
     let upstream = Server { clients: Some(&ours), ..Server::new(&server) }.start();
-    let parts = ["certificate_required: it requires a client certificate: give the cluster `tls.certificate`"];
+    let parts = ["certificate_required: it requires a client certificate: set `tls.certificate`"];
     assert_reason("none, 1.3", &proxy(&upstream, none, &files), "upstream_reset", "tls", &parts);
-    let parts = ["unknown_ca: it does not trust the issuer of the cluster's `tls.certificate`"];
+    let parts = ["unknown_ca: it does not trust the issuer of `tls.certificate`"];
     assert_reason("another one, 1.3", &proxy(&upstream, other, &files), "upstream_reset", "tls", &parts);
     let upstream = Server { clients: Some(&ours), versions: &[&TLS12], ..Server::new(&server) }.start();
     let parts = ["TLS handshake: the endpoint sent the alert", "`tls.certificate`"];

@@ -1,28 +1,28 @@
-//! Requests to the certificate authority, each HTTP/1.1 on its own connection, and the checks on its response before
-//! the certificate is used.
+//! Requests to the certificate authority, each on its own connection, and the checks on its response before the
+//! certificate is used.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
 
 use super::store::StoredCertificate;
 use crate::{
     ca::{authority, certificate},
     config::model,
-    net::TokioIo,
+    outbound::{Client, Server},
 };
 
-/// The timeout for connecting, and again for the whole exchange.
-const LONGEST: Duration = Duration::from_secs(10);
+/// The timeout for a request, with connecting.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// The limit on a response's body, in bytes.
-const MAX_ANSWER: usize = 256 << 10;
+const MAX_ANSWER: u64 = 256 << 10;
 
 /// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,7 @@ pub async fn ask(config: &model::Workload, token: &str) -> Result<StoredCertific
 
 /// Requests the trusted roots (PEM).
 pub async fn roots(config: &model::Workload) -> Result<String, RequestError> {
-    let request = Request::get("/ca/root").header(header::HOST, config.ca.authority()).body(Full::default());
+    let request = Request::get("/ca/root").body(Bytes::new());
     let (status, body) = exchange(config, request.map_err(|e| RequestError::Unreachable(e.to_string()))?).await?;
     match status {
         StatusCode::OK => String::from_utf8(body.into()).map_err(|e| RequestError::Answer(e.to_string())),
@@ -101,7 +101,7 @@ pub async fn roots(config: &model::Workload) -> Result<String, RequestError> {
 }
 
 /// Builds the HTTP request with the signing request in its body.
-fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Full<Bytes>>, RequestError> {
+fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Request<Bytes>, RequestError> {
     let csr = || -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -113,35 +113,18 @@ fn request(config: &model::Workload, token: &str, key: &KeyPair) -> Result<Reque
         .map_err(|_| RequestError::Refused("the join token's file holds no token".to_owned()))?;
     bearer.set_sensitive(true);
     Request::post(format!("/ca/sign?ttl={}", config.ttl))
-        .header(header::HOST, config.ca.authority())
         .header(header::CONTENT_TYPE, "application/x-pem-file")
         .header(header::AUTHORIZATION, bearer)
-        .body(Full::from(body))
+        .body(Bytes::from(body))
         .map_err(|e| RequestError::Unreachable(e.to_string()))
 }
 
-async fn exchange(
-    config: &model::Workload,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), RequestError> {
-    let (ca, late) = (&config.ca, |_| RequestError::Unreachable(format!("{} timed out", config.ca)));
-    let lost = |e: &dyn std::fmt::Display| RequestError::Unreachable(format!("{ca}: {e}"));
-    let connecting = TcpStream::connect((ca.host.as_str(), ca.port));
-    let stream = timeout(LONGEST, connecting).await.map_err(late)?.map_err(|e| lost(&e))?;
-    let talk = async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::task::spawn_local(connection);
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok((status, Limited::new(response.into_body(), MAX_ANSWER).collect().await))
-        };
-        let answer = answer.await;
-        connection.abort();
-        answer
-    };
-    let (status, body) = timeout(LONGEST, talk).await.map_err(late)?.map_err(|e: hyper::Error| lost(&e))?;
-    Ok((status, body.map_err(|e| lost(&e))?.to_bytes()))
+async fn exchange(config: &model::Workload, request: Request<Bytes>) -> Result<(StatusCode, Bytes), RequestError> {
+    let mut client = Client::new(Server::new(config.ca.url().clone(), None, Path::new("")));
+    match client.fetch(request, LONGEST, MAX_ANSWER).await {
+        Ok(response) => Ok((response.status(), response.into_body())),
+        Err(error) => Err(RequestError::Unreachable(format!("{}: {error}", config.ca))),
+    }
 }
 
 /// Rejects a certificate that is not for this workload or not valid now, before listeners can use it.

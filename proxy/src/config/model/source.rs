@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{super::units::Duration, ClusterTls};
+use super::{
+    super::units::{Address, Duration},
+    ClusterTls,
+};
 
 /// A source of clusters and endpoints that are not in the configuration's files. Each resource is accepted or refused
 /// alone, and what is accepted stays when the source fails. On a clash of names, the files win.
@@ -45,6 +48,10 @@ pub struct HttpSource {
     /// The URL: `http://` or `https://`, with a host name or an address.
     #[schemars(pattern(r"^https?://[^/?#]+"))]
     pub url: String,
+    /// The address to connect to, instead of the URL's host: `unix:/run/control.sock`, `10.0.0.1:8080`. The URL still
+    /// names the host that requests and the certificate are for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
     /// How long the server may hold a request until something changes (long poll).
     #[serde(default = "default::wait")]
     pub wait: Duration,

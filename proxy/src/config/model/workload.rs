@@ -46,43 +46,33 @@ fn default_life() -> Duration {
 
 /// The URL of a certificate authority: `http://HOST` or `http://HOST:PORT`, without a path. The default port is 80.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CaUrl {
-    text: String,
-    /// A host name or an IP address; an IPv6 address without its brackets.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
-}
+pub struct CaUrl(HttpUrl);
 
 impl FromStr for CaUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not the URL of a service; write http://HOST:PORT");
-        let url: HttpUrl = text.parse().map_err(|_| wrong())?;
-        if url.is_tls || url.path != "/" {
-            return Err(wrong());
-        }
-        Ok(CaUrl { text: format!("http://{}", url.authority), host: url.host, port: url.port })
+        let url = text.parse().ok().filter(|url: &HttpUrl| !url.is_tls && url.path == "/");
+        url.map(CaUrl).ok_or_else(|| format!("`{text}` is not the URL of a service; write http://HOST:PORT"))
     }
 }
 
 impl fmt::Display for CaUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        write!(f, "http://{}", self.0.authority)
     }
 }
 
 impl CaUrl {
-    /// Returns `HOST:PORT` as written in the URL.
-    pub fn authority(&self) -> &str {
-        self.text.trim_start_matches("http://")
+    /// Returns the URL.
+    pub fn url(&self) -> &HttpUrl {
+        &self.0
     }
 }
 
 impl Serialize for CaUrl {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&self.text)
+        s.collect_str(self)
     }
 }
 
@@ -117,7 +107,7 @@ mod tests {
             ("http://[::1]:9901/", "::1", 9901),
         ] {
             let url: CaUrl = text.parse().unwrap();
-            assert_eq!((url.host.as_str(), url.port), (host, port));
+            assert_eq!((url.0.host.as_str(), url.0.port), (host, port));
             assert_eq!(url.to_string(), text.trim_end_matches('/'));
         }
         for text in [

@@ -13,17 +13,16 @@ use tokio::{
 };
 
 use crate::{
-    config::{model, url::HttpUrl},
+    config::model,
     control::{
         source::{
             directory::{DirectoryReader, Listing},
-            http::{Fetched, HttpPoller, Server, client_tls},
+            http::{Fetched, HttpPoller},
             status::SourceStatus,
         },
         store::{Key, SourceId},
     },
     observe::{MetricError, Registry},
-    tls,
 };
 
 /// Where sources send what they supply.
@@ -48,15 +47,6 @@ pub(super) struct Running {
     task: Option<AbortHandle>,
 }
 
-/// Why a source does not run.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
-    #[error("{0}")]
-    Url(String),
-    #[error("{}", .0.iter().map(|e| format!("tls.{}: {}", e.field, e.error)).collect::<Vec<_>>().join("; "))]
-    Tls(Vec<tls::FieldError>),
-}
-
 impl Running {
     /// A source that does not run yet.
     pub(super) fn new(id: SourceId, config: model::Source, registry: &Registry) -> Result<Running, MetricError> {
@@ -78,14 +68,14 @@ impl Running {
     /// Starts its task, in place of a running one. Relative paths are relative to `dir`.
     ///
     /// # Errors Its configuration cannot be used; that is noted in its status as well.
-    pub(super) fn start(&mut self, dir: &Path, out: &Outputs) -> Result<(), StartError> {
+    pub(super) fn start(&mut self, dir: &Path, out: &Outputs) -> Result<(), String> {
         self.stop();
         if let Some(config) = &self.config.directory {
             let reader = DirectoryReader::new(dir.join(&config.path), self.status.clone(), out.listings.clone());
             self.task = Some(spawn_local(reader.run()).abort_handle());
         }
         let Some(config) = &self.config.http else { return Ok(()) };
-        match poller(config, dir, &self.status, &out.documents) {
+        match HttpPoller::new(config, dir, self.status.clone(), out.documents.clone()) {
             Ok(mut poller) => {
                 if let Some(version) = &self.version {
                     poller = poller.resuming(version);
@@ -94,7 +84,7 @@ impl Running {
                 Ok(())
             }
             Err(e) => {
-                self.status.failed(e.to_string());
+                self.status.failed(e.clone());
                 Err(e)
             }
         }
@@ -111,17 +101,4 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn poller(
-    config: &model::HttpSource,
-    dir: &Path,
-    status: &Arc<SourceStatus>,
-    out: &mpsc::Sender<Fetched>,
-) -> Result<HttpPoller, StartError> {
-    let url: HttpUrl = config.url.parse().map_err(StartError::Url)?;
-    let resolve = |path: &Path| -> PathBuf { dir.join(path) };
-    let tls = client_tls(config, &url, &mut tls::Loader::new(&resolve), None).map_err(StartError::Tls)?;
-    let token = config.token_file.as_deref().map(resolve);
-    Ok(HttpPoller::new(config, Server::new(url, tls), token, status.clone(), out.clone()))
 }

@@ -5,12 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
-use http_body::Body;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use tokio::time::timeout;
+
+use crate::outbound::{Body, BodyError};
 
 /// The limit on a full state, in bytes.
 const MAX_FULL: u64 = 256 << 20;
@@ -20,12 +18,6 @@ const MAX_DELTA: u64 = 16 << 20;
 
 /// The longest wait that a server can request with `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-
-/// The limit on the body of an error response that is read, in bytes.
-const MAX_ERROR: usize = 4 << 10;
-
-/// The time for the body of an error response.
-const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// RFC 3229, section 10.5.2.
 const IM: HeaderName = HeaderName::from_static("im");
@@ -78,12 +70,12 @@ impl Failure {
 
 impl Answer {
     /// Judges a head. `asked` is the ETag that the request named.
-    pub fn of(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<Answer, Failure> {
+    pub fn of(head: &Parts, asked: Option<&HeaderValue>) -> Result<Answer, Failure> {
         match head.status {
             StatusCode::NOT_MODIFIED if asked.is_some() => Ok(Answer::Unchanged),
             StatusCode::NOT_MODIFIED => Err(Failure::new("the server answered 304 to a request without If-None-Match")),
-            StatusCode::OK => Announced::of(head, body, false).map(Answer::Document).map_err(Failure::new),
-            StatusCode::IM_USED => delta(head, body, asked)
+            StatusCode::OK => Announced::of(head, false).map(Answer::Document).map_err(Failure::new),
+            StatusCode::IM_USED => delta(head, asked)
                 .map(Answer::Document)
                 .map_err(|text| Failure { ask_for_all: true, ..Failure::new(text) }),
             status => {
@@ -100,7 +92,7 @@ impl Answer {
 }
 
 /// Judges the head of a delta.
-fn delta(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<Announced, String> {
+fn delta(head: &Parts, asked: Option<&HeaderValue>) -> Result<Announced, String> {
     let asked = asked.ok_or("the server answered 226 to a request without A-IM")?;
     let used = text(&head.headers, IM);
     if !used.as_deref().is_some_and(|used| used.eq_ignore_ascii_case(RESOURCES)) {
@@ -110,7 +102,7 @@ fn delta(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<
         let (base, asked) = (shown(base), shown(asked));
         return Err(format!("the server's changes are based on version {base}, but the proxy has {asked}"));
     }
-    let announced = Announced::of(head, body, true)?;
+    let announced = Announced::of(head, true)?;
     match announced.etag {
         Some(_) => Ok(announced),
         None => Err("the server answered 226 without an ETag".to_owned()),
@@ -118,7 +110,7 @@ fn delta(head: &Parts, body: &impl Body, asked: Option<&HeaderValue>) -> Result<
 }
 
 impl Announced {
-    fn of(head: &Parts, body: &impl Body, is_delta: bool) -> Result<Announced, String> {
+    fn of(head: &Parts, is_delta: bool) -> Result<Announced, String> {
         let format = format(&head.headers)?;
         let etag = head.headers.get(header::ETAG).cloned();
         if let Some(wrong) = etag.as_ref().filter(|etag| !is_etag(etag.as_bytes())) {
@@ -128,15 +120,7 @@ impl Announced {
         {
             return Err(format!("the server's document is encoded (`Content-Encoding: {encoding}`)"));
         }
-        let announced = Announced { format, etag, is_delta };
-        match body.size_hint().exact() {
-            Some(0) => Err("the server's document is empty".to_owned()),
-            Some(length) if length > announced.limit() => Err(announced.too_large()),
-            Some(_) => Ok(announced),
-            None if is_chunked(&head.headers) => Ok(announced),
-            // The end of the connection would be the end of the document, so a truncated one would be used.
-            None => Err("the server's answer has neither Content-Length nor chunked encoding".to_owned()),
-        }
+        Ok(Announced { format, etag, is_delta })
     }
 
     /// The limit on the document, in bytes.
@@ -149,60 +133,17 @@ impl Announced {
         format!("the server's document is too large: at most {} MiB are allowed for a {kind}", self.limit() >> 20)
     }
 
-    /// Reads the document.
-    pub async fn read<B>(&self, body: B) -> Result<Bytes, Failure>
-    where
-        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-    {
+    /// Reads the document within this time.
+    pub async fn read(&self, body: Body, time: Duration) -> Result<Bytes, Failure> {
         let failed = |text| Failure { ask_for_all: self.is_delta, ..Failure::new(text) };
-        match read_all(body, self.limit()).await {
-            Ok(Some(document)) if document.is_empty() => Err(failed("the server's document is empty".to_owned())),
-            Ok(Some(document)) => Ok(document),
-            Ok(None) => Err(failed(self.too_large())),
+        match body.read(self.limit(), time).await {
+            Ok(document) if document.is_empty() => Err(failed("the server's document is empty".to_owned())),
+            Ok(document) => Ok(document),
+            Err(BodyError::TooLarge(_)) => Err(failed(self.too_large())),
+            Err(error @ BodyError::NoLength) => Err(failed(error.to_string())),
             // The connection failed, not the delta.
-            Err(error) => Err(Failure::new(format!("the server's document is incomplete: {}", explain(&error)))),
+            Err(error) => Err(Failure::new(error.to_string())),
         }
-    }
-}
-
-/// Reads a body of at most this many bytes; `None`: it is longer.
-pub(super) async fn read_all<B: Body<Data = Bytes> + Unpin>(
-    mut body: B,
-    limit: u64,
-) -> Result<Option<Bytes>, B::Error> {
-    // A small document arrives in one piece and is not copied.
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        if (first.len() + all.len() + data.len()) as u64 > limit {
-            return Ok(None);
-        }
-        if first.is_empty() && all.is_empty() {
-            first = data;
-            continue;
-        }
-        if all.is_empty() {
-            all.extend_from_slice(&std::mem::take(&mut first));
-        }
-        all.extend_from_slice(&data);
-    }
-    Ok(Some(if all.is_empty() { first } else { all.freeze() }))
-}
-
-/// Returns the beginning of an error response's body, quoted.
-pub(super) async fn excerpt(body: Incoming) -> Option<String> {
-    let read = timeout(ERROR_TIME, Limited::new(body, MAX_ERROR).collect()).await;
-    let text = read.ok()?.ok()?.to_bytes();
-    let text: String = String::from_utf8_lossy(&text).trim().chars().take(200).collect();
-    (!text.is_empty()).then(|| format!("{text:?}"))
-}
-
-/// Describes an error of a connection with its cause.
-pub(super) fn explain(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 
@@ -235,12 +176,6 @@ fn format(headers: &HeaderMap) -> Result<Format, String> {
     } else {
         Err(format!("the server's answer is `{given}`, neither application/json nor application/yaml"))
     }
-}
-
-fn is_chunked(headers: &HeaderMap) -> bool {
-    let last = headers.get_all(header::TRANSFER_ENCODING).iter().next_back();
-    let last = last.and_then(|value| value.to_str().ok()?.rsplit(',').next());
-    last.is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 /// Returns the wait of `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).

@@ -1,43 +1,37 @@
 //! The HTTP source: asks a server for resources, again and again. docs/sources.md describes the protocol.
 //!
-//! [`HttpPoller`] decides when to ask and for what; `request` builds the requests, `answer` judges the answers, and
-//! `connection` and `server` carry both. What the documents contain is the receiver's business: it gets each one as a
+//! [`HttpPoller`] decides when to ask and for what; `request` builds the requests, `answer` judges the answers, and a client
+//! of [`outbound`](crate::outbound) carries both. What the documents contain is the receiver's business: it gets each one as a
 //! [`Fetched`], and its [`Verdict`] decides about the next request.
 
 mod answer;
-mod connection;
 mod request;
-mod server;
 
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderValue;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use self::{
-    answer::{Announced, Answer, Failure, excerpt},
-    connection::Link,
+    answer::{Announced, Answer, Failure},
     request::{Requests, refused_header},
 };
 use super::status::SourceStatus;
 use crate::{
-    config::{model::HttpSource, url::HttpUrl},
+    config::model::HttpSource,
     digest::sha256,
+    outbound::{Client, Dial, Server, TokenFile},
     upstream::Backoff,
 };
 
-pub use self::{
-    answer::Format,
-    connection::Dial,
-    server::{Server, client_tls},
-};
+pub use self::answer::Format;
 
 /// The time that a server gets for an answer's head, in addition to `wait`.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -105,7 +99,7 @@ enum Outcome {
 /// The client of one source. It runs as a task of a `LocalSet`.
 pub struct HttpPoller<D: Dial = Server> {
     requests: Requests,
-    link: Link<D>,
+    client: Client<D>,
     wait: Duration,
     interval: Duration,
     version: Option<Version>,
@@ -114,34 +108,35 @@ pub struct HttpPoller<D: Dial = Server> {
 }
 
 impl HttpPoller {
-    /// Creates the client of a source. `token_file` is the resolved path of the configured one.
+    /// Creates the client of a source. Relative paths are relative to `dir`.
+    ///
+    /// # Errors
+    /// The URL is invalid.
     pub fn new(
         config: &HttpSource,
-        server: Server,
-        token_file: Option<PathBuf>,
+        dir: &Path,
         status: Arc<SourceStatus>,
         out: mpsc::Sender<Fetched>,
-    ) -> HttpPoller {
-        let url = server.url().clone();
-        HttpPoller::dialling(server, &url, config, token_file, status, out)
+    ) -> Result<HttpPoller, String> {
+        let server = Server::new(config.url.parse()?, config.tls.as_ref(), dir).at(config.address.clone());
+        Ok(HttpPoller::dialling(server, config, dir, status, out))
     }
 }
 
 impl<D: Dial> HttpPoller<D> {
     /// Creates a client with its own way to connect.
     fn dialling(
-        dial: D,
-        url: &HttpUrl,
+        server: D,
         config: &HttpSource,
-        token_file: Option<PathBuf>,
+        dir: &Path,
         status: Arc<SourceStatus>,
         out: mpsc::Sender<Fetched>,
     ) -> HttpPoller<D> {
-        let wait = config.wait.0;
+        let token = config.token_file.as_deref().map(|file| TokenFile::bearer(dir.join(file)));
         HttpPoller {
-            requests: Requests::new(url, wait, token_file),
-            link: Link::new(dial, wait.saturating_add(HEAD_TIME)),
-            wait,
+            requests: Requests::new(server.url(), config.wait.0, token),
+            client: Client::new(server),
+            wait: config.wait.0,
             interval: config.interval.0.max(SHORTEST_INTERVAL),
             version: None,
             status,
@@ -178,7 +173,7 @@ impl<D: Dial> HttpPoller<D> {
                 }
                 Err(failure) => {
                     // The next connection may lead to another server.
-                    self.link.close();
+                    self.client.close();
                     if failure.ask_for_all {
                         self.version = None;
                     }
@@ -204,20 +199,20 @@ impl<D: Dial> HttpPoller<D> {
     /// Sends one request and passes a new document on.
     async fn ask(&mut self) -> Result<Outcome, Failure> {
         let request = self.requests.next(self.version.as_ref()).map_err(Failure::new)?;
-        let (response, held) = self.link.send(request).await.map_err(Failure::new)?;
-        let (head, body) = response.into_parts();
-        let announced = match Answer::of(&head, &body, self.etag()) {
+        let sent = self.client.send(request, self.wait.saturating_add(HEAD_TIME)).await;
+        let (head, body) = sent.map_err(|error| Failure::new(error.to_string()))?.into_parts();
+        let held = body.waited();
+        let announced = match Answer::of(&head, self.etag()) {
             Ok(Answer::Unchanged) => return Ok(Outcome::Unchanged(held)),
             Ok(Answer::Document(announced)) => announced,
             Err(mut failure) => {
-                if let Some(said) = excerpt(body).await {
+                if let Some(said) = body.excerpt().await {
                     failure.text.extend([": ", &said]);
                 }
                 return Err(failure);
             }
         };
-        let late = |_| Failure::new(format!("the server's document did not arrive within {BODY_TIME:?}"));
-        let document = timeout(BODY_TIME, announced.read(body)).await.map_err(late)??;
+        let document = announced.read(body, BODY_TIME).await?;
         let digest = announced.etag.is_none().then(|| sha256(&document));
         if self.is_known(&announced, digest) {
             return Ok(Outcome::Unchanged(held));

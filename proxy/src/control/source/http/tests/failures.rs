@@ -199,7 +199,7 @@ async fn server_that_cannot_be_reached_is_an_error() {
         while rig.attempts() < 3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(rig.last_error(), "connection refused");
+        assert_eq!(rig.last_error(), "`control.test` has no address");
     })
     .await;
 }

@@ -1,13 +1,16 @@
 //! Tests of the HTTP source against a scripted server, which reads requests and writes bytes. Where time matters, the
 //! connections are pipes and tokio's clock is paused, so that waits take no time and can be checked to the millisecond.
 
-mod connect;
 mod failures;
 mod hostile;
 mod pace;
 mod protocol;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -17,22 +20,34 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Dial, Fetched, HttpPoller, Verdict};
-use crate::{config::model::HttpSource, control::source::status::SourceStatus, observe::Registry};
+use super::{Fetched, HttpPoller, Verdict};
+use crate::{
+    config::{model::HttpSource, url::HttpUrl},
+    control::source::status::SourceStatus,
+    observe::Registry,
+    outbound::{ConnectError, Dial, Version},
+};
 
 /// Longer than anything that the client does by itself.
 const LONG: Duration = Duration::from_secs(100_000);
 
 /// Connects to the scripted server.
-struct Pipes(mpsc::UnboundedSender<DuplexStream>);
+struct Pipes {
+    url: HttpUrl,
+    dialled: mpsc::UnboundedSender<DuplexStream>,
+}
 
 impl Dial for Pipes {
     type Io = DuplexStream;
 
-    async fn dial(&self) -> Result<DuplexStream, String> {
+    fn url(&self) -> &HttpUrl {
+        &self.url
+    }
+
+    async fn dial(&self) -> Result<(DuplexStream, Version), ConnectError> {
         let (ours, theirs) = duplex(64 << 10);
-        self.0.send(theirs).map_err(|_| "connection refused".to_owned())?;
-        Ok(ours)
+        self.dialled.send(theirs).map_err(|_| ConnectError::NoAddress(self.url.host.clone()))?;
+        Ok((ours, Version::Http1))
     }
 }
 
@@ -188,8 +203,9 @@ async fn resuming(settings: Value, token_file: Option<PathBuf>, etag: Option<&st
     let (out, fetched) = mpsc::channel(1);
     let registry = Registry::new(1);
     let status = SourceStatus::new(&registry, "central").unwrap();
-    let url = config.url.parse().unwrap();
-    let poller = HttpPoller::dialling(Pipes(dialled), &url, &config, token_file, status.clone(), out);
+    let config = HttpSource { token_file, ..config };
+    let pipes = Pipes { url: config.url.parse().unwrap(), dialled };
+    let poller = HttpPoller::dialling(pipes, &config, Path::new(""), status.clone(), out);
     let poller = match etag {
         Some(etag) => poller.resuming(etag),
         None => poller,
