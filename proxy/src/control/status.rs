@@ -280,8 +280,8 @@ fn cluster_json(cluster: &Cluster) -> Value {
             "hostname": endpoint.hostname,
             "weight": weight,
             "priority": priority,
-            "locality": **locality,
-            "metadata": **metadata,
+            "locality": locality.as_deref().cloned().unwrap_or_default(),
+            "metadata": metadata.as_deref().cloned().unwrap_or_default(),
             "healthy": cluster.is_checked().then(|| endpoint.is_healthy()),
             "check_error": endpoint.check_error().map(|error| error.as_str().to_owned()),
             "last_error": endpoint.last_error().map(|error| {

@@ -1,7 +1,7 @@
 //! A cluster's endpoints at one moment, and the balancer that chooses among them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -44,10 +44,10 @@ pub struct Member {
     pub weight: u32,
     /// Its priority: 0 is the highest.
     pub priority: u32,
-    /// Where it is.
-    pub locality: Arc<model::Locality>,
-    /// Its properties by name.
-    pub metadata: Arc<BTreeMap<String, model::MetadataValue>>,
+    /// Where it is, if that is known.
+    pub locality: Option<Arc<model::Locality>>,
+    /// Its properties, if it has any.
+    pub metadata: Option<Arc<model::Metadata>>,
 }
 
 impl Member {
@@ -57,9 +57,15 @@ impl Member {
             && self.endpoint.hostname.as_deref() == config.hostname.as_deref()
             && self.weight == config.weight
             && self.priority == config.priority
-            && *self.locality == config.locality
-            && *self.metadata == config.metadata
+            && self.locality.as_deref() == config.locality.as_deref()
+            && self.metadata.as_deref() == config.metadata.as_deref()
     }
+}
+
+/// A property of an endpoint as a shared object. Most endpoints of a cluster have the same as the one before.
+fn shared<T: Clone + PartialEq>(property: Option<&T>, before: Option<&Arc<T>>) -> Option<Arc<T>> {
+    let property = property?;
+    Some(before.filter(|before| ***before == *property).map_or_else(|| Arc::new(property.clone()), Arc::clone))
 }
 
 impl Membership {
@@ -82,11 +88,9 @@ impl Membership {
                 None => {
                     let (hostname, known) = (config.hostname.as_deref(), known.get(address).copied());
                     let endpoint = Endpoint::new(address, hostname, &settings.transport, known);
-                    // Most endpoints of a cluster have the same locality as the one before.
-                    let last = members.last().filter(|last| *last.locality == config.locality);
-                    let locality = last.map_or_else(|| Arc::new(config.locality.clone()), |last| last.locality.clone());
-                    let last = members.last().filter(|last| *last.metadata == config.metadata);
-                    let metadata = last.map_or_else(|| Arc::new(config.metadata.clone()), |last| last.metadata.clone());
+                    let last = members.last();
+                    let locality = shared(config.locality.as_deref(), last.and_then(|last| last.locality.as_ref()));
+                    let metadata = shared(config.metadata.as_deref(), last.and_then(|last| last.metadata.as_ref()));
                     let (weight, priority) = (config.weight, config.priority);
                     members.push(Member { endpoint, weight, priority, locality, metadata });
                 }

@@ -104,11 +104,13 @@ pub struct Endpoint {
     #[schemars(range(max = 127))]
     pub priority: u32,
     /// Where it is.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub locality: Locality,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Locality")]
+    pub locality: Option<Box<Locality>>,
     /// Its properties: texts, numbers and booleans by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub metadata: BTreeMap<String, MetadataValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Metadata")]
+    pub metadata: Option<Box<Metadata>>,
     /// Its host name: the server name of TLS connections to it (SNI), unless the cluster's `tls.sni` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "tollgate-server-name"))]
@@ -118,8 +120,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint that has no more than an address and a weight.
     pub fn new(address: impl Into<Address>, weight: u32) -> Endpoint {
-        let (locality, metadata) = (Locality::default(), BTreeMap::new());
-        Endpoint { address: address.into(), weight, priority: 0, locality, metadata, hostname: None }
+        Endpoint { address: address.into(), weight, priority: 0, locality: None, metadata: None, hostname: None }
     }
 }
 
@@ -137,6 +138,9 @@ pub struct Locality {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sub_zone: String,
 }
+
+/// An endpoint's properties by name.
+pub type Metadata = BTreeMap<String, MetadataValue>;
 
 /// A value of an endpoint's metadata.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
