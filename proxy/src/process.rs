@@ -193,6 +193,7 @@ impl Server {
             path: options.file,
             running,
             builder: builder.clone(),
+            claim,
             rollout,
             status: status.clone(),
             watcher: Watcher::new(status.unwatched.clone()),

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Clients that send requests one after the other until they are stopped.
-struct Load {
+pub struct Load {
     over: Arc<AtomicBool>,
     /// Per client, how often it has seen each version.
     seen: Arc<Mutex<Vec<BTreeMap<String, usize>>>>,
@@ -40,7 +40,7 @@ struct Load {
 const CLIENTS: usize = 4;
 
 /// The version recorded by [`Load::connecting`].
-const ANY: &str = "an answer";
+pub const ANY: &str = "an answer";
 
 impl Load {
     /// Starts clients with one connection each. `version` returns a response's version, and panics if the response is
@@ -57,7 +57,7 @@ impl Load {
     }
 
     /// Starts a client per address, which opens a new connection for each request.
-    fn connecting(addresses: &[SocketAddr]) -> Load {
+    pub fn connecting(addresses: &[SocketAddr]) -> Load {
         Load::by(addresses, |address| {
             move || {
                 let response = Client::connect(address).request("GET", "/", &[("Connection", "close")], b"");
@@ -67,7 +67,7 @@ impl Load {
         })
     }
 
-    fn by<A: FnMut() -> String + Send + 'static>(addresses: &[SocketAddr], ask: impl Fn(SocketAddr) -> A) -> Load {
+    pub fn by<A: FnMut() -> String + Send + 'static>(addresses: &[SocketAddr], ask: impl Fn(SocketAddr) -> A) -> Load {
         let over = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Mutex::new(vec![BTreeMap::new(); addresses.len()]));
         let client = |(nth, address): (usize, &SocketAddr)| {
@@ -84,7 +84,7 @@ impl Load {
     }
 
     /// Waits until every client has seen a version several more times.
-    fn meet(&self, version: &str) {
+    pub fn meet(&self, version: &str) {
         let met = || self.seen.lock().unwrap().iter().map(|seen| seen.get(version).copied().unwrap_or(0)).collect();
         let before: Vec<usize> = met();
         wait_until(&format!("all clients to see {version}"), || {
@@ -94,7 +94,7 @@ impl Load {
     }
 
     /// Stops the clients, and returns the versions that any of them has seen.
-    fn end(self) -> Vec<String> {
+    pub fn end(self) -> Vec<String> {
         self.over.store(true, Ordering::Relaxed);
         self.clients.into_iter().for_each(|client| client.join().expect("no request fails"));
         let seen = self.seen.lock().unwrap();
@@ -114,7 +114,7 @@ fn marked(upstream: &Upstream, module: &[u8]) -> Proxy {
 }
 
 /// An upstream that responds with the filter version that its request has passed.
-fn telling() -> Upstream {
+pub fn telling() -> Upstream {
     Upstream::replying(|request| answer(200, &[], request.field("x-version").unwrap_or("none")))
 }
 

@@ -1,7 +1,9 @@
-//! A document of a source: clusters and endpoints in the form of a configuration file, each checked by itself, so that an
-//! error in one does not affect the others.
+//! A document of a source: resources in the form of a configuration file, each checked by itself, so that an error in one
+//! does not affect the others.
 
-use std::{path::Path, sync::Arc};
+use std::{cell::RefCell, path::Path, sync::Arc};
+
+use serde::de::DeserializeOwned;
 
 use super::{
     check::read_value,
@@ -12,19 +14,23 @@ use super::{
     model::{Cluster, Endpoint},
     node::{Key, Node, Value},
     normalize,
-    parse::{Format, tree},
-    resources::Resource,
+    outline::Outline,
+    parse::{Format, Variables, tree},
+    paths,
+    resources::{FileResources, Resource},
     semantics, sockets,
     source::Source,
     tree::ParseResult,
 };
 
 /// What a document may contain.
-const SECTIONS: [&str; 3] = ["clusters", "endpoints", "removed"];
+const SECTIONS: [&str; 5] = ["listeners", "filters", "clusters", "endpoints", "removed"];
 
 /// The resources of a document.
 #[derive(Debug, Default)]
 pub struct Fragment {
+    /// Listeners and filters, each as a file with one resource.
+    pub parts: Vec<FileResources>,
     /// Clusters.
     pub clusters: Vec<Resource<Cluster>>,
     /// Endpoints, by the name of a service.
@@ -38,6 +44,10 @@ pub struct Fragment {
 /// A kind of resource in a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FragmentKind {
+    /// A listener.
+    Listener,
+    /// A filter.
+    Filter,
     /// A cluster.
     Cluster,
     /// Endpoints.
@@ -45,11 +55,29 @@ pub enum FragmentKind {
 }
 
 impl FragmentKind {
+    const ALL: [FragmentKind; 4] =
+        [FragmentKind::Listener, FragmentKind::Filter, FragmentKind::Cluster, FragmentKind::Endpoints];
+
     /// The section that contains resources of this kind.
     pub fn section(self) -> &'static str {
         match self {
+            FragmentKind::Listener => "listeners",
+            FragmentKind::Filter => "filters",
             FragmentKind::Cluster => "clusters",
             FragmentKind::Endpoints => "endpoints",
+        }
+    }
+
+    fn of(section: &str) -> Option<FragmentKind> {
+        FragmentKind::ALL.into_iter().find(|kind| kind.section() == section)
+    }
+
+    /// The section of a configuration file by whose rules an entry is checked. Endpoints are checked as a cluster that has
+    /// nothing else.
+    fn checked_as(self) -> &'static str {
+        match self {
+            FragmentKind::Endpoints => "clusters",
+            other => other.section(),
         }
     }
 }
@@ -77,11 +105,11 @@ pub struct RefusedResource {
 }
 
 impl Loader<'_> {
-    /// Reads a document. `name` is for messages.
+    /// Reads a document. `name` is for messages. Relative paths are relative to `dir`.
     ///
     /// # Errors The document is unusable as a whole: it has another syntax, other sections, or a resource without a name.
-    pub fn fragment(&self, name: &str, text: String, format: Format) -> Result<Fragment, Diagnostics> {
-        let mut source = Source::new(Path::new(name), text);
+    pub fn fragment(&self, name: &str, dir: &Path, text: String, format: Format) -> Result<Fragment, Diagnostics> {
+        let mut source = Source::new(Path::new(name), text).in_dir(dir);
         let mut problems = Vec::new();
         let root = match tree(source.text(), format) {
             Ok(ParseResult { node, problems: mut found }) => {
@@ -102,24 +130,20 @@ impl Loader<'_> {
             }
         };
         for (key, node) in entries {
-            match (key.name.as_str(), node.value) {
+            let name = key.name.as_str();
+            match (FragmentKind::of(name), node.value) {
                 (_, Value::Null) => {}
-                ("clusters", Value::Seq(items)) => {
-                    items.into_iter().for_each(|item| {
-                        self.entry(&mut source, FragmentKind::Cluster, item, &mut fragment, &mut problems);
-                    });
+                (Some(kind), Value::Seq(items)) => {
+                    for item in items {
+                        self.entry(&mut source, kind, item, &mut fragment, &mut problems);
+                    }
                 }
-                ("endpoints", Value::Seq(items)) => {
-                    items.into_iter().for_each(|item| {
-                        self.entry(&mut source, FragmentKind::Endpoints, item, &mut fragment, &mut problems);
-                    });
-                }
-                ("removed", Value::Map(kinds)) => removed(kinds, &mut fragment, &mut problems),
-                (name, _) if SECTIONS.contains(&name) => {
+                (None, Value::Map(kinds)) if name == "removed" => removed(kinds, &mut fragment, &mut problems),
+                _ if SECTIONS.contains(&name) => {
                     let expected = if name == "removed" { "a map of lists" } else { "a list" };
                     problems.push(Diagnostic::error(key.span, format!("`{name}` must be {expected}")));
                 }
-                (name, _) => {
+                _ => {
                     let message = format!("a source does not supply `{}`", clip(name));
                     let help = format!("a source's document has {}", list(&SECTIONS));
                     problems.push(Diagnostic::error(key.span, message).help(help));
@@ -129,7 +153,7 @@ impl Loader<'_> {
         if problems.is_empty() { Ok(fragment) } else { Err(Diagnostics::new(&Arc::new(source), problems)) }
     }
 
-    /// Reads an entry of a section. Endpoints are checked as a cluster that has nothing else.
+    /// Reads an entry of a section.
     fn entry(
         &self,
         source: &mut Source,
@@ -154,52 +178,108 @@ impl Loader<'_> {
                 Diagnostic::error(key.span, message).help("endpoints have `name` and `endpoints`".to_owned())
             }));
         }
-        let key = Key { name: "clusters".to_owned(), span };
+        let section = kind.checked_as();
+        let key = Key { name: section.to_owned(), span };
         let mut root = Node { span, value: Value::Map(vec![(key, Node { span, value: Value::Seq(vec![node]) })]) };
-        env::substitute(&mut root, source.text(), &self.env, &mut wrong);
+        let variables = RefCell::new(Variables::new());
+        let lookup = |name: &str| {
+            let value = (self.env)(name);
+            variables.borrow_mut().insert(name.to_owned(), value.clone());
+            value
+        };
+        let is_part = matches!(kind, FragmentKind::Listener | FragmentKind::Filter);
+        let references = if is_part { env::references(&root) } else { Vec::new() };
+        env::substitute(&mut root, source.text(), &lookup, &mut wrong);
         normalize::fit(&mut root);
         source.set_root(root);
         semantics::check(source, &self.foreign, &mut wrong);
-        let json = source.root().get("clusters").and_then(|list| list.items().first()).map(Node::to_json);
-        let json = json.unwrap_or_default();
-        let pointer = "/clusters/0";
-        let value = read_value::<Cluster>(source, "clusters", pointer, &json, &mut wrong, |cluster, wrong| {
-            sockets::resolve_cluster(source, cluster, pointer, wrong);
-        });
+        let json = source.root().get(section).and_then(|list| list.items().first()).map(Node::to_json);
+        let mut entry = Entry { source, section, json: json.unwrap_or_default(), wrong };
         let line = source.position(span.start).line;
-        match value.filter(|_| wrong.is_empty()) {
-            Some((cluster, sha256)) => match kind {
-                FragmentKind::Cluster => {
-                    fragment.clusters.push(Resource { value: Arc::new(cluster), sha256, span, line });
-                }
-                FragmentKind::Endpoints => {
-                    let value = Arc::new(ServiceEndpoints { name, endpoints: cluster.endpoints });
-                    fragment.endpoints.push(Resource { value, sha256, span, line });
-                }
-            },
-            None => {
-                let errors = wrong.iter().map(|wrong| {
-                    let place = wrong.span.map_or(span, |span| span);
-                    let at = source.position(place.start);
-                    (format!("{}:{}", at.line, at.column), wrong.message.clone())
-                });
-                let sha256 = crate::digest::sha256(json.to_string().as_bytes());
-                fragment.refused.push(RefusedResource { kind, name, sha256, errors: errors.collect() });
+        match kind {
+            FragmentKind::Cluster => {
+                let cluster = entry.read(sockets::resolve_cluster);
+                fragment.clusters.extend(cluster.map(|(cluster, sha256)| Resource {
+                    value: Arc::new(cluster),
+                    sha256,
+                    span,
+                    line,
+                }));
+            }
+            FragmentKind::Endpoints => {
+                let cluster = entry.read(sockets::resolve_cluster);
+                fragment.endpoints.extend(cluster.map(|(cluster, sha256): (Cluster, _)| {
+                    let value = ServiceEndpoints { name: name.clone(), endpoints: cluster.endpoints };
+                    Resource { value: Arc::new(value), sha256, span, line }
+                }));
+            }
+            FragmentKind::Listener => {
+                let listener = entry.read(sockets::resolve_listener);
+                fragment.parts.extend(listener.map(|(listener, sha256)| {
+                    let mut part = entry.part(sha256, variables.take(), references);
+                    part.listeners.push(Resource { value: Arc::new(listener), sha256, span, line });
+                    part
+                }));
+            }
+            FragmentKind::Filter => {
+                let filter = entry.read(|_, _, _, _| {});
+                fragment.parts.extend(filter.map(|(filter, sha256)| {
+                    let mut part = entry.part(sha256, variables.take(), references);
+                    part.filters.push(Resource { value: Arc::new(filter), sha256, span, line });
+                    part
+                }));
             }
         }
+        if !entry.wrong.is_empty() {
+            let errors = entry.wrong.iter().map(|wrong| {
+                let at = source.position(wrong.span.unwrap_or(span).start);
+                (format!("{}:{}", at.line, at.column), wrong.message.clone())
+            });
+            let sha256 = crate::digest::sha256(entry.json.to_string().as_bytes());
+            fragment.refused.push(RefusedResource { kind, name, sha256, errors: errors.collect() });
+        }
+    }
+}
+
+/// An entry of a section.
+struct Entry<'s> {
+    /// A file that has only this entry.
+    source: &'s Source,
+    section: &'static str,
+    json: serde_json::Value,
+    /// Its errors.
+    wrong: Vec<Diagnostic>,
+}
+
+impl Entry<'_> {
+    /// Returns the model with its hash, unless there are errors. `finish` completes it.
+    fn read<T: DeserializeOwned>(
+        &mut self,
+        finish: impl Fn(&Source, &mut T, &str, &mut Vec<Diagnostic>),
+    ) -> Option<(T, [u8; 32])> {
+        let pointer = format!("/{}/0", self.section);
+        let complete = |value: &mut T, problems: &mut Vec<Diagnostic>| finish(self.source, value, &pointer, problems);
+        let value = read_value(self.source, self.section, &pointer, &self.json, &mut self.wrong, complete);
+        value.filter(|_| self.wrong.is_empty())
+    }
+
+    /// Returns a file for a listener or a filter.
+    fn part(&self, sha256: [u8; 32], variables: Variables, references: Vec<(String, String)>) -> FileResources {
+        let mut part = FileResources::of_source(sha256);
+        part.outline = Outline::of(self.source, false);
+        part.dependencies = paths::dependencies(self.source);
+        (part.variables, part.references) = (variables, references);
+        part.written = Some(self.json.clone());
+        part
     }
 }
 
 fn removed(kinds: Vec<(Key, Node)>, fragment: &mut Fragment, problems: &mut Vec<Diagnostic>) {
     for (key, node) in kinds {
-        let kind = match key.name.as_str() {
-            "clusters" => FragmentKind::Cluster,
-            "endpoints" => FragmentKind::Endpoints,
-            other => {
-                let message = format!("a source does not supply `{}`", clip(other));
-                problems.push(Diagnostic::error(key.span, message));
-                continue;
-            }
+        let Some(kind) = FragmentKind::of(&key.name) else {
+            let message = format!("a source does not supply `{}`", clip(&key.name));
+            problems.push(Diagnostic::error(key.span, message));
+            continue;
         };
         for name in node.items() {
             match name.as_str() {
@@ -213,10 +293,12 @@ fn removed(kinds: Vec<(Key, Node)>, fragment: &mut Fragment, problems: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Supplied;
 
     fn read(text: &str) -> Result<Fragment, String> {
         let loader = Loader::default().env(|_| None);
-        loader.fragment("http://plane", text.to_owned(), Format::Yaml).map_err(|wrong| wrong.to_string())
+        let dir = Path::new("/etc/tollgate");
+        loader.fragment("http://plane", dir, text.to_owned(), Format::Yaml).map_err(|wrong| wrong.to_string())
     }
 
     #[test]
@@ -262,14 +344,63 @@ mod tests {
     fn unusable_documents_are_explained() {
         for (text, message) in [
             ("clusters: [", "http://plane:1:12"),
-            ("listeners: []", "a source does not supply `listeners`"),
+            ("admin: {}", "a source does not supply `admin`"),
             ("clusters: {}", "`clusters` must be a list"),
-            ("- a", "expected a map with `clusters`, `endpoints` and `removed`"),
+            ("- a", "expected a map with `listeners`, `filters`, `clusters`, `endpoints` and `removed`"),
             ("clusters: [{endpoints: []}]", "an entry of `clusters` has no name"),
             ("removed: {clusters: [1]}", "expected a name"),
         ] {
             let wrong = read(text).unwrap_err();
             assert!(wrong.contains(message), "{text}: {wrong}");
         }
+    }
+
+    #[test]
+    fn variables_in_listeners_and_filters_are_shown_as_written() {
+        let loader = Loader::default().env(|name| Some(format!("value of {name}")));
+        let files = loader.parse("c.json", r#"{"listeners": [{"name": "l", "address": "127.0.0.1:1"}]}"#, Format::Json);
+        let files = files.unwrap();
+        let text = "filters: [{name: f, wasm: 'builtin:router', config: {a: {b: '${TOKEN}'}}}]".to_owned();
+        let mut fragment = loader.fragment("d.yaml", Path::new("/"), text, Format::Yaml).unwrap();
+        let file = Arc::new(fragment.parts.remove(0));
+        let effective = files.with(&[Supplied { file, is_accepted: true }], None).unwrap();
+        assert_eq!(effective.config.filters[0].config["a"]["b"], "value of TOKEN");
+        let (shown, supplied) = effective.shown_apart(&files);
+        assert_eq!((&shown["filters"], shown["listeners"][0]["name"].as_str()), (&serde_json::json!([]), Some("l")));
+        assert_eq!(supplied["filters"][0]["config"]["a"]["b"], "${TOKEN}");
+        assert_eq!(supplied["listeners"], serde_json::json!([]));
+        // A filter that stays for its last listener.
+        let text = "listeners: [{name: x, address: '127.0.0.1:2', chain: f}]".to_owned();
+        let mut fragment = loader.fragment("d.yaml", Path::new("/"), text, Format::Yaml).unwrap();
+        let file = Arc::new(fragment.parts.remove(0));
+        let lingering = files.with(&[Supplied { file, is_accepted: true }], Some(&effective.source)).unwrap();
+        assert_eq!(lingering.config.filters[0].config["a"]["b"], "value of TOKEN");
+        assert_eq!(lingering.shown_apart(&files).1["filters"][0]["config"]["a"]["b"], "${TOKEN}");
+    }
+
+    #[test]
+    fn listeners_and_filters_are_files_with_one_resource() {
+        let fragment = read(
+            "listeners: [{name: web, address: 'unix:web.sock', chain: router}, {name: bad, address: nowhere}]\n\
+             filters: [{name: router, wasm: 'builtin:router', config: {a: 1}}, {name: gone, wasm: none.wasm}]\n\
+             removed: {listeners: [old], filters: [older]}",
+        )
+        .unwrap();
+        let [listener, filter] = &fragment.parts[..] else { panic!("{:?}", fragment.parts) };
+        let web = &listener.listeners[0].value;
+        assert_eq!(
+            (web.address.to_string(), &*web.chain),
+            ("unix:/etc/tollgate/web.sock".to_owned(), &["router".to_owned()][..])
+        );
+        assert_eq!(filter.filters[0].value.config, serde_json::json!({"a": 1}));
+        let (_, written) = filter.supplied().unwrap();
+        assert_eq!(written["wasm"], "builtin:router");
+        let gone = [(FragmentKind::Listener, "old".to_owned()), (FragmentKind::Filter, "older".to_owned())];
+        assert_eq!(fragment.removed, gone);
+        let refused: Vec<_> = fragment.refused.iter().map(|r| (&*r.name, &*r.errors[0].1)).collect();
+        assert!(
+            matches!(refused[..], [("bad", _), ("gone", "there is no file `/etc/tollgate/none.wasm`")]),
+            "{refused:?}"
+        );
     }
 }

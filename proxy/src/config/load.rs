@@ -16,7 +16,7 @@ use super::{
     include::{self, Dependencies, SearchedFolder},
     model::Config,
     node::Span,
-    outline::{self, Outline},
+    outline,
     parse::{Format, tree},
     resources::{ConfigSource, FileResources, Origin},
     source::{Source, resolve},
@@ -262,7 +262,7 @@ impl<'l, 'f> Loading<'l, 'f> {
 
     fn finish(mut self) -> (Dependencies, Result<Loaded, Diagnostics>) {
         self.includes();
-        let outlines: Vec<&Outline> = self.files.iter().map(|file| &file.outline).collect();
+        let outlines: Vec<_> = self.files.iter().map(|file| &file.outline).enumerate().collect();
         outline::check(&outlines, &mut self.problems);
         let source = Arc::new(ConfigSource::new(self.main, self.files, self.folders));
         let mut dependencies = source.dependencies();

@@ -16,6 +16,7 @@ pub mod url;
 pub(crate) mod admin;
 mod check;
 mod diagnostic;
+mod effective;
 mod env;
 mod excerpt;
 mod explain;
@@ -49,6 +50,7 @@ mod tests;
 
 pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Note, Severity, Texts},
+    effective::Supplied,
     filter_errors::{Answer, Reported, all_mistakes},
     fragment::{Fragment, FragmentKind, RefusedResource, ServiceEndpoints},
     include::{Dependencies, SearchedFolder},

@@ -62,6 +62,13 @@ impl Outline {
         Outline { incomplete: [true; 4], ..Outline::default() }
     }
 
+    /// The outline of a single filter.
+    pub(super) fn of_filter(name: &str) -> Outline {
+        let mut outline = Outline::default();
+        outline.names[Kind::Filter as usize].push((name.into(), Span::default()));
+        outline
+    }
+
     /// Returns the outline of a main file, or of an included one.
     pub(super) fn of(source: &Source, is_main: bool) -> Outline {
         let root = source.root();
@@ -80,7 +87,7 @@ impl Outline {
         }
         if is_main {
             // Names of clusters that may come later are not unknown.
-            outline.incomplete[Kind::Cluster as usize] |= sources::supply_clusters(root);
+            outline.incomplete[Kind::Cluster as usize] |= sources::supply(root, "clusters");
             outline.admin_addresses(source);
             outline.no_listener = no_listener(source);
         }
@@ -140,11 +147,13 @@ fn address(source: &Source, node: &Node) -> Option<(Span, Address)> {
 }
 
 /// Returns the error for a configuration without listeners, if the main file has none. Such a configuration is useful
-/// only for a certificate authority on the admin listener.
+/// only for a certificate authority on the admin listener, or if a source supplies listeners.
 fn no_listener(source: &Source) -> Option<Diagnostic> {
     let root = source.root();
     let Value::Map(_) = &root.value else { return None };
-    if root.get("admin").is_some_and(|admin| admin.get("ca").is_some() && is_enabled(admin)) {
+    if root.get("admin").is_some_and(|admin| admin.get("ca").is_some() && is_enabled(admin))
+        || sources::supply(root, "listeners")
+    {
         return None;
     }
     let error = match root.entry("listeners") {
@@ -158,23 +167,24 @@ fn no_listener(source: &Source) -> Option<Diagnostic> {
     Some(error.help(help))
 }
 
-/// Checks the files of a configuration together. The first outline is the main file's.
-pub(super) fn check(outlines: &[&Outline], problems: &mut Vec<Diagnostic>) {
+/// Checks the files of a configuration together, each with its index. The first one is the main file. If two files clash,
+/// the later one has the error.
+pub(super) fn check(outlines: &[(usize, &Outline)], problems: &mut Vec<Diagnostic>) {
     let names = Kind::ALL.map(|kind| Names::of(kind, outlines, problems));
-    for (file, outline) in outlines.iter().enumerate() {
+    for (file, outline) in outlines {
         for (kind, name, span) in &outline.references {
-            names[*kind as usize].require(name, file, *span, problems);
+            names[*kind as usize].require(name, *file, *span, problems);
         }
     }
     let mut taken = BoundAddresses::default();
-    for (file, outline) in outlines.iter().enumerate() {
+    for (file, outline) in outlines {
         for (address, span, owner) in &outline.addresses {
-            taken.add(BoundAddress { address, file, span: *span, owner }, problems);
+            taken.add(BoundAddress { address, file: *file, span: *span, owner }, problems);
         }
     }
-    let is_listener = |outline: &&Outline| !outline.names[0].is_empty() || outline.incomplete[0];
-    if !outlines.iter().any(is_listener) {
-        problems.extend(outlines.first().and_then(|main| main.no_listener.clone()));
+    let has_listener = |(_, outline): &(usize, &Outline)| !outline.names[0].is_empty() || outline.incomplete[0];
+    if !outlines.iter().any(has_listener) {
+        problems.extend(outlines.first().and_then(|(_, main)| main.no_listener.clone()));
     }
 }
 
@@ -189,10 +199,10 @@ struct Names<'n> {
 }
 
 impl<'n> Names<'n> {
-    fn of(kind: Kind, outlines: &[&'n Outline], problems: &mut Vec<Diagnostic>) -> Names<'n> {
-        let all = || outlines.iter().map(|outline| &outline.names[kind as usize]);
-        let mut first: HashMap<&str, (usize, Span)> = HashMap::with_capacity(all().map(Vec::len).sum());
-        for (file, defined) in all().enumerate() {
+    fn of(kind: Kind, outlines: &[(usize, &'n Outline)], problems: &mut Vec<Diagnostic>) -> Names<'n> {
+        let all = || outlines.iter().map(|(file, outline)| (*file, &outline.names[kind as usize]));
+        let mut first: HashMap<&str, (usize, Span)> = HashMap::with_capacity(all().map(|(_, names)| names.len()).sum());
+        for (file, defined) in all() {
             for (name, span) in defined {
                 match first.get(&**name) {
                     Some((other, place)) => {
@@ -204,7 +214,7 @@ impl<'n> Names<'n> {
                 }
             }
         }
-        let complete = !outlines.iter().any(|outline| outline.incomplete[kind as usize]);
+        let complete = !outlines.iter().any(|(_, outline)| outline.incomplete[kind as usize]);
         Names { kind, first, complete, files: outlines.len(), suggestions: MOST_SUGGESTIONS.into() }
     }
 

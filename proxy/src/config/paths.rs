@@ -31,6 +31,11 @@ pub(super) fn dependencies(source: &Source) -> Vec<PathBuf> {
     paths.map(|path| source.resolve(path)).collect()
 }
 
+/// Returns the file of a filter's module; `None` for a built-in filter.
+pub(super) fn module(filter: &Filter) -> Option<&Path> {
+    builtins::name(&filter.wasm).is_none().then(|| Path::new(&filter.wasm))
+}
+
 /// Makes the paths of a resource relative to the main file. They are relative to `dir`, the directory of an included
 /// file, as seen from the main file.
 pub(super) trait Rebase {

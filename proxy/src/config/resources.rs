@@ -59,6 +59,8 @@ pub struct FileResources {
     /// The modules and TLS files that the file refers to.
     pub(super) dependencies: Vec<PathBuf>,
     pub(super) warnings: Vec<Diagnostic>,
+    /// The value of a source's resource as it was written, with short forms expanded.
+    pub(super) written: Option<serde_json::Value>,
     /// The text, while errors are located in it.
     pub(super) open: Mutex<Option<Arc<Source>>>,
 }
@@ -74,15 +76,17 @@ pub(super) struct Origin {
     pub(super) format: Format,
     /// The text, if it cannot be read again.
     pub(super) text: Option<String>,
+    /// Whether it is not a file, but a resource of a source. Its text is not kept.
+    pub(super) is_supplied: bool,
 }
 
 /// The files of a configuration: the main file, and those that it includes.
 #[derive(Debug, Default)]
 pub struct ConfigSource {
-    files: Vec<Arc<FileResources>>,
+    pub(super) files: Vec<Arc<FileResources>>,
     /// The directories that the patterns of `include` search.
-    folders: Vec<SearchedFolder>,
-    dir: PathBuf,
+    pub(super) folders: Vec<SearchedFolder>,
+    pub(super) dir: PathBuf,
     /// Replaces the values of environment variables in messages.
     redactor: Redactor,
 }
@@ -90,7 +94,7 @@ pub struct ConfigSource {
 impl Origin {
     pub(super) fn new(path: &Path, included_from: Option<PathBuf>) -> Origin {
         let (path, name) = (path.to_owned(), path.display().to_string());
-        Origin { path, name, included_from, format: Format::Yaml, text: None }
+        Origin { path, name, included_from, format: Format::Yaml, text: None, is_supplied: false }
     }
 }
 
@@ -110,6 +114,7 @@ impl FileResources {
             outline: Outline::unknown(),
             dependencies: Vec::new(),
             warnings: Vec::new(),
+            written: None,
             open: Mutex::default(),
         }
     }
@@ -134,8 +139,16 @@ impl FileResources {
         &self.origin.name
     }
 
+    /// Returns the name of a source's resource, and its value as it was written; `None` for a file.
+    pub fn supplied(&self) -> Option<(&str, &serde_json::Value)> {
+        Some((self.name(), self.written.as_ref()?))
+    }
+
     /// Returns the text as it was when the file was loaded; `None` if it has changed since.
     fn open(&self) -> Option<Arc<Source>> {
+        if self.origin.is_supplied {
+            return None;
+        }
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.is_none() {
             let text = match &self.origin.text {
@@ -214,9 +227,20 @@ impl ConfigSource {
         ConfigSource { redactor: Redactor::new(set), dir, files, folders }
     }
 
+    /// The same configuration with other files, of which the main file is the first one.
+    pub(super) fn with(&self, files: Vec<Arc<FileResources>>) -> ConfigSource {
+        let source = ConfigSource::new(Path::new(""), files, self.folders.clone());
+        ConfigSource { dir: self.dir.clone(), ..source }
+    }
+
     /// Returns the name of the main file.
     pub fn name(&self) -> &str {
         self.name_of(0)
+    }
+
+    /// Returns the main file's directory, to which paths are relative.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Returns the files. The first one is the main file.
@@ -273,7 +297,8 @@ impl ConfigSource {
 
     /// Returns what the configuration depends on.
     pub fn dependencies(&self) -> Dependencies {
-        let of = |file: &Arc<FileResources>| [file.origin.path.clone()].into_iter().chain(file.dependencies.clone());
+        let own = |file: &FileResources| (!file.origin.is_supplied).then(|| file.origin.path.clone());
+        let of = |file: &Arc<FileResources>| own(file).into_iter().chain(file.dependencies.clone());
         Dependencies { files: self.files.iter().flat_map(of).collect(), folders: self.folders.clone() }
     }
 

@@ -56,6 +56,11 @@ impl Source {
         Source { reparse: Some((format, variables)), ..Source::new(path, text) }
     }
 
+    /// Makes relative paths relative to this directory, instead of the file's.
+    pub(super) fn in_dir(self, dir: &Path) -> Self {
+        Source { dir: dir.to_path_buf(), ..self }
+    }
+
     pub(super) fn set_root(&mut self, root: Node) {
         self.root = root.into();
     }

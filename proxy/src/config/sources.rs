@@ -88,13 +88,13 @@ fn of_http(http: &HttpSource) -> Vec<(&'static str, String, Option<&'static str>
     all
 }
 
-/// Whether any source may supply clusters, so that their names cannot be checked.
-pub(super) fn supply_clusters(root: &Node) -> bool {
-    let of_all = |entry: &Node| match entry.get("supplies") {
-        None => true,
-        Some(kinds) => kinds.items().iter().any(|kind| kind.as_str() == Some("clusters")),
+/// Whether any source may supply resources of a section.
+pub(super) fn supply(root: &Node, section: &str) -> bool {
+    let may = |entry: &Node| match entry.get("supplies") {
+        None => matches!(section, "clusters" | "endpoints"),
+        Some(kinds) => kinds.items().iter().any(|kind| kind.as_str() == Some(section)),
     };
-    items(root, "sources").iter().any(of_all)
+    items(root, "sources").iter().any(may)
 }
 
 fn items<'n>(root: &'n Node, section: &str) -> &'n [Node] {

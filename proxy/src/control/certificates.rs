@@ -140,7 +140,7 @@ fn refused(source: &ConfigSource, pointer: &str, problem: &FieldError) -> Diagno
 
 /// Iterates over all files of a snapshot that have an expiry date.
 fn dated(snapshot: &Snapshot) -> impl Iterator<Item = Dated> {
-    let of_listeners = snapshot.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|tls| tls.dated());
+    let of_listeners = snapshot.listeners.iter().flat_map(|listener| listener.tls()).flat_map(|tls| tls.dated());
     let of_clusters =
         snapshot.clusters.iter().filter_map(|cluster| cluster.handle.current()).filter_map(|c| c.transport.tls.clone());
     let of_clusters = of_clusters.flat_map(|tls| tls.dated().collect::<Vec<_>>());

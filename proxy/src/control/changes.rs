@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::snapshot::Built;
 use crate::{
-    config::{Loaded, model},
+    config::{FileResources, Loaded, model},
     snapshot::Snapshot,
 };
 
@@ -40,15 +40,33 @@ pub enum Change {
     /// A setting outside the lists of resources has another value.
     Setting(String),
     /// A resource is new.
-    Added(Kind, String),
+    Added(Named),
     /// Some fields of a resource have other values.
-    Changed(Kind, String, Vec<String>),
+    Changed(Named, Vec<String>),
     /// A resource is gone.
-    Removed(Kind, String),
+    Removed(Named),
     /// The same resources are in another order.
     Reordered(Kind),
     /// A TLS file has another content.
     File(PathBuf),
+}
+
+/// A resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The kind.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+    /// The source that supplies it, in words; `None` for the files.
+    pub source: Option<String>,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.kind.as_str(), self.name)?;
+        self.source.iter().try_for_each(|source| write!(f, " of {source}"))
+    }
 }
 
 /// A kind of resource.
@@ -89,11 +107,9 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::Setting(name) => write!(f, "changed `{name}`"),
-            Change::Added(kind, name) => write!(f, "added {} `{name}`", kind.as_str()),
-            Change::Changed(kind, name, fields) => {
-                write!(f, "changed {} `{name}` ({})", kind.as_str(), fields.join(", "))
-            }
-            Change::Removed(kind, name) => write!(f, "removed {} `{name}`", kind.as_str()),
+            Change::Added(named) => write!(f, "added {named}"),
+            Change::Changed(named, fields) => write!(f, "changed {named} ({})", fields.join(", ")),
+            Change::Removed(named) => write!(f, "removed {named}"),
             Change::Reordered(kind) => write!(f, "reordered {}", kind.section()),
             Change::File(path) => write!(f, "changed file {}", path.display()),
         }
@@ -105,11 +121,11 @@ impl Change {
     pub fn to_json(&self) -> Value {
         match self {
             Change::Setting(name) => json!({ "change": "changed", "kind": "setting", "name": name }),
-            Change::Added(kind, name) => json!({ "change": "added", "kind": kind.as_str(), "name": name }),
-            Change::Changed(kind, name, fields) => {
-                json!({ "change": "changed", "kind": kind.as_str(), "name": name, "fields": fields })
+            Change::Added(named) => json!({ "change": "added", "kind": named.kind.as_str(), "name": named.name }),
+            Change::Changed(named, fields) => {
+                json!({ "change": "changed", "kind": named.kind.as_str(), "name": named.name, "fields": fields })
             }
-            Change::Removed(kind, name) => json!({ "change": "removed", "kind": kind.as_str(), "name": name }),
+            Change::Removed(named) => json!({ "change": "removed", "kind": named.kind.as_str(), "name": named.name }),
             Change::Reordered(kind) => json!({ "change": "reordered", "kind": kind.as_str() }),
             Change::File(path) => json!({ "change": "changed", "kind": "file", "name": path.display().to_string() }),
         }
@@ -173,6 +189,8 @@ pub struct Entry<'c> {
     pub name: &'c str,
     /// The hash of everything that was written about it.
     pub sha256: [u8; 32],
+    /// The source that supplies it, in words.
+    pub source: Option<&'c str>,
     /// The hash of a filter's module.
     pub module: Option<&'c str>,
     /// The values.
@@ -216,7 +234,15 @@ impl Fields<'_> {
 
 impl<'c> Entry<'c> {
     fn new(name: &'c str, sha256: [u8; 32], fields: Fields<'c>) -> Entry<'c> {
-        Entry { name, sha256, module: None, fields, hidden: Vec::new() }
+        Entry { name, sha256, source: None, module: None, fields, hidden: Vec::new() }
+    }
+
+    fn supplied_by(self, file: &'c FileResources) -> Entry<'c> {
+        Entry { source: file.supplied().map(|(source, _)| source), ..self }
+    }
+
+    fn named(&self, kind: Kind) -> Named {
+        Named { kind, name: self.name.to_owned(), source: self.source.map(str::to_owned) }
     }
 
     /// Returns the fields in which an entry differs from this one.
@@ -240,7 +266,7 @@ impl<'c> Listing<'c> {
     /// The parts of a snapshot.
     pub fn of(snapshot: &'c Snapshot) -> Listing<'c> {
         let modules = snapshot.plugins.iter().map(|plugin| plugin.code.hash.as_str());
-        Listing::of_parts(&snapshot.loaded, modules, snapshot.tls.files())
+        Listing::of_parts(&snapshot.effective, modules, snapshot.tls.files())
     }
 
     /// `modules`: the hashes of the filters' modules.
@@ -251,15 +277,19 @@ impl<'c> Listing<'c> {
     ) -> Listing<'c> {
         let source = loaded.source.files();
         let clusters = source.iter().flat_map(|file| &file.clusters);
-        let listeners = source.iter().flat_map(|file| &file.listeners);
-        let filters = source.iter().flat_map(|file| &file.filters).zip(modules);
+        let listeners = source.iter().flat_map(|file| file.listeners.iter().map(move |one| (file, one)));
+        let filters = source.iter().flat_map(|file| file.filters.iter().map(move |one| (file, one))).zip(modules);
         let resources = [
             clusters.map(|one| Entry::new(&one.value.name, one.sha256, Fields::Cluster(&one.value))).collect(),
-            listeners.map(|one| Entry::new(&one.value.name, one.sha256, Fields::Listener(&one.value))).collect(),
+            listeners
+                .map(|(file, one)| {
+                    Entry::new(&one.value.name, one.sha256, Fields::Listener(&one.value)).supplied_by(file)
+                })
+                .collect(),
             filters
-                .map(|(one, module)| Entry {
+                .map(|((file, one), module)| Entry {
                     module: Some(module),
-                    ..Entry::new(&one.value.name, one.sha256, Fields::Filter(&one.value))
+                    ..Entry::new(&one.value.name, one.sha256, Fields::Filter(&one.value)).supplied_by(file)
                 })
                 .collect(),
         ];
@@ -296,18 +326,17 @@ fn compare_section(kind: Kind, old: &[Entry<'_>], new: &[Entry<'_>], all: &mut V
     let before = all.len();
     let (were, are) = (by_name(old), by_name(new));
     for entry in new {
-        let name = entry.name.to_owned();
         let Some(old) = were.get(entry.name) else {
-            all.push(Change::Added(kind, name));
+            all.push(Change::Added(entry.named(kind)));
             continue;
         };
         let fields = old.changed_fields(entry);
         if !fields.is_empty() {
-            all.push(Change::Changed(kind, name, fields));
+            all.push(Change::Changed(entry.named(kind), fields));
         }
     }
     let gone = old.iter().filter(|entry| !are.contains_key(entry.name));
-    all.extend(gone.map(|entry| Change::Removed(kind, entry.name.to_owned())));
+    all.extend(gone.map(|entry| Change::Removed(entry.named(kind))));
     let names = |entries: &[Entry<'_>]| entries.iter().map(|entry| entry.name.to_owned()).collect::<Vec<_>>();
     if all.len() == before && names(old) != names(new) {
         all.push(Change::Reordered(kind));
@@ -419,7 +448,8 @@ mod tests {
 
     #[test]
     fn long_lists_are_cut() {
-        let list = (0..MOST + 2).map(|n| Change::Added(Kind::Cluster, n.to_string())).collect();
+        let added = |n: usize| Change::Added(Named { kind: Kind::Cluster, name: n.to_string(), source: None });
+        let list = (0..MOST + 2).map(added).collect();
         let line = Changes { list, ..Changes::default() }.line();
         assert!(line.starts_with("added cluster `0`; ") && line.ends_with("`19`; and 2 more"), "{line}");
     }

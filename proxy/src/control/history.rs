@@ -42,7 +42,11 @@ impl AppliedVersion {
         AppliedVersion {
             version: snapshot.version,
             loaded: snapshot.loaded.clone(),
-            modules: snapshot.plugins.iter().map(|plugin| plugin.code.clone()).collect(),
+            modules: {
+                // Those of sources follow.
+                let of_files = snapshot.plugins.iter().take(snapshot.loaded.config.filters.len());
+                of_files.map(|plugin| plugin.code.clone()).collect()
+            },
             hash: snapshot.hash.clone(),
             at: SystemTime::now(),
             cause,

@@ -28,6 +28,7 @@ pub mod source;
 pub mod status;
 pub mod store;
 pub(crate) mod successor;
+pub(crate) mod supplied;
 pub mod threads;
 mod unused;
 pub mod watch;

@@ -4,6 +4,7 @@
 //! it. When the process stops, the task is dropped and a load in progress is abandoned.
 
 mod pinned;
+mod sources;
 
 use std::{
     collections::VecDeque,
@@ -20,14 +21,15 @@ use tokio::{
 
 use super::{
     change::{Order, ReloadAttempt, ReloadOutcome, ReloadRequest},
-    changes::Changes,
     diff,
     history::AppliedVersion,
     load::reload,
     pin::Pending,
+    resources::Occasion,
     rollout::Rollout,
     snapshot::{BuildMode, Built, SnapshotBuilder},
     status::Status,
+    supplied::{Base, Next, Part},
     threads::{self, Urgency},
     watch::Watcher,
 };
@@ -47,6 +49,8 @@ pub(crate) struct Reloader {
     /// The configuration that the process was started with.
     pub(crate) running: model::Config,
     pub(crate) builder: Arc<SnapshotBuilder>,
+    /// How sources' listeners open sockets during the start.
+    pub(crate) claim: AddressClaim,
     pub(crate) rollout: Rollout,
     pub(crate) status: Rc<Status>,
     pub(crate) watcher: Watcher,
@@ -69,18 +73,21 @@ const MOST_GIVEN_UP: u32 = 3;
 struct Load {
     /// What to watch, whether it is valid or not.
     files: Dependencies,
-    /// The snapshot and the differences, or `None` if the files match the running configuration.
-    built: Result<Option<(Built, Changes)>, Diagnostics>,
+    /// The next configuration, or `None` if the files match the running one.
+    built: Result<Option<Next>, Diagnostics>,
 }
 
 impl Reloader {
-    /// Applies the configuration that the process was started with.
+    /// Applies the configuration that the process was started with, and what sources supplied to an earlier process.
     pub(crate) async fn start(&mut self, built: Built) -> Arc<Snapshot> {
         let snapshot = self.rollout.apply(built).await;
         self.watcher.watch(snapshot.files.clone());
         self.status.record(AppliedVersion::new(&snapshot, "start", None, None));
         self.status.note("start", ReloadOutcome::Applied(snapshot.version));
-        snapshot
+        // Before a predecessor ends, so that no connection to these listeners is refused.
+        self.apply_sources().await;
+        self.claim = AddressClaim::Sole;
+        self.status.current.load_full().unwrap_or(snapshot)
     }
 
     /// Reloads until all requesters are gone.
@@ -92,6 +99,10 @@ impl Reloader {
                 () = self.watcher.changed() => None,
                 // The other half did not arrive.
                 () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => None,
+                () = self.rollout.resources.need_a_build() => {
+                    self.apply_sources().await;
+                    continue;
+                }
                 change = self.changes.recv() => match change {
                     Some(change) => Some(change),
                     None => return,
@@ -99,6 +110,7 @@ impl Reloader {
             };
             let Some(first) = first else {
                 self.change(BY_FILE).await;
+                self.apply_sources().await;
                 continue;
             };
             let mut waiting = VecDeque::from([first]);
@@ -108,6 +120,7 @@ impl Reloader {
             while let Some(first) = waiting.pop_front() {
                 self.obey(first, &mut waiting).await;
             }
+            self.apply_sources().await;
         }
     }
 
@@ -143,9 +156,7 @@ impl Reloader {
         let patience = self.patience.take();
         let result = match (self.status.pinned(), load) {
             (Some(pinned), Ok(Load { built: Ok(pending), .. })) => self.hold(pinned, pending, cause)?,
-            (None, Ok(Load { built: Ok(Some((built, changes))), .. })) => {
-                self.replace(built, &changes, cause, None).await
-            }
+            (None, Ok(Load { built: Ok(Some(next)), .. })) => self.replace(next, cause, None).await,
             (None, Ok(Load { built: Ok(None), .. })) => {
                 if before.is_some() {
                     tracing::info!(
@@ -212,7 +223,11 @@ impl Reloader {
             Some(_) => BuildMode::Trial,
             None => BuildMode::Full(AddressClaim::Sole),
         };
-        let work = move || load_change(&builder, &path, before.as_deref(), mode);
+        let mut parts = self.rollout.resources.plan(Occasion::Files).await.unwrap_or_default();
+        if mode == BuildMode::Trial {
+            parts = parts.into_iter().filter_map(Part::accepted).collect();
+        }
+        let work = move || load_change(&builder, &path, parts, before.as_deref(), mode);
         let load = match tokio::task::spawn_blocking(move || threads::at_work(Urgency::Reload, work)).await {
             Ok(Ok(load)) => Ok(load),
             Ok(Err(e)) => Err(e.to_string()),
@@ -241,29 +256,38 @@ impl Reloader {
         }
     }
 
-    /// Replaces the running snapshot, and logs the consequences. `rollback_to`: the version that is applied again.
-    async fn replace(
-        &mut self,
-        built: Built,
-        changes: &Changes,
-        cause: &'static str,
-        rollback_to: Option<u64>,
-    ) -> ReloadOutcome {
+    /// Applies other files, and logs the consequences. `rollback_to`: the version that is applied again.
+    async fn replace(&mut self, next: Next, cause: &'static str, rollback_to: Option<u64>) -> ReloadOutcome {
+        let Next { built, changes, parts, refused } = next;
+        // What sources have changed meanwhile is built next.
+        self.rollout.resources.commit(parts, refused, false).await;
         let Snapshot { loaded, warnings, .. } = &*built.snapshot;
         loaded
             .warnings
             .iter()
             .chain(warnings.iter())
             .for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
+        let new = self.take_over(built).await;
+        tracing::info!(
+            target: target::CONFIG,
+            cause, version = new.version, hash = new.hash, changes = changes.line(),
+            new_instances = changes.new_instances(), new_settings = changes.new_settings(), "configuration applied"
+        );
+        self.status.record(AppliedVersion::new(&new, cause, Some(&changes), rollback_to));
+        ReloadOutcome::Applied(new.version)
+    }
+
+    /// Replaces the running snapshot, and logs what becomes of the sockets.
+    async fn take_over(&mut self, built: Built) -> Arc<Snapshot> {
         let old = self.status.current.load_full();
         if let Some(old) = &old {
-            let said = diff::restarts(&self.running, &old.loaded.config, &built.snapshot.loaded.config);
+            let said = diff::restarts(&self.running, &old.effective.config, &built.snapshot.effective.config);
             said.iter().for_each(|warning| tracing::warn!(target: target::CONFIG, "{warning}"));
         }
         let new = self.rollout.apply(built).await;
         self.watcher.watch(new.files.clone());
         if let Some(old) = &old {
-            for (name, path, mode) in diff::permissions(&old.loaded.config, &new.loaded.config) {
+            for (name, path, mode) in diff::permissions(&old.effective.config, &new.effective.config) {
                 match socket::set_mode(path, mode) {
                     Ok(()) => tracing::info!(
                         target: target::LISTENER,
@@ -277,7 +301,7 @@ impl Reloader {
             }
         }
         if let Some(old) = &old {
-            let (before, now) = (diff::places(&old.loaded.config), diff::places(&new.loaded.config));
+            let (before, now) = (diff::places(&old.effective.config), diff::places(&new.effective.config));
             for (name, address, text) in &now {
                 if !before.iter().any(|(n, a, _)| n == name && a == address) {
                     tracing::info!(target: target::LISTENER, "listener `{name}` on {text}");
@@ -292,30 +316,28 @@ impl Reloader {
                 }
             }
         }
-        tracing::info!(
-            target: target::CONFIG,
-            cause, version = new.version, hash = new.hash, changes = changes.line(),
-            new_instances = changes.new_instances(), new_settings = changes.new_settings(), "configuration applied"
-        );
-        self.status.record(AppliedVersion::new(&new, cause, Some(changes), rollback_to));
-        ReloadOutcome::Applied(new.version)
+        new
     }
 }
 
-/// Loads the files and builds a snapshot, if they differ from the running configuration.
-fn load_change(builder: &SnapshotBuilder, path: &Path, previous: Option<&Snapshot>, mode: BuildMode) -> Load {
+/// Loads the files and builds a snapshot with what sources supply, if it differs from the running one.
+fn load_change(
+    builder: &SnapshotBuilder,
+    path: &Path,
+    parts: Vec<Part>,
+    previous: Option<&Snapshot>,
+    mode: BuildMode,
+) -> Load {
     let (files, loaded) = reload(path, previous.map(|previous| &*previous.loaded.source));
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(wrong) => return Load { files, built: Err(wrong) },
     };
-    if previous.is_some_and(|p| p.is_made_of(&loaded)) {
+    let version = previous.map_or(1, |previous| previous.version + 1);
+    let base = Base { builder, files: loaded, modules: None, version, previous, mode };
+    if base.is_running() {
         return Load { files, built: Ok(None) };
     }
-    Load { files, built: builder.build(loaded, previous, mode).map(|built| Some(with_changes(built, previous))) }
-}
-
-fn with_changes(built: Built, previous: Option<&Snapshot>) -> (Built, Changes) {
-    let changes = previous.map_or_else(Changes::default, |previous| Changes::of_built(previous, &built));
-    (built, changes)
+    let next = base.next(parts).map(|next| Some(next).filter(|next| base.is_changed_by(next)));
+    Load { files, built: next }
 }

@@ -87,9 +87,18 @@ impl Rollout {
         });
         self.health.post(&checked.collect::<Vec<_>>());
         let Loaded { config, source, .. } = &snapshot.loaded;
+        let same_files = self.status.current.load().as_ref().is_some_and(|old| Arc::ptr_eq(&old.loaded.source, source));
+        if same_files && clusters.is_empty() {
+            return self.end(snapshot);
+        }
         // Only now, when no worker has a listener that may need a cluster that is gone.
         let (sources, grace, cache) = (config.sources.clone(), config.drain_timeout.0, cache_dir(&snapshot.loaded));
         self.resources.applied(source.clone(), snapshot.version, sources, grace, cache).await;
+        self.end(snapshot)
+    }
+
+    /// Makes the snapshot the running one, and drops what it does not use.
+    fn end(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         self.status.current.store(Some(snapshot.clone()));
         self.builder.forget_unused(&snapshot);
         self.builder.clusters.reclaim();

@@ -1,7 +1,7 @@
 //! Builds a snapshot from a configuration: compiled filters, configured instances, clusters, logs, sockets. Building
 //! one changes nothing; only delivering it to the workers activates it.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{cell::RefCell, collections::HashMap, sync::Arc, time::SystemTime};
 
 use tollgate_abi::fast::phase;
 
@@ -15,9 +15,12 @@ use crate::{
     },
     digest::sha256_hex,
     exchange::{ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
-    listener::socket::{self, AddressClaim, ListenerShared},
-    observe::{AccessLog, Buckets, Counter, LogWriter, MetricError, Registry},
-    snapshot::{ConfiguredCluster, ListenerParts, Snapshot, Sockets},
+    listener::{
+        chains::ChainMatch,
+        socket::{self, AddressClaim, ListenerShared},
+    },
+    observe::{AccessLog, Buckets, Counter, LogWriter, MetricError, Registry, target},
+    snapshot::{ConfiguredCluster, FilterChain, ListenerParts, Snapshot, Sockets},
     tcp,
     tls::HandshakeError,
     upstream::{Cluster, ClusterHandle, ClusterId, Clusters},
@@ -58,6 +61,23 @@ pub struct Built {
     /// The environment of the new VMs.
     pub env: Arc<FilterEnv>,
 }
+
+/// What a snapshot is built from.
+pub(crate) struct Input<'i> {
+    /// The configuration's files.
+    pub(crate) files: Loaded,
+    /// The files, followed by what sources supply.
+    pub(crate) effective: Loaded,
+    /// Modules that were compiled before, one per filter of the files, which may have changed since.
+    pub(crate) modules: Option<&'i [Arc<CompiledModule>]>,
+    /// Modules that earlier attempts have compiled. Gets those of this one.
+    pub(crate) compiled: &'i Compiled,
+    /// The version of the files' configuration.
+    pub(crate) version: u64,
+}
+
+/// Compiled modules.
+pub(crate) type Compiled = RefCell<Vec<Arc<CompiledModule>>>;
 
 /// How much to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,17 +125,22 @@ impl SnapshotBuilder {
 
     /// Builds a snapshot, or returns all errors in the configuration.
     pub fn build(&self, loaded: Loaded, previous: Option<&Snapshot>, extent: BuildMode) -> Result<Built, Diagnostics> {
-        self.build_with(loaded, None, previous, extent)
+        let version = previous.map_or(1, |previous| previous.version + 1);
+        let (files, effective, compiled) = (loaded.clone(), loaded, &Compiled::default());
+        let input = Input { files, effective, modules: None, compiled, version };
+        self.build_from(input, previous, extent)
     }
 
-    /// The same with modules that were compiled before, one per filter, whose files may have changed since.
-    pub(crate) fn build_with(
+    /// The same, with what sources supply.
+    pub(crate) fn build_from(
         &self,
-        loaded: Loaded,
-        modules: Option<&[Arc<CompiledModule>]>,
+        input: Input<'_>,
         previous: Option<&Snapshot>,
         extent: BuildMode,
     ) -> Result<Built, Diagnostics> {
+        let Input { files, effective: loaded, modules, compiled, version } = input;
+        // Files on disk may have changed since the configuration was applied. That is the business of a reload.
+        let same_files = previous.is_some_and(|previous| previous.version == version);
         let mut wrong = Vec::new();
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
@@ -131,7 +156,12 @@ impl SnapshotBuilder {
         for (index, (config, sha256)) in loaded.config.clusters.iter().zip(loaded.source.cluster_hashes()).enumerate() {
             let handle = self.clusters.handle(&config.name);
             let current = handle.current();
-            let tls = certificates.of_cluster(index, config, current.as_ref(), &mut wrong);
+            let mut errors = Vec::new();
+            let mut tls = certificates.of_cluster(index, config, current.as_ref(), &mut errors);
+            match errors.is_empty() || !same_files {
+                true => wrong.append(&mut errors),
+                false => tls = current.as_ref().and_then(|current| current.transport.tls.clone()),
+            }
             let same_tls = current.as_ref().is_some_and(|now| match (&now.transport.tls, &tls) {
                 (None, None) => true,
                 (Some(now), Some(tls)) => Arc::ptr_eq(now, tls),
@@ -155,10 +185,17 @@ impl SnapshotBuilder {
         let mut plugins = Vec::new();
         for (index, filter) in loaded.config.filters.iter().enumerate() {
             let pointer = format!("/filters/{index}");
+            let is_supplied = index >= files.config.filters.len();
             let code = match modules.and_then(|modules| modules.get(index)) {
-                Some(code) => Ok(code.clone()),
-                None => self.module(filter, &loaded, previous),
+                Some(code) if !is_supplied => Ok(code.clone()),
+                _ => self.module(filter, &loaded, previous, compiled),
             };
+            let code = code.or_else(|error| {
+                let running = previous.into_iter().flat_map(|previous| &previous.plugins);
+                let mut running = running.filter(|running| is_supplied && running.info.name == filter.name);
+                let same = running.find(|running| running.code.source == module_path(filter, &loaded));
+                keep(&error.0, "filter", &filter.name, same.map(|running| running.code.clone())).ok_or(error)
+            });
             let plugin =
                 code.and_then(|code| Plugin::new(filter, code, &self.engine, &env).map_err(|e| (e.to_string(), None)));
             match plugin {
@@ -189,7 +226,10 @@ impl SnapshotBuilder {
                 Err(mistakes) => wrong.extend(mistakes),
             }
         }
-        let listeners = self.listeners(&loaded, previous, &plugins, extent, &mut certificates, &mut wrong);
+        let listeners = {
+            let kept_from = if same_files { 0 } else { files.config.listeners.len() };
+            self.listeners(&loaded, kept_from, previous, &plugins, extent, &mut certificates, &mut wrong)
+        };
         let (tls, mut warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
@@ -211,8 +251,10 @@ impl SnapshotBuilder {
                         Ok(instance) => instances.push(instance),
                         Err(e) => {
                             let name = &template.plugins()[e.filter].info.name;
+                            let index = loaded.config.filters.iter().position(|filter| filter.name == *name);
+                            let pointer = format!("/filters/{}/wasm", index.unwrap_or_default());
                             let message = format!("filter `{name}` could not be set up again: {e}");
-                            wrong.push(Diagnostic::error(None, message));
+                            wrong.push(loaded.source.diagnostic(&pointer, message, None));
                             break 'all;
                         }
                     }
@@ -230,7 +272,7 @@ impl SnapshotBuilder {
             return Err(Diagnostics::new(loaded.source.clone(), wrong));
         }
         let snapshot = Snapshot {
-            version: previous.map_or(1, |p| p.version + 1),
+            version,
             hash: sha256_hex(hash.as_bytes())[..16].to_owned(),
             created: SystemTime::now(),
             clusters,
@@ -241,7 +283,8 @@ impl SnapshotBuilder {
             files: loaded.source.dependencies(),
             tls,
             warnings: Diagnostics::new(loaded.source.clone(), warnings),
-            loaded,
+            loaded: files,
+            effective: loaded,
         };
         for (template, instances) in &mut vms {
             if instances.len() > self.workers
@@ -253,12 +296,13 @@ impl SnapshotBuilder {
         Ok(Built { snapshot: Arc::new(snapshot), clusters: changed, vms, settings, sockets, env })
     }
 
-    /// Compiles a filter's module, unless it is running. An error consists of a message and help.
+    /// Compiles a filter's module, unless it is running or compiled. An error consists of a message and help.
     fn module(
         &self,
         filter: &model::Filter,
         loaded: &Loaded,
         previous: Option<&Snapshot>,
+        compiled: &Compiled,
     ) -> Result<Arc<CompiledModule>, (String, Option<String>)> {
         let refused = |e: LoadError| (e.to_string(), e.help());
         let read;
@@ -271,19 +315,25 @@ impl SnapshotBuilder {
             None => {
                 let path = loaded.source.resolve(&filter.wasm);
                 read = CompiledModule::read(&path, &loaded.config.compile).map_err(refused)?;
-                (path.display().to_string(), &read, sha256_hex(&read))
+                (module_path(filter, loaded), &read, sha256_hex(&read))
             }
         };
-        let same = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
-        match same.into_iter().find(|code| code.hash == hash && code.source == source) {
-            Some(code) => Ok(code.clone()),
-            None => CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused),
+        let mut compiled = compiled.borrow_mut();
+        let running = previous.into_iter().flat_map(|p| &p.plugins).map(|p| &p.code);
+        if let Some(code) = running.chain(&*compiled).find(|code| code.hash == hash && code.source == source) {
+            return Ok(code.clone());
         }
+        let code = CompiledModule::load(&self.engine, &source, bytes, &loaded.config.compile).map_err(refused)?;
+        compiled.push(code.clone());
+        Ok(code)
     }
 
+    /// Makes the listeners. Those from `kept_from` on keep their certificates if they cannot be loaded again.
+    #[expect(clippy::too_many_arguments, reason = "one step of a build, which has all of these")]
     fn listeners(
         &self,
         loaded: &Loaded,
+        kept_from: usize,
         previous: Option<&Snapshot>,
         plugins: &[Arc<Plugin>],
         extent: BuildMode,
@@ -298,12 +348,13 @@ impl SnapshotBuilder {
         for (index, (listener, sha256)) in config.listeners.iter().zip(loaded.source.listener_hashes()).enumerate() {
             let pointer = format!("/listeners/{index}");
             let before = running.get(listener.name.as_str()).copied();
-            let chain: Vec<_> =
+            let filters: Vec<_> =
                 listener.chain.iter().filter_map(|name| by_name.get(name.as_str())).map(|p| Arc::clone(p)).collect();
             // The contents of TLS files are not part of the hash.
-            if let Some(same) = before.filter(|before| before.sha256 == sha256 && before.tls.is_none())
-                && same.chain.len() == chain.len()
-                && same.chain.iter().zip(&chain).all(|(one, other)| Arc::ptr_eq(one, other))
+            if let Some(same) = before.filter(|before| before.sha256 == sha256 && before.tls().next().is_none())
+                && let [chain] = &same.chains[..]
+                && chain.filters.len() == filters.len()
+                && chain.filters.iter().zip(&filters).all(|(one, other)| Arc::ptr_eq(one, other))
             {
                 all.push(same.clone());
                 continue;
@@ -345,9 +396,19 @@ impl SnapshotBuilder {
                 }
             };
             let shared = before.map_or_else(|| Arc::new(ListenerShared::default()), |l| l.shared.clone());
-            let tls = certificates.of_listener(index, listener, before.and_then(|l| l.tls.as_deref()), wrong);
+            let running = before.and_then(|before| before.tls().next());
+            let mut errors = Vec::new();
+            let mut tls = certificates.of_listener(index, listener, running.map(|tls| &**tls), &mut errors);
+            if let Some(error) = errors.first() {
+                let same =
+                    running.filter(|_| index >= kept_from && before.is_some_and(|before| before.sha256 == sha256));
+                tls = keep(&error.message, "listener", &listener.name, same.cloned());
+                wrong.extend(errors.into_iter().filter(|_| tls.is_none()));
+            }
+            // No configuration offers more than one yet.
+            let chains = vec![FilterChain { matches: ChainMatch::default(), tls, filters }];
             let config = listener.clone();
-            all.push(Arc::new(ListenerParts { config, sha256, chain, access_log, metrics: figures, tcp, tls, shared }));
+            all.push(Arc::new(ListenerParts { config, sha256, chains, access_log, metrics: figures, tcp, shared }));
         }
         all
     }
@@ -508,6 +569,20 @@ impl SnapshotBuilder {
             flags: figures.flags.clone(),
         })
     }
+}
+
+/// Returns the path of a filter's module, as the module's `source` has it.
+fn module_path(filter: &model::Filter, loaded: &Loaded) -> String {
+    loaded.source.resolve(&filter.wasm).display().to_string()
+}
+
+/// Keeps what runs of a resource that has not changed, although its files can no longer be used: neither a source nor a
+/// build for another resource waits until they are mended.
+fn keep<T>(error: &str, kind: &str, name: &str, running: Option<T>) -> Option<T> {
+    if running.is_some() {
+        tracing::warn!(target: target::CONFIG, "{kind} `{name}` keeps its previous files: {error}");
+    }
+    running
 }
 
 /// Whether an address includes one of these, or one of them includes it. While both exist, the kernel shares

@@ -191,6 +191,7 @@ impl Status {
     pub fn config_json(&self) -> Value {
         let current = self.current.load();
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (config, supplied) = current.as_ref().map(|s| s.effective.shown_apart(&s.loaded)).unzip();
         json!({
             "version": current.as_ref().map(|s| s.version),
             "hash": current.as_ref().map(|s| s.hash.clone()),
@@ -202,7 +203,8 @@ impl Status {
             "unwatched": self.unwatched.load().as_ref().map(|why| why.as_str().to_owned()),
             "settings_sha256": current.as_ref().map(|s| hex(&s.loaded.source.settings_hash())),
             "tls_files": current.as_ref().map(|s| tls_files(s)),
-            "config": current.as_ref().map(|s| s.loaded.shown()),
+            "config": config,
+            "supplied": supplied,
         })
     }
 

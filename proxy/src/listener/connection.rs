@@ -1,7 +1,7 @@
 //! The start of a client's connection: reads the PROXY protocol header, performs the TLS handshake and detects the
 //! protocol.
 
-use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -11,6 +11,7 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{
+    chains::{ActiveChain, ActiveChains, ConnectionFacts},
     client_hello::{Hello, MAX_HELLO, client_hello},
     clients::ClientGuard,
     sniff::{PREFACE, Sniffed, sniff},
@@ -25,7 +26,7 @@ use crate::{
         FirstBytes, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses, Parsed},
     },
-    tcp::{self, TcpListenerContext},
+    tcp,
     tls::{self, ConnectionTls, HandshakeError, Peer, PeerError, ServerTls},
 };
 
@@ -41,29 +42,25 @@ enum ConnectionProtocol {
     Tcp(Option<Box<str>>),
 }
 
-/// The active rules for TCP connections; `None` if the listener accepts none.
-pub type TcpRules = RefCell<Option<Rc<TcpListenerContext>>>;
-
 /// Serves a connection until it ends.
 pub async fn serve(
-    handle: Rc<ListenerHandle>,
-    tcp: Rc<TcpRules>,
+    chains: Rc<ActiveChains>,
     socket: Socket,
     (peer, local): (SocketAddr, SocketAddr),
     guard: &ClientGuard,
 ) {
-    let ctx = handle.context();
     // Boxed, so that the connection's task does not hold the space for its whole life.
-    let opened = Box::pin(begin(&handle, &ctx, socket, peer, local)).await;
-    let Opened { stream, info, protocol } = match opened {
+    let opened = Box::pin(begin(&chains, socket, peer, local)).await;
+    let Opened { chain, stream, info, protocol } = match opened {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
         Err(refused) => {
             let protocol = if refused.cause.is_some() { "TLS" } else { "TCP" };
-            return ctx.reject(peer, protocol, &refused);
+            return chains.first().handle.context().reject(peer, protocol, &refused);
         }
     };
-    drop(ctx);
+    drop(chains);
+    let handle = chain.handle.clone();
     let info = Rc::new(info);
     match protocol {
         ConnectionProtocol::H1 | ConnectionProtocol::H2 => guard.serves_http(&info),
@@ -73,7 +70,7 @@ pub async fn serve(
         ConnectionProtocol::H1 => crate::downstream::h1::serve(handle, stream, info).await,
         ConnectionProtocol::H2 => Box::pin(crate::downstream::h2::serve(handle, stream, info)).await,
         ConnectionProtocol::Tcp(name) => {
-            let ctx = tcp.borrow().clone();
+            let ctx = chain.tcp.borrow().clone();
             let Some(ctx) = ctx else {
                 let why = "the client does not speak HTTP, and the listener accepts no other protocol".to_owned();
                 return handle.context().reject(
@@ -89,21 +86,23 @@ pub async fn serve(
     }
 }
 
-struct Opened {
+pub(super) struct Opened {
+    pub(super) chain: Rc<ActiveChain>,
     stream: Stream,
     info: ConnectionInfo,
     protocol: ConnectionProtocol,
 }
 
 /// Determines everything that is needed before serving. `None` if the client disconnected or sent nothing.
-async fn begin(
-    handle: &ListenerHandle,
-    ctx: &ListenerContext,
+pub(super) async fn begin(
+    chains: &ActiveChains,
     socket: Socket,
     peer: SocketAddr,
     local: SocketAddr,
 ) -> Result<Option<Opened>, RejectedConnection> {
-    let config = &ctx.config;
+    let first = chains.first();
+    let rules = first.handle.context();
+    let config = &rules.config;
     let limit = config.timeouts.handshake.bound().unwrap_or(Duration::MAX);
     let mut ends = Addresses { source: peer, destination: local };
     if config.socket.original_destination
@@ -120,8 +119,18 @@ async fn begin(
         let header = header.map_err(|_| RejectedConnection::new(RejectReason::Silent, late()))?;
         ends = header?.unwrap_or(ends);
     }
+    let chain = match first.matches.is_any() {
+        true => first,
+        false => match timeout(limit, facts(&mut stream)).await {
+            Ok(Ok(None) | Err(_)) => return Ok(None),
+            Ok(Ok(Some(facts))) => choose(chains, &facts)?,
+            // A client that waits for the server to speak first does not speak TLS.
+            Err(_) => choose(chains, &ConnectionFacts::default())?,
+        },
+    };
+    let ctx = &*chain.handle.context();
     let info = ConnectionInfo::new(ctx.name.clone(), ends.source, ends.destination);
-    let tls = ctx.tls.as_ref().filter(|_| config.tls.as_ref().is_some_and(|tls| tls.mode != TlsMode::Disable));
+    let tls = ctx.tls.as_ref();
     let first = match (config.protocol, tls.is_some() && !may_be_plain(ctx)) {
         // The protocol is configured: there is nothing to detect.
         (_, true) => Sniffed::Tls,
@@ -129,7 +138,7 @@ async fn begin(
         (Protocol::Http2, false) if tls.is_none() => Sniffed::Http2,
         (Protocol::Tcp, false) if tls.is_none() => Sniffed::Other,
         (protocol, false) => {
-            let first = first_bytes(handle, ctx, &mut stream, protocol == Protocol::Auto).await?;
+            let first = first_bytes(&chain.handle, ctx, &mut stream, protocol == Protocol::Auto).await?;
             let Some(first) = first else { return Ok(None) };
             first
         }
@@ -137,7 +146,7 @@ async fn begin(
     match (first, tls) {
         (Sniffed::Tls, Some(tls)) => match timeout(limit, handshake_with(tls, stream)).await {
             Ok(result) => match result? {
-                Some((stream, facts)) => under_tls(handle, ctx, stream, facts, info).await,
+                Some((stream, facts)) => under_tls(chain.clone(), ctx, stream, facts, info).await,
                 None => Ok(None),
             },
             Err(_) => {
@@ -161,7 +170,7 @@ async fn begin(
                     ConnectionProtocol::Tcp(name.unwrap_or(Ok(None)).unwrap_or(None))
                 }
             };
-            Ok(Some(Opened { stream: Stream::Plain(stream), info, protocol }))
+            Ok(Some(Opened { chain: chain.clone(), stream: Stream::Plain(stream), info, protocol }))
         }
     }
 }
@@ -169,7 +178,25 @@ async fn begin(
 /// Returns whether clients of a listener with TLS may connect without it. `protocol: auto` does not allow it: it
 /// detects the protocol inside TLS, and a client that could skip TLS could also skip the required client certificate.
 fn may_be_plain(ctx: &ListenerContext) -> bool {
-    ctx.config.tls.as_ref().is_none_or(|tls| tls.mode == TlsMode::Permissive)
+    ctx.config.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Permissive)
+}
+
+/// Returns the chain that serves a connection.
+fn choose(chains: &ActiveChains, facts: &ConnectionFacts) -> Result<Rc<ActiveChain>, RejectedConnection> {
+    chains.choose(facts).ok_or_else(|| {
+        let why = format!("no filter chain of the listener matches the connection ({facts})");
+        RejectedConnection::new(RejectReason::Protocol, why)
+    })
+}
+
+/// Determines what filter chains match on, without consuming it. `None` if the client disconnected or sent nothing.
+async fn facts(stream: &mut Prefixed<Socket>) -> io::Result<Option<ConnectionFacts>> {
+    if stream.seen().is_empty() && !stream.look(LOOK).await? {
+        return Ok(None);
+    }
+    let is_tls = is_tls(stream.seen());
+    let server_name = if is_tls { requested_name(stream).await? } else { None };
+    Ok(Some(ConnectionFacts { is_tls, server_name }))
 }
 
 /// Reads the PROXY protocol header. `None` if it states no addresses, or is absent and not required.
@@ -300,7 +327,7 @@ async fn handshake_with(
 
 /// Detects the protocol inside TLS. `None` if the client disconnected without sending anything.
 async fn under_tls(
-    handle: &ListenerHandle,
+    chain: Rc<ActiveChain>,
     ctx: &ListenerContext,
     mut stream: TlsClientStream,
     facts: ConnectionTls,
@@ -312,7 +339,7 @@ async fn under_tls(
         (Some(_), _) | (None, Protocol::Http1) => ConnectionProtocol::H1,
         (None, protocol) => {
             // Without ALPN the protocol is detected as without TLS.
-            let first = first_bytes(handle, ctx, &mut *stream, protocol == Protocol::Auto).await?;
+            let first = first_bytes(&chain.handle, ctx, &mut *stream, protocol == Protocol::Auto).await?;
             let Some(first) = first else { return Ok(None) };
             match (first, protocol) {
                 (Sniffed::Http2, _) => ConnectionProtocol::H2,
@@ -322,7 +349,7 @@ async fn under_tls(
         }
     };
     let info = info.with_tls(Some(Rc::new(facts)));
-    Ok(Some(Opened { stream: Stream::Tls(stream), info, protocol }))
+    Ok(Some(Opened { chain, stream: Stream::Tls(stream), info, protocol }))
 }
 
 /// Explains a failed handshake, given the client's first bytes.

@@ -8,7 +8,7 @@ use crate::{
     config::{Dependencies, Diagnostics, Loaded, model, units::Address},
     digest::sha256_hex,
     exchange::ListenerMetrics,
-    listener::socket::ListenerShared,
+    listener::{chains::ChainMatch, socket::ListenerShared},
     net::ListenSocket,
     observe::AccessLog,
     tcp,
@@ -19,14 +19,16 @@ use crate::{
 
 /// A snapshot of one configuration that is running or about to be.
 pub struct Snapshot {
-    /// The number of the snapshot, starting at 1.
+    /// The number of the files' configuration, starting at 1. What sources supply does not change it.
     pub version: u64,
     /// A hash of the configuration, all modules and all TLS files.
     pub hash: String,
     /// When the snapshot was built.
     pub created: SystemTime,
-    /// The configuration.
+    /// The configuration's files.
     pub loaded: Loaded,
+    /// The configuration in effect: the files, and the listeners and filters that sources supply.
+    pub effective: Loaded,
     /// The clusters, in the order of the configuration.
     pub clusters: Vec<ConfiguredCluster>,
     /// The directory of clusters.
@@ -46,7 +48,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether the snapshot was built from the same configuration, modules, certificates and keys.
+    /// Whether the snapshot was built from the same configuration in effect, modules, certificates and keys.
     pub fn is_made_of(&self, loaded: &Loaded) -> bool {
         let same_module = |path: &PathBuf| {
             let read = CompiledModule::read(path, &loaded.config.compile);
@@ -55,7 +57,7 @@ impl Snapshot {
         };
         let filters = loaded.config.filters.iter().filter(|filter| builtins::name(&filter.wasm).is_none());
         let mut modules = filters.map(|filter| loaded.source.resolve(&filter.wasm));
-        self.loaded.hash() == loaded.hash() && modules.all(|path| same_module(&path)) && self.tls.are_current()
+        self.effective.hash() == loaded.hash() && modules.all(|path| same_module(&path)) && self.tls.are_current()
     }
 }
 
@@ -87,18 +89,33 @@ pub struct ListenerParts {
     pub config: Arc<model::Listener>,
     /// A hash of the configuration.
     pub sha256: [u8; 32],
-    /// The filters of its chain, in order.
-    pub chain: Vec<Arc<Plugin>>,
+    /// The filter chains, at least one. The first one that matches a connection serves it.
+    pub chains: Vec<FilterChain>,
     /// The access log.
     pub access_log: Option<AccessLog>,
     /// The metrics.
     pub metrics: ListenerMetrics,
     /// Metrics of TCP connections, if the listener accepts any.
     pub tcp: Option<tcp::TcpMetrics>,
-    /// TLS; `None` for plaintext.
-    pub tls: Option<Arc<ServerTls>>,
     /// State shared by the workers.
     pub shared: Arc<ListenerShared>,
+}
+
+impl ListenerParts {
+    /// The TLS settings of all chains.
+    pub fn tls(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
+        self.chains.iter().filter_map(|chain| chain.tls.as_ref())
+    }
+}
+
+/// A filter chain of a listener.
+pub struct FilterChain {
+    /// The connections that it serves.
+    pub matches: ChainMatch,
+    /// TLS; `None` for plaintext.
+    pub tls: Option<Arc<ServerTls>>,
+    /// The filters, in order.
+    pub filters: Vec<Arc<Plugin>>,
 }
 
 /// New sockets by address.

@@ -29,10 +29,10 @@ use self::{
 use crate::{
     chain::{Filter, Route, network::NetworkFilter, slot::SlottedChain},
     config::units::Address,
-    downstream::connection::ListenerHandle,
     exchange::{self, ListenerContext, RejectReason, RejectedConnection},
     http::body::Body,
     listener::{
+        chains::{ActiveChains, ChainRules},
         clients::Clients,
         connection,
         count::{ConnectionCount, ConnectionGuard, full},
@@ -44,7 +44,7 @@ use crate::{
         descriptors::{self, DescriptorUse},
     },
     observe::{self, Histogram, LogLimiter, Shard, set_shard, target},
-    snapshot::{Delta, ListenerParts, Snapshot, Sockets},
+    snapshot::{Delta, FilterChain, ListenerParts, Snapshot, Sockets},
     tcp::{Routes, TcpListenerContext},
     upstream::{ClusterTable, PoolOptions, Pools},
     wasm::{self, Instance, InstanceOrder, InstanceSupply, Plugin, Vm, VmTemplate, WasmFilter},
@@ -146,8 +146,7 @@ struct BoundListener {
     /// The name of the listener that owns the socket.
     name: String,
     socket: Rc<Listener>,
-    handle: Rc<ListenerHandle>,
-    tcp: Rc<connection::TcpRules>,
+    chains: Rc<ActiveChains>,
     accept: JoinHandle<()>,
     stop: watch::Sender<bool>,
     shared: Arc<ListenerShared>,
@@ -236,9 +235,8 @@ impl Worker {
         for parts in &snapshot.listeners {
             let is_same = self.parts.borrow().get(&parts.config.name).is_some_and(|before| Arc::ptr_eq(before, parts));
             if !is_same {
-                let context = Rc::new(self.listener_context(&snapshot, parts, &filters));
-                let tcp = tcp_context(&snapshot, parts, &filters, self.pools.table().clone()).map(Rc::new);
-                contexts.insert(parts.config.name.as_str(), (context, tcp));
+                let rules = |chain| self.chain_rules(&snapshot, parts, chain, &filters);
+                contexts.insert(parts.config.name.as_str(), parts.chains.iter().map(rules).collect::<Vec<_>>());
                 turn.end().await;
             }
         }
@@ -270,7 +268,7 @@ impl Worker {
     fn bind(
         &self,
         snapshot: &Snapshot,
-        contexts: &HashMap<&str, (Rc<ListenerContext>, Option<Rc<TcpListenerContext>>)>,
+        contexts: &HashMap<&str, Vec<ChainRules>>,
         sockets: &mut Sockets,
     ) -> Vec<JoinHandle<()>> {
         let mut listening = self.listeners.borrow_mut();
@@ -279,13 +277,12 @@ impl Worker {
             let name = &parts.config.name;
             let changed = contexts.get(name.as_str());
             for address in parts.config.all_addresses() {
-                let listen = |socket, (context, tcp): &(Rc<ListenerContext>, Option<Rc<TcpListenerContext>>)| {
-                    self.listen(name.clone(), socket, context.clone(), tcp.clone(), parts.shared.clone())
+                let listen = |socket, rules: &Vec<ChainRules>| {
+                    self.listen(name.clone(), socket, rules.clone(), parts.shared.clone())
                 };
                 let bound = match (listening.remove(address), sockets.streams.remove(address), changed) {
-                    (Some(bound), _, Some((context, tcp))) if bound.name == *name => {
-                        bound.handle.set_context(context.clone());
-                        bound.tcp.borrow_mut().clone_from(tcp);
+                    (Some(bound), _, Some(rules)) if bound.name == *name => {
+                        bound.chains.update(rules.clone());
                         bound
                     }
                     // Existing connections belong to another listener; they end with it.
@@ -305,8 +302,9 @@ impl Worker {
                     (None, ..) => continue,
                 };
                 #[cfg(feature = "http3")]
-                let bound = match changed {
-                    Some((context, _)) => self.with_quic(bound, sockets.datagrams.remove(address), context),
+                // A QUIC connection gets the first chain: quinn has one configuration of TLS per socket.
+                let bound = match changed.and_then(|rules| rules.first()) {
+                    Some(rules) => self.with_quic(bound, sockets.datagrams.remove(address), &rules.context),
                     None => bound,
                 };
                 kept.insert(address.clone(), bound);
@@ -316,43 +314,44 @@ impl Worker {
         gone.into_values().map(BoundListener::end).collect()
     }
 
-    /// Creates a listener's context for this worker.
-    fn listener_context(&self, snapshot: &Snapshot, parts: &ListenerParts, filters: &Filters) -> ListenerContext {
+    /// Creates the rules of a listener's filter chain for this worker.
+    fn chain_rules(
+        &self,
+        snapshot: &Snapshot,
+        parts: &ListenerParts,
+        chain: &FilterChain,
+        filters: &Filters,
+    ) -> ChainRules {
         let config = &parts.config;
-        let chain = parts.chain.iter().filter_map(|plugin| filters.get(&Arc::as_ptr(plugin)));
-        let chain = chain.map(|filter| filter.clone() as Rc<dyn Filter>).collect();
-        let mut context = ListenerContext::new(
-            config.clone(),
-            SlottedChain::single(chain),
-            parts.metrics.clone(),
-            self.pools.clone(),
-        );
+        let running = || chain.filters.iter().filter_map(|plugin| filters.get(&Arc::as_ptr(plugin)));
+        let http = running().map(|filter| filter.clone() as Rc<dyn Filter>).collect();
+        let mut context =
+            ListenerContext::new(config.clone(), SlottedChain::single(http), parts.metrics.clone(), self.pools.clone());
         let cluster = config.cluster.as_ref().map(|name| snapshot.directory.handle(name));
         context.default_route = cluster.map(|cluster| Arc::new(Route::to_cluster(cluster)));
-        context.tls = parts.tls.clone();
+        context.tls = chain.tls.clone();
         context.access_log = parts.access_log.clone();
-        context
+        let network = running().map(|filter| filter.clone() as Rc<dyn NetworkFilter>).collect();
+        let tcp = tcp_context(snapshot, parts, network, self.pools.table().clone()).map(Rc::new);
+        ChainRules { matches: chain.matches.clone(), context: Rc::new(context), tcp }
     }
 
     fn listen(
         &self,
         name: String,
         socket: Rc<Listener>,
-        context: Rc<ListenerContext>,
-        tcp: Option<Rc<TcpListenerContext>>,
+        rules: Vec<ChainRules>,
         shared: Arc<ListenerShared>,
     ) -> BoundListener {
-        let handle = Rc::new(ListenerHandle::new(context));
-        let tcp = Rc::new(RefCell::new(tcp));
+        let chains = Rc::new(ActiveChains::new(rules));
         let (stop, stopped) = watch::channel(false);
         let all = (self.connections.clone(), self.clients.clone());
-        let accept = accept(socket.clone(), handle.clone(), tcp.clone(), shared.clone(), all, stopped);
+        let accept = accept(socket.clone(), chains.clone(), shared.clone(), all, stopped);
         let accept = tokio::task::spawn_local(accept);
         BoundListener {
             name,
             socket,
-            handle,
-            tcp,
+            chains,
             accept,
             stop,
             shared,
@@ -415,15 +414,13 @@ async fn closed(closing: Vec<JoinHandle<()>>) {
 fn tcp_context(
     snapshot: &Snapshot,
     parts: &ListenerParts,
-    filters: &Filters,
+    chain: Vec<Rc<dyn NetworkFilter>>,
     clusters: ClusterTable,
 ) -> Option<TcpListenerContext> {
     let (config, metrics) = (&parts.config, parts.tcp.clone()?);
-    let chain = parts.chain.iter().filter_map(|plugin| filters.get(&Arc::as_ptr(plugin)));
-    let chain = chain.map(|filter| filter.clone() as Rc<dyn NetworkFilter>);
     Some(TcpListenerContext {
         name: config.name.as_str().into(),
-        chain: SlottedChain::single(chain.collect()),
+        chain: SlottedChain::single(chain),
         routes: Routes::new(config, &snapshot.directory),
         idle: config.timeouts.idle.bound(),
         age: config.timeouts.connection_age.bound(),
@@ -438,7 +435,7 @@ impl BoundListener {
     /// Accepts no more connections, and drains existing ones. The socket is closed when the task ends.
     fn end(self) -> JoinHandle<()> {
         let _ = self.stop.send(true);
-        self.handle.drain();
+        self.chains.drain();
         #[cfg(feature = "http3")]
         self.quic.into_iter().for_each(Quic::end);
         self.accept
@@ -448,7 +445,7 @@ impl BoundListener {
     /// socket, continue under the other listener's configuration.
     fn passes_to(self, listen: impl FnOnce(Rc<Listener>) -> BoundListener) -> BoundListener {
         self.accept.abort();
-        self.handle.drain();
+        self.chains.drain();
         #[cfg_attr(not(feature = "http3"), expect(unused_mut, reason = "there is nothing else to give"))]
         let mut other = listen(self.socket);
         #[cfg(feature = "http3")]
@@ -469,15 +466,14 @@ fn scarce() -> RejectedConnection {
 /// handshakes, and closes the socket.
 async fn accept(
     socket: Rc<Listener>,
-    handle: Rc<ListenerHandle>,
-    tcp: Rc<connection::TcpRules>,
+    chains: Rc<ActiveChains>,
     shared: Arc<ListenerShared>,
     (connections, clients): (Rc<ConnectionCount>, Rc<Clients>),
     mut stopped: watch::Receiver<bool>,
 ) {
     let (refusals, unaccepted) = (RejectedConnections::default(), LogLimiter::default());
     let refuse = |stream, peer, refused: &RejectedConnection| {
-        let context = handle.context();
+        let context = chains.first().handle.context();
         context.reject(peer, "TCP", refused);
         let tls = context.config.tls.as_ref().map(|tls| tls.mode);
         refusals.reject(stream, context.config.protocol, tls, refused.refusal != RejectReason::Descriptors);
@@ -494,11 +490,11 @@ async fn accept(
             return false;
         }
         let Ok(local) = stream.local_addr() else { return false };
-        let connected = ConnectionGuard::begin(&connections, &handle.context(), place);
-        let (handle, tcp) = (handle.clone(), tcp.clone());
+        let connected = ConnectionGuard::begin(&connections, &chains.first().handle.context(), place);
+        let chains = chains.clone();
         clients.admit(|seat| {
             let serve = async move {
-                connection::serve(handle, tcp, stream, (peer, local), &seat).await;
+                connection::serve(chains, stream, (peer, local), &seat).await;
                 drop(connected);
             };
             tokio::task::spawn_local(serve).abort_handle()

@@ -120,7 +120,7 @@ fn listener<'s>(snapshot: &'s Snapshot, name: Option<&str>) -> anyhow::Result<&'
         "listener `{}` is for TCP connections, but the benchmark sends HTTP requests: choose another with --listener",
         found.config.name
     );
-    ensure!(!found.chain.is_empty(), "the chain of listener `{}` is empty", found.config.name);
+    ensure!(!found.config.chain.is_empty(), "the chain of listener `{}` is empty", found.config.name);
     Ok(found)
 }
 
@@ -146,7 +146,7 @@ fn measure(made: Built, args: &ChainArgs, workload: Workload, warm_up: Duration)
         let parts = listener(&snapshot, name)?;
         let config = &parts.config;
         let of = |plugin: &Arc<Plugin>| filters.iter().find(|f| std::ptr::eq(f.plugin(), Arc::as_ptr(plugin))).cloned();
-        let filters: Vec<_> = parts.chain.iter().filter_map(of).collect();
+        let filters: Vec<_> = parts.chains.iter().flat_map(|chain| &chain.filters).filter_map(of).collect();
         let timed: Vec<_> = filters.iter().map(|filter| Rc::new(Timed::new(filter.clone(), clock))).collect();
         let chain = |filters: Vec<Rc<dyn Filter>>| Rc::new(Chain::new(filters));
         let mut skipped = workload.skipped;

@@ -184,6 +184,7 @@ fn running_listing<'v>(
             sha256: hashes.get(&(kind.as_str(), name)).copied().unwrap_or_default(),
             module: modules.get(name).copied().filter(|_| kind == Kind::Filter),
             fields: Fields::Json(Cow::Borrowed(value)),
+            source: None,
             hidden: Vec::new(),
         }
     };
@@ -195,6 +196,7 @@ fn running_listing<'v>(
             sha256: text(document, "settings_sha256").and_then(from_hex).unwrap_or_default(),
             module: None,
             fields: Fields::Json(Cow::Owned(settings(config.clone()))),
+            source: None,
             hidden: Vec::new(),
         },
         resources: Kind::ALL.map(|kind| items(config, kind).map(|value| entry(kind, value)).collect()),

@@ -10,7 +10,7 @@ use super::{
     ClusterTls,
 };
 
-/// A source of clusters and endpoints that are not in the configuration's files. Each resource is accepted or refused
+/// A source of resources that are not in the configuration's files. Each resource is accepted or refused
 /// alone, and what is accepted stays when the source fails. On a clash of names, the files win.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -25,7 +25,8 @@ pub struct Source {
     /// alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<DirectorySource>,
-    /// The kinds of resources that the source may supply; others are refused. If any source supplies clusters, filters and
+    /// The kinds of resources that the source may supply; others are refused. Listeners open sockets of this machine, and
+    /// filters load its files, so these two have to be listed explicitly. If any source supplies clusters, filters and
     /// listeners may name clusters that do not exist yet: requests for them get 503.
     #[serde(default = "default::supplies")]
     pub supplies: Vec<Supply>,
@@ -35,6 +36,10 @@ pub struct Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Supply {
+    /// Listeners.
+    Listeners,
+    /// Filters.
+    Filters,
     /// Clusters.
     Clusters,
     /// The endpoints of clusters.

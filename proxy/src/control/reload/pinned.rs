@@ -1,14 +1,15 @@
 //! Versions of the history that are applied again and pinned, and what becomes of the files meanwhile.
 
-use super::{BY_FILE, Reloader, with_changes};
+use super::{BY_FILE, Reloader};
 use crate::{
     config::Diagnostics,
     control::{
         change::{self, ReloadAttempt, ReloadOutcome},
-        changes::Changes,
         history::AppliedVersion,
         pin::Pending,
-        snapshot::{BuildMode, Built, SnapshotBuilder},
+        resources::Occasion,
+        snapshot::{BuildMode, SnapshotBuilder},
+        supplied::{Base, Next, Part},
         threads::{self, Urgency},
     },
     listener::socket::AddressClaim,
@@ -24,10 +25,11 @@ impl Reloader {
             return self.status.note(cause, ReloadOutcome::Refused(message.clone(), message.into()));
         };
         let (builder, previous, again) = (self.builder.clone(), self.status.current.load_full(), applied.clone());
-        let work = move || build_again(&builder, &again, previous.as_deref());
+        let parts = self.rollout.resources.plan(Occasion::Files).await.unwrap_or_default();
+        let work = move || build_again(&builder, &again, parts, previous.as_deref());
         let built = tokio::task::spawn_blocking(move || threads::at_work(Urgency::Reload, work)).await;
         let result = match built.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
-            Ok(Ok(Some((built, changes)))) => self.replace(built, &changes, cause, Some(version)).await,
+            Ok(Ok(Some(next))) => self.replace(next, cause, Some(version)).await,
             Ok(Ok(None)) => ReloadOutcome::Unchanged,
             Ok(Err(wrong)) => {
                 self.forget_trial();
@@ -64,17 +66,12 @@ impl Reloader {
     }
 
     /// Notes what the files would change in the pinned version. Returns `None` if there is nothing to report.
-    pub(super) fn hold(
-        &mut self,
-        pinned: u64,
-        pending: Option<(Built, Changes)>,
-        cause: &'static str,
-    ) -> Option<ReloadOutcome> {
-        let summary = pending.as_ref().map(|(built, changes)| Pending::change(built.snapshot.hash.clone(), changes));
+    pub(super) fn hold(&mut self, pinned: u64, pending: Option<Next>, cause: &'static str) -> Option<ReloadOutcome> {
+        let summary = pending.as_ref().map(|next| Pending::change(next.built.snapshot.hash.clone(), &next.changes));
         let is_new = self.status.set_pending(summary);
         if is_new || cause != BY_FILE {
-            let changes = pending.as_ref().map(|(_, changes)| changes.line());
-            let new_instances = pending.as_ref().and_then(|(_, changes)| changes.new_instances());
+            let changes = pending.as_ref().map(|next| next.changes.line());
+            let new_instances = pending.as_ref().and_then(|next| next.changes.new_instances());
             tracing::info!(target: target::CONFIG, cause, changes, new_instances, "{}", change::pinned(pinned));
         }
         drop(pending);
@@ -87,12 +84,14 @@ impl Reloader {
 fn build_again(
     builder: &SnapshotBuilder,
     applied: &AppliedVersion,
+    parts: Vec<Part>,
     previous: Option<&Snapshot>,
-) -> Result<Option<(Built, Changes)>, Diagnostics> {
+) -> Result<Option<Next>, Diagnostics> {
     if previous.is_some_and(|previous| applied.is_running_as(previous)) {
         return Ok(None);
     }
     let mode = BuildMode::Full(AddressClaim::Sole);
-    let built = builder.build_with(applied.loaded.clone(), Some(&applied.modules), previous, mode)?;
-    Ok(Some(with_changes(built, previous)))
+    let (files, modules) = (applied.loaded.clone(), Some(&applied.modules[..]));
+    let version = previous.map_or(1, |previous| previous.version + 1);
+    Base { builder, files, modules, version, previous, mode }.next(parts).map(Some)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{ConfigSource, Fragment, FragmentKind, model},
+    config::{ConfigSource, FileResources, Fragment, FragmentKind, model},
     control::store::{
         Batch, Change, FieldError, Key, Kind, Kinds, Origin, Policy, Reference, Resource, SourceId, Strength,
     },
@@ -16,7 +16,9 @@ pub(super) enum Payload {
     Cluster(Arc<model::Cluster>),
     /// The endpoints of a service.
     Endpoints(Vec<model::Endpoint>),
-    /// A listener or a filter of the configuration's files, which are built elsewhere.
+    /// A listener or a filter of a source.
+    Part(Arc<FileResources>),
+    /// A listener or a filter of the configuration's files, which are built before they are offered.
     Built,
     /// A resource with errors.
     Wrong(Vec<FieldError>),
@@ -24,7 +26,7 @@ pub(super) enum Payload {
 
 /// The kinds that a source of each sort may remove by not listing them.
 const FILE: Kinds = Kinds::NONE.with(Kind::Listener).with(Kind::Filter).with(Kind::Cluster);
-const DOCUMENT: Kinds = Kinds::NONE.with(Kind::Cluster).with(Kind::Endpoints);
+const DOCUMENT: Kinds = FILE.with(Kind::Endpoints);
 
 /// All resources of the configuration's files.
 pub(super) fn of_files(files: &ConfigSource, version: &Arc<str>, source: SourceId) -> Batch<Payload> {
@@ -54,7 +56,34 @@ pub(super) fn of_files(files: &ConfigSource, version: &Arc<str>, source: SourceI
 
 /// The state of a source that supplies nothing.
 pub(super) fn nothing(source: SourceId) -> Batch<Payload> {
-    Batch { source, full: DOCUMENT, policy: Policy::PerResource, changes: Vec::new() }
+    nothing_but(source, &[])
+}
+
+/// The state of a source that no longer supplies anything but resources of these kinds, about which it says nothing.
+pub(super) fn nothing_but(source: SourceId, supplies: &[model::Supply]) -> Batch<Payload> {
+    let all = [FragmentKind::Listener, FragmentKind::Filter, FragmentKind::Cluster, FragmentKind::Endpoints];
+    let gone = all.into_iter().map(kinds).filter(|(_, supply)| !supplies.contains(supply));
+    let full = gone.fold(Kinds::NONE, |gone, (kind, _)| gone.with(kind));
+    Batch { source, full, policy: Policy::PerResource, changes: Vec::new() }
+}
+
+/// A resource that was refused, offered again.
+pub(super) fn again(source: SourceId, refused: &Resource<Payload>) -> Batch<Payload> {
+    let Resource { key, version, sha256, origin, payload, references, ttl } = refused;
+    let (key, version, origin) = (key.clone(), version.clone(), origin.clone());
+    let (payload, references) = (payload.clone(), references.clone());
+    let again = Resource { key, version, sha256: *sha256, origin, payload, references, ttl: *ttl };
+    Batch { source, full: Kinds::NONE, policy: Policy::PerResource, changes: vec![Change::Set(again)] }
+}
+
+/// The kind of a document's resource, and what a source must be allowed to supply.
+fn kinds(kind: FragmentKind) -> (Kind, model::Supply) {
+    match kind {
+        FragmentKind::Listener => (Kind::Listener, model::Supply::Listeners),
+        FragmentKind::Filter => (Kind::Filter, model::Supply::Filters),
+        FragmentKind::Cluster => (Kind::Cluster, model::Supply::Clusters),
+        FragmentKind::Endpoints => (Kind::Endpoints, model::Supply::Endpoints),
+    }
 }
 
 /// The resources of a source's document. `supplies`: the kinds that the source may supply. `is_delta`: the document has
@@ -69,14 +98,12 @@ pub(super) fn of_document(
     let (source, name) = origin;
     let mut changes = Vec::new();
     let mut add = |kind: FragmentKind, resource: &str, sha256, place: String, payload, references| {
-        let (of, supply) = match kind {
-            FragmentKind::Cluster => (Kind::Cluster, model::Supply::Clusters),
-            FragmentKind::Endpoints => (Kind::Endpoints, model::Supply::Endpoints),
-        };
+        let (of, supply) = kinds(kind);
         let payload = match supplies.contains(&supply) {
             true => payload,
             false => {
-                let message = format!("the source does not supply {} (`supplies`)", kind.section());
+                let section = kind.section();
+                let message = format!("source `{name}` does not supply {section}: add `{section}` to its `supplies`");
                 Payload::Wrong(vec![FieldError { field: place.clone(), message }])
             }
         };
@@ -89,6 +116,22 @@ pub(super) fn of_document(
         let (key, version, payload) = (Key::new(of, resource), version.clone(), Arc::new(payload));
         changes.push(Change::Set(Resource { key, version, sha256, origin, payload, references, ttl: None }));
     };
+    for part in fragment.parts {
+        let (listener, filter) = (part.listeners.first(), part.filters.first());
+        let (kind, named, sha256, line) = match (listener, filter) {
+            (Some(listener), _) => (FragmentKind::Listener, &listener.value.name, listener.sha256, listener.line),
+            (None, Some(filter)) => (FragmentKind::Filter, &filter.value.name, filter.sha256, filter.line),
+            (None, None) => continue,
+        };
+        let named = named.clone();
+        let mut filters: Vec<&String> = listener.iter().flat_map(|listener| &listener.value.chain).collect();
+        filters.sort_unstable();
+        filters.dedup();
+        let filters = filters.into_iter().map(|filter| Key::new(Kind::Filter, filter.as_str()));
+        let references = filters.map(|key| Reference { key, strength: Strength::Hard, source: None }).collect();
+        let payload = Payload::Part(Arc::new(part.supplied_by(name)));
+        add(kind, &named, sha256, format!("line {line}"), payload, references);
+    }
     for cluster in fragment.clusters {
         let references = references(&cluster.value, Strength::Hard);
         let (name, line) = (cluster.value.name.clone(), format!("line {}", cluster.line));
@@ -105,8 +148,7 @@ pub(super) fn of_document(
         add(refused.kind, &refused.name, refused.sha256, String::new(), payload, Box::default());
     }
     for (kind, name) in fragment.removed {
-        let kind = if kind == FragmentKind::Cluster { Kind::Cluster } else { Kind::Endpoints };
-        changes.push(Change::Remove(Key::new(kind, name)));
+        changes.push(Change::Remove(Key::new(kinds(kind).0, name)));
     }
     Batch { source, full: if is_delta { Kinds::NONE } else { DOCUMENT }, policy: Policy::PerResource, changes }
 }

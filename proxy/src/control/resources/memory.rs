@@ -9,7 +9,7 @@ use super::documents::Payload;
 use crate::{
     control::{
         source::kept::KeptFile,
-        store::{Kind, SourceId, Store},
+        store::{SourceId, Store},
     },
     observe::target,
 };
@@ -33,22 +33,26 @@ impl Kept {
     /// Collects what a source has supplied and the store has accepted.
     pub(super) fn of(store: &Store<Payload>, source: SourceId, version: Option<String>) -> Kept {
         let accepted = store.held(source).filter_map(|(key, _)| Some((key.clone(), store.accepted(key)?)));
-        let resources = accepted.filter(|(key, _)| matches!(key.kind, Kind::Cluster | Kind::Endpoints));
-        let resources = resources.map(|(key, resource)| (key.name, resource.payload.clone())).collect();
+        let resources = accepted.map(|(key, resource)| (key.name, resource.payload.clone())).collect();
         Kept { version, resources }
     }
 
     /// Writes the file. It takes a while.
     pub(super) fn store(self, cache: &Path, source: &str) {
-        let (mut clusters, mut endpoints) = (Vec::new(), Vec::new());
+        let (mut listeners, mut filters, mut clusters, mut endpoints) = (vec![], vec![], vec![], vec![]);
         for (name, payload) in &self.resources {
             match &**payload {
                 Payload::Cluster(config) => clusters.extend(serde_json::to_value(config.as_ref())),
                 Payload::Endpoints(list) => endpoints.push(json!({ "name": &**name, "endpoints": list })),
+                Payload::Part(part) => {
+                    let section = if part.listeners.is_empty() { &mut filters } else { &mut listeners };
+                    section.extend(part.supplied().map(|(_, written)| written.clone()));
+                }
                 Payload::Built | Payload::Wrong(_) => {}
             }
         }
-        let document = json!({ "clusters": clusters, "endpoints": endpoints });
+        let document =
+            json!({ "listeners": listeners, "filters": filters, "clusters": clusters, "endpoints": endpoints });
         let content = serde_json::to_vec(&Content { version: self.version, document }).unwrap_or_default();
         if let Err(e) = KeptFile::new(cache, source).store(&content) {
             tracing::warn!(target: target::CONFIG, source, "cannot keep the source's resources: {e}");

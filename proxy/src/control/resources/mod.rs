@@ -4,7 +4,9 @@
 //!
 //! The configuration's files are built and applied elsewhere ([`reload`](super::reload), [`rollout`](super::rollout)); the
 //! thread is told afterwards. It removes the clusters that files no longer have, since another source may supply them.
+//! Listeners and filters of sources are built there too; [`build`] collects them.
 
+mod build;
 mod documents;
 mod lane;
 mod memory;
@@ -15,35 +17,42 @@ mod tests;
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
-    task::LocalSet,
+    sync::{Notify, mpsc, oneshot},
+    task::{JoinSet, LocalSet},
     time::sleep_until,
 };
 
+pub(crate) use self::build::Occasion;
 use self::{
+    build::BuildLane,
     documents::Payload,
     lane::ClusterLane,
     memory::Kept,
     running::{Outputs, Running},
 };
 use super::{
+    load::loader,
     source::{
         directory::{FileState, Listing},
         http::{self, Fetched, Verdict},
     },
-    store::{Event, FieldError, Key, Kind, Outcome, SourceId, SourceOptions, Store, Transaction},
+    store::{
+        Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, TransactionId,
+        View,
+    },
+    supplied::{Part, RefusedPart},
 };
 use crate::{
-    config::{ConfigSource, Format, Fragment, Loader, model},
+    config::{ConfigSource, Format, Fragment, model},
     digest::{hex, sha256},
     observe::{Registry, target},
     tls::{self, ClientTls},
@@ -74,13 +83,33 @@ pub(crate) enum Request {
         /// Notified when that is done.
         done: oneshot::Sender<()>,
     },
+    /// Collect the listeners and filters of sources for a build.
+    Plan(Occasion, oneshot::Sender<Option<Vec<Part>>>),
+    /// A build is about to take effect.
+    Commit(Commit),
     /// Describe all resources.
     Show(oneshot::Sender<Value>),
 }
 
+/// A build that is about to take effect.
+pub(crate) struct Commit {
+    /// What was built.
+    parts: Vec<Part>,
+    /// What was left out.
+    refused: Vec<RefusedPart>,
+    /// Whether the build must have the newest candidates.
+    must_be_current: bool,
+    /// Receives the candidates that are no longer the newest ones; then the build must not take effect.
+    superseded: oneshot::Sender<FxHashSet<Key>>,
+}
+
 /// A handle of the thread.
 #[derive(Clone)]
-pub(crate) struct Resources(mpsc::UnboundedSender<Request>);
+pub(crate) struct Resources {
+    requests: mpsc::UnboundedSender<Request>,
+    /// Wakes the builder of configurations.
+    wake: Arc<Notify>,
+}
 
 impl Resources {
     /// Starts the thread. `mailboxes` are those of the workers and of the health checks.
@@ -95,13 +124,14 @@ impl Resources {
         let (requests, inbox) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let lane = ClusterLane::new(clusters, workers, mailboxes);
-        let registry = registry.clone();
+        let (registry, wake) = (registry.clone(), Arc::<Notify>::default());
+        let build = BuildLane::new(wake.clone());
         thread::Builder::new().name("tollgate-resources".into()).spawn(move || {
             let ((documents, fetched), (listings, listed)) = (mpsc::channel(1), mpsc::channel(1));
-            let keeper = Keeper::new(lane, registry, Outputs { documents, listings });
+            let keeper = Keeper::new(lane, build, registry, Outputs { documents, listings });
             LocalSet::new().block_on(&runtime, keeper.run(inbox, fetched, listed));
         })?;
-        Ok(Resources(requests))
+        Ok(Resources { requests, wake })
     }
 
     /// Tells that the configuration's files were applied, and waits until their clusters are in place.
@@ -114,16 +144,50 @@ impl Resources {
         cache: Option<PathBuf>,
     ) {
         let (done, finished) = oneshot::channel();
-        let _ = self.0.send(Request::Files { files, version, sources, grace, cache, done });
+        let _ = self.requests.send(Request::Files { files, version, sources, grace, cache, done });
         let _ = finished.await;
     }
 
     /// Describes all resources.
     pub(crate) async fn shown(&self) -> Value {
         let (answer, shown) = oneshot::channel();
-        let _ = self.0.send(Request::Show(answer));
+        let _ = self.requests.send(Request::Show(answer));
         shown.await.unwrap_or_default()
     }
+
+    /// Ready when listeners or filters of sources may have to be built.
+    pub(crate) async fn need_a_build(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Returns the listeners and filters of sources for the next build; `None` if nothing is to be built.
+    pub(crate) async fn plan(&self, occasion: Occasion) -> Option<Vec<Part>> {
+        let (answer, plan) = oneshot::channel();
+        let _ = self.requests.send(Request::Plan(occasion, answer));
+        plan.await.ok().flatten()
+    }
+
+    /// Enters a build that is about to take effect. Returns the candidates in it that are no longer the newest ones: then, if
+    /// the build `must_be_current`, nothing is entered.
+    pub(crate) async fn commit(
+        &self,
+        parts: Vec<Part>,
+        refused: Vec<RefusedPart>,
+        must_be_current: bool,
+    ) -> FxHashSet<Key> {
+        let (superseded, answer) = oneshot::channel();
+        let _ = self.requests.send(Request::Commit(Commit { parts, refused, must_be_current, superseded }));
+        answer.await.unwrap_or_default()
+    }
+}
+
+/// The TLS settings of a source's cluster, with the files that they name.
+struct LoadedTls {
+    transaction: TransactionId,
+    cluster: Arc<Resource<Payload>>,
+    tls: Result<Option<Arc<ClientTls>>, Vec<FieldError>>,
+    /// When the change has arrived.
+    since: Instant,
 }
 
 /// The state of the thread.
@@ -135,9 +199,14 @@ struct Keeper {
     /// The running sources by name.
     sources: FxHashMap<Arc<str>, Running>,
     lane: ClusterLane,
+    build: BuildLane,
+    /// Reads the certificates of clusters.
+    certificates: JoinSet<LoadedTls>,
     registry: Registry,
     out: Outputs,
     grace: Duration,
+    /// The main file's directory.
+    dir: PathBuf,
     cache: Option<PathBuf>,
     /// When changed resources are to be written to disk.
     keep_at: Option<Instant>,
@@ -146,13 +215,28 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(lane: ClusterLane, registry: Registry, out: Outputs) -> Keeper {
+    fn new(lane: ClusterLane, build: BuildLane, registry: Registry, out: Outputs) -> Keeper {
         let mut store = Store::new(INITIAL_FETCH_TIMEOUT);
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
-        let (cache, keep_at) = (None, None);
-        Keeper { store, start, files, sources, lane, registry, out, grace, cache, keep_at, since: start }
+        let (certificates, dir, cache, keep_at) = (JoinSet::new(), PathBuf::new(), None, None);
+        Keeper {
+            store,
+            start,
+            files,
+            sources,
+            lane,
+            build,
+            certificates,
+            registry,
+            out,
+            grace,
+            dir,
+            cache,
+            keep_at,
+            since: start,
+        }
     }
 
     async fn run(
@@ -170,6 +254,7 @@ impl Keeper {
                 },
                 Some(document) = fetched.recv() => self.fetched(document),
                 Some(listing) = listed.recv() => self.listed(listing),
+                Some(Ok(loaded)) = self.certificates.join_next() => self.loaded(loaded),
                 () = at(keep_at) => self.keep(),
                 () = at(deadline) => {
                     self.since = Instant::now();
@@ -190,16 +275,46 @@ impl Keeper {
             Request::Files { files, version, sources, grace, cache, done } => {
                 self.since = Instant::now();
                 (self.grace, self.cache) = (grace, cache);
-                self.reconcile(sources, &files);
+                // Kept documents are read again, perhaps with another working directory.
+                self.dir = std::path::absolute(files.dir()).unwrap_or_else(|_| files.dir().to_owned());
+                self.reconcile(sources);
                 self.apply_files(&files, version);
                 let _ = done.send(());
             }
-            Request::Show(answer) => _ = answer.send(shown::all(&self.store, &self.sources, self.now())),
+            Request::Plan(occasion, answer) => {
+                let _ = answer.send(self.build.plan(&self.store, self.files, &occasion));
+            }
+            Request::Commit(commit) => self.commit(commit),
+            Request::Show(answer) => {
+                let _ = answer.send(shown::all(&self.store, &self.sources, &self.build, self.now()));
+            }
         }
     }
 
+    /// Enters a build that is about to take effect.
+    fn commit(&mut self, commit: Commit) {
+        let Commit { parts, refused, must_be_current, superseded } = commit;
+        let older = build::superseded(&self.store, &parts);
+        if older.is_empty() || !must_be_current {
+            self.since = Instant::now();
+            for (part, errors) in refused.iter().filter(|(part, _)| !part.is_candidate()) {
+                let why = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::error!(target: target::CONFIG, "{} of a source is no longer in effect: {why}", part.key);
+                let owner = self.sources.values_mut().find(|running| running.owns(part.source));
+                owner.into_iter().for_each(|running| _ = running.refused.insert(part.key.clone()));
+            }
+            for (id, result) in self.build.enter(&parts, refused) {
+                let now = self.now();
+                self.store.commit(id, result, now);
+            }
+            self.settle();
+            self.decided_later();
+        }
+        let _ = superseded.send(older);
+    }
+
     /// Starts new sources and those that have changed, and forgets those that are gone with everything that they supplied.
-    fn reconcile(&mut self, sources: Vec<model::Source>, files: &ConfigSource) {
+    fn reconcile(&mut self, sources: Vec<model::Source>) {
         let kept = |name: &str| sources.iter().any(|source| source.name == name);
         let gone: Vec<_> = self.sources.keys().filter(|name| !kept(name)).cloned().collect();
         for name in gone {
@@ -210,14 +325,21 @@ impl Keeper {
                 }
             }
         }
-        let dir = files.resolve("");
+        let dir = self.dir.clone();
         for source in sources {
             let name: Arc<str> = source.name.as_str().into();
             let started = match self.sources.get_mut(&name) {
                 Some(running) if running.config == source => continue,
                 Some(running) => {
                     running.config = source;
-                    running.start(&dir, &self.out)
+                    let started = running.start(&dir, &self.out);
+                    let of_source: Vec<_> = running.files.values().chain([&running.id]).copied().collect();
+                    let supplies = running.config.supplies.clone();
+                    for id in of_source {
+                        let _ = self.store.offer(documents::nothing_but(id, &supplies), self.now());
+                    }
+                    self.settle();
+                    started
                 }
                 None => {
                     let id = self.store.add_source(name.clone(), SourceOptions { rank: 1, ..SourceOptions::default() });
@@ -267,6 +389,10 @@ impl Keeper {
             tracing::error!(target: target::CONFIG, "the store does not accept the configuration's files: {e}");
         }
         self.settle();
+        for (source, resource) in build::mended(&self.store, &self.build) {
+            let _ = self.store.offer(documents::again(source, &resource), self.now());
+        }
+        self.settle();
     }
 
     /// Handles a document of a source.
@@ -287,6 +413,8 @@ impl Keeper {
             (running.version, running.is_changed) = (etag, true);
             self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
         }
+        // The verdict is newer than what was decided before.
+        self.sources.get(&source).iter().for_each(|running| _ = running.status.take_refused());
         // The source may have ended.
         let _ = verdict.send(match offered {
             Ok(refused) => Verdict::Applied { refused },
@@ -307,8 +435,8 @@ impl Keeper {
         let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
         let id = running.id;
         // Documents come from other machines: they cannot name this machine's environment variables.
-        let loader = Loader::default().env(|_| None);
-        let fragment = loader.fragment(name, text, format).map_err(|wrong| wrong.to_string())?;
+        let loader = loader().env(|_| None);
+        let fragment = loader.fragment(name, &self.dir, text, format).map_err(|wrong| wrong.to_string())?;
         if !is_delta && !fragment.removed.is_empty() {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
@@ -331,7 +459,7 @@ impl Keeper {
                 FileState::Gone => self.enter(&source, id, Fragment::default(), &"".into(), false),
                 FileState::Text(text, format) => {
                     let version: Arc<str> = hex(&sha256(text.as_bytes()))[..16].into();
-                    let fragment = Loader::default().fragment(&name, text, format).map_err(|wrong| wrong.to_string());
+                    let fragment = loader().fragment(&name, &self.dir, text, format).map_err(|wrong| wrong.to_string());
                     fragment.and_then(|fragment| self.enter(&source, id, fragment, &version, false))
                 }
             };
@@ -361,9 +489,9 @@ impl Keeper {
     /// Builds what is ready, and carries out what the store decides.
     fn settle(&mut self) {
         while let Some(transaction) = self.store.next_ready() {
-            let (id, result) = (transaction.id, self.build(&transaction));
+            let Some(result) = self.build(&transaction) else { continue };
             let now = self.now();
-            self.store.commit(id, result, now);
+            self.store.commit(transaction.id, result, now);
         }
         while let Some(event) = self.store.next_event() {
             match event {
@@ -372,16 +500,19 @@ impl Keeper {
                     self.lane.remove_cluster(&name, self.grace, self.since);
                 }
                 Event::Removed(Key { kind: Kind::Endpoints, name }) => self.lane.set_endpoints(&name, &[], self.since),
+                Event::Removed(key) => self.build.removed(&key),
                 _ => {}
             }
         }
         // What was refused may be gone.
-        let store = &self.store;
+        let (store, build) = (&self.store, &self.build);
         for running in self.sources.values_mut() {
             let Running { id, files, refused, .. } = running;
             let is_own = |source: SourceId| *id == source || files.values().any(|file| *file == source);
-            let is_refused =
-                |key: &Key| store.view(key).is_some_and(|view| view.candidates.iter().any(|c| is_own(c.source)));
+            let is_refused = |key: &Key| {
+                let has_own = |view: View<'_, _>| view.candidates.iter().any(|c| is_own(c.source));
+                build.error(key).is_some() || store.view(key).is_some_and(has_own)
+            };
             refused.retain(is_refused);
         }
         self.lane.flush();
@@ -401,8 +532,8 @@ impl Keeper {
         }
     }
 
-    /// Makes what a transaction sets.
-    fn build(&mut self, transaction: &Transaction<Payload>) -> Result<(), Vec<(Key, Vec<FieldError>)>> {
+    /// Makes what a transaction sets. Returns `None` if that is done elsewhere.
+    fn build(&mut self, transaction: &Transaction<Payload>) -> Option<build::Entered> {
         let is_built = transaction.source == self.files;
         let mut errors = Vec::new();
         for resource in &transaction.sets {
@@ -417,17 +548,93 @@ impl Keeper {
                         self.lane.adopt(config, endpoints, self.since);
                         continue;
                     }
-                    match client_tls(config) {
-                        Ok(tls) => self.lane.set_cluster(config, tls, endpoints, self.since),
-                        Err(wrong) => errors.push((resource.key.clone(), wrong)),
+                    // Files are not read here.
+                    if config.tls.is_some() {
+                        self.load_tls(transaction.id, resource.clone());
+                        return None;
                     }
+                    self.lane.set_cluster(config, None, endpoints, self.since);
                 }
                 Payload::Endpoints(list) => self.lane.set_endpoints(&resource.key.name, list, self.since),
+                // It is the only resource of its transaction.
+                Payload::Part(_) => {
+                    let wrong = self.missing_filters(transaction, resource);
+                    if wrong.is_empty() && !self.build.has(resource) {
+                        self.build.queue(transaction.source, resource, transaction.id);
+                        return None;
+                    }
+                    errors.extend((!wrong.is_empty()).then(|| (resource.key.clone(), wrong)));
+                }
                 Payload::Built => {}
                 Payload::Wrong(wrong) => errors.push((resource.key.clone(), wrong.clone())),
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        Some(if errors.is_empty() { Ok(()) } else { Err(errors) })
+    }
+
+    /// Reads the certificates of a source's cluster on another thread.
+    fn load_tls(&mut self, transaction: TransactionId, cluster: Arc<Resource<Payload>>) {
+        let (dir, since) = (self.dir.clone(), self.since);
+        self.certificates.spawn_blocking(move || {
+            let tls = match &*cluster.payload {
+                Payload::Cluster(config) => client_tls(config, &dir),
+                _ => Ok(None),
+            };
+            LoadedTls { transaction, cluster, tls, since }
+        });
+    }
+
+    /// Accepts or refuses a cluster whose certificates were read, unless its source has replaced it meanwhile.
+    fn loaded(&mut self, loaded: LoadedTls) {
+        let LoadedTls { transaction, cluster, tls, since } = loaded;
+        self.since = since;
+        let (tls, result) = match tls {
+            Ok(tls) => (tls, Ok(())),
+            Err(wrong) => (None, Err(vec![(cluster.key.clone(), wrong)])),
+        };
+        let now = self.now();
+        let committed = self.store.commit(transaction, result, now);
+        if let Payload::Cluster(config) = &*cluster.payload
+            && committed.accepted.contains(&cluster.key)
+        {
+            let endpoints = config.service().and_then(|service| self.store.accepted(&endpoints_of(service)));
+            let endpoints = endpoints.and_then(|resource| match &*resource.payload {
+                Payload::Endpoints(list) => Some(&list[..]),
+                _ => None,
+            });
+            self.lane.set_cluster(config, tls, endpoints, self.since);
+        }
+        self.settle();
+        self.decided_later();
+    }
+
+    /// Tells sources what was decided about resources after the verdict on their document.
+    fn decided_later(&mut self) {
+        for running in self.sources.values_mut() {
+            running.status.set_refused(running.refused.iter().map(in_document).collect());
+            running.is_changed |= running.keeps();
+            if running.is_changed {
+                self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
+            }
+        }
+    }
+
+    /// Returns an error for each filter of a source's listener that does not exist, or that another source supplies.
+    fn missing_filters(&self, transaction: &Transaction<Payload>, listener: &Resource<Payload>) -> Vec<FieldError> {
+        let running = self.sources.values().find(|running| running.owns(transaction.source));
+        let error = |message| FieldError { field: "chain".to_owned(), message };
+        let references = listener.references.iter().map(|reference| &reference.key);
+        references
+            .filter_map(|key| {
+                let name = &key.name;
+                let Some((supplier, _)) = self.store.view(key).and_then(|view| view.accepted) else {
+                    return Some(error(format!("there is no filter named `{name}`")));
+                };
+                let may_use = supplier == self.files || running.is_some_and(|running| running.owns(supplier));
+                let other = self.store.source_name(supplier)?;
+                (!may_use).then(|| error(format!("filter `{name}` belongs to another source, `{other}`")))
+            })
+            .collect()
     }
 }
 
@@ -452,9 +659,9 @@ fn endpoints_of(service: &str) -> Key {
 }
 
 /// Loads the TLS settings of a source's cluster.
-fn client_tls(config: &model::Cluster) -> Result<Option<Arc<ClientTls>>, Vec<FieldError>> {
+fn client_tls(config: &model::Cluster, dir: &Path) -> Result<Option<Arc<ClientTls>>, Vec<FieldError>> {
     let Some(section) = &config.tls else { return Ok(None) };
-    let resolve = |path: &std::path::Path| path.to_owned();
+    let resolve = |path: &Path| dir.join(path);
     let mut loader = tls::Loader::new(&resolve);
     let protocols = super::certificates::wanted(config.protocol);
     let loaded = ClientTls::load(section, &config.name, protocols, &mut loader, None);

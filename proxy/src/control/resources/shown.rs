@@ -5,26 +5,34 @@ use std::{sync::Arc, time::Duration};
 use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
 
-use super::{documents::Payload, running::Running};
+use super::{build::BuildLane, documents::Payload, running::Running};
 use crate::{
     control::store::{Origin, Status, Store},
     digest::hex,
 };
 
 /// Describes all sources, sorted by name, and all resources, sorted by kind and name.
-pub(super) fn all(store: &Store<Payload>, sources: &FxHashMap<Arc<str>, Running>, now: Duration) -> Value {
+pub(super) fn all(
+    store: &Store<Payload>,
+    sources: &FxHashMap<Arc<str>, Running>,
+    build: &BuildLane,
+    now: Duration,
+) -> Value {
     let mut running: Vec<_> = sources.values().collect();
     running.sort_by_key(|running| running.status.name());
     let sources = running.iter().map(|running| running.status.to_json());
-    json!({ "sources": sources.collect::<Vec<_>>(), "resources": resources(store, now) })
+    json!({ "sources": sources.collect::<Vec<_>>(), "resources": resources(store, build, now) })
 }
 
-fn resources(store: &Store<Payload>, now: Duration) -> Value {
+fn resources(store: &Store<Payload>, build: &BuildLane, now: Duration) -> Value {
     let mut views: Vec<_> = store.views().collect();
     views.sort_by_key(|view| view.key);
     let source = |id| store.source_name(id).map(|name| name.to_string());
     let all = views.into_iter().map(|view| {
-        let accepted = view.accepted.map(|(id, resource)| {
+        // What is accepted, but cannot be in effect, is shown like a refused candidate.
+        let broken = build.error(view.key).map(|why| Status::Refused(why));
+        let refused = view.accepted.zip(broken.as_ref()).map(|((source, resource), status)| (source, resource, status));
+        let accepted = view.accepted.filter(|_| broken.is_none()).map(|(id, resource)| {
             json!({
                 "source": source(id),
                 "version": &*resource.version,
@@ -32,19 +40,20 @@ fn resources(store: &Store<Payload>, now: Duration) -> Value {
                 "origin": origin(&resource.origin),
             })
         });
-        let candidates = view.candidates.iter().map(|candidate| {
+        let offered = view.candidates.iter().map(|candidate| (candidate.source, candidate.resource, &candidate.status));
+        let candidates = offered.chain(refused).map(|(id, resource, status)| {
             json!({
-                "source": source(candidate.source),
-                "version": &*candidate.resource.version,
-                "origin": origin(&candidate.resource.origin),
-                "state": state(&candidate.status),
-                "error": error(&candidate.status),
+                "source": source(id),
+                "version": &*resource.version,
+                "origin": origin(&resource.origin),
+                "state": state(status),
+                "error": error(status),
             })
         });
         json!({
             "kind": view.key.kind.as_str(),
             "name": &*view.key.name,
-            "state": state(&view.status),
+            "state": state(broken.as_ref().unwrap_or(&view.status)),
             "accepted": accepted,
             "candidates": candidates.collect::<Vec<_>>(),
             "references": view.references,

@@ -19,7 +19,8 @@ impl Fixture {
         let (clusters, mailbox) = (Arc::<Clusters>::default(), Arc::<Mailbox>::default());
         let lane = ClusterLane::new(clusters.clone(), 1, vec![mailbox.clone()]);
         let (documents, listings) = (mpsc::channel(1).0, mpsc::channel(1).0);
-        let keeper = Keeper::new(lane, Registry::new(1), Outputs { documents, listings });
+        let build = BuildLane::new(Arc::default());
+        let keeper = Keeper::new(lane, build, Registry::new(1), Outputs { documents, listings });
         let mut fixture = Fixture { keeper, clusters, mailbox, version: 0 };
         fixture.files(files);
         fixture
@@ -28,7 +29,8 @@ impl Fixture {
     /// Applies other files, as the builder does.
     fn files(&mut self, clusters: &Value) {
         // Neither of the two: it has no task.
-        let source = json!({"name": "plane", "http": {"url": "http://127.0.0.1:1/"}});
+        let supplies = ["listeners", "filters", "clusters", "endpoints"];
+        let source = json!({"name": "plane", "http": {"url": "http://127.0.0.1:1/"}, "supplies": supplies});
         self.apply(clusters, &json!([source]));
     }
 
@@ -91,7 +93,7 @@ impl Fixture {
     }
 
     fn state(&self, kind: &str, name: &str) -> Value {
-        let all = shown::all(&self.keeper.store, &self.keeper.sources, self.keeper.now());
+        let all = shown::all(&self.keeper.store, &self.keeper.sources, &self.keeper.build, self.keeper.now());
         let found = all["resources"].as_array().unwrap().iter().find(|r| r["kind"] == kind && r["name"] == name);
         found.cloned().unwrap_or_default()
     }
@@ -175,8 +177,26 @@ fn wrong_resource_is_refused_alone_and_keeps_its_last_state() {
     assert_eq!(fixture.updates(), ["b 2"]);
     let shown = fixture.state("cluster", "a");
     assert_eq!((&shown["state"], shown["accepted"].is_object()), (&json!("refused"), true), "{shown:#}");
-    let tls = json!({"name": "c", "tls": {"ca": "/none.pem"}});
-    assert_eq!(fixture.delta(&json!({"clusters": [tls]})), ["clusters/a", "clusters/c"]);
+}
+
+#[tokio::test]
+async fn certificates_of_a_cluster_are_read_elsewhere_and_hold_up_nothing() {
+    let mut fixture = Fixture::new(&json!([]));
+    let wrong = json!({"name": "c", "tls": {"ca": "none.pem"}, "endpoints": ["10.0.0.1:80"]});
+    let right = json!({"name": "d", "tls": {"insecure": true}, "endpoints": ["10.0.0.1:80"]});
+    assert_eq!(fixture.full(&json!({"clusters": [wrong, right, cluster("a", 1)]})), [""; 0]);
+    assert_eq!(fixture.updates(), ["a 1"]);
+    while let Some(loaded) = fixture.keeper.certificates.join_next().await {
+        fixture.keeper.loaded(loaded.unwrap());
+    }
+    assert_eq!(fixture.updates(), ["d 1"]);
+    assert_eq!(fixture.delta(&json!({})), ["clusters/c"]);
+    // A newer offer replaces one whose certificates are being read.
+    fixture.delta(&json!({"clusters": [{"name": "d", "tls": {"insecure": true}}]}));
+    fixture.delta(&json!({"clusters": [cluster("d", 3)]}));
+    let loaded = fixture.keeper.certificates.join_next().await.unwrap().unwrap();
+    fixture.keeper.loaded(loaded);
+    assert_eq!(fixture.updates(), ["d 3"]);
 }
 
 #[test]
@@ -185,7 +205,7 @@ fn unusable_document_changes_nothing() {
     fixture.full(&json!({"clusters": [cluster("a", 1)]}));
     fixture.updates();
     for (document, is_delta) in [
-        (json!({"listeners": []}), false),
+        (json!({"admin": []}), false),
         (json!({"removed": {"clusters": ["a"]}}), false),
         (json!({"clusters": [cluster("a", 2), cluster("a", 3)]}), true),
     ] {
@@ -228,7 +248,7 @@ fn each_file_of_a_directory_is_accepted_or_refused_alone() {
     let document = |names: &[&str]| json!({"clusters": names.iter().map(|n| cluster(n, 1)).collect::<Vec<_>>()});
     list(&mut fixture, &[("a.json", Some(document(&["a"]))), ("b.json", Some(document(&["b", "c"])))]);
     assert_eq!(fixture.updates(), ["a 1", "b 1", "c 1"]);
-    list(&mut fixture, &[("a.json", Some(json!({"listeners": []}))), ("b.json", Some(document(&["b"])))]);
+    list(&mut fixture, &[("a.json", Some(json!({"admin": []}))), ("b.json", Some(document(&["b"])))]);
     assert_eq!(fixture.updates(), ["c gone in 7s"], "a broken file keeps its last state");
     list(&mut fixture, &[("a.json", None)]);
     assert_eq!(fixture.updates(), ["a gone in 7s"]);
@@ -236,4 +256,147 @@ fn each_file_of_a_directory_is_accepted_or_refused_alone() {
     assert_eq!(fixture.state("cluster", "b")["candidates"][0]["state"], "refused", "two files have it");
     fixture.without_source();
     assert_eq!(fixture.updates(), ["b gone in 7s"]);
+}
+
+impl Fixture {
+    /// What is to be built: names, with a `?` for candidates.
+    fn plan(&mut self, occasion: Occasion) -> Option<(Vec<Part>, Vec<String>)> {
+        let parts = self.keeper.build.plan(&self.keeper.store, self.keeper.files, &occasion)?;
+        let shown = |part: &Part| format!("{}{}", part.key.name, if part.is_candidate() { "?" } else { "" });
+        let mut names: Vec<_> = parts.iter().map(shown).collect();
+        names.sort();
+        Some((parts, names))
+    }
+
+    fn of_sources(&mut self) -> Option<(Vec<Part>, Vec<String>)> {
+        self.plan(Occasion::Sources(FxHashSet::default()))
+    }
+
+    fn commit(&mut self, parts: Vec<Part>, refused: Vec<RefusedPart>) -> Vec<String> {
+        let (superseded, mut answer) = oneshot::channel();
+        self.keeper.handle(Request::Commit(Commit { parts, refused, must_be_current: true, superseded }));
+        answer.try_recv().unwrap().iter().map(|key| key.name.to_string()).collect()
+    }
+
+    /// Builds everything.
+    fn build(&mut self) -> Vec<String> {
+        let (parts, names) = self.of_sources().unwrap();
+        assert_eq!(self.commit(parts, Vec::new()), [""; 0]);
+        names
+    }
+}
+
+fn listener(port: u16, chain: &[&str]) -> Value {
+    json!({"name": "web", "address": format!("127.0.0.1:{port}"), "chain": chain})
+}
+
+fn filter(config: u32) -> Value {
+    json!({"name": "f", "wasm": "builtin:router", "config": config})
+}
+
+#[test]
+fn listener_is_built_together_with_the_filter_that_it_waits_for() {
+    let mut fixture = Fixture::new(&json!([]));
+    fixture.full(&json!({"listeners": [listener(1, &["f"])], "filters": [filter(1)]}));
+    assert_eq!(fixture.state("listener", "web")["state"], "warming");
+    assert_eq!(fixture.build(), ["f?", "web?"]);
+    assert_eq!(fixture.state("listener", "web")["state"], "accepted", "it needs no second build");
+    assert!(fixture.of_sources().is_none());
+    fixture.delta(&json!({"listeners": [listener(2, &["f"])]}));
+    assert_eq!(fixture.build(), ["f", "web?"]);
+    fixture.delta(&json!({"removed": {"listeners": ["web"]}}));
+    assert_eq!(fixture.build(), ["f"]);
+    fixture.without_source();
+    assert_eq!(fixture.build(), [""; 0]);
+    assert!(fixture.of_sources().is_none());
+}
+
+#[test]
+fn build_of_an_older_candidate_does_not_take_effect() {
+    let mut fixture = Fixture::new(&json!([]));
+    fixture.full(&json!({"listeners": [listener(1, &[])], "filters": [filter(1)]}));
+    let (parts, _) = fixture.of_sources().unwrap();
+    fixture.delta(&json!({"filters": [filter(2)]}));
+    assert_eq!(fixture.commit(parts, Vec::new()), ["f"]);
+    assert_eq!(fixture.state("listener", "web")["accepted"], Value::Null);
+    let without = FxHashSet::from_iter([Key::new(Kind::Filter, "f")]);
+    let (parts, names) = fixture.plan(Occasion::Sources(without)).unwrap();
+    assert_eq!((names, fixture.commit(parts, Vec::new())), (vec!["web?".to_owned()], vec![]));
+    assert_eq!(fixture.build(), ["f?", "web"]);
+}
+
+#[test]
+fn build_refuses_no_candidate_that_has_come_meanwhile() {
+    let mut fixture = Fixture::new(&json!([]));
+    fixture.full(&json!({"filters": [filter(1)]}));
+    let (mut parts, _) = fixture.of_sources().unwrap();
+    fixture.delta(&json!({"filters": [filter(2)]}));
+    let wrong = vec![FieldError { field: String::new(), message: "wrong".to_owned() }];
+    fixture.commit(Vec::new(), vec![(parts.remove(0), wrong)]);
+    assert_eq!(fixture.state("filter", "f")["state"], "building");
+    assert_eq!(fixture.build(), ["f?"]);
+    assert_eq!(fixture.state("filter", "f")["state"], "accepted");
+}
+
+#[test]
+fn refused_candidate_leaves_the_accepted_resource_in_effect() {
+    let mut fixture = Fixture::new(&json!([]));
+    fixture.full(&json!({"filters": [filter(1)]}));
+    fixture.build();
+    fixture.delta(&json!({"filters": [filter(2)]}));
+    let (mut parts, _) = fixture.of_sources().unwrap();
+    let bad = parts.remove(0);
+    let crate::control::supplied::PartState::Candidate(Some(accepted)) = &bad.state else { panic!("{bad:?}") };
+    let wrong = vec![FieldError { field: String::new(), message: "wrong".to_owned() }];
+    fixture.commit(vec![(**accepted).clone()], vec![(bad, wrong)]);
+    let shown = fixture.state("filter", "f");
+    assert_eq!((&shown["state"], &shown["candidates"][0]["error"]), (&json!("refused"), &json!("wrong")));
+    assert!(fixture.of_sources().is_none());
+    let late = |fixture: &Fixture| fixture.keeper.sources["plane"].status.take_refused();
+    assert_eq!(late(&fixture), Some(vec!["filters/f".to_owned()]), "the next request names it");
+    assert_eq!(fixture.delta(&json!({})), ["filters/f"]);
+    fixture.keeper.decided_later();
+    assert_eq!(fixture.delta(&json!({"removed": {"filters": ["f"]}})), [""; 0]);
+    assert_eq!(late(&fixture), None, "the verdict is newer");
+}
+
+#[test]
+fn accepted_resource_that_the_files_make_impossible_is_shown_as_refused_until_it_is_built_again() {
+    let mut fixture = Fixture::new(&json!([]));
+    fixture.full(&json!({"filters": [filter(1)]}));
+    fixture.build();
+    let (parts, names) = fixture.plan(Occasion::Files).unwrap();
+    assert_eq!(names, ["f"]);
+    let wrong = vec![FieldError { field: String::new(), message: "taken".to_owned() }];
+    fixture.commit(Vec::new(), parts.into_iter().map(|part| (part, wrong.clone())).collect());
+    let shown = fixture.state("filter", "f");
+    assert_eq!((&shown["state"], &shown["accepted"]), (&json!("refused"), &Value::Null));
+    assert!(fixture.of_sources().is_none(), "it is not tried again without a reason");
+    assert_eq!(fixture.delta(&json!({})), ["filters/f"]);
+    let (parts, _) = fixture.plan(Occasion::Files).unwrap();
+    fixture.commit(parts, Vec::new());
+    assert_eq!(fixture.state("filter", "f")["state"], "accepted");
+    assert_eq!(fixture.delta(&json!({})), [""; 0]);
+}
+
+#[test]
+fn listener_may_use_filters_of_its_own_source_and_of_the_files_only() {
+    let mut fixture = Fixture::new(&json!([]));
+    let other = fixture.keeper.store.add_source("other", SourceOptions { rank: 1, ..SourceOptions::default() });
+    let text = json!({"filters": [filter(1)]}).to_string();
+    let fragment = loader().fragment("other", Path::new("/"), text, Format::Json).unwrap();
+    let batch =
+        documents::of_document(fragment, (other, &"other".into()), &"1".into(), &[model::Supply::Filters], false);
+    fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
+    fixture.keeper.settle();
+    assert_eq!(fixture.build(), ["f?"]);
+    fixture.full(&json!({"listeners": [listener(1, &["f"])]}));
+    let why = fixture.state("listener", "web")["candidates"][0]["error"].clone();
+    assert_eq!(why, "chain: filter `f` belongs to another source, `other`");
+    fixture.full(&json!({"listeners": [listener(1, &["none"])]}));
+    assert_eq!(fixture.state("listener", "web")["state"], "warming");
+    fixture.keeper.store.tick(Duration::from_secs(60));
+    fixture.keeper.settle();
+    let why = fixture.state("listener", "web")["candidates"][0]["error"].clone();
+    assert_eq!(why, "chain: there is no filter named `none`");
 }

@@ -22,6 +22,8 @@ pub struct SourceStatus {
     failed: Counter,
     last_success: PlainGauge,
     warnings: LogLimiter,
+    /// The refused resources, as `KIND/NAME`, if they have changed since the source has asked.
+    refused: Mutex<Option<Vec<String>>>,
     /// Whether the log reports the current outage.
     reported: AtomicBool,
 }
@@ -68,8 +70,19 @@ impl SourceStatus {
                 &[("source", name)],
             )?,
             warnings: LogLimiter::default(),
+            refused: Mutex::default(),
             reported: AtomicBool::new(false),
         }))
+    }
+
+    /// Sets the refused resources, if they change after the document's verdict.
+    pub fn set_refused(&self, refused: Vec<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refused);
+    }
+
+    /// Returns the refused resources, if they have changed since the last call.
+    pub fn take_refused(&self) -> Option<Vec<String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns the source's name.

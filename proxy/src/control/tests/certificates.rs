@@ -78,7 +78,7 @@ fn another_certificate_makes_another_snapshot() {
     let second = world.make(Some(&first)).unwrap();
     assert!(second.is_made_of(&world.load()));
     assert_ne!(first.hash, second.hash);
-    let shown = |s: &Snapshot| s.listeners[0].tls.as_ref().unwrap().local(None).unwrap().sha256.clone();
+    let shown = |s: &Snapshot| s.listeners[0].tls().next().unwrap().local(None).unwrap().sha256.clone();
     assert_ne!(shown(&first), shown(&second));
     assert!(Arc::ptr_eq(&before, &tls()), "the cluster is unchanged");
     world.dir.write("ca.pem", &Ca::new("other").pem());
@@ -134,7 +134,7 @@ fn all_files_are_watched_except_unused_ones() {
     assert_eq!(names(&CONFIG.replace("    tls:\n      cert", "    tls:\n      mode: disable\n      cert")), "ca.pem ");
     let disabled = CONFIG.replace("    tls:\n      cert", "    tls:\n      mode: disable\n      cert");
     world.dir.write("config.yaml", &disabled);
-    assert!(world.make(None).unwrap().listeners[0].tls.is_none());
+    assert!(world.make(None).unwrap().listeners[0].tls().next().is_none());
 }
 
 #[test]

@@ -198,6 +198,11 @@ impl<D: Dial> HttpPoller<D> {
 
     /// Sends one request and passes a new document on.
     async fn ask(&mut self) -> Result<Outcome, Failure> {
+        if let Some(Version::Tagged { refused, .. }) = &mut self.version
+            && let Some(late) = self.status.take_refused()
+        {
+            *refused = refused_header(&late);
+        }
         let request = self.requests.next(self.version.as_ref()).map_err(Failure::new)?;
         let sent = self.client.send(request, self.wait.saturating_add(HEAD_TIME)).await;
         let (head, body) = sent.map_err(|error| Failure::new(error.to_string()))?.into_parts();
