@@ -1,4 +1,6 @@
-//! Clusters and endpoints that an HTTP source supplies, while requests are in flight.
+//! Resources that sources supply, while requests are in flight.
+
+mod listeners;
 
 mod secure;
 
