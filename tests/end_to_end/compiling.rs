@@ -228,7 +228,7 @@ fn a_compiler_inherits_nothing_and_runs_at_low_priority() {
             .and_then(|n| n.parse().ok())
             .expect("a number")
     };
-    assert_eq!(nice(compiler), (nice(proxy.pid()) + 15).min(19));
+    assert_eq!(nice(compiler), (nice(proxy.pid()) + 5).min(19));
 }
 
 /// While the proxy runs, its executable is replaced by another version, and no directory is writable.
