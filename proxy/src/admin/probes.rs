@@ -1,12 +1,7 @@
 //! Endpoints for probes and Prometheus: `/live`, `/ready` and `/metrics`. They have a separate listener, so that the
 //! admin listener need not be exposed to the network for them.
 
-use std::{
-    cell::RefCell,
-    future::ready,
-    io::{self, Write},
-    rc::Rc,
-};
+use std::{cell::RefCell, future::ready, io, rc::Rc};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -17,6 +12,7 @@ use tokio::task::spawn_local;
 
 use super::{Connections, response, text};
 use crate::{
+    alloc,
     control::status::Status,
     net::{ListenSocket, Listener},
     observe::{Registry, metrics},
@@ -68,26 +64,33 @@ pub(super) fn answer(
             let (ready, said) = status.readiness();
             text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &said)
         }
-        "/metrics" => scrape(registry.render(), takes_gzip(fields)),
+        "/metrics" => scrape(registry, takes_gzip(fields)),
         _ => return None,
     })
 }
 
+/// A larger scrape is followed by returning the memory that it took: in bytes.
+const LARGE: usize = 64 << 10;
+
 /// Returns a scrape, which compresses well: it consists mostly of repeated names.
-fn scrape(text: String, compressed: bool) -> Response<Full<Bytes>> {
-    // Writing to memory does not fail.
-    let packed = compressed.then(|| {
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(text.as_bytes()).and_then(|()| gzip.finish())
-    });
-    let mut answer = match packed {
-        Some(Ok(packed)) => {
-            let mut answer = response(StatusCode::OK, metrics::CONTENT_TYPE, packed.into());
-            answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            answer
-        }
-        Some(Err(_)) | None => response(StatusCode::OK, metrics::CONTENT_TYPE, text.into()),
+fn scrape(registry: &Registry, compressed: bool) -> Response<Full<Bytes>> {
+    let mut out = Vec::new();
+    let written = if compressed {
+        let mut gzip = GzEncoder::new(&mut out, Compression::fast());
+        registry.write(&mut gzip).and_then(|()| gzip.finish().map(|_| ()))
+    } else {
+        registry.write(&mut out)
     };
+    if let Err(error) = written {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot write the metrics: {error}\n"));
+    }
+    if out.len() > LARGE {
+        alloc::give_back();
+    }
+    let mut answer = response(StatusCode::OK, metrics::CONTENT_TYPE, out.into());
+    if compressed {
+        answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     answer.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     answer
 }

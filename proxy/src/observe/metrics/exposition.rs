@@ -1,7 +1,10 @@
 //! The scrape: all metrics in Prometheus' text format. The `prometheus` crate writes the format; this file converts
 //! our metrics for it.
 
-use std::sync::Arc;
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
 
 use prometheus::{
     TextEncoder,
@@ -14,49 +17,62 @@ use super::{
 };
 use crate::observe::target;
 
-/// The content type of [`Registry::render`]'s output.
+/// The content type of [`Registry::write`]'s output.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 impl Registry {
-    /// All metrics in Prometheus' text format 0.0.4, sorted by name.
+    /// What [`Registry::write`] writes.
     pub fn render(&self) -> String {
-        let mut shown = Vec::new();
-        let mut collected = Vec::new();
-        let mut families = self.families();
-        families.forget_unowned();
-        for (name, family) in &families.by_name {
-            let Family { help, source, .. } = family;
+        let mut text = Vec::new();
+        // Writing to memory does not fail, and the encoder writes UTF-8.
+        let _ = self.write(&mut text);
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Writes all metrics in Prometheus' text format 0.0.4, sorted by name. Only one of them is in memory at a time: with
+    /// ten thousand clusters, all would take a hundred MiB.
+    ///
+    /// # Errors What `out` returns.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let names: Vec<String> = {
+            let mut families = self.families();
+            families.forget_unowned();
+            families.by_name.keys().cloned().collect()
+        };
+        let mut text = String::new();
+        for name in names {
+            // The encoder rejects a family without series.
+            let Some(family) = self.family(&name).filter(|family| !family.get_metric().is_empty()) else { continue };
+            text.clear();
+            match TextEncoder::new().encode_utf8(&[family], &mut text) {
+                Ok(()) => out.write_all(text.as_bytes())?,
+                Err(error) => {
+                    tracing::warn!(target: target::ADMIN, metric = name, %error, "metric skipped in the scrape");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A metric with its series; `None` if it is gone.
+    fn family(&self, name: &str) -> Option<MetricFamily> {
+        let (help, kind, collect) = {
+            let families = self.families();
+            let Family { help, source, .. } = families.by_name.get(name)?;
             match source {
                 Source::Series { series, .. } => {
                     let metrics = series.iter().map(|(labels, series)| of_series(labels, series)).collect();
-                    shown.push(of_family(name, help, source.kind(), metrics));
+                    return Some(of_family(name, help, source.kind(), metrics));
                 }
-                Source::Collected { kind, collect } => {
-                    collected.push((name.clone(), help.clone(), *kind, Arc::clone(collect)));
-                }
+                Source::Collected { kind, collect } => (help.clone(), *kind, Arc::clone(collect)),
             }
-        }
-        drop(families);
-        // Without the lock, because the functions may use the registry.
-        for (name, help, kind, collect) in collected {
-            let of = |(labels, value): &(Labels, Collected)| match value {
-                Collected::Value(value) => of_value(labels, kind, *value),
-                Collected::Distribution(distribution) => of_distribution(labels, distribution),
-            };
-            let metrics = collect().iter().map(of).collect();
-            shown.push(of_family(&name, &help, kind, metrics));
-        }
-        shown.sort_by(|a, b| a.name().cmp(b.name()));
-        let mut text = String::new();
-        // The encoder rejects a family without series.
-        for family in shown.into_iter().filter(|family| !family.get_metric().is_empty()) {
-            let whole = text.len();
-            if let Err(error) = TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text) {
-                text.truncate(whole);
-                tracing::warn!(target: target::ADMIN, metric = family.name(), %error, "metric skipped in the scrape");
-            }
-        }
-        text
+        };
+        // Without the lock, because the function may use the registry.
+        let of = |(labels, value): &(Labels, Collected)| match value {
+            Collected::Value(value) => of_value(labels, kind, *value),
+            Collected::Distribution(distribution) => of_distribution(labels, distribution),
+        };
+        Some(of_family(name, &help, kind, collect().iter().map(of).collect()))
     }
 }
 
