@@ -7,6 +7,7 @@ upstream closes (used), and after one whose connection stays open (connected).
 
 import json
 import os
+import re
 import sys
 import time
 
@@ -173,10 +174,13 @@ def table(result):
         rows.append([label, f"{row['ready_seconds']:.2f} s", f"{row['cpu_seconds']:.2f} s", *memory, f"{peak:.0f} MiB"])
         if row["changes"]:
             of = lambda key: spread([change[key] * 1000 for change in row["changes"]], 0)
-            changes.append([label, of("first_new_seconds"), of("last_old_seconds"), of("others_cpu_seconds"),
+            parts = [spread([float(value) for line in row["log"] for value in re.findall(rf"{part}_ms=([0-9.]+)", line)], 1)
+                     for part in ("load", "build", "apply")]
+            changes.append([label, of("first_new_seconds"), of("last_old_seconds"), *parts, of("others_cpu_seconds"),
                             f"{row['changed']['rss']:.0f} MiB", f"{row['changed']['peak']:.0f} MiB"])
     text = markdown.table([f"{result['clusters']:,} clusters", "start to ready", "CPU for that", "RSS untouched", "used", "connected", "peak"], rows)
     if changes:
         text += "\nOne cluster changes:\n\n" + markdown.table(
-            ["", "rename to the first new response, ms", "to the last old one, ms", "CPU of other threads, ms", "RSS", "peak"], changes)
+            ["", "rename to the first new response, ms", "to the last old one, ms", "read the files, ms", "build, ms",
+             "until the last worker has it, ms", "CPU of other threads, ms", "RSS", "peak"], changes)
     return text

@@ -258,7 +258,7 @@ impl Reloader {
 
     /// Applies other files, and logs the consequences. `rollback_to`: the version that is applied again.
     async fn replace(&mut self, next: Next, cause: &'static str, rollback_to: Option<u64>) -> ReloadOutcome {
-        let Next { built, changes, parts, refused } = next;
+        let Next { built, changes, parts, refused, load_time, build_time } = next;
         // What sources have changed meanwhile is built next.
         self.rollout.resources.commit(parts, refused, false).await;
         let Snapshot { loaded, warnings, .. } = &*built.snapshot;
@@ -267,11 +267,14 @@ impl Reloader {
             .iter()
             .chain(warnings.iter())
             .for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
+        let start = Instant::now();
         let new = self.take_over(built).await;
         tracing::info!(
             target: target::CONFIG,
             cause, version = new.version, hash = new.hash, changes = changes.line(),
-            new_instances = changes.new_instances(), new_settings = changes.new_settings(), "configuration applied"
+            new_instances = changes.new_instances(), new_settings = changes.new_settings(),
+            load_ms = load_time.map(milliseconds), build_ms = milliseconds(build_time), apply_ms = milliseconds(start.elapsed()),
+            "configuration applied"
         );
         self.status.record(AppliedVersion::new(&new, cause, Some(&changes), rollback_to));
         ReloadOutcome::Applied(new.version)
@@ -320,6 +323,11 @@ impl Reloader {
     }
 }
 
+/// A duration for the log, with one decimal place.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
 /// Loads the files and builds a snapshot with what sources supply, if it differs from the running one.
 fn load_change(
     builder: &SnapshotBuilder,
@@ -328,7 +336,9 @@ fn load_change(
     previous: Option<&Snapshot>,
     mode: BuildMode,
 ) -> Load {
+    let start = Instant::now();
     let (files, loaded) = reload(path, previous.map(|previous| &*previous.loaded.source));
+    let load_time = Some(start.elapsed());
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(wrong) => return Load { files, built: Err(wrong) },
@@ -338,6 +348,9 @@ fn load_change(
     if base.is_running() {
         return Load { files, built: Ok(None) };
     }
-    let next = base.next(parts).map(|next| Some(next).filter(|next| base.is_changed_by(next)));
+    let next = base.next(parts).map(|next| {
+        let next = Next { load_time, ..next };
+        Some(next).filter(|next| base.is_changed_by(next))
+    });
     Load { files, built: next }
 }

@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -66,6 +67,10 @@ pub(crate) struct Next {
     pub(crate) parts: Vec<Part>,
     /// The parts that are left out.
     pub(crate) refused: Vec<RefusedPart>,
+    /// How long it took to read the files, if they were read for it.
+    pub(crate) load_time: Option<Duration>,
+    /// How long the build took.
+    pub(crate) build_time: Duration,
 }
 
 /// What the next configuration is built from, apart from parts.
@@ -100,6 +105,7 @@ impl Base<'_> {
     ///
     /// # Errors The files have errors.
     pub(crate) fn next(&self, parts: Vec<Part>) -> Result<Next, Diagnostics> {
+        let start = Instant::now();
         let (mut parts, mut refused) = (self.without_taken_names(parts), Vec::new());
         let compiled = RefCell::default();
         loop {
@@ -108,7 +114,8 @@ impl Base<'_> {
             let wrong = match self.build(&parts, self.mode, &compiled) {
                 Ok(built) => {
                     let changes = self.previous.map_or_else(Changes::default, |old| Changes::of_built(old, &built));
-                    return Ok(Next { built, changes, parts, refused });
+                    let build_time = start.elapsed();
+                    return Ok(Next { built, changes, parts, refused, load_time: None, build_time });
                 }
                 Err(wrong) => wrong,
             };

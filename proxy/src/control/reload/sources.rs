@@ -1,8 +1,9 @@
 //! Listeners and filters of sources: builds what has changed and brings it into effect, together with the running files.
 
 use rustc_hash::FxHashSet;
+use tokio::time::Instant;
 
-use super::Reloader;
+use super::{Reloader, milliseconds};
 use crate::{
     control::{
         resources::Occasion,
@@ -63,18 +64,20 @@ impl Reloader {
 
     /// Brings a build into effect, unless candidates in it are no longer the newest ones. Returns those.
     async fn replace_supplied(&mut self, next: Next) -> FxHashSet<Key> {
-        let Next { built, changes, parts, refused } = next;
+        let Next { built, changes, parts, refused, build_time, .. } = next;
         let superseded = self.rollout.resources.commit(parts, refused, true).await;
         if !superseded.is_empty() || changes.list.is_empty() {
             drop(built);
             self.forget_trial();
             return superseded;
         }
+        let start = Instant::now();
         let new = self.take_over(built).await;
         tracing::info!(
             target: target::CONFIG,
             hash = new.hash, changes = changes.line(), new_instances = changes.new_instances(),
-            new_settings = changes.new_settings(), "resources of sources applied"
+            new_settings = changes.new_settings(), build_ms = milliseconds(build_time),
+            apply_ms = milliseconds(start.elapsed()), "resources of sources applied"
         );
         superseded
     }
