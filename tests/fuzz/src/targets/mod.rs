@@ -12,6 +12,7 @@ mod filter_state;
 mod filters;
 mod flood;
 mod forwarded;
+mod fragments;
 mod grpc;
 mod grpc_web;
 mod h1;
@@ -61,6 +62,7 @@ targets! {
     filter_state: filter_state::TARGET,
     flood: flood::TARGET,
     forwarded: forwarded::TARGET,
+    fragments: fragments::TARGET,
     grpc: grpc::TARGET,
     grpc_web: grpc_web::TARGET,
     h1: h1::TARGET,
