@@ -7,7 +7,9 @@
 //! Listeners and filters of sources are built there too; [`build`] collects them.
 
 mod build;
+mod cluster_tls;
 mod documents;
+mod intake;
 mod lane;
 mod memory;
 mod running;
@@ -17,7 +19,7 @@ mod tests;
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -34,28 +36,20 @@ use tokio::{
 pub(crate) use self::build::Occasion;
 use self::{
     build::BuildLane,
+    cluster_tls::LoadedTls,
     documents::Payload,
     lane::ClusterLane,
     memory::Kept,
     running::{Outputs, Running},
 };
 use super::{
-    load::loader,
-    source::{
-        directory::{FileState, Listing},
-        http::{self, Fetched, Verdict},
-    },
-    store::{
-        Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, TransactionId,
-        View,
-    },
+    source::{directory::Listing, http::Fetched},
+    store::{Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, View},
     supplied::{Part, RefusedPart},
 };
 use crate::{
-    config::{ConfigSource, Format, Fragment, model},
-    digest::{hex, sha256},
+    config::{ConfigSource, model},
     observe::{Registry, target},
-    tls::{self, ClientTls},
     upstream::Clusters,
     worker::mailbox::Mailbox,
 };
@@ -179,15 +173,6 @@ impl Resources {
         let _ = self.requests.send(Request::Commit(Commit { parts, refused, must_be_current, superseded }));
         answer.await.unwrap_or_default()
     }
-}
-
-/// The TLS settings of a source's cluster, with the files that they name.
-struct LoadedTls {
-    transaction: TransactionId,
-    cluster: Arc<Resource<Payload>>,
-    tls: Result<Option<Arc<ClientTls>>, Vec<FieldError>>,
-    /// When the change has arrived.
-    since: Instant,
 }
 
 /// The state of the thread.
@@ -361,15 +346,6 @@ impl Keeper {
         }
     }
 
-    /// Offers what an earlier process has kept of a source.
-    fn recall(&mut self, name: &Arc<str>, kept: memory::Content) {
-        let document = kept.document.to_string();
-        match self.offer(name, document, Format::Json, kept.version.as_deref().unwrap_or("kept").into(), false) {
-            Ok(_) => tracing::info!(target: target::CONFIG, source = &**name, "resources of an earlier run are used"),
-            Err(e) => tracing::warn!(target: target::CONFIG, source = &**name, "resources of an earlier run: {e}"),
-        }
-    }
-
     /// Writes the resources of changed sources with `keep: true` to disk.
     fn keep(&mut self) {
         self.keep_at = None;
@@ -393,97 +369,6 @@ impl Keeper {
             let _ = self.store.offer(documents::again(source, &resource), self.now());
         }
         self.settle();
-    }
-
-    /// Handles a document of a source.
-    fn fetched(&mut self, document: Fetched) {
-        self.since = document.arrived.into_std();
-        let Fetched { source, body, format, etag, is_delta, verdict, .. } = document;
-        let version: Arc<str> = match &etag {
-            Some(etag) => etag.as_str().into(),
-            None => hex(&sha256(&body))[..16].into(),
-        };
-        let format = match format {
-            http::Format::Json => Format::Json,
-            http::Format::Yaml => Format::Yaml,
-        };
-        let text = String::from_utf8(body.into()).map_err(|e| e.to_string());
-        let offered = text.and_then(|text| self.offer(&source, text, format, version, is_delta));
-        if let Some(running) = self.sources.get_mut(&source).filter(|running| running.keeps() && offered.is_ok()) {
-            (running.version, running.is_changed) = (etag, true);
-            self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
-        }
-        // The verdict is newer than what was decided before.
-        self.sources.get(&source).iter().for_each(|running| _ = running.status.take_refused());
-        // The source may have ended.
-        let _ = verdict.send(match offered {
-            Ok(refused) => Verdict::Applied { refused },
-            Err(why) => Verdict::Unusable(why),
-        });
-    }
-
-    /// Offers a document to the store. Returns the names of the source's refused resources, or why the document is
-    /// unusable.
-    fn offer(
-        &mut self,
-        name: &Arc<str>,
-        text: String,
-        format: Format,
-        version: Arc<str>,
-        is_delta: bool,
-    ) -> Result<Vec<String>, String> {
-        let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
-        let id = running.id;
-        // Documents come from other machines: they cannot name this machine's environment variables.
-        let loader = loader().env(|_| None);
-        let fragment = loader.fragment(name, &self.dir, text, format).map_err(|wrong| wrong.to_string())?;
-        if !is_delta && !fragment.removed.is_empty() {
-            return Err("a full state has no `removed`: what it lacks is removed".to_owned());
-        }
-        self.enter(name, id, fragment, &version, is_delta)?;
-        let refused = self.sources.get(name).map(|running| running.refused.iter().map(in_document).collect());
-        Ok(refused.unwrap_or_default())
-    }
-
-    /// Handles changed files of a source's directory.
-    fn listed(&mut self, listing: Listing) {
-        let Listing { source, files, arrived } = listing;
-        self.since = arrived.into_std();
-        for (path, state) in files {
-            let Some(running) = self.sources.get_mut(&source) else { return };
-            let name = path.display().to_string();
-            let id = *running.files.entry(path).or_insert_with(|| {
-                self.store.add_source(name.as_str(), SourceOptions { rank: 1, ..SourceOptions::default() })
-            });
-            let entered = match state {
-                FileState::Gone => self.enter(&source, id, Fragment::default(), &"".into(), false),
-                FileState::Text(text, format) => {
-                    let version: Arc<str> = hex(&sha256(text.as_bytes()))[..16].into();
-                    let fragment = loader().fragment(&name, &self.dir, text, format).map_err(|wrong| wrong.to_string());
-                    fragment.and_then(|fragment| self.enter(&source, id, fragment, &version, false))
-                }
-            };
-            if let Err(why) = entered {
-                tracing::warn!(target: target::CONFIG, source = &*source, "{name} cannot be used: {why}");
-                self.sources.get(&source).iter().for_each(|running| running.status.failed(why.clone()));
-            }
-        }
-    }
-
-    /// Offers resources to the store. `id`: the source, or one of its files.
-    fn enter(
-        &mut self,
-        name: &Arc<str>,
-        id: SourceId,
-        fragment: Fragment,
-        version: &Arc<str>,
-        is_delta: bool,
-    ) -> Result<(), String> {
-        let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
-        let batch = documents::of_document(fragment, (id, name), version, &running.config.supplies, is_delta);
-        self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
-        self.settle();
-        Ok(())
     }
 
     /// Builds what is ready, and carries out what the store decides.
@@ -539,11 +424,7 @@ impl Keeper {
         for resource in &transaction.sets {
             match &*resource.payload {
                 Payload::Cluster(config) => {
-                    let endpoints = config.service().and_then(|service| self.store.accepted(&endpoints_of(service)));
-                    let endpoints = endpoints.and_then(|resource| match &*resource.payload {
-                        Payload::Endpoints(list) => Some(&list[..]),
-                        _ => None,
-                    });
+                    let endpoints = endpoints(&self.store, config);
                     if is_built {
                         self.lane.adopt(config, endpoints, self.since);
                         continue;
@@ -570,42 +451,6 @@ impl Keeper {
             }
         }
         Some(if errors.is_empty() { Ok(()) } else { Err(errors) })
-    }
-
-    /// Reads the certificates of a source's cluster on another thread.
-    fn load_tls(&mut self, transaction: TransactionId, cluster: Arc<Resource<Payload>>) {
-        let (dir, since) = (self.dir.clone(), self.since);
-        self.certificates.spawn_blocking(move || {
-            let tls = match &*cluster.payload {
-                Payload::Cluster(config) => client_tls(config, &dir),
-                _ => Ok(None),
-            };
-            LoadedTls { transaction, cluster, tls, since }
-        });
-    }
-
-    /// Accepts or refuses a cluster whose certificates were read, unless its source has replaced it meanwhile.
-    fn loaded(&mut self, loaded: LoadedTls) {
-        let LoadedTls { transaction, cluster, tls, since } = loaded;
-        self.since = since;
-        let (tls, result) = match tls {
-            Ok(tls) => (tls, Ok(())),
-            Err(wrong) => (None, Err(vec![(cluster.key.clone(), wrong)])),
-        };
-        let now = self.now();
-        let committed = self.store.commit(transaction, result, now);
-        if let Payload::Cluster(config) = &*cluster.payload
-            && committed.accepted.contains(&cluster.key)
-        {
-            let endpoints = config.service().and_then(|service| self.store.accepted(&endpoints_of(service)));
-            let endpoints = endpoints.and_then(|resource| match &*resource.payload {
-                Payload::Endpoints(list) => Some(&list[..]),
-                _ => None,
-            });
-            self.lane.set_cluster(config, tls, endpoints, self.since);
-        }
-        self.settle();
-        self.decided_later();
     }
 
     /// Tells sources what was decided about resources after the verdict on their document.
@@ -654,21 +499,10 @@ fn in_document(key: &Key) -> String {
     }
 }
 
-fn endpoints_of(service: &str) -> Key {
-    Key::new(Kind::Endpoints, service)
-}
-
-/// Loads the TLS settings of a source's cluster.
-fn client_tls(config: &model::Cluster, dir: &Path) -> Result<Option<Arc<ClientTls>>, Vec<FieldError>> {
-    let Some(section) = &config.tls else { return Ok(None) };
-    let resolve = |path: &Path| dir.join(path);
-    let mut loader = tls::Loader::new(&resolve);
-    let protocols = super::certificates::wanted(config.protocol);
-    let loaded = ClientTls::load(section, &config.name, protocols, &mut loader, None);
-    let errors = |problems: Vec<tls::FieldError>| {
-        problems
-            .into_iter()
-            .map(|problem| FieldError { field: format!("tls.{}", problem.field), message: problem.error.to_string() })
-    };
-    loaded.map(Some).map_err(|problems| errors(problems).collect())
+/// The endpoints that a source supplies for a cluster.
+fn endpoints<'s>(store: &'s Store<Payload>, cluster: &model::Cluster) -> Option<&'s [model::Endpoint]> {
+    match &*store.accepted(&Key::new(Kind::Endpoints, cluster.service()?))?.payload {
+        Payload::Endpoints(list) => Some(list),
+        _ => None,
+    }
 }

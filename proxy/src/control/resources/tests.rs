@@ -1,9 +1,21 @@
 //! Documents in, updates of workers out.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::*;
-use crate::{config::Format, control::source::http, worker::mailbox::NextState};
+use crate::{
+    config::Format,
+    control::{
+        load::loader,
+        source::{
+            directory::FileState,
+            http::{self, Verdict},
+        },
+    },
+    worker::mailbox::NextState,
+};
 
 /// The thread's state with one mailbox, and a source `plane`.
 struct Fixture {
