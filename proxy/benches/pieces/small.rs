@@ -7,6 +7,8 @@ use super::Piece;
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::SizeHint;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 use tollgate::{
     chain::head::{HeaderOps, Headers, Name, RequestHead},
     config::model,
@@ -44,13 +46,25 @@ pub fn head() -> RequestHead {
 pub fn pieces() -> Vec<Piece> {
     let mut pieces =
         vec![parse(), write(), read(), change(), ops(), bucket("bucket/one", 0), bucket("bucket/for each key", 10_000)];
-    for (name, balancer) in [
-        ("pick/round robin", model::Balancer::RoundRobin),
-        ("pick/least request", model::Balancer::LeastRequest),
-        ("pick/hash", model::Balancer::Hash),
+    for (name, balancer, weights) in [
+        ("pick/round robin", json!("round_robin"), [1; 10]),
+        ("pick/least request", json!("least_request"), [1; 10]),
+        ("pick/hash", json!("hash"), [1; 10]),
+        ("pick/round robin, weights", json!("round_robin"), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ("pick/least request, weights", json!("least_request"), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ("pick/peak EWMA", json!("peak_ewma"), [1; 10]),
+        ("pick/random", json!("random"), [1; 10]),
+        ("pick/ring hash", json!("ring_hash"), [1; 10]),
+        ("pick/Maglev", json!({"policy": "maglev", "table_size": 1021}), [1; 10]),
+        (
+            "pick/Maglev, bounded load",
+            json!({"policy": "maglev", "table_size": 1021, "hash_balance_factor": 125}),
+            [1; 10],
+        ),
     ] {
-        pieces.push(pick(name, balancer));
+        pieces.push(pick(name, &balancer, weights));
     }
+    pieces.push(record());
     pieces
 }
 
@@ -128,12 +142,28 @@ fn bucket(name: &'static str, max_keys: u32) -> Piece {
     })
 }
 
-fn pick(name: &'static str, balancer: model::Balancer) -> Piece {
-    let endpoints: Vec<_> = (1..=10).map(|n| serde_json::json!({"address": format!("192.0.2.{n}:80")})).collect();
-    let config = serde_json::json!({"name": "c", "endpoints": endpoints, "balancer": balancer});
-    let cluster: model::Cluster = serde_json::from_value(config).expect("a cluster");
-    let cluster: Arc<Cluster> = Cluster::new(&cluster, None);
+fn cluster(balancer: &Value, weights: [u32; 10]) -> Arc<Cluster> {
+    let endpoint = |(n, weight): (u32, u32)| json!({"address": format!("192.0.2.{n}:80"), "weight": weight});
+    let endpoints: Vec<_> = (1..).zip(weights).map(endpoint).collect();
+    // A word is a short form, which only files have.
+    let balancer = if balancer.is_string() { json!({"policy": balancer}) } else { balancer.clone() };
+    let config = json!({"name": "c", "endpoints": endpoints, "balancer": balancer});
+    Cluster::new(&serde_json::from_value::<model::Cluster>(config).expect("a cluster"), None)
+}
+
+fn pick(name: &'static str, balancer: &Value, weights: [u32; 10]) -> Piece {
+    let cluster = cluster(balancer, weights);
     Piece::new(name, move || {
         black_box(cluster.pick(black_box(Some(0x1234_5678_9abc_def0)), &[]));
+    })
+}
+
+/// What an attempt costs beyond the choice of the endpoint if its latency is recorded.
+fn record() -> Piece {
+    let cluster = cluster(&json!("peak_ewma"), [1; 10]);
+    let endpoint = cluster.pick(None, &[]).expect("an endpoint");
+    let start = Instant::now();
+    Piece::new("pick/record a latency", move || {
+        cluster.time_attempt(&endpoint, black_box(start)).answered(black_box(start));
     })
 }

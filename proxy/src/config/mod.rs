@@ -14,6 +14,7 @@ pub mod units;
 pub mod url;
 
 pub(crate) mod admin;
+mod balancer;
 mod check;
 mod diagnostic;
 mod effective;

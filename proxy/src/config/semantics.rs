@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use tollgate_abi::doc;
 
 use super::{
-    admin,
+    admin, balancer,
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
     load::{Check, ExternalChecks},
@@ -63,6 +63,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     for (key, endpoints) in clusters.iter().filter_map(|cluster| cluster.entry("endpoints")) {
         weights(key, endpoints, problems);
         ports(endpoints, problems);
+    }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("balancer")) {
+        balancer::check(section, problems);
     }
     for check in clusters.iter().filter_map(|cluster| cluster.get("health_check")) {
         health_check(check, problems);

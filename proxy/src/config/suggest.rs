@@ -3,7 +3,7 @@
 
 /// The section (the schema's name; empty for the root), what was written there, and the advice. What was written is a
 /// field, a variant, or the type of a value.
-const MEANT: [(&str, &[&str], &str); 38] = [
+const MEANT: [(&str, &[&str], &str); 42] = [
     ("", &["static_resources"], "`listeners`, `filters` and `clusters` are top-level fields"),
     ("", &["upstreams", "upstream", "backends", "services"], "did you mean `clusters`?"),
     ("", &["frontends", "entrypoints"], "did you mean `listeners`?"),
@@ -55,6 +55,18 @@ const MEANT: [(&str, &[&str], &str); 38] = [
         "write `endpoints: [ADDRESS]`",
     ),
     ("Cluster", &["lb_policy"], "did you mean `balancer`?"),
+    (
+        "Cluster",
+        &["slow_start", "choice_count", "hash_balance_factor", "table_size", "minimum_ring_size"],
+        "this is an option of `balancer`: write `balancer: {policy: NAME, OPTION: VALUE}`",
+    ),
+    (
+        "BalancerPolicy",
+        &["rendezvous", "ip_hash", "source"],
+        "rendezvous hashing is `hash`; the key is the route's `hash_key`",
+    ),
+    ("BalancerPolicy", &["leastconn", "least_conn", "least_connections", "least"], "did you mean `least_request`?"),
+    ("BalancerPolicy", &["ewma", "p2c", "latency", "least_time"], "did you mean `peak_ewma`?"),
     ("Retry", &["integer", "number"], "for a number of retries, write `retry: {attempts: N}`"),
     ("HealthCheck", &["string"], "for a path, write `health_check: {check: {http: {path: PATH}}}`"),
     ("AccessLog", &["boolean"], "write `access_log: stdout`; for no log, leave it out"),

@@ -31,7 +31,7 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
+        self, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, ProtocolError, RequestError,
         RequestErrorKind, RetryPolicy, Retryable, UsageGuard, WaitTime,
     },
 };
@@ -41,6 +41,22 @@ enum AttemptError {
     Failed(RequestErrorKind),
     TimedOut(DeadlineKind),
     Interrupted(Interrupted),
+}
+
+impl AttemptError {
+    /// Whether the endpoint caused it.
+    fn is_of_endpoint(&self, upload: &Upload) -> bool {
+        match self {
+            AttemptError::Failed(kind) => upload.failure().is_none() && kind.is_of_endpoint(),
+            AttemptError::TimedOut(deadline) => deadline.of_upstream(upload.awaits_client()).is_some(),
+            AttemptError::Interrupted(_) => false,
+        }
+    }
+}
+
+/// Whether a response means that the endpoint has failed or is overloaded.
+fn is_failure<B>(stream: &Stream, response: &Response<B>) -> bool {
+    upstream::has_failed(response.status()) || grpc::has_failed(stream, response.headers())
 }
 
 /// Sends the request to the cluster of its route.
@@ -359,6 +375,7 @@ async fn attempt(
             }
         }
     };
+    let timer = cluster.time_attempt(endpoint, start).after(&stream.times.request_end);
     let mut sending = pin!(sending);
     let result = poll_fn(|cx| {
         // Check the upload first: its failure is the cause of what then happens to the connection.
@@ -376,6 +393,13 @@ async fn attempt(
     });
     let result = result.await;
     let now = Instant::now();
+    match &result {
+        Ok(response) if is_failure(stream, response) => timer.failed(now),
+        Ok(_) => timer.answered(now),
+        Err(error) if error.is_of_endpoint(upload) => timer.failed(now),
+        Err(AttemptError::Failed(_)) => timer.discard(),
+        Err(AttemptError::TimedOut(_) | AttemptError::Interrupted(_)) => drop(timer),
+    }
     if let Err(error) = &result {
         explain(stream, &attempt_target, error, upload, now - start);
         upload.rests();

@@ -127,6 +127,11 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
     }))
 }
 
+/// Returns whether a response consists only of a head with a status that means that the server has failed or is overloaded.
+pub(super) fn has_failed(stream: &Stream, fields: &HeaderMap) -> bool {
+    stream.grpc.get().is_some() && grpc::status(fields).is_some_and(grpc::is_server_failure)
+}
+
 /// Returns the retry conditions that a response consisting only of a head with a status meets.
 pub(super) fn retries(stream: &Stream, fields: &HeaderMap) -> Option<&'static [RetryOn]> {
     stream.grpc.get()?;

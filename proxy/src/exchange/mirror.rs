@@ -125,9 +125,14 @@ async fn send(
     let endpoint = cluster.pick(None, &[])?.start();
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
-    let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
     let choice = ProtocolChoice { client: Some(client), usage: Some(place), ..ProtocolChoice::default() };
-    let mut body = pools.send(cluster, endpoint, choice, head, body).await.map_err(failed).ok()?.into_body();
+    let timer = cluster.time_attempt(endpoint, start);
+    // The copy takes as long as the client's upload.
+    let timer = if matches!(body, Body::Empty) { timer } else { timer.without_latency() };
+    let result = pools.send(cluster, endpoint, choice, head, body).await;
+    timer.end(result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind));
+    let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
+    let mut body = result.map_err(failed).ok()?.into_body();
     // Read the body to its end, so that the connection can be reused.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -126,6 +126,19 @@ pub fn status(fields: &HeaderMap) -> Option<u32> {
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(Code::Unknown.number()))
 }
 
+/// Returns whether a status means that the server has failed or is overloaded, rather than that it refuses the call.
+pub fn is_server_failure(status: u32) -> bool {
+    const FAILURES: [Code; 6] = [
+        Code::Unknown,
+        Code::DeadlineExceeded,
+        Code::ResourceExhausted,
+        Code::Internal,
+        Code::Unavailable,
+        Code::DataLoss,
+    ];
+    FAILURES.iter().any(|code| code.number() == status)
+}
+
 /// Encodes a text as the value of `grpc-message`: `%` and bytes other than printable ASCII become `%XX`.
 pub fn encode_message(text: &str) -> HeaderValue {
     let mut encoded = String::with_capacity(text.len());

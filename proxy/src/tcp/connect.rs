@@ -63,7 +63,13 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
-        let error = match place.open(client).await {
+        let timer = cluster.time_attempt(target, tokio::time::Instant::now());
+        let result = place.open(client).await;
+        match &result {
+            Ok(_) => timer.answered(tokio::time::Instant::now()),
+            Err(_) => timer.failed(tokio::time::Instant::now()),
+        }
+        let error = match result {
             Ok(opened) => {
                 let after = start.elapsed();
                 stream.state.borrow_mut().upstream_local = opened.local_addr();

@@ -10,9 +10,13 @@ use std::{
     },
 };
 
+use tokio::time::Instant;
+
 use super::{
-    balancer::Excluded,
+    attempt::AttemptTimer,
+    balancer::PickContext,
     budget::RetryGuard,
+    clock,
     endpoint::Endpoint,
     membership::{EndpointSelection, Member, Membership},
     settings::{ClientShare, ClusterSettings, part},
@@ -121,17 +125,25 @@ impl Cluster {
     }
 
     /// Picks an endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless so few are
-    /// healthy that the panic threshold applies). `hash` is the request's key, used by the `hash` balancer. Endpoints
+    /// healthy that the panic threshold applies). `hash` is the request's key, for balancers that place keys. Endpoints
     /// that the request has `tried` are chosen only if there is no other.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        let unhealthy = self.membership.excludes_unhealthy();
-        self.membership.balancer.pick(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
+        self.membership.with_balancer(|balancer| balancer.pick(&self.context(hash, tried)).cloned())
     }
 
     /// Picks an endpoint, but never one that the request has `tried`.
     pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        let unhealthy = self.membership.excludes_unhealthy();
-        self.membership.balancer.pick_another(&self.stats.cursor, hash, Excluded { tried, unhealthy }).cloned()
+        self.membership.with_balancer(|balancer| balancer.pick_another(&self.context(hash, tried)).cloned())
+    }
+
+    fn context<'a>(&'a self, hash: Option<u64>, tried: &'a [Arc<Endpoint>]) -> PickContext<'a> {
+        let stats = &self.stats;
+        PickContext { cursor: &stats.cursor, in_flight: &stats.active, hash, tried, clock: clock::now }
+    }
+
+    /// Measures an attempt at an endpoint that starts at this time, if the balancer learns from it.
+    pub fn time_attempt<'a>(&'a self, endpoint: &'a Endpoint, start: Instant) -> AttemptTimer<'a> {
+        AttemptTimer::new(endpoint, self.settings.peak_ewma.as_ref(), start)
     }
 
     /// Returns whether its endpoints have health checks.

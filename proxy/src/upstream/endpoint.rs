@@ -10,7 +10,13 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{cluster::next_id, reason::FailureCategory, transport::Transport};
+use super::{
+    balancer::{JoinTime, LatencyCell},
+    clock,
+    cluster::next_id,
+    reason::FailureCategory,
+    transport::Transport,
+};
 use crate::{
     config::units::Address,
     observe::{LogLimiter, target},
@@ -40,6 +46,10 @@ pub(super) struct EndpointState {
     pub(super) connect_failures: AtomicU64,
     /// Concurrent streams per HTTP/2 connection that the endpoint last allowed; more than a `u32` if unknown yet.
     streams: AtomicU64,
+    /// What the attempts at it took, for balancers that use it.
+    latency: LatencyCell,
+    /// When it joined its cluster or became healthy, for its slow start.
+    joined: JoinTime,
     /// The result of its health checks; true without any.
     pub(super) healthy: AtomicBool,
     /// The error of the last health check; empty if it succeeded.
@@ -61,14 +71,17 @@ pub struct LastError {
     pub text: Box<str>,
 }
 
-impl Default for EndpointState {
-    fn default() -> Self {
+impl EndpointState {
+    /// The state of an endpoint that joins its cluster at this time; see [`clock`].
+    pub(super) fn new(now: u64) -> Self {
         EndpointState {
             active: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
             streams: AtomicU64::new(u64::MAX),
+            latency: LatencyCell::new(now),
+            joined: JoinTime::new(now),
             healthy: AtomicBool::new(true),
             check_error: ArcSwapOption::empty(),
             last_error: ArcSwapOption::empty(),
@@ -92,12 +105,13 @@ impl Endpoint {
         if let Some(same) = previous.filter(is_same) {
             return Arc::clone(same);
         }
-        let state = previous.map(|previous| Arc::clone(&previous.state)).unwrap_or_default();
+        let state = previous.map(|previous| Arc::clone(&previous.state));
+        let state = state.unwrap_or_else(|| Arc::new(EndpointState::new(clock::now())));
         let (address, transport, hostname) = (address.clone(), Arc::clone(transport), hostname.map(Into::into));
         Arc::new(Endpoint { address, transport, hostname, id: next_id(), state })
     }
 
-    /// Counts an attempt to this endpoint: as active until the guard is dropped, which is what `least_request` uses.
+    /// Counts an attempt to this endpoint: as active until the guard is dropped, which is what balancers use.
     pub fn start(self: Arc<Self>) -> ActiveGuard {
         self.state.active.fetch_add(1, Relaxed);
         self.state.requests.fetch_add(1, Relaxed);
@@ -107,6 +121,14 @@ impl Endpoint {
     /// Returns the number of active attempts.
     pub fn active(&self) -> u64 {
         self.state.active.load(Relaxed)
+    }
+
+    pub(super) fn latency(&self) -> &LatencyCell {
+        &self.state.latency
+    }
+
+    pub(super) fn joined(&self) -> &JoinTime {
+        &self.state.joined
     }
 
     /// Returns the number of attempts in total.

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwapOption;
+
 use super::{balancer::Balancer, endpoint::Endpoint, settings::ClusterSettings};
 use crate::config::{model, units::Address};
 
@@ -16,10 +18,13 @@ use crate::config::{model, units::Address};
 pub struct Membership {
     /// The endpoints, each address once, with their weights.
     pub members: Box<[Member]>,
-    kind: model::Balancer,
-    pub(super) balancer: Balancer,
+    config: model::Balancer,
+    /// Chooses among all members.
+    balancer: Arc<Balancer>,
     /// Whether unhealthy endpoints are excluded: some are unhealthy, and enough are healthy.
-    leaves_unhealthy_out: AtomicBool,
+    excludes_unhealthy: AtomicBool,
+    /// Chooses among the healthy members, while the others are excluded.
+    healthy: ArcSwapOption<Balancer>,
     /// The number of memberships of the cluster before this one, so that the newer of two can be told.
     pub(super) generation: u64,
 }
@@ -100,11 +105,13 @@ impl Membership {
     }
 
     fn of(members: Vec<Member>, settings: &ClusterSettings, previous: Option<&Membership>) -> Arc<Membership> {
+        let before = previous.map(|previous| previous.with_balancer(Arc::clone));
         let membership = Membership {
-            kind: settings.balancer,
-            balancer: Balancer::new(settings.balancer, &members),
+            config: settings.balancer,
+            balancer: Balancer::new(&settings.balancer, &members, before.as_ref()),
             members: members.into(),
-            leaves_unhealthy_out: AtomicBool::new(false),
+            excludes_unhealthy: AtomicBool::new(false),
+            healthy: ArcSwapOption::empty(),
             generation: previous.map_or(0, |previous| previous.generation + 1),
         };
         // Its endpoints may be known to be unhealthy.
@@ -118,29 +125,40 @@ impl Membership {
         (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
     }
 
-    /// Whether unhealthy endpoints are excluded.
-    pub(super) fn excludes_unhealthy(&self) -> bool {
-        self.leaves_unhealthy_out.load(Relaxed)
+    /// Passes the balancer over the endpoints that are in use.
+    pub(super) fn with_balancer<T>(&self, pick: impl FnOnce(&Arc<Balancer>) -> T) -> T {
+        if !self.excludes_unhealthy.load(Relaxed) {
+            return pick(&self.balancer);
+        }
+        pick(self.healthy.load().as_ref().unwrap_or(&self.balancer))
     }
 
     /// Decides whether to exclude unhealthy endpoints after the health of one has changed: they are excluded unless
     /// less than the panic threshold's percentage are healthy. Not done per request, so that requests do not pay for it.
     pub(super) fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
         let Some(check) = &settings.health_check else { return EndpointSelection::All };
+        self.balancer.refresh();
         let (healthy, all) = self.health();
         let selection = match healthy {
             _ if healthy == all => EndpointSelection::All,
             _ if healthy * 100 < all * check.panic_threshold as usize => EndpointSelection::Panic,
             _ => EndpointSelection::Healthy,
         };
-        self.leaves_unhealthy_out.store(selection == EndpointSelection::Healthy, Relaxed);
+        let are_excluded = selection == EndpointSelection::Healthy;
+        let healthy = are_excluded.then(|| {
+            let healthy = self.members.iter().filter(|member| member.endpoint.is_healthy());
+            let before = self.with_balancer(Arc::clone);
+            Balancer::new(&self.config, &healthy.cloned().collect::<Vec<_>>(), Some(&before))
+        });
+        self.healthy.store(healthy);
+        self.excludes_unhealthy.store(are_excluded, Relaxed);
         selection
     }
 
     /// The same endpoints under other settings of the cluster.
     pub(super) fn reached_by(self: &Arc<Self>, settings: &ClusterSettings) -> Arc<Membership> {
         let same = self.members.iter().all(|member| member.endpoint.transport.is_like(&settings.transport));
-        if same && self.kind == settings.balancer {
+        if same && self.config == settings.balancer {
             return Arc::clone(self);
         }
         let member = |member: &Member| {

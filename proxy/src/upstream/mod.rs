@@ -7,10 +7,12 @@
 //! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which connection?),
 //! and after a failure [`Cluster::try_retry`] and [`Backoff`].
 
+mod attempt;
 pub mod backoff;
 pub mod balancer;
 pub mod body;
 pub mod budget;
+mod clock;
 pub mod cluster;
 mod clusters;
 mod connect;
@@ -37,6 +39,7 @@ mod uploads;
 mod tests;
 
 pub use self::{
+    attempt::{AttemptTimer, has_failed},
     backoff::Backoff,
     body::{PooledBody, Upgrading, UpstreamBodyError},
     budget::{RetryBudget, RetryGuard},

@@ -170,6 +170,19 @@ impl RequestErrorKind {
         })
     }
 
+    /// Returns whether the endpoint has failed: not one that merely closed an idle connection.
+    pub fn is_of_endpoint(&self) -> bool {
+        match self {
+            RequestErrorKind::Connect(_) | RequestErrorKind::Protocol { .. } => true,
+            RequestErrorKind::Reset { .. } => !self.is_stale(),
+            RequestErrorKind::RequestBody { .. }
+            | RequestErrorKind::Target
+            | RequestErrorKind::HeadTooLong { .. }
+            | RequestErrorKind::Overflow
+            | RequestErrorKind::Crowded(_) => false,
+        }
+    }
+
     /// Records the failure of a request that has no entry in the access log.
     #[cold]
     pub fn note(&self, cluster: &Cluster, endpoint: &Endpoint, after: Duration) {

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{RetryPolicy, budget::RetryBudget, transport::Transport};
-use crate::config::model;
+use super::{RetryPolicy, balancer::PeakEwma, budget::RetryBudget, transport::Transport};
+use crate::config::model::{self, BalancerPolicy};
 
 /// A cluster's settings. Read by all workers and immutable.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct ClusterSettings {
     /// Its endpoints' health checks.
     pub health_check: Option<Box<model::HealthCheck>>,
     pub(super) balancer: model::Balancer,
+    /// Set if the balancer learns from the latency of attempts.
+    pub(super) peak_ewma: Option<PeakEwma>,
     pub(super) retry_budget: RetryBudget,
     /// The number of settings of the cluster before these, so that the newer of two can be told.
     pub(super) generation: u64,
@@ -54,6 +56,7 @@ impl ClusterSettings {
             limits: Limits::new(config),
             health_check: config.health_check.clone().map(Box::new),
             balancer: config.balancer,
+            peak_ewma: (config.balancer.policy == BalancerPolicy::PeakEwma).then(|| PeakEwma::new(&config.balancer)),
             retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
             generation: previous.map_or(0, |previous| previous.generation + 1),
         })

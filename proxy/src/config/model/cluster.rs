@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration},
-    ClusterTls, Discovery, Http2,
+    Balancer, ClusterTls, Discovery, Http2,
 };
 
 /// A group of endpoints that provide the same service.
@@ -38,7 +38,7 @@ pub struct Cluster {
     /// Active health checks. Unhealthy endpoints receive no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// The load-balancing algorithm.
+    /// How an endpoint is chosen for each request: an algorithm, or a section with its options.
     #[serde(default)]
     pub balancer: Balancer,
     /// Timeout for establishing a connection. The operating system retransmits a lost SYN after one second, and again
@@ -157,23 +157,6 @@ pub enum MetadataValue {
 /// Whether a value need not be written.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-/// A load-balancing algorithm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Balancer {
-    /// Weighted round robin, smoothly interleaved.
-    #[default]
-    RoundRobin,
-    /// Two random choices: of two endpoints drawn by weight, the one with fewer in-flight requests relative to its
-    /// weight.
-    LeastRequest,
-    /// Weighted random.
-    Random,
-    /// By the route's hash key: a key stays with one endpoint while that endpoint is available (weighted rendezvous
-    /// hashing). Random for requests without a key.
-    Hash,
 }
 
 /// A retry policy: which failures are retried, and how often.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{Address, ByteSize, Duration, Workers};
 
+mod balancer;
 mod cluster;
 mod compile;
 mod filter;
@@ -18,7 +19,7 @@ mod source;
 mod tls;
 mod workload;
 
-pub use self::{cluster::*, compile::*, filter::*, listener::*, source::*, tls::*, workload::*};
+pub use self::{balancer::*, cluster::*, compile::*, filter::*, listener::*, source::*, tls::*, workload::*};
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];

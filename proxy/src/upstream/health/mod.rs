@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::time::{DelayQueue, delay_queue};
 
-use super::{Cluster, ClusterHandle, ClusterId, Endpoint, membership::EndpointSelection};
+use super::{Cluster, ClusterHandle, ClusterId, Endpoint, clock, membership::EndpointSelection};
 use crate::{config::model, observe::target};
 
 /// The health checks of all clusters.
@@ -229,8 +229,11 @@ impl EndpointCheck {
 
 impl Endpoint {
     fn set_healthy(&self, healthy: bool) {
-        self.state.healthy.store(healthy, Relaxed);
+        let was_healthy = self.state.healthy.swap(healthy, Relaxed);
         if healthy {
+            if !was_healthy {
+                self.joined().restart(clock::now());
+            }
             self.state.check_error.store(None);
         }
     }

@@ -1,29 +1,102 @@
 //! Shares: exact where they are promised to be, otherwise within five standard deviations of many draws.
 
-use super::*;
+use std::cell::Cell;
 
-fn members(weights: &[u32]) -> Vec<Member> {
-    let endpoints: Vec<_> = (0..weights.len()).map(|i| std::net::SocketAddr::from(([10, 0, 0, i as u8], 80))).collect();
-    let config = model::Cluster {
-        endpoints: endpoints.iter().zip(weights).map(|(a, w)| model::Endpoint::new(*a, *w)).collect(),
-        ..super::super::tests::config(&[])
-    };
-    super::super::Cluster::new(&config, None).members().to_vec()
+use super::*;
+use crate::upstream::{
+    Transport,
+    balancer::candidates::{address_hash, mix},
+    cluster::next_id,
+    endpoint::EndpointState,
+};
+
+thread_local! {
+    /// The simulated time in milliseconds.
+    pub(super) static NOW: Cell<u64> = const { Cell::new(1_000) };
 }
 
-fn index(members: &[Member], endpoint: &Arc<Endpoint>) -> usize {
+pub(super) fn clock() -> u64 {
+    NOW.get()
+}
+
+/// All policies.
+pub(super) const POLICIES: [BalancerPolicy; 7] = [
+    BalancerPolicy::RoundRobin,
+    BalancerPolicy::LeastRequest,
+    BalancerPolicy::PeakEwma,
+    BalancerPolicy::Random,
+    BalancerPolicy::Hash,
+    BalancerPolicy::RingHash,
+    BalancerPolicy::Maglev,
+];
+
+/// The policies that place keys.
+pub(super) const HASHES: [BalancerPolicy; 3] = [BalancerPolicy::Hash, BalancerPolicy::RingHash, BalancerPolicy::Maglev];
+
+/// Endpoints that join now.
+pub(super) fn members(weights: &[u32]) -> Vec<Member> {
+    let transport = Arc::new(Transport::new(&crate::upstream::tests::config(&[]), None));
+    let member = |(n, weight): (u32, &u32)| {
+        let address = std::net::SocketAddr::from(((0x0a00_0000 + n).to_be_bytes(), 80)).into();
+        let (transport, state) = (Arc::clone(&transport), Arc::new(EndpointState::new(NOW.get())));
+        let endpoint = Arc::new(Endpoint { address, transport, hostname: None, id: next_id(), state });
+        Member { endpoint, weight: *weight, priority: 0, locality: None, metadata: None }
+    };
+    (0..).zip(weights).map(member).collect()
+}
+
+pub(super) fn config(policy: BalancerPolicy) -> model::Balancer {
+    model::Balancer { policy, ..model::Balancer::default() }
+}
+
+/// A balancer whose table, if it needs one, is built.
+pub(super) fn balancer(config: &model::Balancer, members: &[Member]) -> Arc<Balancer> {
+    let balancer = Balancer::new(config, members, None);
+    await_table(&balancer);
+    balancer
+}
+
+/// Waits until the table of a balancer is built, if it needs one.
+pub(super) fn await_table(balancer: &Arc<Balancer>) {
+    if let Some(table) =
+        balancer.hash_policy().and_then(|policy| policy.table()).filter(|_| !balancer.candidates.is_empty())
+    {
+        while table.get(balancer).is_none() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Picks endpoints for requests of a cluster that is otherwise idle.
+pub(super) struct Picker {
+    pub(super) cursor: AtomicU64,
+    pub(super) in_flight: AtomicU64,
+}
+
+impl Picker {
+    pub(super) fn new() -> Picker {
+        Picker { cursor: AtomicU64::new(0), in_flight: AtomicU64::new(1) }
+    }
+
+    pub(super) fn context<'a>(&'a self, key: Option<u64>, tried: &'a [Arc<Endpoint>]) -> PickContext<'a> {
+        PickContext { cursor: &self.cursor, in_flight: &self.in_flight, hash: key, tried, clock }
+    }
+
+    fn pick(&self, balancer: &Arc<Balancer>, key: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        balancer.pick(&self.context(key, tried)).cloned()
+    }
+}
+
+pub(super) fn index(members: &[Member], endpoint: &Arc<Endpoint>) -> usize {
     members.iter().position(|m| Arc::ptr_eq(&m.endpoint, endpoint)).unwrap()
 }
 
 /// Returns how often each endpoint is picked for keys `0..draws`.
-fn counts(kind: model::Balancer, members: &[Member], avoid: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
-    let (balancer, cursor) = (Balancer::new(kind, members), AtomicU64::new(0));
+fn counts(config: &model::Balancer, members: &[Member], tried: &[Arc<Endpoint>], draws: u64) -> Vec<u64> {
+    let (balancer, picker) = (balancer(config, members), Picker::new());
     let mut counts = vec![0; members.len()];
     for key in 0..draws {
-        counts[index(
-            members,
-            balancer.pick(&cursor, Some(mix(key)), Excluded { tried: avoid, unhealthy: false }).unwrap(),
-        )] += 1;
+        counts[index(members, &picker.pick(&balancer, Some(mix(key)), tried).unwrap())] += 1;
     }
     counts
 }
@@ -39,87 +112,81 @@ fn assert_shares(counts: &[u64], weights: &[u32]) {
 
 #[test]
 fn round_robin_is_smooth_and_exact() {
-    for (weights, expected) in [
-        (&[5, 1, 1][..], "aabacaa"),
-        (&[50, 10, 10], "aabacaa"),
+    let expected = [
+        (&[5, 1, 1][..], "abaaaca"),
+        (&[50, 10, 10], "abaaaca"),
         (&[1, 1, 1], "abc"),
-        (&[4, 2, 0], "aba"),
-        (&[1, 2, 3], "cbacbc"),
+        (&[4, 2, 0], "aab"),
+        (&[1, 2, 3], "cbcbca"),
         (&[7], "a"),
-    ] {
+    ];
+    let actual = expected.map(|(weights, expected)| {
         let members = members(weights);
-        let (balancer, cursor) = (Balancer::new(model::Balancer::RoundRobin, &members), AtomicU64::new(0));
-        let next =
-            || (b'a' + index(&members, balancer.pick(&cursor, None, Excluded::default()).unwrap()) as u8) as char;
+        let (balancer, picker) = (balancer(&config(BalancerPolicy::RoundRobin), &members), Picker::new());
+        let next = || (b'a' + index(&members, &picker.pick(&balancer, None, &[]).unwrap()) as u8) as char;
         let sequence: String = (0..3 * expected.len()).map(|_| next()).collect();
-        assert_eq!(sequence, expected.repeat(3), "{weights:?}");
-        let Policy::RoundRobin(written_out) = &balancer.policy else { panic!() };
-        assert_eq!(written_out.len(), expected.len(), "no longer than necessary");
-    }
-}
-
-#[test]
-fn round_robin_sequence_is_limited() {
-    let members = members(&[65_535, 65_521, 1]);
-    let Policy::RoundRobin(sequence) = Balancer::new(model::Balancer::RoundRobin, &members).policy else { panic!() };
-    assert!((4000..=4100).contains(&sequence.len()), "{}", sequence.len());
-    let share = |i| sequence.iter().filter(|at| **at == i).count();
-    assert!(share(2) == 1 && share(0).abs_diff(share(1)) <= 2);
+        assert_eq!(sequence, sequence[..expected.len()].repeat(3), "{weights:?}");
+        (weights, sequence[..expected.len()].to_owned())
+    });
+    assert_eq!(actual, expected.map(|(weights, expected)| (weights, expected.to_owned())));
 }
 
 #[test]
 fn round_robin_skips_tried_endpoints() {
     let members = members(&[1, 1, 1]);
     let avoid = [Arc::clone(&members[1].endpoint)];
-    let counts = counts(model::Balancer::RoundRobin, &members, &avoid, 300);
+    let counts = counts(&config(BalancerPolicy::RoundRobin), &members, &avoid, 300);
     assert_eq!(counts, [100, 0, 200]);
 }
 
 #[test]
-fn random_and_hash_share_by_weight() {
-    for kind in [model::Balancer::Random, model::Balancer::Hash] {
+fn policies_of_chance_share_by_weight() {
+    for policy in [BalancerPolicy::Random, BalancerPolicy::Hash] {
+        let config = config(policy);
         for weights in [&[1, 1, 1, 1][..], &[5, 1, 0, 4], &[1, 100]] {
-            assert_shares(&counts(kind, &members(weights), &[], 50_000), weights);
+            assert_shares(&counts(&config, &members(weights), &[], 50_000), weights);
         }
         let members = members(&[5, 1, 4]);
         let avoid = [Arc::clone(&members[0].endpoint)];
-        assert_shares(&counts(kind, &members, &avoid, 50_000)[1..], &[1, 4]);
+        assert_shares(&counts(&config, &members, &avoid, 50_000)[1..], &[1, 4]);
     }
 }
 
 #[test]
 fn tried_endpoints_are_reused_if_there_are_no_others() {
-    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
-    for kind in [RoundRobin, LeastRequest, Random, Hash] {
-        let members = members(&[1, 2]);
+    for policy in POLICIES {
+        let (config, members) = (config(policy), members(&[1, 2]));
         let all: Vec<_> = members.iter().map(|m| Arc::clone(&m.endpoint)).collect();
-        assert_eq!(counts(kind, &members, &all, 100).iter().sum::<u64>(), 100);
-        let one = counts(kind, &members, &all[..1], 100);
-        assert_eq!(one, [0, 100]);
-        assert!(
-            Balancer::new(kind, &super::tests::members(&[0, 0]))
-                .pick(&AtomicU64::new(0), None, Excluded::default())
-                .is_none()
-        );
-        assert!(Balancer::new(kind, &[]).pick(&AtomicU64::new(0), Some(1), Excluded::default()).is_none());
+        assert_eq!(counts(&config, &members, &all, 100).iter().sum::<u64>(), 100);
+        assert_eq!(counts(&config, &members, &all[..1], 100), [0, 100], "{policy:?}");
+        let picker = Picker::new();
+        let another = balancer(&config, &members);
+        assert!(another.pick_another(&picker.context(Some(1), &all)).is_none(), "{policy:?}");
+        assert!(picker.pick(&balancer(&config, &super::tests::members(&[0, 0])), None, &[]).is_none());
+        assert!(picker.pick(&balancer(&config, &[]), Some(1), &[]).is_none());
     }
 }
 
 #[test]
-fn keys_keep_their_endpoint_when_others_change() {
+fn small_endpoint_is_found_next_to_a_large_one_that_was_tried() {
+    for policy in POLICIES {
+        let members = members(&[65_535, 1]);
+        let tried = [Arc::clone(&members[0].endpoint)];
+        assert_eq!(counts(&config(policy), &members, &tried, 100), [0, 100], "{policy:?}");
+    }
+}
+
+#[test]
+fn rendezvous_moves_no_other_keys() {
     let all = members(&[3, 1, 2, 2]);
-    let before = Balancer::new(model::Balancer::Hash, &all);
-    let after = Balancer::new(model::Balancer::Hash, &all[..3]);
-    let cursor = AtomicU64::new(0);
+    let (before, after) =
+        (balancer(&config(BalancerPolicy::Hash), &all), balancer(&config(BalancerPolicy::Hash), &all[..3]));
+    let picker = Picker::new();
     let mut moved = 0;
     for key in 0..10_000 {
-        let (old, new) = (
-            before.pick(&cursor, Some(key), Excluded::default()).unwrap(),
-            after.pick(&cursor, Some(key), Excluded::default()).unwrap(),
-        );
-        assert!(Arc::ptr_eq(old, before.pick(&cursor, Some(key), Excluded::default()).unwrap()));
-        if !Arc::ptr_eq(old, new) {
-            assert!(Arc::ptr_eq(old, &all[3].endpoint), "a key has moved between endpoints that both stayed");
+        let (old, new) = (picker.pick(&before, Some(key), &[]).unwrap(), picker.pick(&after, Some(key), &[]).unwrap());
+        if !Arc::ptr_eq(&old, &new) {
+            assert!(Arc::ptr_eq(&old, &all[3].endpoint), "a key has moved between endpoints that both stayed");
             moved += 1;
         }
     }
@@ -129,19 +196,24 @@ fn keys_keep_their_endpoint_when_others_change() {
 #[test]
 fn keys_map_to_the_same_endpoint_in_every_process() {
     let members = members(&[1, 1, 1, 1]);
-    let balancer = Balancer::new(model::Balancer::Hash, &members);
-    let cursor = AtomicU64::new(0);
-    let places: Vec<_> =
-        (0..16).map(|key| index(&members, balancer.pick(&cursor, Some(key), Excluded::default()).unwrap())).collect();
+    let picker = Picker::new();
+    let places = HASHES.map(|policy| {
+        let balancer = balancer(&config(policy), &members);
+        std::array::from_fn(|key| index(&members, &picker.pick(&balancer, Some(key as u64), &[]).unwrap()))
+    });
     assert_eq!(places, GOLDEN);
-    for (address, hash) in HASHES {
+    for (address, hash) in ADDRESS_HASHES {
         assert_eq!(address_hash(&address.parse().unwrap()), hash, "{address}");
     }
 }
 
 /// Changing these values would move users' keys to other endpoints on an upgrade.
-const GOLDEN: [usize; 16] = [0, 0, 3, 0, 0, 3, 3, 2, 0, 0, 1, 0, 2, 3, 2, 3];
-const HASHES: [(&str, u64); 4] = [
+const GOLDEN: [[usize; 16]; 3] = [
+    [0, 0, 3, 0, 0, 3, 3, 2, 0, 0, 1, 0, 2, 3, 2, 3],
+    [1, 2, 0, 1, 0, 1, 3, 0, 1, 1, 3, 0, 0, 2, 1, 1],
+    [1, 3, 3, 0, 2, 3, 0, 2, 1, 1, 1, 1, 2, 2, 0, 0],
+];
+const ADDRESS_HASHES: [(&str, u64); 4] = [
     ("10.0.0.1:80", 0x474b_18c6_6e57_86f4),
     ("[2001:db8::1]:80", 0x5f48_6322_f1de_ca4d),
     ("[2001:db8:0:7::1]:80", 0xff74_4b29_f13f_58e9),
@@ -149,14 +221,55 @@ const HASHES: [(&str, u64); 4] = [
 ];
 
 #[test]
+fn order_of_endpoints_does_not_move_keys() {
+    let members = members(&[1, 2, 3, 4, 5]);
+    let reversed: Vec<_> = members.iter().rev().cloned().collect();
+    let picker = Picker::new();
+    for policy in HASHES {
+        let (one, other) = (balancer(&config(policy), &members), balancer(&config(policy), &reversed));
+        for key in 0..1000 {
+            let [one, other] = [&one, &other].map(|balancer| picker.pick(balancer, Some(key), &[]).unwrap());
+            assert!(Arc::ptr_eq(&one, &other), "{policy:?} {key}");
+        }
+    }
+}
+
+#[test]
+fn keys_stay_while_a_large_table_is_built() {
+    let members = members(&[1; 10]);
+    let before = balancer(&config(BalancerPolicy::Maglev), &members);
+    let after = Balancer::new(&config(BalancerPolicy::Maglev), &members[..9], Some(&before));
+    let table = after.hash_policy().unwrap().table().unwrap();
+    for key in 0..1000 {
+        let owner = index(&members, &Picker::new().pick(&before, Some(key), &[]).unwrap());
+        assert_eq!(table.previous_owner(key, &after.candidates), (owner < 9).then_some(owner));
+    }
+    await_table(&after);
+    assert_eq!(table.previous_owner(7, &after.candidates), None, "the table before is dropped");
+}
+
+#[test]
+fn unused_balancer_builds_no_table() {
+    let members = members(&[1; 10]);
+    let before = balancer(&config(BalancerPolicy::Maglev), &members);
+    let unused = Balancer::new(&config(BalancerPolicy::Maglev), &members[..9], Some(&before));
+    let after = Balancer::new(&config(BalancerPolicy::Maglev), &members[..8], Some(&unused));
+    let table = after.hash_policy().unwrap().table().unwrap();
+    assert!((0..100).any(|key| table.previous_owner(key, &after.candidates).is_some()), "that of the first serves");
+    let again = Balancer::new(&config(BalancerPolicy::Maglev), &members, Some(&before));
+    let tables = [&before, &again].map(|balancer| {
+        std::ptr::from_ref(balancer.hash_policy().unwrap().table().unwrap().get(balancer).expect("it is shared"))
+    });
+    assert_eq!(tables[0], tables[1]);
+}
+
+#[test]
 fn least_request_keeps_loads_level_by_weight() {
     for weights in [&[1, 1, 1, 1][..], &[1, 3], &[4, 2, 2]] {
         let members = members(weights);
-        let (balancer, cursor) = (Balancer::new(model::Balancer::LeastRequest, &members), AtomicU64::new(0));
+        let (balancer, picker) = (balancer(&config(BalancerPolicy::LeastRequest), &members), Picker::new());
         let total: u32 = weights.iter().sum();
-        let held: Vec<_> = (0..total * 100)
-            .map(|_| Arc::clone(balancer.pick(&cursor, None, Excluded::default()).unwrap()).start())
-            .collect();
+        let held: Vec<_> = (0..total * 100).map(|_| picker.pick(&balancer, None, &[]).unwrap().start()).collect();
         for (member, weight) in members.iter().zip(weights) {
             let (active, due) = (member.endpoint.active(), u64::from(weight * 100));
             assert!(active.abs_diff(due) <= 6, "{active} at weight {weight}, {due} would be level");
@@ -168,94 +281,102 @@ fn least_request_keeps_loads_level_by_weight() {
 
 #[test]
 fn least_request_shares_by_weight_when_idle_and_avoids_a_busy_endpoint() {
-    let members = members(&[1, 3]);
-    assert_shares(&counts(model::Balancer::LeastRequest, &members, &[], 50_000), &[1, 3]);
+    let (members, config) = (members(&[1, 3]), config(BalancerPolicy::LeastRequest));
+    assert_shares(&counts(&config, &members, &[], 50_000), &[1, 3]);
     let busy: Vec<_> = (0..10).map(|_| Arc::clone(&members[1].endpoint).start()).collect();
-    assert_eq!(counts(model::Balancer::LeastRequest, &members, &[], 1000), [1000, 0]);
+    assert_eq!(counts(&config, &members, &[], 1000), [1000, 0]);
     let busier: Vec<_> = (0..4).map(|_| Arc::clone(&members[0].endpoint).start()).collect();
-    assert_eq!(counts(model::Balancer::LeastRequest, &members, &[], 1000), [0, 1000], "for its weight");
+    assert_eq!(counts(&config, &members, &[], 1000), [0, 1000], "for its weight");
     drop((busy, busier));
 }
 
 #[test]
-fn least_request_does_not_choose_an_idle_excluded_endpoint() {
+fn least_request_does_not_choose_an_idle_endpoint_that_was_tried() {
     let members = members(&[1, 1, 1]);
     let _busy = [0, 1].map(|i| Arc::clone(&members[i].endpoint).start());
     let tried = [Arc::clone(&members[2].endpoint)];
-    assert_eq!(counts(model::Balancer::LeastRequest, &members, &tried, 100)[2], 0);
-    make_unhealthy(&members, &[2]);
-    let (balancer, cursor) = (Balancer::new(model::Balancer::LeastRequest, &members), AtomicU64::new(0));
-    assert!((0..100).all(|_| index(&members, balancer.pick(&cursor, None, HEALTHY_ONLY).unwrap()) != 2));
+    assert_eq!(counts(&config(BalancerPolicy::LeastRequest), &members, &tried, 100)[2], 0);
+}
+
+#[test]
+fn more_choices_find_the_least_busy_endpoint_more_often() {
+    let members = members(&[1; 10]);
+    let _busy: Vec<_> = members[1..].iter().map(|m| Arc::clone(&m.endpoint).start()).collect();
+    let share = |choice_count| {
+        let config = model::Balancer { choice_count, ..config(BalancerPolicy::LeastRequest) };
+        counts(&config, &members, &[], 10_000)[0]
+    };
+    // 1 − (8/10)^… without replacement of the best: 2/10, then almost 1 − (8/9)^9.
+    let (two, ten) = (share(None), share(Some(10)));
+    assert!((1_700..2_300).contains(&two) && ten > 6_000, "{two} {ten}");
+}
+
+#[test]
+fn bias_weighs_the_load() {
+    let members = members(&[1, 1]);
+    let _busy = [0, 0, 0].map(|i: usize| Arc::clone(&members[i].endpoint).start());
+    for (bias, expected) in [(0.0, [1, 1]), (1.0, [1, 4]), (2.0, [1, 16])] {
+        let config = model::Balancer {
+            choice_count: Some(64),
+            active_request_bias: Some(bias),
+            ..config(BalancerPolicy::LeastRequest)
+        };
+        let counts = counts(&config, &members, &[], 20_000);
+        let share = counts[1] as f64 / 20_000.0;
+        let wanted = f64::from(expected[1]) / f64::from(expected[0] + expected[1]);
+        assert!((share - wanted).abs() < 0.02, "{bias}: {share}, not {wanted}");
+    }
 }
 
 #[test]
 fn draws_among_others_are_by_weight() {
-    let members = members(&[1, 3, 2, 4]);
-    let balancer = Balancer::new(model::Balancer::Random, &members);
-    let shares = |draw: &dyn Fn() -> Option<usize>| {
-        let mut counts = [0; 4];
-        (0..50_000).for_each(|_| counts[draw().unwrap()] += 1);
-        assert_shares(&counts, &[1, 0, 2, 4]);
+    for weights in [[1, 3, 2, 4], [1, 1, 1, 1]] {
+        let candidates = Candidates::new(&members(&weights));
+        let shares = |draw: &dyn Fn() -> Option<usize>| {
+            let mut counts = [0; 4];
+            (0..50_000).for_each(|_| counts[draw().unwrap()] += 1);
+            assert_shares(&counts, &[weights[0], 0, weights[2], weights[3]]);
+        };
+        shares(&|| candidates.draw_other(1));
+        shares(&|| candidates.draw_among(|i| i != 1));
+    }
+}
+
+#[test]
+fn peak_ewma_follows_peaks_and_decays() {
+    let policy = PeakEwma::new(&config(BalancerPolicy::PeakEwma));
+    let cell = LatencyCell::new(0);
+    let assert_near = |now, wanted: f32| {
+        let estimate = cell.estimate(&policy, now);
+        assert!((estimate - wanted).abs() <= wanted * 1e-3, "{estimate} at {now}, not {wanted}");
     };
-    shares(&|| balancer.draw_other(1));
-    shares(&|| balancer.draw_among(|i| i != 1));
-}
-
-const HEALTHY_ONLY: Excluded<'static> = Excluded { tried: &[], unhealthy: true };
-
-fn make_unhealthy(members: &[Member], which: &[usize]) {
-    which.iter().for_each(|i| members[*i].endpoint.state.healthy.store(false, Relaxed));
-}
-
-#[test]
-fn unhealthy_endpoints_are_excluded_and_the_others_share_by_weight() {
-    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
-    for kind in [RoundRobin, LeastRequest, Random, Hash] {
-        let members = members(&[2, 1, 4, 1]);
-        make_unhealthy(&members, &[1, 2]);
-        let balancer = Balancer::new(kind, &members);
-        let cursor = AtomicU64::new(0);
-        let mut counts = [0; 4];
-        for key in 0..30_000 {
-            counts[index(&members, balancer.pick(&cursor, Some(mix(key)), HEALTHY_ONLY).unwrap())] += 1;
-        }
-        assert_eq!((counts[1], counts[2]), (0, 0), "{kind:?}");
-        if kind == RoundRobin {
-            assert_eq!(counts, [20_000, 0, 0, 10_000], "exactly");
-        } else {
-            assert_shares(&[counts[0], counts[3]], &[2, 1]);
-        }
-        // A tried endpoint is better than an unhealthy one.
-        let tried = [Arc::clone(&members[0].endpoint), Arc::clone(&members[3].endpoint)];
-        let avoid = Excluded { tried: &tried, unhealthy: true };
-        let picked = index(&members, balancer.pick(&cursor, Some(1), avoid).unwrap());
-        assert!(picked == 0 || picked == 3, "{kind:?}: {picked}");
-        make_unhealthy(&members, &[0, 3]);
-        assert!(balancer.pick(&cursor, Some(1), HEALTHY_ONLY).is_none(), "{kind:?}");
-    }
+    assert_near(0, 30_000.0);
+    assert_near(10_000, 30_000.0 / std::f32::consts::E);
+    cell.observe(&policy, 10_000, 100_000.0);
+    assert_near(10_000, 100_000.0);
+    cell.observe(&policy, 20_000, 10_000.0);
+    let left = 1.0 / std::f32::consts::E;
+    assert_near(20_000, 100_000.0 * left + 10_000.0 * (1.0 - left));
+    // A cancelled request raises the estimate, but does not lower it.
+    cell.observe_at_least(&policy, 20_000, 5_000.0);
+    assert_near(20_000, 100_000.0 * left + 10_000.0 * (1.0 - left));
+    cell.observe_at_least(&policy, 20_000, 500_000.0);
+    assert_near(20_000, 500_000.0);
+    cell.observe(&policy, 20_000, 1.0);
+    assert_near(20_000, 500_000.0);
 }
 
 #[test]
-fn small_endpoint_is_found_next_to_a_large_unhealthy_one() {
-    use model::Balancer::{Hash, LeastRequest, Random, RoundRobin};
-    for kind in [RoundRobin, LeastRequest, Random, Hash] {
-        let members = members(&[65_535, 1]);
-        make_unhealthy(&members, &[0]);
-        let (balancer, cursor) = (Balancer::new(kind, &members), AtomicU64::new(0));
-        for key in 0..100 {
-            assert_eq!(index(&members, balancer.pick(&cursor, Some(key), HEALTHY_ONLY).unwrap()), 1, "{kind:?}");
-        }
-    }
-}
-
-#[test]
-fn only_keys_of_unhealthy_endpoints_move() {
-    let members = members(&[1, 1, 1, 1]);
-    let (balancer, cursor) = (Balancer::new(model::Balancer::Hash, &members), AtomicU64::new(0));
-    let place = |key| index(&members, balancer.pick(&cursor, Some(key), HEALTHY_ONLY).unwrap());
-    let before: Vec<_> = (0..1000).map(place).collect();
-    make_unhealthy(&members, &[2]);
-    let after: Vec<_> = (0..1000).map(place).collect();
-    assert!(before.iter().zip(&after).all(|(old, new)| old == new || *old == 2));
-    assert!(!after.contains(&2));
+fn peak_ewma_prefers_fast_and_idle_endpoints_by_weight() {
+    let (members, config) = (members(&[1, 1]), config(BalancerPolicy::PeakEwma));
+    let policy = PeakEwma::new(&config);
+    let observe = |i: usize, micros| members[i].endpoint.latency().observe(&policy, NOW.get(), micros);
+    assert_shares(&counts(&config, &members, &[], 10_000), &[1, 1]);
+    observe(0, 40_000.0);
+    assert_eq!(counts(&config, &members, &[], 100), [0, 100]);
+    let busy = [0, 0].map(|_| Arc::clone(&members[1].endpoint).start());
+    assert_eq!(counts(&config, &members, &[], 100), [100, 0]);
+    let heavy = [members[0].clone(), Member { weight: 4, ..members[1].clone() }];
+    assert_eq!(counts(&config, &heavy, &[], 100), [0, 100], "four times the weight bears more requests");
+    drop(busy);
 }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::*;
 
 fn config() -> model::Cluster {
@@ -129,4 +131,112 @@ fn response_head_timeout_applies_unless_the_total_is_set() {
     assert_eq!(times(None, Some(0)), [None, None]);
     assert_eq!(times(None, Some(60)), [None, Some(60)]);
     assert_eq!(times(Some(5), Some(60)), [Some(5), Some(60)]);
+}
+
+/// Four endpoints with health checks, the given ones of which are unhealthy.
+fn checked(balancer: serde_json::Value, weights: [u32; 4], unhealthy: &[usize]) -> Arc<Cluster> {
+    let endpoint = |(n, weight): (usize, u32)| json!({"address": format!("192.0.2.{n}:80"), "weight": weight});
+    let endpoints: Vec<_> = weights.into_iter().enumerate().map(endpoint).collect();
+    let check = json!({"check": {"tcp": {}}, "panic_threshold": 0});
+    let config = json!({"name": "test", "endpoints": endpoints, "balancer": balancer, "health_check": check});
+    let cluster = Cluster::new(&serde_json::from_value(config).unwrap(), None);
+    make_unhealthy(&cluster, unhealthy);
+    cluster
+}
+
+fn make_unhealthy(cluster: &Cluster, which: &[usize]) {
+    which.iter().for_each(|i| cluster.members()[*i].endpoint.state.healthy.store(false, Relaxed));
+    cluster.apply_health();
+}
+
+/// Returns the index of the endpoint that a request with this key gets.
+fn place(cluster: &Cluster, key: u64, tried: &[Arc<Endpoint>]) -> Option<usize> {
+    let picked = cluster.pick(Some(key), tried)?;
+    cluster.members().iter().position(|member| Arc::ptr_eq(&member.endpoint, &picked))
+}
+
+/// All policies; the tables are small enough to be built at once.
+fn policies() -> [serde_json::Value; 7] {
+    let policy = |name| json!({"policy": name});
+    let maglev = json!({"policy": "maglev", "table_size": 1021});
+    let names = ["round_robin", "least_request", "random", "peak_ewma", "hash", "ring_hash"].map(policy);
+    let [a, b, c, d, e, f] = names;
+    [a, b, c, d, e, f, maglev]
+}
+
+#[test]
+fn unhealthy_endpoints_are_excluded_and_the_others_share_by_weight() {
+    for policy in policies() {
+        let cluster = checked(policy.clone(), [2, 1, 4, 1], &[1, 2]);
+        let mut counts = [0.0; 4];
+        (0..30_000).for_each(|key| counts[place(&cluster, key, &[]).unwrap()] += 1.0);
+        assert_eq!((counts[1], counts[2]), (0.0, 0.0), "{policy}");
+        let ratio: f64 = counts[0] / counts[3];
+        match policy["policy"].as_str() {
+            Some("round_robin") => assert_eq!(ratio, 2.0, "exactly"),
+            // Without a load, the cheaper endpoint gets everything.
+            Some("peak_ewma") => {}
+            _ => assert!((1.7..2.3).contains(&ratio), "{policy}: {counts:?}"),
+        }
+        // A tried endpoint is better than an unhealthy one.
+        let tried = [0, 3].map(|i: usize| Arc::clone(&cluster.members()[i].endpoint));
+        assert!(matches!(place(&cluster, 1, &tried), Some(0 | 3)), "{policy}");
+        make_unhealthy(&cluster, &[0, 3]);
+        assert_eq!(place(&cluster, 1, &[]), None, "{policy}");
+        cluster.members().iter().for_each(|member| member.endpoint.state.healthy.store(true, Relaxed));
+        cluster.apply_health();
+        assert!((0..1000).any(|key| place(&cluster, key, &[]) == Some(2)), "{policy}");
+    }
+}
+
+#[test]
+fn only_keys_of_unhealthy_endpoints_move() {
+    for policy in [json!({"policy": "hash"}), json!({"policy": "ring_hash", "minimum_ring_size": 64})] {
+        let cluster = checked(policy.clone(), [1; 4], &[]);
+        let places = || (0..1000).map(|key| place(&cluster, key, &[]).unwrap()).collect::<Vec<_>>();
+        let before = places();
+        make_unhealthy(&cluster, &[2]);
+        let after = places();
+        assert!(!after.contains(&2));
+        let moved = before.iter().zip(&after).filter(|(old, new)| old != new && **old != 2).count();
+        assert_eq!(moved, 0, "{policy}");
+    }
+}
+
+#[test]
+fn latency_of_attempts_is_recorded_for_the_policy_that_uses_it() {
+    for (policy, is_recorded) in [("round_robin", false), ("peak_ewma", true)] {
+        let cluster = checked(json!({"policy": policy}), [1; 4], &[]);
+        let endpoint = Arc::clone(&cluster.members()[0].endpoint);
+        let peak = super::super::balancer::PeakEwma::new(&cluster.balancer);
+        let estimate = || (endpoint.latency().estimate(&peak, clock::now()) / 1e6).round();
+        let (now, ago) = (Instant::now(), |secs| Instant::now().checked_sub(Duration::from_secs(secs)).unwrap());
+        let expect =
+            |seconds: f32, what| assert_eq!(estimate(), if is_recorded { seconds } else { 0.0 }, "{policy}: {what}");
+        cluster.time_attempt(&endpoint, ago(1)).answered(now);
+        expect(1.0, "an answer");
+        drop(cluster.time_attempt(&endpoint, ago(2)));
+        expect(2.0, "a cancelled attempt");
+        cluster.time_attempt(&endpoint, ago(60)).discard();
+        cluster.time_attempt(&endpoint, ago(60)).without_latency().answered(now);
+        drop(cluster.time_attempt(&endpoint, ago(60)).without_latency());
+        let request_end = std::cell::Cell::new(None);
+        cluster.time_attempt(&endpoint, ago(60)).after(&request_end).answered(now);
+        drop(cluster.time_attempt(&endpoint, ago(60)).after(&request_end));
+        expect(2.0, "what says nothing about the endpoint");
+        request_end.set(Some(ago(3)));
+        cluster.time_attempt(&endpoint, ago(60)).after(&request_end).answered(now);
+        expect(3.0, "an answer to a long upload");
+        request_end.set(Some(ago(60)));
+        cluster.time_attempt(&endpoint, ago(4)).after(&request_end).answered(now);
+        expect(4.0, "a second attempt");
+        cluster.time_attempt(&endpoint, now).end(Ok(http::StatusCode::SERVICE_UNAVAILABLE));
+        expect(5.0, "a failure");
+        cluster.time_attempt(&endpoint, ago(7)).failed(now);
+        expect(7.0, "a late failure");
+        // What is known of an endpoint survives a change of the others.
+        let fewer = [model::Endpoint::new(endpoint.address.clone(), 1)];
+        let changed = cluster.with_endpoints(&fewer);
+        assert!(Arc::ptr_eq(&changed.members()[0].endpoint, &endpoint));
+    }
 }

@@ -1,11 +1,6 @@
 //! HTTP calls by filters (callouts) and their responses.
 
-use std::{
-    cell::OnceCell,
-    rc::Weak,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::OnceCell, rc::Weak, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -97,12 +92,15 @@ async fn exchange(
     let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL))?;
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
-    let start = Instant::now();
+    let start = tokio::time::Instant::now();
     let failed = |failure: RequestError<Body>| {
         failure.kind.note(cluster, endpoint, start.elapsed());
         UNAVAILABLE
     };
-    let response = upstream.send(cluster, endpoint, ProtocolChoice::default(), head, body).await.map_err(failed)?;
+    let timer = cluster.time_attempt(endpoint, start);
+    let result = upstream.send(cluster, endpoint, ProtocolChoice::default(), head, body).await;
+    timer.end(result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind));
+    let response = result.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
     let full = |_: BudgetExceeded| TOO_LARGE;
     charge.grow(head::size(&parts.headers)).map_err(full)?;

@@ -7,7 +7,6 @@ use std::{
     rc::Weak,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +16,7 @@ use http_body_util::BodyExt;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::AbortHandle,
+    time::Instant,
 };
 
 use super::callout::{FULL, NO_ENDPOINT, note_broken, note_late};
@@ -104,7 +104,7 @@ async fn run(
         None => false,
     };
     let asked = OnceCell::new();
-    let end = match upstream.cluster(&call.cluster, tokio::time::Instant::now()) {
+    let end = match upstream.cluster(&call.cluster, Instant::now()) {
         // It has gone since the filter made the call.
         None => Err((Code::Unavailable.number(), "the cluster does not exist".to_owned())),
         Some(cluster) => {
@@ -161,7 +161,16 @@ async fn exchange(
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT, "the cluster has no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
+    let timer = cluster.time_attempt(endpoint, start);
+    // The filter decides when it sends the messages of a stream.
+    let timer = if stream { timer.without_latency() } else { timer };
     let response = upstream.send(cluster, endpoint, ProtocolChoice::default(), &head, body).await;
+    match &response {
+        Ok(response) if grpc::status(response.headers()).is_some_and(grpc::is_server_failure) => {
+            timer.failed(Instant::now());
+        }
+        response => timer.end(response.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind)),
+    }
     let response = response.map_err(|failure| {
         failure.kind.note(cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())

@@ -1,0 +1,74 @@
+//! Checks of a cluster's `balancer` that a JSON Schema cannot express: options of another policy, sizes, times.
+
+use super::{
+    diagnostic::Diagnostic,
+    explain::list,
+    model::BalancerPolicy,
+    node::{Node, Value},
+    units::Duration,
+};
+
+/// The policies to which each option belongs.
+const OPTIONS: [(&str, &[&str]); 10] = [
+    ("choice_count", &["least_request"]),
+    ("active_request_bias", &["least_request"]),
+    ("decay", &["peak_ewma"]),
+    ("default_rtt", &["peak_ewma"]),
+    ("failure_penalty", &["peak_ewma"]),
+    ("minimum_ring_size", &["ring_hash"]),
+    ("maximum_ring_size", &["ring_hash"]),
+    ("table_size", &["maglev"]),
+    ("hash_balance_factor", &["hash", "ring_hash", "maglev"]),
+    ("slow_start", &["round_robin", "least_request", "random", "peak_ewma"]),
+];
+
+/// Checks the section of one cluster.
+pub(super) fn check(balancer: &Node, problems: &mut Vec<Diagnostic>) {
+    let Value::Map(entries) = &balancer.value else { return };
+    let default = serde_json::to_value(BalancerPolicy::default()).unwrap_or_default();
+    let policy = balancer.get("policy").map_or(default.as_str(), Node::as_str).unwrap_or_default();
+    // An unknown policy is reported elsewhere.
+    let is_policy = OPTIONS.iter().any(|(_, policies)| policies.contains(&policy));
+    for (key, _) in entries.iter().filter(|_| is_policy) {
+        if let Some((option, policies)) = OPTIONS.iter().find(|(option, _)| *option == key.name)
+            && !policies.contains(&policy)
+        {
+            let message = format!("`{option}` has no effect with the policy `{policy}`");
+            let help = format!("it is an option of {}; remove it, or set another `policy`", list(policies));
+            problems.push(Diagnostic::error(key.span, message).help(help));
+        }
+    }
+    let times = [
+        ("decay", balancer.get("decay")),
+        ("default_rtt", balancer.get("default_rtt")),
+        ("window", balancer.get("slow_start").and_then(|slow_start| slow_start.get("window"))),
+    ];
+    for (name, node) in times.into_iter().filter_map(|(name, node)| Some((name, node?))) {
+        if node.as_str().and_then(|text| text.parse::<Duration>().ok()).is_some_and(|time| time.0.is_zero()) {
+            let help = "write a time such as 10s".to_owned();
+            problems.push(Diagnostic::error(node.span, format!("`{name}` must be more than 0")).help(help));
+        }
+    }
+    let number = |name: &str| balancer.get(name).and_then(|node| Some((node, node.to_json().as_u64()?)));
+    if let (Some((least, size)), Some((_, most))) = (number("minimum_ring_size"), number("maximum_ring_size"))
+        && size > most
+    {
+        let message = format!("`minimum_ring_size` ({size}) is larger than `maximum_ring_size` ({most})");
+        problems.push(Diagnostic::error(least.span, message).help(format!("it must be {most} or less")));
+    }
+    if let Some((node, size)) =
+        number("table_size").filter(|(_, size)| (3..=MOST_PLACES).contains(size) && !is_prime(*size))
+    {
+        let next = (size..).find(|size| is_prime(*size)).unwrap_or(MOST_PLACES);
+        let message = format!("`table_size` must be a prime number, and {size} is not");
+        problems.push(Diagnostic::error(node.span, message).help(format!("the next one is {next}")));
+    }
+}
+
+/// The largest `table_size`, a prime number.
+const MOST_PLACES: u64 = 5_000_011;
+
+fn is_prime(number: u64) -> bool {
+    number >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
+}

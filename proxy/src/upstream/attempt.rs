@@ -1,0 +1,125 @@
+//! Attempts at an endpoint, as far as balancers learn from them: how long each one took, and whether it failed.
+
+use std::{cell::Cell, time::Duration};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::{balancer::PeakEwma, clock, endpoint::Endpoint, failure::RequestErrorKind};
+
+/// Measures one attempt at an endpoint, if the cluster's balancer learns from it. Dropped without a result, the attempt was
+/// cancelled: its latency is at least the time until then.
+#[derive(Debug)]
+#[must_use = "dropping this means that the attempt was cancelled"]
+pub struct AttemptTimer<'a>(Option<Measured<'a>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Measured<'a> {
+    endpoint: &'a Endpoint,
+    policy: &'a PeakEwma,
+    start: Start<'a>,
+}
+
+/// The time from which an attempt is measured.
+#[derive(Debug, Clone, Copy)]
+enum Start<'a> {
+    At(Instant),
+    /// From the later of the two, once the second is set.
+    After(Instant, &'a Cell<Option<Instant>>),
+    /// Only whether the attempt fails counts.
+    Never,
+}
+
+impl<'a> AttemptTimer<'a> {
+    pub(super) fn new(endpoint: &'a Endpoint, policy: Option<&'a PeakEwma>, start: Instant) -> AttemptTimer<'a> {
+        AttemptTimer(policy.map(|policy| Measured { endpoint, policy, start: Start::At(start) }))
+    }
+
+    /// Measures from the end of the request on, if that is later than the start: how long a client takes to send the request
+    /// says nothing about the endpoint. An attempt that ends earlier counts only if it fails.
+    pub fn after(mut self, request_end: &'a Cell<Option<Instant>>) -> Self {
+        if let Some(measured) = &mut self.0
+            && let Start::At(start) = measured.start
+        {
+            measured.start = Start::After(start, request_end);
+        }
+        self
+    }
+
+    /// Ignores how long the attempt takes, because that does not depend on the endpoint alone.
+    pub fn without_latency(mut self) -> Self {
+        if let Some(measured) = &mut self.0 {
+            measured.start = Start::Never;
+        }
+        self
+    }
+
+    /// The endpoint answered at this time.
+    pub fn answered(mut self, now: Instant) {
+        if let Some(measured) = self.0.take() {
+            measured.record(now, None);
+        }
+    }
+
+    /// The endpoint failed, or gave an answer that means so.
+    pub fn failed(mut self, now: Instant) {
+        if let Some(measured) = self.0.take() {
+            measured.record(now, Some(measured.policy.failure_penalty));
+        }
+    }
+
+    /// The attempt ended with this status or failure.
+    pub fn end(self, result: Result<StatusCode, &RequestErrorKind>) {
+        match result {
+            Ok(status) if !has_failed(status) => self.answered(Instant::now()),
+            Err(kind) if !kind.is_of_endpoint() => self.discard(),
+            Ok(_) | Err(_) => self.failed(Instant::now()),
+        }
+    }
+
+    /// The attempt says nothing about the endpoint.
+    pub fn discard(mut self) {
+        self.0 = None;
+    }
+}
+
+/// Whether a response with this status means that the endpoint has failed or is overloaded.
+pub fn has_failed(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+impl Measured<'_> {
+    fn record(&self, now: Instant, penalty: Option<f32>) {
+        let counted = match (self.took(now), penalty) {
+            (Some(took), Some(penalty)) => took.max(penalty),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return,
+        };
+        self.endpoint.latency().observe(self.policy, clock::at(now), counted);
+    }
+
+    /// The microseconds until now.
+    fn took(&self, now: Instant) -> Option<f32> {
+        let start = match self.start {
+            Start::At(start) => start,
+            Start::After(start, request_end) => request_end.get()?.max(start),
+            Start::Never => return None,
+        };
+        Some(micros(now.saturating_duration_since(start)))
+    }
+}
+
+impl Drop for AttemptTimer<'_> {
+    fn drop(&mut self) {
+        if let Some(measured) = self.0 {
+            let now = Instant::now();
+            if let Some(waited) = measured.took(now) {
+                measured.endpoint.latency().observe_at_least(measured.policy, clock::at(now), waited);
+            }
+        }
+    }
+}
+
+fn micros(time: Duration) -> f32 {
+    time.as_secs_f32() * 1e6
+}

@@ -1,0 +1,18 @@
+//! The time as balancers read it.
+
+use std::{sync::LazyLock, time::Duration};
+
+use tokio::time::Instant;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The milliseconds since the clock was first read.
+pub(super) fn now() -> u64 {
+    at(Instant::now())
+}
+
+/// The same for another time.
+pub(super) fn at(time: Instant) -> u64 {
+    // 0 is left for "never".
+    1 + time.checked_duration_since(*START).unwrap_or(Duration::ZERO).as_millis() as u64
+}
