@@ -156,6 +156,27 @@ fn a_hash_key_sticks_to_its_endpoint() {
     }
 }
 
+#[test]
+fn an_issued_cookie_keeps_a_client_with_its_endpoint() {
+    let upstreams = numbered(5);
+    let route = "{cluster: web, hash_key: [{query: user}, {cookie: {name: node, ttl: 1h}}]}";
+    let proxy = routed(route, &[("web", &upstreams, "balancer: hash")]);
+    let mut used = HashSet::new();
+    for _ in 0..20 {
+        let first = proxy.get("/");
+        let cookie = first.field("set-cookie").expect("a cookie").to_owned();
+        assert!(cookie.ends_with("; HttpOnly; Max-Age=3600; Path=/"), "{cookie}");
+        let pair = cookie.split(';').next().unwrap_or_default();
+        for _ in 0..3 {
+            let again = proxy.request("GET", "/", &[("Cookie", pair)], b"");
+            assert_eq!((again.text(), again.field("set-cookie")), (first.text(), None));
+        }
+        used.insert(first.text().to_owned());
+    }
+    assert!(used.len() >= 3, "clients are spread over the endpoints: {used:?}");
+    assert_eq!(proxy.get("/?user=1").field("set-cookie"), None);
+}
+
 /// A large table is built in the background; until then keys are placed in another way. Waits until they no longer move.
 fn await_table(places: impl Fn() -> Vec<String>) {
     wait_until("keys to stay", || places() == places());

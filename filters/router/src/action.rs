@@ -6,7 +6,7 @@ use tollgate_sdk::{Flow, Name, Reply, RouteId, Selection, Setup, doc};
 
 use crate::{
     config::{self, Rule},
-    hash::{self, Key},
+    hash::{self, Issued, Keys},
     head::{Head, HeaderNames},
     headers,
     hosts::split_port,
@@ -81,7 +81,7 @@ fn refuse_options(rule: &Rule, action: &str, place: &Place) {
         ("idle_timeout", rule.idle_timeout.is_some()),
         ("retry", rule.retry.is_some()),
         ("mirror", rule.mirror.is_some()),
-        ("hash_key", rule.hash_key.is_some()),
+        ("hash_key", !rule.hash_key.keys.is_empty()),
         ("filters", !rule.filters.is_empty()),
     ];
     for (name, _) in given.iter().filter(|(_, given)| *given) {
@@ -109,8 +109,8 @@ pub(crate) struct Forward {
     rewrite: Option<PatternRewrite>,
     /// The host replaces the beginning of the path, by the length of the match.
     strips: bool,
-    split: Option<Key>,
-    balance: Option<Key>,
+    split: Keys,
+    balance: Keys,
 }
 
 impl Forward {
@@ -138,10 +138,9 @@ impl Forward {
         let prefix = prefix.and_then(|with| PrefixRewrite::compile(with, matched, &place.field("prefix_rewrite")));
         let rewrite = rule.regex_rewrite.as_ref();
         let rewrite = rewrite.and_then(|r| PatternRewrite::compile(r, &place.field("regex_rewrite")));
-        let sticky = rule.split.as_ref().and_then(|s| s.sticky.as_ref());
-        let split = sticky.and_then(|k| Key::compile(k, &place.field("split").field("sticky"), names, setup));
-        let balance = rule.hash_key.as_ref();
-        let balance = balance.and_then(|k| Key::compile(k, &place.field("hash_key"), names, setup));
+        let split = rule.split.as_ref().map(|split| &split.sticky);
+        let split = split.map(|sticky| Keys::compile(sticky, &place.field("split").field("sticky"), names, setup));
+        let balance = Keys::compile(&rule.hash_key, &place.field("hash_key"), names, setup);
 
         let request_headers = rule.request_headers.as_ref();
         let request_headers = request_headers.map(|o| headers::ops(o, &place.field("request_headers")));
@@ -170,13 +169,14 @@ impl Forward {
         });
         let strips = route.prefix.is_some();
         let route = place.take_placed(setup.route(place.path(), &route))?;
-        Some(Forward { route, rewrite, strips, split, balance })
+        Some(Forward { route, rewrite, strips, split: split.unwrap_or_default(), balance })
     }
 
     fn run(&self, head: &mut Head, path: Name) -> Flow {
+        let mut issued = Issued::default();
         let selection = Selection {
-            split: self.split.as_ref().and_then(|key| key.hash(head, hash::SPLIT)),
-            balance: self.balance.as_ref().and_then(|key| key.hash(head, hash::BALANCE)),
+            split: self.split.hash(head, hash::SPLIT, &mut issued),
+            balance: self.balance.hash(head, hash::BALANCE, &mut issued),
         };
         let rewritten = match &self.rewrite {
             // `OPTIONS *` addresses the server and has no path.

@@ -6,9 +6,9 @@
 //!
 //! Lists that can be long are boxed slices: a `Vec` has room for four items at least, and a [`Rule`] is large.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de};
 use tollgate_sdk::doc::RetryOn;
 
 /// The filter's configuration.
@@ -87,9 +87,10 @@ pub struct Rule {
     pub retry: Option<Retry>,
     /// Sends a copy of requests to another cluster and discards its responses. Only with `cluster` and `split`.
     pub mirror: Option<Mirror>,
-    /// The part of a request that selects the cluster's endpoint if its balancer is `hash`; random if the request lacks
-    /// it. Default: random. Only with `cluster` and `split`.
-    pub hash_key: Option<HashKey>,
+    /// The part of a request that selects the cluster's endpoint if its balancer places keys, or several: the first that
+    /// the request has. Random if it has none. Default: random. Only with `cluster` and `split`.
+    #[serde(default)]
+    pub hash_key: HashKeys,
     /// Filters that process the requests with another configuration, by name: one of the filter's `variants`, or `off`
     /// to skip the filter. Applies to filters behind this one in the chain. Default: none. Only with `cluster` and
     /// `split`.
@@ -183,7 +184,8 @@ pub struct Split {
     pub clusters: Vec<WeightedCluster>,
     /// Requests with the same value go to the same cluster as long as clusters and weights stay the same; for requests
     /// without the value the choice is random. Default: random for all.
-    pub sticky: Option<HashKey>,
+    #[serde(default)]
+    pub sticky: HashKeys,
 }
 
 /// One of the clusters of a split.
@@ -197,6 +199,15 @@ pub struct WeightedCluster {
     pub weight: u32,
 }
 
+/// Parts of the request, of which the first that the request has counts: a [`HashKey`] or a list.
+#[derive(Debug, Default)]
+pub struct HashKeys {
+    /// The parts.
+    pub keys: Box<[HashKey]>,
+    /// Whether they are written as a list.
+    pub is_list: bool,
+}
+
 /// A part of the request: one of these. An empty value counts as missing.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -204,11 +215,35 @@ pub struct HashKey {
     /// The value of this header.
     pub header: Option<String>,
     /// The value of this cookie.
-    pub cookie: Option<String>,
+    pub cookie: Option<Cookie>,
+    /// The value of this parameter of the query, as written.
+    pub query: Option<String>,
     /// `true`: the client's address, without the port.
     pub source: Option<bool>,
     /// `true`: the path, without the query.
     pub path: Option<bool>,
+}
+
+/// A cookie: a name, or a section.
+#[derive(Debug)]
+pub struct Cookie {
+    /// Its name.
+    pub name: String,
+    /// How the response sets the cookie if the request lacks it. Default: it does not.
+    pub issue: Option<IssuedCookie>,
+}
+
+/// A cookie that is set.
+#[derive(Debug)]
+pub struct IssuedCookie {
+    /// The time after which the client drops it (`Max-Age`). `0s`: at the end of its session.
+    pub ttl: String,
+    /// The paths for which the client sends it. Default: `/`.
+    pub path: Option<String>,
+    /// `strict`, `lax` or `none` (the attribute `SameSite`). Default: not given, which most clients read as `lax`.
+    pub same_site: Option<String>,
+    /// Whether clients send it over TLS only. Default: false.
+    pub secure: bool,
 }
 
 /// The redirect target. Parts that are not given are taken from the request. The `location` is always absolute.
@@ -328,4 +363,58 @@ fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<String>>, D
         OneOrMany::One(one) => vec![one],
         OneOrMany::Many(many) => many,
     }))
+}
+
+// Untagged enums would lose the place and the reason of an error inside.
+impl<'de> Deserialize<'de> for HashKeys {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> de::Visitor<'de> for OneOrMany {
+            type Value = HashKeys;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a part of the request, such as `{header: NAME}`, or a list of them")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<HashKeys, A::Error> {
+                let key = HashKey::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(HashKeys { keys: Box::new([key]), is_list: false })
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<HashKeys, A::Error> {
+                let keys = Deserialize::deserialize(de::value::SeqAccessDeserializer::new(list))?;
+                Ok(HashKeys { keys, is_list: true })
+            }
+        }
+        d.deserialize_any(OneOrMany)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cookie {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Section {
+            name: String,
+            ttl: String,
+            path: Option<String>,
+            same_site: Option<String>,
+            #[serde(default)]
+            secure: bool,
+        }
+
+        struct Either;
+        impl<'de> de::Visitor<'de> for Either {
+            type Value = Cookie;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a cookie's name, or `{name: NAME, ttl: TIME}`")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<Cookie, E> {
+                Ok(Cookie { name: name.into(), issue: None })
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Cookie, A::Error> {
+                let section = Section::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let Section { name, ttl, path, same_site, secure } = section;
+                Ok(Cookie { name, issue: Some(IssuedCookie { ttl, path, same_site, secure }) })
+            }
+        }
+        d.deserialize_any(Either)
+    }
 }

@@ -95,6 +95,53 @@ fn hash_keys() {
 }
 
 #[test]
+fn first_part_that_the_request_has_is_the_hash_key() {
+    let host = host(json!({"cluster": "c", "hash_key": [{"header": "x"}, {"query": "user"}, {"cookie": "user"}]}));
+    let balance = |path: &str, headers: &[(&str, &str)]| {
+        let request =
+            headers.iter().fold(host.request("GET", path), |request, (name, value)| request.header(name, value));
+        request.send().selected().unwrap().balance
+    };
+    let one = balance("/", &[("x", "1")]);
+    assert!(one.is_some());
+    assert_eq!(balance("/?user=2", &[("x", "1"), ("cookie", "user=3")]), one);
+    // The key is the value, wherever it is.
+    for (path, cookie) in [("/?user=1", "user=3"), ("/", "user=1"), ("/?user=&user=2", "user=1")] {
+        assert_eq!(balance(path, &[("cookie", cookie)]), one, "{path} {cookie}");
+    }
+    assert_eq!(balance("/?users=1", &[("cookie", "users=1")]), None);
+}
+
+#[test]
+fn missing_cookie_is_issued_and_is_the_key_of_the_next_request() {
+    let cookie = json!({"cookie": {"name": "node", "ttl": "90m", "path": "/app", "same_site": "lax"}});
+    let host = host(json!({"cluster": "c", "hash_key": [{"header": "x"}, cookie]}));
+    let first = host.request("GET", "/").send();
+    let issued = first.response_header("set-cookie").unwrap().to_owned();
+    let (pair, attributes) = issued.split_once(';').unwrap();
+    assert_eq!(attributes, " HttpOnly; Max-Age=5400; Path=/app; SameSite=Lax");
+    let (name, value) = pair.split_once('=').unwrap();
+    assert!(name == "node" && value.len() == 16 && value.bytes().all(|byte| byte.is_ascii_hexdigit()), "{pair}");
+    let second = host.request("GET", "/").header("cookie", pair).send();
+    assert_eq!(second.selected().unwrap().balance, first.selected().unwrap().balance);
+    assert_eq!(second.response_header("set-cookie"), None);
+    let other = host.request("GET", "/").send();
+    assert_ne!(other.selected().unwrap().balance, first.selected().unwrap().balance, "each client has its own");
+    let by_header = host.request("GET", "/").header("x", "1").send();
+    assert_eq!(by_header.response_header("set-cookie"), None, "it is not needed");
+
+    // Of the session, for the cluster and the endpoint.
+    let cookie = || json!({"cookie": {"name": "s", "ttl": "0s", "secure": true}});
+    let both = self::host(json!({"split": {"clusters": [{"cluster": "c"}], "sticky": cookie()}, "hash_key": cookie()}));
+    let first = both.request("GET", "/").send();
+    let issued = first.response_header("set-cookie").unwrap().to_owned();
+    assert!(issued.ends_with("; HttpOnly; Path=/; Secure"), "{issued}");
+    let second = both.request("GET", "/").header("cookie", issued.split_once(';').unwrap().0).send();
+    let [first, second] = [&first, &second].map(|outcome| outcome.selected().unwrap());
+    assert!(first.split.is_some() && first.split == second.split && first.balance == second.balance);
+}
+
+#[test]
 fn prefixes_are_rewritten() {
     for (path, with, cases) in [
         (

@@ -120,11 +120,34 @@ fn splits() {
     let unknown = json!({"split": {"clusters": [{"cluster": "c"}, {"cluster": "missing"}]}});
     wrong(unknown, "split.clusters[1].cluster", "there is no cluster `missing`");
     let split = |sticky| json!({"split": {"clusters": [{"cluster": "c"}], "sticky": sticky}});
-    wrong(split(json!({})), "split.sticky", "give one of `header`, `cookie`, `source`, `path`");
+    wrong(split(json!({})), "split.sticky", "give one of `header`, `cookie`, `query`, `source`, `path`");
     wrong(split(json!({"header": "a", "path": true})), "split.sticky", "give only one of `header`, `path`");
     wrong(split(json!({"source": false})), "split.sticky.source", "can only be `true`; leave it out otherwise");
     wrong(split(json!({"cookie": "a b"})), "split.sticky.cookie", "`a b` is not a cookie's name");
-    wrong(json!({"cluster": "c", "hash_key": {"header": ""}}), "hash_key.header", "`` is not a valid header name");
+    let key = |key: Value| json!({"cluster": "c", "hash_key": key});
+    wrong(key(json!({"header": ""})), "hash_key.header", "`` is not a valid header name");
+    wrong(key(json!([])), "hash_key", "is empty");
+    wrong(key(json!({"query": ""})), "hash_key.query", "is empty");
+    wrong(key(json!([{"query": "a"}, {"cookie": "a b"}])), "hash_key[1].cookie", "`a b` is not a cookie's name");
+    let useless = "has no effect: the part before always has a value";
+    wrong(key(json!([{"source": true}, {"path": true}])), "hash_key[1]", useless);
+    let cookie = |more: Value| {
+        let mut cookie = json!({"name": "c", "ttl": "1h"});
+        cookie.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"cookie": cookie})
+    };
+    wrong(key(json!([cookie(json!({})), {"header": "a"}])), "hash_key[1]", useless);
+    wrong(key(cookie(json!({"path": "a"}))), "hash_key.cookie.path", "`a` is not a cookie's path");
+    wrong(key(cookie(json!({"path": "/;a"}))), "hash_key.cookie.path", "`/;a` is not a cookie's path");
+    wrong(key(cookie(json!({"same_site": "none"}))), "hash_key.cookie.same_site", "`none` needs `secure: true`");
+    let same_site = cookie(json!({"same_site": "Lax"}));
+    wrong(key(same_site), "hash_key.cookie.same_site", "`Lax` is not `strict`, `lax` or `none`");
+    let ttl = json!({"cookie": {"name": "c", "ttl": "1"}});
+    wrong(
+        key(ttl),
+        "hash_key.cookie.ttl",
+        "`1` is not a time; write a number with a unit (us, ms, s, m, h), such as 250ms",
+    );
 }
 
 #[test]
