@@ -177,6 +177,21 @@ fn an_issued_cookie_keeps_a_client_with_its_endpoint() {
     assert_eq!(proxy.get("/?user=1").field("set-cookie"), None);
 }
 
+#[test]
+fn a_request_is_retried_at_a_lower_priority() {
+    let good = Upstream::saying("good");
+    let refusing = [Upstream::refusing(), Upstream::refusing()];
+    let high: Vec<_> = refusing.iter().map(|address| format!("'{address}'")).collect();
+    let endpoints = format!("endpoints: [{{address: '{good}', priority: 1}}, {}]", high.join(", "));
+    for options in ["cluster: web", "protocol: tcp\ncluster: web"] {
+        let retry = format!("{endpoints}\nretry: {{attempts: 2, on: [connect_failure]}}");
+        let proxy = Proxy::start(Config::new().listener(options).cluster("web", NONE, &retry));
+        for _ in 0..10 {
+            assert_eq!(proxy.get("/").text(), "good", "{options}");
+        }
+    }
+}
+
 /// A large table is built in the background; until then keys are placed in another way. Waits until they no longer move.
 fn await_table(places: impl Fn() -> Vec<String>) {
     wait_until("keys to stay", || places() == places());

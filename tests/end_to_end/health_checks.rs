@@ -138,3 +138,27 @@ fn clusters_are_shown() {
     assert_eq!(endpoint["address"], upstream.address.to_string());
     assert_eq!((&endpoint["requests"], &endpoint["weight"]), (&1.into(), &1.into()));
 }
+
+#[test]
+fn endpoints_further_away_and_of_lower_priority_serve_while_others_are_unhealthy() {
+    let (far, near, spare) = (Moody::new("far"), Moody::new("near"), Moody::new("spare"));
+    let endpoint = |moody: &Moody, priority: u32, zone: &str| {
+        let address = moody.upstream.address;
+        format!("{{address: '{address}', priority: {priority}, locality: {{region: eu, zone: {zone}}}}}")
+    };
+    let endpoints = [endpoint(&spare, 1, "a"), endpoint(&far, 0, "b"), endpoint(&near, 0, "a")].join(", ");
+    let options = CHECK.replace("PANIC", "50");
+    let options = format!("endpoints: [{endpoints}]\nbalancer: {{locality: failover}}\n{options}");
+    let config = Config::new().top("node: {region: eu, zone: a}").listener("cluster: web");
+    let proxy = Proxy::start(config.cluster("web", &[] as &[&str], &options));
+    assert_eq!(answering(&proxy), ["near"]);
+    near.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[true, true, false]);
+    assert_eq!(answering(&proxy), ["far"]);
+    far.well.store(false, SeqCst);
+    wait_for_health(&proxy, &[true, false, false]);
+    assert_eq!(answering(&proxy), ["spare"]);
+    near.well.store(true, SeqCst);
+    wait_for_health(&proxy, &[true, false, true]);
+    assert_eq!(answering(&proxy), ["near"]);
+}

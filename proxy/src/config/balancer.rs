@@ -49,6 +49,21 @@ pub(super) fn check(balancer: &Node, problems: &mut Vec<Diagnostic>) {
             problems.push(Diagnostic::error(node.span, format!("`{name}` must be more than 0")).help(help));
         }
     }
+    if let Some(locality) = balancer.get("locality") {
+        let weights = locality.get("weights");
+        match (locality.get("policy").and_then(Node::as_str), weights) {
+            (Some("failover"), Some(weights)) => {
+                let help = "remove them, or set `policy: weighted`".to_owned();
+                let message = "`weights` have no effect with the policy `failover`";
+                problems.push(Diagnostic::error(weights.span, message.to_owned()).help(help));
+            }
+            (Some("weighted"), None) => {
+                let help = "write `locality: {policy: weighted, weights: [{region: NAME, weight: N}]}`".to_owned();
+                problems.push(Diagnostic::error(locality.span, "`weights` are missing".to_owned()).help(help));
+            }
+            _ => {}
+        }
+    }
     let number = |name: &str| balancer.get(name).and_then(|node| Some((node, node.to_json().as_u64()?)));
     if let (Some((least, size)), Some((_, most))) = (number("minimum_ring_size"), number("maximum_ring_size"))
         && size > most

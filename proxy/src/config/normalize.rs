@@ -14,7 +14,7 @@ use super::{
 
 /// Short forms: the section that a scalar may replace, the scalar's type, and the field it sets. In addition, wherever
 /// the schema expects a list of items that can be written as text, a single text may replace a list of one.
-pub(super) const SHORT: [(&str, &str, &str); 7] = [
+pub(super) const SHORT: [(&str, &str, &str); 8] = [
     ("Admin", "boolean", "enabled"),
     ("Admin", "string", "address"),
     ("Probes", "string", "address"),
@@ -22,6 +22,7 @@ pub(super) const SHORT: [(&str, &str, &str); 7] = [
     ("AccessLog", "string", "to"),
     ("Endpoint", "string", "address"),
     ("Balancer", "string", "policy"),
+    ("LocalityBalancing", "string", "policy"),
 ];
 
 /// Normalizes a whole configuration.

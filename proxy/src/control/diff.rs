@@ -13,6 +13,7 @@ pub fn restarts(running: &model::Config, old: &model::Config, new: &model::Confi
         }
     };
     note("workers", new.workers != old.workers && new.workers != running.workers);
+    note("node", new.node != old.node && new.node != running.node);
     // The others are read each time.
     let bound =
         |config: &model::Config| model::Admin { unready_without_filters: false, history: 0, ..config.admin.clone() };
@@ -79,14 +80,14 @@ mod tests {
         let listener = "listeners: [{name: a, address: '127.0.0.1:1', socket: {backlog: 100}}]\n";
         let running = config(listener);
         let other = config(&format!(
-            "workers: 1023\ncache_dir: x\nlog: {{format: json}}\nadmin: {{enabled: false}}\n{}",
+            "workers: 1023\nnode: {{region: eu}}\ncache_dir: x\nlog: {{format: json}}\nadmin: {{enabled: false}}\n{}",
             listener.replace("100", "101")
         ));
         let said = restarts(&running, &running, &other);
-        for field in ["`workers`", "`admin`", "`log.format`", "`cache_dir`", "`socket` of listener `a`"] {
+        for field in ["`workers`", "`node`", "`admin`", "`log.format`", "`cache_dir`", "`socket` of listener `a`"] {
             assert!(said.iter().any(|line| line.starts_with(&format!("{field} has changed"))), "{field}: {said:?}");
         }
-        assert_eq!(said.len(), 5, "{said:?}");
+        assert_eq!(said.len(), 6, "{said:?}");
         assert!(restarts(&running, &other, &other).is_empty());
         let strict = config(&format!("admin: {{unready_without_filters: true}}\n{listener}"));
         assert!(restarts(&running, &running, &strict).is_empty(), "readiness settings change immediately");

@@ -142,6 +142,7 @@ impl SnapshotBuilder {
         // Files on disk may have changed since the configuration was applied. That is the business of a reload.
         let same_files = previous.is_some_and(|previous| previous.version == version);
         let mut wrong = Vec::new();
+        let node = self.clusters.node(loaded.config.node.as_ref());
         let resolve = |path: &std::path::Path| loaded.source.resolve(path);
         let mut certificates = Certificates::new(&loaded.source, &resolve);
         for (index, source) in loaded.config.sources.iter().enumerate() {
@@ -168,7 +169,8 @@ impl SnapshotBuilder {
                 _ => false,
             });
             if !same_tls || before.get(&handle.id()) != Some(&sha256) {
-                changed.push((handle.clone(), Cluster::with_tls(config, current.as_ref(), tls, self.workers)));
+                let cluster = Cluster::with_tls(config, current.as_ref(), tls, self.workers, node);
+                changed.push((handle.clone(), cluster));
             }
             clusters.push(ConfiguredCluster { handle, sha256 });
         }

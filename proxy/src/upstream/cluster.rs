@@ -52,17 +52,20 @@ impl Cluster {
     /// Creates a cluster without TLS, as one worker uses it. All statistics of the same cluster in its `previous` state
     /// carry over, as do its endpoints where their addresses are the same.
     pub fn new(config: &model::Cluster, previous: Option<&Arc<Cluster>>) -> Arc<Cluster> {
-        Cluster::with_tls(config, previous, None, 1)
+        Cluster::with_tls(config, previous, None, 1, &Arc::default())
     }
 
-    /// Creates a cluster with the TLS settings built from its `tls` section, for this number of `workers`.
+    /// Creates a cluster with the TLS settings built from its `tls` section, for this number of `workers`. `node` is where
+    /// the proxy is.
     pub fn with_tls(
         config: &model::Cluster,
         previous: Option<&Arc<Cluster>>,
         tls: Option<Arc<ClientTls>>,
         workers: usize,
+        node: &Arc<model::Locality>,
     ) -> Arc<Cluster> {
-        let settings = ClusterSettings::new(config, Transport::new(config, tls), previous.map(|p| &*p.settings));
+        let transport = Transport::new(config, tls);
+        let settings = ClusterSettings::new(config, transport, node, previous.map(|p| &*p.settings));
         Arc::new(Cluster {
             membership: match previous.filter(|_| config.discovery.is_some()) {
                 // The endpoints come from elsewhere.
@@ -128,12 +131,12 @@ impl Cluster {
     /// healthy that the panic threshold applies). `hash` is the request's key, for balancers that place keys. Endpoints
     /// that the request has `tried` are chosen only if there is no other.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.membership.with_balancer(|balancer| balancer.pick(&self.context(hash, tried)).cloned())
+        self.membership.with_set(|set| set.pick(&self.context(hash, tried)).cloned())
     }
 
     /// Picks an endpoint, but never one that the request has `tried`.
     pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.membership.with_balancer(|balancer| balancer.pick_another(&self.context(hash, tried)).cloned())
+        self.membership.with_set(|set| set.pick_another(&self.context(hash, tried)).cloned())
     }
 
     fn context<'a>(&'a self, hash: Option<u64>, tried: &'a [Arc<Endpoint>]) -> PickContext<'a> {

@@ -9,13 +9,14 @@
 
 use std::{
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxHashMap;
 
 use super::Cluster;
+use crate::config::model::Locality;
 
 /// The number of a cluster's name, from 0. It is reused only after every handle of the name is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +89,7 @@ pub struct Clusters {
     shards: Box<[ArcSwap<Shard>]>,
     /// Held while names are added or removed.
     ids: Mutex<Ids>,
+    node: OnceLock<Arc<Locality>>,
 }
 
 #[derive(Debug, Default)]
@@ -100,11 +102,20 @@ struct Ids {
 
 impl Default for Clusters {
     fn default() -> Self {
-        Clusters { shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(), ids: Mutex::default() }
+        Clusters {
+            shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(),
+            ids: Mutex::default(),
+            node: OnceLock::new(),
+        }
     }
 }
 
 impl Clusters {
+    /// Where the proxy is. The first call decides.
+    pub fn node(&self, configured: Option<&Locality>) -> &Arc<Locality> {
+        self.node.get_or_init(|| configured.cloned().map(Arc::new).unwrap_or_default())
+    }
+
     /// The handle of a name, created if needed. Only for what is being configured: a name that appears in traffic must
     /// not take memory, so it is looked up with [`find`](Self::find).
     pub fn handle(&self, name: &str) -> ClusterHandle {

@@ -1,7 +1,7 @@
-//! A cluster's endpoints at one moment, and the balancer that chooses among them.
+//! A cluster's endpoints at one moment, and the balancers that choose among them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -10,7 +10,13 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{balancer::Balancer, endpoint::Endpoint, settings::ClusterSettings};
+use super::{
+    balancer::Balancer,
+    endpoint::Endpoint,
+    locality,
+    priority::{self, LevelHealth, PrioritySet},
+    settings::ClusterSettings,
+};
 use crate::config::{model, units::Address};
 
 /// A cluster's endpoints at one moment. It changes as a whole: whoever holds one sees no later change.
@@ -18,13 +24,15 @@ use crate::config::{model, units::Address};
 pub struct Membership {
     /// The endpoints, each address once, with their weights.
     pub members: Box<[Member]>,
-    config: model::Balancer,
+    config: Arc<model::Balancer>,
+    /// The level of each member, from 0: its priority and, with `locality: failover`, its distance, without gaps.
+    levels: Box<[u16]>,
     /// Chooses among all members.
-    balancer: Arc<Balancer>,
-    /// Whether unhealthy endpoints are excluded: some are unhealthy, and enough are healthy.
-    excludes_unhealthy: AtomicBool,
-    /// Chooses among the healthy members, while the others are excluded.
-    healthy: ArcSwapOption<Balancer>,
+    all: Arc<PrioritySet>,
+    /// Whether `available` is used.
+    has_unhealthy: AtomicBool,
+    /// Chooses among the members that are in use while some are unhealthy.
+    available: ArcSwapOption<PrioritySet>,
     /// The number of memberships of the cluster before this one, so that the newer of two can be told.
     pub(super) generation: u64,
 }
@@ -36,7 +44,7 @@ pub(super) enum EndpointSelection {
     All,
     /// The healthy endpoints.
     Healthy,
-    /// All endpoints, because too few are healthy (panic threshold).
+    /// All endpoints of some priorities, because too few of them are healthy (panic threshold).
     Panic,
 }
 
@@ -105,13 +113,24 @@ impl Membership {
     }
 
     fn of(members: Vec<Member>, settings: &ClusterSettings, previous: Option<&Membership>) -> Arc<Membership> {
-        let before = previous.map(|previous| previous.with_balancer(Arc::clone));
+        let config = Arc::clone(&settings.balancer);
+        let levels = levels(&members, settings);
+        let count = levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
+        let before = previous.map(|previous| previous.with_set(Arc::clone));
+        // All are healthy until they are known not to be.
+        let health = (0..count).map(|level| health_of(&members, &levels, level, |_| true)).collect::<Vec<_>>();
+        let loads = priority::loads(&health, config.overprovisioning_factor(), 0);
+        let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
+            let before = before.as_ref().and_then(|before| before.balancer(level));
+            (load.percent, balancer_of(&config, &members, &levels, level, |_| true, before))
+        }));
         let membership = Membership {
-            config: settings.balancer,
-            balancer: Balancer::new(&settings.balancer, &members, before.as_ref()),
+            config,
+            all: Arc::new(set),
+            levels,
             members: members.into(),
-            excludes_unhealthy: AtomicBool::new(false),
-            healthy: ArcSwapOption::empty(),
+            has_unhealthy: AtomicBool::new(false),
+            available: ArcSwapOption::empty(),
             generation: previous.map_or(0, |previous| previous.generation + 1),
         };
         // Its endpoints may be known to be unhealthy.
@@ -125,34 +144,43 @@ impl Membership {
         (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
     }
 
-    /// Passes the balancer over the endpoints that are in use.
-    pub(super) fn with_balancer<T>(&self, pick: impl FnOnce(&Arc<Balancer>) -> T) -> T {
-        if !self.excludes_unhealthy.load(Relaxed) {
-            return pick(&self.balancer);
+    /// Passes the priorities with the endpoints that are in use.
+    pub(super) fn with_set<T>(&self, pick: impl FnOnce(&Arc<PrioritySet>) -> T) -> T {
+        if !self.has_unhealthy.load(Relaxed) {
+            return pick(&self.all);
         }
-        pick(self.healthy.load().as_ref().unwrap_or(&self.balancer))
+        pick(self.available.load().as_ref().unwrap_or(&self.all))
     }
 
-    /// Decides whether to exclude unhealthy endpoints after the health of one has changed: they are excluded unless
-    /// less than the panic threshold's percentage are healthy. Not done per request, so that requests do not pay for it.
+    /// Decides which endpoints are in use after the health of one has changed: the healthy ones, and in priorities that are in
+    /// panic, all. Not done per request, so that requests do not pay for it.
     pub(super) fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
         let Some(check) = &settings.health_check else { return EndpointSelection::All };
-        self.balancer.refresh();
+        self.all.refresh();
         let (healthy, all) = self.health();
-        let selection = match healthy {
-            _ if healthy == all => EndpointSelection::All,
-            _ if healthy * 100 < all * check.panic_threshold as usize => EndpointSelection::Panic,
-            _ => EndpointSelection::Healthy,
-        };
-        let are_excluded = selection == EndpointSelection::Healthy;
-        let healthy = are_excluded.then(|| {
-            let healthy = self.members.iter().filter(|member| member.endpoint.is_healthy());
-            let before = self.with_balancer(Arc::clone);
-            Balancer::new(&self.config, &healthy.cloned().collect::<Vec<_>>(), Some(&before))
-        });
-        self.healthy.store(healthy);
-        self.excludes_unhealthy.store(are_excluded, Relaxed);
-        selection
+        if healthy == all {
+            self.has_unhealthy.store(false, Relaxed);
+            self.available.store(None);
+            return EndpointSelection::All;
+        }
+        let is_healthy = |member: &Member| member.endpoint.is_healthy();
+        let count = self.levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
+        let health = (0..count).map(|level| health_of(&self.members, &self.levels, level, is_healthy));
+        let factor = self.config.overprovisioning_factor();
+        let loads = priority::loads(&health.collect::<Vec<_>>(), factor, check.panic_threshold);
+        let before = self.with_set(Arc::clone);
+        let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
+            let is_used = |member: &Member| load.is_panicking || is_healthy(member);
+            let balancer =
+                balancer_of(&self.config, &self.members, &self.levels, level, is_used, before.balancer(level));
+            (load.percent, balancer)
+        }));
+        self.available.store(Some(Arc::new(set)));
+        self.has_unhealthy.store(true, Relaxed);
+        match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
+            true => EndpointSelection::Panic,
+            false => EndpointSelection::Healthy,
+        }
     }
 
     /// The same endpoints under other settings of the cluster.
@@ -173,5 +201,51 @@ impl Membership {
     /// Whether one of the members is this endpoint.
     pub(super) fn contains(&self, endpoint: &Arc<Endpoint>) -> bool {
         self.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint))
+    }
+}
+
+/// The level of each member.
+fn levels(members: &[Member], settings: &ClusterSettings) -> Box<[u16]> {
+    let is_failover = settings.balancer.locality_policy() == Some(model::LocalityPolicy::Failover);
+    let rank = |member: &Member| {
+        let distance = if is_failover { locality::distance(member.locality.as_deref(), &settings.node) } else { 0 };
+        (member.priority, distance)
+    };
+    let ranks: Vec<_> = members.iter().map(rank).collect();
+    // Levels without endpoints of any weight would get no requests anyway.
+    let used = members.iter().zip(&ranks).filter(|(member, _)| member.weight > 0);
+    let distinct: BTreeSet<_> = used.map(|(_, rank)| *rank).collect();
+    ranks.iter().map(|rank| distinct.range(..*rank).count().min(distinct.len().saturating_sub(1)) as u16).collect()
+}
+
+/// The members of a level.
+fn in_level<'m>(members: &'m [Member], levels: &'m [u16], level: usize) -> impl Iterator<Item = &'m Member> {
+    members.iter().zip(levels).filter(move |(_, of)| usize::from(**of) == level).map(|(member, _)| member)
+}
+
+fn health_of(members: &[Member], levels: &[u16], level: usize, is_healthy: impl Fn(&Member) -> bool) -> LevelHealth {
+    let weighted = || in_level(members, levels, level).filter(|member| member.weight > 0);
+    LevelHealth { healthy: weighted().filter(|member| is_healthy(member)).count(), all: weighted().count() }
+}
+
+/// The balancer over the members of a level that are used.
+fn balancer_of(
+    config: &model::Balancer,
+    members: &[Member],
+    levels: &[u16],
+    level: usize,
+    is_used: impl Fn(&Member) -> bool,
+    before: Option<&Arc<Balancer>>,
+) -> Arc<Balancer> {
+    let all: Vec<_> = in_level(members, levels, level).collect();
+    let used = || all.iter().copied().filter(|member| is_used(member));
+    match config.locality.as_ref().filter(|locality| !locality.weights.is_empty()) {
+        Some(locality) => {
+            let mut used: Vec<Member> = used().cloned().collect();
+            locality::weigh(&mut used, &all, &locality.weights, config.overprovisioning_factor());
+            Balancer::new(config, &used, before)
+        }
+        None if used().count() == members.len() => Balancer::new(config, members, before),
+        None => Balancer::new(config, &used().cloned().collect::<Vec<_>>(), before),
     }
 }

@@ -26,7 +26,9 @@ pub struct ClusterSettings {
     pub limits: Limits,
     /// Its endpoints' health checks.
     pub health_check: Option<Box<model::HealthCheck>>,
-    pub(super) balancer: model::Balancer,
+    pub(super) balancer: Arc<model::Balancer>,
+    /// Where the proxy is.
+    pub(super) node: Arc<model::Locality>,
     /// Set if the balancer learns from the latency of attempts.
     pub(super) peak_ewma: Option<PeakEwma>,
     pub(super) retry_budget: RetryBudget,
@@ -40,6 +42,7 @@ impl ClusterSettings {
     pub(super) fn new(
         config: &model::Cluster,
         transport: Transport,
+        node: &Arc<model::Locality>,
         previous: Option<&ClusterSettings>,
     ) -> Arc<ClusterSettings> {
         let same = previous.map(|previous| &previous.transport).filter(|previous| previous.is_like(&transport));
@@ -55,7 +58,8 @@ impl ClusterSettings {
             transport,
             limits: Limits::new(config),
             health_check: config.health_check.clone().map(Box::new),
-            balancer: config.balancer,
+            balancer: Arc::new(config.balancer.clone()),
+            node: Arc::clone(node),
             peak_ewma: (config.balancer.policy == BalancerPolicy::PeakEwma).then(|| PeakEwma::new(&config.balancer)),
             retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
             generation: previous.map_or(0, |previous| previous.generation + 1),

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::units::Duration;
+use super::{super::units::Duration, Locality};
 
 /// How an endpoint is chosen for each request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Balancer {
     /// The load-balancing algorithm.
@@ -53,6 +53,14 @@ pub struct Balancer {
     /// `round_robin`, `least_request`, `random`, `peak_ewma`: sends fewer requests to endpoints that have just joined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Endpoints near the proxy first, or a share of the requests for each locality. Default: localities do not matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<LocalityBalancing>,
+    /// A priority or locality gets all of its requests while its healthy endpoints, times this percentage, are 100 % of its
+    /// endpoints. Default: 140.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 1_000_000))]
+    pub overprovisioning_factor: Option<u32>,
 }
 
 impl Balancer {
@@ -79,6 +87,16 @@ impl Balancer {
     /// Returns the least and the most points of `ring_hash`.
     pub fn ring_size(&self) -> (u64, u64) {
         (self.minimum_ring_size.unwrap_or(1024).into(), self.maximum_ring_size.unwrap_or(8_388_608).into())
+    }
+
+    /// Returns how localities matter.
+    pub fn locality_policy(&self) -> Option<LocalityPolicy> {
+        self.locality.as_ref().map(|locality| locality.policy)
+    }
+
+    /// Returns the overprovisioning factor in percent.
+    pub fn overprovisioning_factor(&self) -> u32 {
+        self.overprovisioning_factor.unwrap_or(140)
     }
 
     /// Returns the number of places of `maglev`.
@@ -134,4 +152,53 @@ fn default_aggression() -> f64 {
 
 fn default_min_weight_percent() -> u32 {
     10
+}
+
+/// How the localities of endpoints matter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalityBalancing {
+    /// The way.
+    pub policy: LocalityPolicy,
+    /// `weighted`: the localities and their weights. The first entry that matches counts; without any, an endpoint gets no
+    /// requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<LocalityWeight>,
+}
+
+/// How the localities of endpoints matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalityPolicy {
+    /// Among endpoints of the same priority, those near the proxy are used first: in its sub-zone, in its zone, in its region,
+    /// then all others.
+    Failover,
+    /// Each locality gets requests in proportion to its weight.
+    Weighted,
+}
+
+/// The weight of some localities.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalityWeight {
+    /// The region. Default: any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub region: String,
+    /// The zone. Default: any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// The sub-zone. Default: any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sub_zone: String,
+    /// The share of the requests, relative to the other weights. 0: no requests.
+    #[schemars(range(max = 1_000_000))]
+    pub weight: u32,
+}
+
+impl LocalityWeight {
+    /// Returns whether the weight is for this locality.
+    pub fn matches(&self, locality: &Locality) -> bool {
+        let is = |wanted: &str, actual: &str| wanted.is_empty() || wanted == actual;
+        is(&self.region, &locality.region) && is(&self.zone, &locality.zone) && is(&self.sub_zone, &locality.sub_zone)
+    }
 }

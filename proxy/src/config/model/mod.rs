@@ -31,7 +31,7 @@ pub struct Config {
     /// Number of worker threads: `auto` (one per available processor) or a number. A change needs a restart.
     #[serde(default)]
     pub workers: Workers,
-    /// Where the proxy runs, compared with the localities of endpoints.
+    /// Where the proxy runs, compared with the localities of endpoints. A change needs a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<Locality>,
     /// The admin listener: health, metrics, the running configuration, reload.

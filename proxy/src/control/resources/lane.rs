@@ -44,7 +44,9 @@ impl ClusterLane {
     ) {
         let handle = self.clusters.handle(&config.name);
         self.follow(&handle, config);
-        let mut cluster = Cluster::with_tls(config, handle.current().as_ref(), tls, self.workers);
+        // The files have decided where the proxy is.
+        let node = self.clusters.node(None);
+        let mut cluster = Cluster::with_tls(config, handle.current().as_ref(), tls, self.workers, node);
         if let Some(endpoints) = endpoints.filter(|_| config.discovery.is_some()) {
             cluster = cluster.with_endpoints(endpoints);
         }

@@ -56,7 +56,8 @@ impl Fixture {
         let loaded = crate::config::parse("c.json", &config.to_string(), Format::Json).unwrap();
         for cluster in &loaded.config.clusters {
             let handle = self.clusters.handle(&cluster.name);
-            let built = crate::upstream::Cluster::with_tls(cluster, handle.current().as_ref(), None, 1);
+            let node = self.clusters.node(None);
+            let built = crate::upstream::Cluster::with_tls(cluster, handle.current().as_ref(), None, 1, node);
             self.clusters.publish(&handle, &built);
         }
         self.version += 1;

@@ -240,3 +240,113 @@ fn latency_of_attempts_is_recorded_for_the_policy_that_uses_it() {
         assert!(Arc::ptr_eq(&changed.members()[0].endpoint, &endpoint));
     }
 }
+
+/// A cluster of endpoints with these priorities and localities (`REGION/ZONE`), in a proxy in `eu/a`.
+fn spread(balancer: serde_json::Value, endpoints: &[(u32, &str)]) -> Arc<Cluster> {
+    let endpoint = |(n, (priority, place)): (usize, &(u32, &str))| {
+        let (region, zone) = place.split_once('/').unwrap();
+        let locality = json!({"region": region, "zone": zone});
+        json!({"address": format!("192.0.2.{n}:80"), "priority": priority, "locality": locality})
+    };
+    let endpoints: Vec<_> = endpoints.iter().enumerate().map(endpoint).collect();
+    let check = json!({"check": {"tcp": {}}});
+    let config = json!({"name": "test", "endpoints": endpoints, "balancer": balancer, "health_check": check});
+    let node = model::Locality { region: "eu".into(), zone: "a".into(), sub_zone: String::new() };
+    Cluster::with_tls(&serde_json::from_value(config).unwrap(), None, None, 1, &Arc::new(node))
+}
+
+/// The percentages of requests that endpoints get.
+fn percentages(cluster: &Cluster) -> Vec<f64> {
+    let mut counts = vec![0; cluster.members().len()];
+    (0..20_000).for_each(|key: u64| counts[place(cluster, key.wrapping_mul(0x9e37_79b9_7f4a_7c15), &[]).unwrap()] += 1);
+    counts.into_iter().map(|count| f64::from(count) / 200.0).collect()
+}
+
+fn assert_percentages(cluster: &Cluster, expected: &[f64], what: &str) {
+    let actual = percentages(cluster);
+    let is_near = |(actual, expected): (&f64, &f64)| {
+        if *expected == 0.0 { *actual == 0.0 } else { (actual - expected).abs() < 4.0 }
+    };
+    assert!(actual.iter().zip(expected).all(is_near), "{what}: {actual:?}, not {expected:?}");
+}
+
+#[test]
+fn lower_priorities_get_what_higher_ones_cannot_bear() {
+    for policy in policies() {
+        // Without a load, the cheaper endpoint gets everything.
+        if policy["policy"] == "peak_ewma" {
+            continue;
+        }
+        // Gaps between priorities do not matter, nor does the order.
+        let cluster = spread(policy.clone(), &[(7, "/"), (2, "/"), (2, "/"), (7, "/")]);
+        let assert = |expected: [f64; 4]| assert_percentages(&cluster, &expected, &policy.to_string());
+        assert([0.0, 50.0, 50.0, 0.0]);
+        make_unhealthy(&cluster, &[1]);
+        assert([15.0, 0.0, 70.0, 15.0]);
+        // A retry avoids the endpoint that was tried, if need be in another priority.
+        let tried = [Arc::clone(&cluster.members()[2].endpoint)];
+        assert!((0..100).all(|key| matches!(place(&cluster, key, &tried), Some(0 | 3))), "{policy}");
+        let all = [0, 2, 3].map(|i: usize| Arc::clone(&cluster.members()[i].endpoint));
+        assert!((0..100).all(|key| matches!(place(&cluster, key, &all), Some(0 | 2 | 3))), "{policy}");
+        assert!(cluster.pick_another(Some(1), &all).is_none(), "{policy}");
+        make_unhealthy(&cluster, &[2]);
+        assert([50.0, 0.0, 0.0, 50.0]);
+        // A quarter is healthy: all are used, half in each priority.
+        make_unhealthy(&cluster, &[0]);
+        assert_percentages(&cluster, &[0.0, 0.0, 0.0, 100.0], "50 % of the second priority are healthy");
+        make_unhealthy(&cluster, &[3]);
+        assert([25.0; 4]);
+        cluster.members().iter().for_each(|member| member.endpoint.state.healthy.store(true, Relaxed));
+        cluster.apply_health();
+        assert([0.0, 50.0, 50.0, 0.0]);
+    }
+}
+
+#[test]
+fn key_stays_with_its_endpoint_while_the_health_of_priorities_stays() {
+    let cluster = spread(json!({"policy": "hash"}), &[(0, "/"), (0, "/"), (1, "/"), (1, "/")]);
+    make_unhealthy(&cluster, &[0]);
+    for key in 0..100 {
+        let places: Vec<_> = (0..10).map(|_| place(&cluster, key, &[])).collect();
+        assert!(places.windows(2).all(|pair| pair[0] == pair[1]), "{key}: {places:?}");
+    }
+}
+
+#[test]
+fn failover_uses_near_endpoints_first() {
+    let balancer = json!({"policy": "random", "locality": {"policy": "failover"}});
+    let cluster = spread(balancer, &[(0, "us/a"), (0, "eu/b"), (0, "eu/a"), (0, "eu/a"), (1, "eu/a")]);
+    assert_percentages(&cluster, &[0.0, 0.0, 50.0, 50.0, 0.0], "in the zone");
+    make_unhealthy(&cluster, &[3]);
+    assert_percentages(&cluster, &[0.0, 30.0, 70.0, 0.0, 0.0], "in the region");
+    make_unhealthy(&cluster, &[1, 2]);
+    assert_percentages(&cluster, &[100.0, 0.0, 0.0, 0.0, 0.0], "elsewhere");
+    make_unhealthy(&cluster, &[0]);
+    assert_percentages(&cluster, &[0.0, 0.0, 0.0, 0.0, 100.0], "of a lower priority");
+}
+
+#[test]
+fn weighted_localities_get_their_shares() {
+    for policy in policies() {
+        if policy["policy"] == "peak_ewma" {
+            continue;
+        }
+        let weights = json!([{"region": "eu", "zone": "a", "weight": 1}, {"region": "eu", "weight": 2}]);
+        let mut balancer = policy.clone();
+        balancer["locality"] = json!({"policy": "weighted", "weights": weights});
+        let places = [(0, "eu/a"), (0, "eu/a"), (0, "eu/a"), (0, "eu/a"), (0, "eu/b"), (0, "us/a")];
+        let cluster = spread(balancer, &places);
+        let tolerance_is_met = |expected: [f64; 2], what: &str| {
+            let actual = percentages(&cluster);
+            let actual = [actual[..4].iter().sum::<f64>(), actual[4]];
+            let is_near = actual.iter().zip(expected).all(|(actual, expected)| (actual - expected).abs() < 5.0);
+            assert!(is_near, "{policy}, {what}: {actual:?}, not {expected:?}");
+        };
+        tolerance_is_met([33.3, 66.7], "all healthy");
+        // As Envoy documents it: 140 * 50 % = 70 % of the weight.
+        make_unhealthy(&cluster, &[0, 1]);
+        tolerance_is_met([26.0, 74.0], "half");
+        make_unhealthy(&cluster, &[2]);
+        tolerance_is_met([15.0, 85.0], "a quarter");
+    }
+}
