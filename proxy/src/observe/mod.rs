@@ -14,5 +14,7 @@ pub use self::{
     access_log::{AccessLog, Entry, LogWriter},
     detail::Detail,
     log_limiter::LogLimiter,
-    metrics::{Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, Registry, Shard, set_shard, shard},
+    metrics::{
+        Buckets, Counter, Gauge, Histogram, Kind, MetricError, PlainGauge, Registry, Shard, SumGauge, set_shard, shard,
+    },
 };

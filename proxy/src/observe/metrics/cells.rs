@@ -1,11 +1,11 @@
 //! Counters and gauges: handles that traffic updates without locks.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
 };
 
-use super::shard::{PerShard, Shard};
+use super::shard::{PerShard, Shard, WeakPerShard};
 
 /// A value that only grows.
 ///
@@ -81,6 +81,35 @@ impl Gauge {
     /// The sum over all shards.
     pub fn value(&self) -> i64 {
         self.0.iter().fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
+    }
+}
+
+/// A gauge whose value is the sum of other gauges, its parts. A part that no other handle refers to any more is dropped.
+#[derive(Debug, Clone, Default)]
+pub struct SumGauge(Arc<Mutex<Vec<WeakPerShard<AtomicI64>>>>);
+
+impl SumGauge {
+    /// Makes a gauge a part, if it is not one.
+    pub fn include(&self, part: &Gauge) {
+        let mut parts = self.parts();
+        parts.retain(|known| known.upgrade().is_some_and(|known| known.address() != part.0.address()));
+        parts.push(part.0.downgrade());
+    }
+
+    /// Makes a gauge no part any more.
+    pub fn exclude(&self, part: &Gauge) {
+        self.parts().retain(|known| known.upgrade().is_some_and(|known| known.address() != part.0.address()));
+    }
+
+    /// The sum of the parts' values.
+    pub fn value(&self) -> i64 {
+        let parts = self.parts();
+        parts.iter().filter_map(WeakPerShard::upgrade).fold(0, |sum, part| sum.wrapping_add(Gauge(part).value()))
+    }
+
+    /// A panic during a change leaves the list intact.
+    fn parts(&self) -> MutexGuard<'_, Vec<WeakPerShard<AtomicI64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

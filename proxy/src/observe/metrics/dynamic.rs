@@ -136,7 +136,7 @@ impl Registry {
             Series::Counter(counter) => Handle::Counter(counter),
             Series::PlainGauge(gauge) => Handle::Gauge(gauge),
             Series::Histogram(histogram) => Handle::Histogram(histogram),
-            Series::Gauge(_) => return Err(MetricError::Operation(kind)),
+            Series::Gauge(_) | Series::SumGauge(_) => return Err(MetricError::Operation(kind)),
         };
         Ok((handle, newly.then_some(shown)))
     }

@@ -118,6 +118,7 @@ fn of_series(labels: &Labels, series: &Series) -> Metric {
         Series::Counter(counter) => return of_value(labels, Kind::Counter, counter.value() as f64),
         Series::Gauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
         Series::PlainGauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
+        Series::SumGauge(gauge) => return of_value(labels, Kind::Gauge, gauge.value() as f64),
         Series::Histogram(histogram) => histogram.read(),
     };
     of_distribution(labels, &histogram)

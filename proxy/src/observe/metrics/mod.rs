@@ -15,7 +15,7 @@ mod tests;
 use std::fmt;
 
 pub use self::{
-    cells::{Counter, Gauge, GaugeGuard, PlainGauge},
+    cells::{Counter, Gauge, GaugeGuard, PlainGauge, SumGauge},
     dynamic::{Handle, MAX_DYNAMIC, MAX_DYNAMIC_NAME, MAX_OWNED, Owner},
     exposition::CONTENT_TYPE,
     histogram::{Buckets, Distribution, Histogram, LatencyCells},

@@ -7,7 +7,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::{Buckets, Counter, Distribution, Gauge, Histogram, Kind, MetricError, PlainGauge, dynamic::Owner};
+use super::{
+    Buckets, Counter, Distribution, Gauge, Histogram, Kind, MetricError, PlainGauge, SumGauge, dynamic::Owner,
+};
 
 /// A series' labels, sorted by name.
 pub type Labels = Vec<(String, String)>;
@@ -67,6 +69,7 @@ pub(super) enum Shape {
     Counter,
     Gauge,
     PlainGauge,
+    SumGauge,
     Histogram(Buckets),
 }
 
@@ -75,6 +78,7 @@ pub(super) enum Series {
     Counter(Counter),
     Gauge(Gauge),
     PlainGauge(PlainGauge),
+    SumGauge(SumGauge),
     Histogram(Histogram),
 }
 
@@ -82,7 +86,7 @@ impl Shape {
     fn kind(self) -> Kind {
         match self {
             Shape::Counter => Kind::Counter,
-            Shape::Gauge | Shape::PlainGauge => Kind::Gauge,
+            Shape::Gauge | Shape::PlainGauge | Shape::SumGauge => Kind::Gauge,
             Shape::Histogram(_) => Kind::Histogram,
         }
     }
@@ -92,6 +96,7 @@ impl Shape {
             Shape::Counter => Series::Counter(Counter::new(shards)),
             Shape::Gauge => Series::Gauge(Gauge::new(shards)),
             Shape::PlainGauge => Series::PlainGauge(PlainGauge::default()),
+            Shape::SumGauge => Series::SumGauge(SumGauge::default()),
             Shape::Histogram(buckets) => Series::Histogram(Histogram::new(buckets, shards)),
         }
     }
@@ -183,6 +188,14 @@ impl Registry {
     pub fn plain_gauge(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Result<PlainGauge, MetricError> {
         match self.series(name, help, labels, Shape::PlainGauge)? {
             Series::PlainGauge(gauge) => Ok(gauge),
+            _ => Err(MetricError::Operation(Kind::Gauge)),
+        }
+    }
+
+    /// The gauge of this name and labels that is the sum of others.
+    pub fn sum_gauge(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Result<SumGauge, MetricError> {
+        match self.series(name, help, labels, Shape::SumGauge)? {
+            Series::SumGauge(gauge) => Ok(gauge),
             _ => Err(MetricError::Operation(Kind::Gauge)),
         }
     }
@@ -304,6 +317,7 @@ impl Series {
             Series::Counter(counter) => counter.value() as f64,
             Series::Gauge(gauge) => gauge.value() as f64,
             Series::PlainGauge(gauge) => gauge.value() as f64,
+            Series::SumGauge(gauge) => gauge.value() as f64,
             Series::Histogram(histogram) => histogram.read().count as f64,
         }
     }

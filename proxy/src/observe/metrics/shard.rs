@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
 };
 
 /// A thread's part of a metric. Any thread can write to a shard (additions are atomic), but it is
@@ -79,6 +79,22 @@ impl<T> PerShard<T> {
 
     pub(in crate::observe) fn iter(&self) -> impl Iterator<Item = &T> + Clone {
         self.0.iter().map(|padded| &padded.0)
+    }
+
+    /// A reference that does not keep the values.
+    pub(in crate::observe) fn downgrade(&self) -> WeakPerShard<T> {
+        WeakPerShard(Arc::downgrade(&self.0))
+    }
+}
+
+/// A reference to the values of a [`PerShard`] that does not keep them.
+#[derive(Debug)]
+pub(in crate::observe) struct WeakPerShard<T>(Weak<[Padded<T>]>);
+
+impl<T> WeakPerShard<T> {
+    /// The values, if they still exist.
+    pub(in crate::observe) fn upgrade(&self) -> Option<PerShard<T>> {
+        self.0.upgrade().map(PerShard)
     }
 }
 

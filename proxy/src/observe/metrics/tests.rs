@@ -57,6 +57,30 @@ fn the_same_name_and_labels_are_the_same_metric() {
 }
 
 #[test]
+fn a_sum_has_the_values_of_its_parts() {
+    let registry = Registry::new(2);
+    let sums = ["a", "b"].map(|name| registry.sum_gauge("instances", "Instances", &[("filter", name)]).unwrap());
+    let (one, other) = (Gauge::new(2), Gauge::new(2));
+    one.add(Shard::worker(0), 2);
+    other.add(Shard::worker(1), 3);
+    let shown = || {
+        let samples = samples(&registry.render());
+        ["a", "b"].map(|name| samples[&format!("instances{{filter=\"{name}\"}}")])
+    };
+    sums[0].include(&one);
+    sums[0].include(&other);
+    sums[0].include(&one);
+    sums[1].include(&one.clone());
+    assert_eq!(shown(), [5.0, 2.0], "a part counts once");
+    one.sub(Shard::worker(1), 1);
+    assert_eq!(shown(), [4.0, 1.0]);
+    sums[0].exclude(&one);
+    assert_eq!(shown(), [3.0, 1.0]);
+    drop(one);
+    assert_eq!((shown(), registry.sum_gauge("instances", "", &[("filter", "a")]).unwrap().value()), ([3.0, 0.0], 3));
+}
+
+#[test]
 fn a_family_has_one_kind() {
     let registry = Registry::new(1);
     registry.counter("a", "", &[]).unwrap();
