@@ -116,7 +116,8 @@ fn fail_everywhere(what: &str, limits: &str, reason: &str, said: &str) {
     let mut config = Config::to(&upstream);
     for (callback, policy, _) in all() {
         let name = format!("{callback}-{policy}");
-        let options = format!("on_failure: {policy}\nlimits: {{{limits}}}");
+        // Equal filters fail together.
+        let options = format!("vm_id: {name}\non_failure: {policy}\nlimits: {{{limits}}}");
         config = config.unchained(&name, &format!("{callback}.wasm"), &options);
         config = config.beside(&name, &format!("chain: [{name}]\ncluster: web\naccess_log: {{to: access.log}}"));
     }

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod certificates;
+mod equal;
 mod files;
 mod history;
 mod includes;

@@ -1,4 +1,5 @@
-//! Filters that share a VM: one instance per worker, with a root context per filter.
+//! Filters that share a VM because of their `vm_id`: one instance per worker, with a root context per filter. For those that
+//! share a root context, see `hot_swap/equal.rs`.
 
 use crate::{
     guest,
@@ -67,7 +68,8 @@ fn equal_vm_id_code_and_configuration_share_a_vm() {
 fn any_difference_makes_separate_vms() {
     let upstream = Upstream::saying("hello");
     let alone = [
-        ("", ""),
+        ("config: 1", ""),
+        ("vm_id: one", ""),
         ("vm_id: together", ""),
         ("vm_id: together", "vm_id: apart"),
         ("vm_id: together\nvm_config: 1", "vm_id: together\nvm_config: 2"),

@@ -135,7 +135,7 @@ impl Change {
 impl Changes {
     /// Compares what was built with the running snapshot.
     pub(crate) fn of_built(old: &Snapshot, built: &Built) -> Changes {
-        let names = built.vms.iter().flat_map(|(template, _)| template.plugins());
+        let names = built.vms.iter().flat_map(|(template, _)| (*template.plugins()).clone());
         let kept = built.settings.iter().filter(|(plugin, settings)| plugin.settings() != *settings);
         Changes {
             list: compare(&Listing::of(old), &Listing::of(&built.snapshot)),

@@ -7,28 +7,31 @@ use super::selections::escaped;
 use crate::{
     config::{Answer, Diagnostic, Loaded, Reported, model},
     observe::MetricError,
-    wasm::{Instance, InstantiateError, Plugin, TemplateRoot, VmTemplate},
+    wasm::{Instance, InstantiateError, Plugin, Sharing, TemplateRoot, VmTemplate},
 };
 
 /// Creates a template's first instance, or returns all errors that its filters report about their configurations and
 /// variants.
 ///
 /// Where a filter expects a number or a boolean and an environment variable provided text, the value is converted: the
-/// plugin is replaced, in the template and in `plugins`, by one with the converted configuration.
+/// plugin is replaced, in the template and in `plugins`, by one with the converted configuration. Of filters that share a
+/// root context, only the first one is asked, and the others take its configuration.
 pub(super) fn configured(
     loaded: &Loaded,
     template: &mut Arc<VmTemplate>,
     plugins: &mut [Arc<Plugin>],
 ) -> Result<Instance, Vec<Diagnostic>> {
     let named = |plugin: &Arc<Plugin>| loaded.config.filters.iter().find(|filter| filter.name == plugin.info.name);
-    let mut filters: Vec<_> = template.plugins().iter().filter_map(named).map(|filter| (**filter).clone()).collect();
+    let mut members = template.plugins();
+    let configured = template.configured(&members);
+    let mut filters: Vec<_> = configured.iter().filter_map(named).map(|filter| (**filter).clone()).collect();
     // Each configuration may be replaced once.
-    for _ in 0..=template.roots().count() {
+    for _ in 0..=template.roots(&members).count() {
         let failed = match template.instantiate() {
             Ok(instance) => return Ok(instance),
             Err(failed) => failed,
         };
-        let part = Part { loaded, plugin: &template.plugins()[failed.filter], variant: failed.variant.as_deref() };
+        let part = Part { loaded, plugin: &members[failed.filter], variant: failed.variant.as_deref() };
         match part.ask(failed.error) {
             Ok(typed) => {
                 let (filter, old) = (&mut filters[failed.filter], part.plugin.clone());
@@ -38,16 +41,23 @@ pub(super) fn configured(
                 }
                 let replaced = old.configured_as(filter).map_err(|e| vec![Diagnostic::error(None, e.to_string())])?;
                 let replaced = Arc::new(replaced);
-                let new =
-                    |plugin: &Arc<Plugin>| if Arc::ptr_eq(plugin, &old) { replaced.clone() } else { plugin.clone() };
-                plugins.iter_mut().for_each(|plugin| *plugin = new(plugin));
-                *template = template.converted(template.plugins().iter().map(new).collect());
+                let new = |plugin: &Arc<Plugin>| match template.sharing() {
+                    _ if Arc::ptr_eq(plugin, &old) => replaced.clone(),
+                    Sharing::Vm => plugin.clone(),
+                    Sharing::RootContext => Arc::new(plugin.configured_like(&replaced)),
+                };
+                let converted: Vec<_> = members.iter().map(new).collect();
+                for (before, now) in members.iter().zip(&converted) {
+                    plugins.iter_mut().filter(|plugin| Arc::ptr_eq(plugin, before)).for_each(|p| *p = now.clone());
+                }
+                *template = template.converted(converted);
+                members = template.plugins();
             }
             Err(mut mistakes) => {
                 // The ones after it have not been configured yet.
                 let is_failed =
                     |root: &TemplateRoot<'_>| root.filter == failed.filter && root.variant == failed.variant.as_deref();
-                for root in template.roots().skip_while(|root| !is_failed(root)).skip(1) {
+                for root in template.roots(&members).skip_while(|root| !is_failed(root)).skip(1) {
                     let part = Part { loaded, plugin: root.plugin, variant: root.variant };
                     let config = part.config();
                     if let Ok(alone) = part.alone(config)

@@ -31,4 +31,5 @@ pub(crate) mod successor;
 pub(crate) mod supplied;
 pub mod threads;
 mod unused;
+mod vms;
 pub mod watch;

@@ -44,9 +44,11 @@ pub async fn rebuild(rebuild: RebuildRequest, commands: WeakUnboundedSender<Comm
             Ok((Err(e), took)) => {
                 used = took;
                 let message = format!("it could not be set up again: {e}");
-                let plugin = &template.plugins()[e.filter];
-                tracing::error!(target: target::FILTER, filter = plugin.info.name, "{message}");
-                plugin.last_error.store(Some(Arc::new(message)));
+                // Filters may have left meanwhile.
+                if let Some(plugin) = template.plugins().get(e.filter) {
+                    tracing::error!(target: target::FILTER, filter = plugin.info.name, "{message}");
+                    plugin.last_error.store(Some(Arc::new(message)));
+                }
             }
             Err(e) => tracing::error!(target: target::FILTER, "cannot set up a filter: {e}"),
         }

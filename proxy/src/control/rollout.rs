@@ -36,7 +36,7 @@ pub(crate) struct Rollout {
 impl Rollout {
     /// Delivers a configuration to the workers, and waits until all of them have applied it.
     pub(crate) async fn apply(&mut self, built: Built) -> Arc<Snapshot> {
-        let Built { snapshot, clusters, vms, settings, mut sockets, env } = built;
+        let Built { snapshot, clusters, vms, settings, joined, mut sockets, env } = built;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
@@ -53,6 +53,9 @@ impl Rollout {
         }
         for (plugin, settings) in settings {
             plugin.set_settings(settings);
+        }
+        for (template, plugins) in joined {
+            template.set_plugins(plugins);
         }
         let clusters: Arc<[_]> = self.builder.publish(clusters).into();
         let mut deltas: Vec<Delta> = Vec::with_capacity(self.workers.len());

@@ -1,11 +1,20 @@
 //! Builds a snapshot from a configuration: compiled filters, configured instances, clusters, logs, sockets. Building
 //! one changes nothing; only delivering it to the workers activates it.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use tollgate_abi::fast::phase;
 
-use super::{certificates::Certificates, configure::configured, selections, unused};
+use super::{
+    certificates::Certificates,
+    selections, unused,
+    vms::{self, Vms},
+};
 use crate::{
     builtins,
     config::{
@@ -56,6 +65,8 @@ pub struct Built {
     pub vms: Vec<(Arc<VmTemplate>, Vec<Instance>)>,
     /// Filters that stay, with the settings that they get.
     pub settings: Vec<(Arc<Plugin>, FilterSettings)>,
+    /// VMs that stay but are shared by other filters than before, with these filters.
+    pub joined: Vec<(Arc<VmTemplate>, Vec<Arc<Plugin>>)>,
     /// Per worker, sockets for addresses that listeners do not have yet.
     pub sockets: Vec<Sockets>,
     /// The environment of the new VMs.
@@ -115,9 +126,11 @@ impl SnapshotBuilder {
     /// Drops metrics and shared data that the current configuration does not use.
     pub fn forget_unused(&self, current: &Snapshot) {
         self.shared.forget_unused();
+        let filters: HashSet<_> = current.plugins.iter().map(|p| p.info.name.as_str()).collect();
+        let listeners: HashSet<_> = current.listeners.iter().map(|l| l.config.name.as_str()).collect();
         let names = |label: &str, value: &str| match label {
-            "filter" => current.plugins.iter().any(|p| p.info.name == value),
-            "listener" => current.listeners.iter().any(|l| l.config.name == value),
+            "filter" => filters.contains(value),
+            "listener" => listeners.contains(value),
             _ => true,
         };
         self.registry.retain(|_, labels| labels.iter().all(|(label, value)| names(label, value)));
@@ -210,24 +223,8 @@ impl SnapshotBuilder {
                 }
             }
         }
-        let mut templates = VmTemplate::shared_by(&plugins);
-        let (mut vms, mut settings) = (Vec::new(), Vec::new());
-        for template in &mut templates {
-            let running = previous.into_iter().flat_map(|previous| &previous.templates);
-            let mut same = running.filter(|running| running.key() == template.key());
-            if let Some(running) = same.find(|running| running.fits(&known)) {
-                for (kept, new) in running.plugins().iter().zip(template.plugins()) {
-                    settings.push((kept.clone(), new.settings()));
-                    plugins.iter_mut().filter(|p| Arc::ptr_eq(p, new)).for_each(|plugin| *plugin = kept.clone());
-                }
-                *template = running.clone();
-                continue;
-            }
-            match configured(&loaded, template, &mut plugins) {
-                Ok(instance) => vms.push((template.clone(), vec![instance])),
-                Err(mistakes) => wrong.extend(mistakes),
-            }
-        }
+        let vms = vms::plan(&loaded, &known, previous, &mut plugins, &mut wrong);
+        let Vms { templates, new: mut vms, settings, joined } = vms;
         let listeners = {
             let kept_from = if same_files { 0 } else { files.config.listeners.len() };
             self.listeners(&loaded, kept_from, previous, &plugins, extent, &mut certificates, &mut wrong)
@@ -235,7 +232,7 @@ impl SnapshotBuilder {
         let (tls, mut warnings) = certificates.end();
         hash.push_str(&tls.text());
         if wrong.is_empty() {
-            let facts = || templates.iter().flat_map(|template| template.plugins().iter().zip(template.facts()));
+            let facts = || templates.iter().flat_map(|(template, filters)| template.facts_of(filters));
             let phases: HashMap<&str, u32> = facts().map(|(p, facts)| (p.info.name.as_str(), facts.phases)).collect();
             check_chains(&loaded, &listeners, &phases, &mut wrong);
             let ticking = facts().filter(|(_, facts)| facts.ticks).map(|(plugin, _)| plugin.info.name.as_str());
@@ -280,7 +277,7 @@ impl SnapshotBuilder {
             clusters,
             directory: self.clusters.clone(),
             plugins,
-            templates,
+            templates: templates.into_iter().map(|(template, _)| template).collect(),
             listeners,
             files: loaded.source.dependencies(),
             tls,
@@ -295,7 +292,7 @@ impl SnapshotBuilder {
                 template.put_by(spare);
             }
         }
-        Ok(Built { snapshot: Arc::new(snapshot), clusters: changed, vms, settings, sockets, env })
+        Ok(Built { snapshot: Arc::new(snapshot), clusters: changed, vms, settings, joined, sockets, env })
     }
 
     /// Compiles a filter's module, unless it is running or compiled. An error consists of a message and help.

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{OnceCell, RefCell},
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -26,8 +26,11 @@ use crate::{
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
     upstream::{Cluster, ClusterHandle, Member},
-    wasm::VmTemplate,
+    wasm::{Plugin, VmTemplate},
 };
+
+/// At most this many of the filters that share a filter's VM are listed. There may be thousands.
+const MAX_SHARING: usize = 20;
 
 /// The state of the process.
 pub struct Status {
@@ -160,7 +163,7 @@ impl Status {
             if seen.with == seen.workers && !seen.out {
                 continue;
             }
-            for plugin in template.plugins() {
+            for plugin in &*template.plugins() {
                 let name = &plugin.info.name;
                 let missing = match seen.workers - seen.with {
                     _ if seen.out => {
@@ -232,12 +235,18 @@ impl Status {
     /// Returns the running filters as JSON.
     pub fn filters_json(&self) -> Value {
         let current = self.current.load();
-        let filters = current.iter().flat_map(|s| s.plugins.iter().map(move |p| (s, p))).map(|(s, p)| {
+        let templates = || current.iter().flat_map(|s| &s.templates);
+        let of_template = |template: &Arc<VmTemplate>| {
+            let plugins = template.plugins();
+            let entry = |plugin: &Arc<Plugin>| (Arc::as_ptr(plugin), (template.clone(), plugins.clone()));
+            plugins.iter().map(entry).collect::<Vec<_>>()
+        };
+        let vms: HashMap<_, _> = templates().flat_map(of_template).collect();
+        let filters = current.iter().flat_map(|s| &s.plugins).map(|p| {
             let instances = p.metrics.instances.value();
-            let inside = |m: &&Arc<VmTemplate>| m.plugins().iter().any(|other| Arc::ptr_eq(other, p));
-            let template = s.templates.iter().find(inside);
-            let sharing = template.map_or(&[][..], |m| m.plugins());
-            let others: Vec<_> = sharing.iter().map(|o| &o.info.name).filter(|n| **n != p.info.name).collect();
+            let (template, sharing) = vms.get(&Arc::as_ptr(p)).map_or((None, &[][..]), |(t, all)| (Some(t), all));
+            let others = sharing.iter().map(|o| &o.info.name).filter(|name| **name != p.info.name);
+            let others: Vec<_> = others.take(MAX_SHARING).collect();
             json!({
                 "name": p.info.name,
                 "wasm": p.code.source,

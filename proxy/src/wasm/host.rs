@@ -2,37 +2,37 @@
 //! created on the control thread and then moved to a worker; the worker's streams are reached through
 //! [`super::scope::call_scope`].
 
+pub(super) mod definitions;
 pub(super) mod filter_log;
 pub(crate) mod grpc;
 mod name_cache;
 pub(crate) mod plugin_info;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tollgate_abi::{fast::phase, proxy_wasm::Status};
 use wasmtime::{Memory, ResourceLimiter, TypedFunc};
 
 use self::{
+    definitions::{Definitions, SharedDefinitions},
     grpc::{CallCommand, CallEvent, EndedCalls, OpenCall},
     name_cache::NameCache,
-    plugin_info::PluginInfo,
+    plugin_info::{PluginInfo, RootIdentity},
 };
 use super::{
     engine::clock::CallTimer,
-    stores::{bucket::Bucket, env::FilterEnv, known_names::NameAnswers},
+    stores::{env::FilterEnv, known_names::NameAnswers},
 };
 use crate::{
     chain::{
         RequestHead, ResponseHead, Route,
         charge::{DeferredCharge, ITEM, MemoryBudget, MemoryCharge},
         head::{self, Name},
-        limits::ConcurrencyLimit,
         variants::RouteFilters,
     },
-    observe::metrics::Handle,
     upstream::ClusterHandle,
 };
 
@@ -54,8 +54,8 @@ pub enum Phase {
 pub struct HttpCall {
     /// The guest's handle.
     pub id: u32,
-    /// The root context that made the call, as an index.
-    pub root: usize,
+    /// The filter or variant that made the call, as the number of its [`RootIdentity`].
+    pub caller: u32,
     /// The destination.
     pub cluster: ClusterHandle,
     /// The head.
@@ -169,10 +169,8 @@ impl ResourceLimiter for Limiter {
     }
 }
 
-/// The host's state for a root context: one of the filters in an instance.
+/// The host's state for a root context of the guest.
 pub struct RootState {
-    /// The filter's identity and configuration.
-    pub identity: Arc<PluginInfo>,
     /// The callbacks that it subscribes to, as bits of [`phase`].
     pub subscribed: u32,
     /// Whether it has subscribed explicitly.
@@ -185,12 +183,19 @@ pub struct RootState {
 
 /// The data of a store.
 pub struct Host {
-    /// The filters that share the instance.
+    /// The guest's root contexts.
     pub roots: Box<[RootState]>,
-    /// The filter that the current call is for, as an index.
+    /// The root context that the current call is for, as an index.
     pub root: usize,
-    /// That filter's identity.
+    /// The filter or variant that the current call is for, as the number of its [`RootIdentity`].
+    pub acting: u32,
+    /// The identity of that filter.
     pub identity: Arc<PluginInfo>,
+    /// The identities of all root contexts, for that filter.
+    infos: Arc<[Arc<PluginInfo>]>,
+    /// Whether the guest, while it was started and configured, did something that concerns only the filter of the given
+    /// name. Then filters of other names cannot share its root context.
+    named_effect: Cell<bool>,
     /// The environment that all filters of the snapshot share.
     pub env: Arc<FilterEnv>,
     /// What its filters were told about clusters and variants while they were configured.
@@ -227,14 +232,12 @@ pub struct Host {
     pub name_cache: NameCache,
     /// Routes by id.
     pub routes: Vec<Arc<Route>>,
-    /// Buckets by id.
-    pub buckets: Vec<Arc<Bucket>>,
-    /// Limits by id, with their maximum.
-    pub stream_limits: Vec<(Arc<ConcurrencyLimit>, u32)>,
-    /// Queues that it registered in this call, each with its root index.
-    pub reads: Vec<(usize, u32)>,
-    /// Metrics by id.
-    pub metrics: Vec<Handle>,
+    /// Buckets, limits and metrics of the filter that the current call is for.
+    pub definitions: Definitions,
+    /// Those of other filters, if filters share its root context.
+    pub shared_definitions: Option<Box<SharedDefinitions>>,
+    /// Queues that it registered in this call, each with the number of the filter's [`RootIdentity`].
+    pub reads: Vec<(u32, u32)>,
     /// Calls without a response so far.
     pub calls_under_way: usize,
     /// The last call id assigned.
@@ -265,13 +268,63 @@ impl Host {
         self.abi == "0.1.0"
     }
 
-    /// Begins a call for one of the filters, on a context.
-    pub fn act_for(&mut self, root: usize, context: u32) {
+    /// Begins a call for a filter, on a context.
+    #[inline]
+    pub fn act_for(&mut self, root: &RootIdentity, context: u32) {
         self.effective = context;
-        if self.root != root {
-            self.root = root;
-            self.identity = self.roots[root].identity.clone();
+        if self.acting != root.number {
+            self.change_filter(root);
         }
+    }
+
+    fn change_filter(&mut self, root: &RootIdentity) {
+        (self.acting, self.root) = (root.number, root.root);
+        let before = std::mem::replace(&mut self.identity, root.info().clone());
+        if let Some(shared) = &mut self.shared_definitions
+            && !Arc::ptr_eq(&before.store, &self.identity.store)
+        {
+            shared.exchange(&mut self.definitions, &before, &self.identity, &self.env);
+        }
+        if !Arc::ptr_eq(&self.infos, &root.infos) {
+            self.infos = root.infos.clone();
+        }
+    }
+
+    /// Makes the current call continue for one of the guest's root contexts, on a context. If filters share the root
+    /// contexts, it continues for the same filter.
+    pub fn act_for_root(&mut self, root: usize, context: u32) {
+        let number = self.acting.wrapping_sub(self.root as u32).wrapping_add(root as u32);
+        self.act_for(&RootIdentity { number, root, infos: self.infos.clone() }, context);
+    }
+
+    /// Drops what it holds for filters that no longer share its root contexts. `first`: the identities of the root contexts
+    /// for a filter that does; `filters`: all that do, by the addresses of their stores.
+    pub fn retain_filters(&mut self, first: &Arc<[Arc<PluginInfo>]>, filters: &FxHashSet<usize>) {
+        if !filters.contains(&self.identity.store_address()) {
+            self.change_filter(&RootIdentity { number: u32::MAX, root: 0, infos: first.clone() });
+        }
+        if let Some(shared) = &mut self.shared_definitions {
+            shared.retain(filters);
+        }
+    }
+
+    /// Called when the guest is configured: the next call is for a filter of the worker, whose number is another.
+    pub fn begin_running(&mut self) {
+        (self.phase, self.acting) = (Phase::Running, u32::MAX);
+    }
+
+    /// Called by functions that concern only the filter of the current name.
+    #[inline]
+    pub fn note_named_effect(&self) {
+        if self.phase != Phase::Running {
+            self.named_effect.set(true);
+        }
+    }
+
+    /// Whether a function was called, while the guest was started and configured, that concerns only the filter of the
+    /// given name.
+    pub fn has_named_effect(&self) -> bool {
+        self.named_effect.get()
     }
 
     /// The cluster of this name: while the guest is configured, one that the configuration has or may get; afterwards, one
@@ -297,26 +350,25 @@ impl Host {
         self.defined.grow(bytes + ITEM).map_err(|_| Status::InternalFailure)
     }
 
-    /// Creates the data of a new instance of these filters, at least one.
+    /// Creates the data of a new instance with these root contexts, at least one. `shared`: filters with other names may
+    /// share them.
     pub fn new(
-        identities: impl Iterator<Item = Arc<PluginInfo>>,
+        infos: Arc<[Arc<PluginInfo>]>,
+        shared: bool,
         env: Arc<FilterEnv>,
         name_answers: Arc<NameAnswers>,
         memory_limit: usize,
         ledger: Arc<MemoryBudget>,
     ) -> Host {
-        let root = |identity| RootState {
-            identity,
-            subscribed: phase::ALL,
-            subscribes: false,
-            tick: None,
-            selects: FxHashMap::default(),
-        };
-        let roots: Box<[RootState]> = identities.map(root).collect();
+        let root =
+            |_| RootState { subscribed: phase::ALL, subscribes: false, tick: None, selects: FxHashMap::default() };
         Host {
-            identity: roots[0].identity.clone(),
-            roots,
+            roots: infos.iter().map(root).collect(),
             root: 0,
+            acting: 0,
+            identity: infos[0].clone(),
+            infos,
+            named_effect: Cell::new(false),
             env,
             name_answers,
             limiter: Limiter { memory: memory_limit, tables: ledger.open(), denied: false },
@@ -335,10 +387,9 @@ impl Host {
             name_ids: HashMap::new(),
             name_cache: NameCache::default(),
             routes: Vec::new(),
-            buckets: Vec::new(),
-            stream_limits: Vec::new(),
+            definitions: Definitions::default(),
+            shared_definitions: shared.then(Box::default),
             reads: Vec::new(),
-            metrics: Vec::new(),
             calls_under_way: 0,
             last_call: 0,
             calls: Vec::new(),

@@ -2,7 +2,10 @@
 
 pub mod availability;
 pub mod compiled;
+pub mod facts;
 pub(super) mod failures;
+pub mod gauges;
+pub mod groups;
 pub mod plugin;
 pub mod template;
 pub(super) mod trampoline;
@@ -41,6 +44,12 @@ impl Instance {
     pub fn selections(&self, root: usize) -> impl Iterator<Item = (String, String)> {
         let all = self.store.data().roots[root].selects.values().flat_map(|filters| filters.iter());
         all.map(|(filter, variant)| (filter.to_owned(), variant.to_owned()))
+    }
+
+    /// Whether it did something, while it was started and configured, that concerns only a filter of the given name: it set
+    /// a tick, made a call, or used queues, shared data, metrics, buckets or its name.
+    pub fn has_named_effect(&self) -> bool {
+        self.store.data().has_named_effect()
     }
 
     /// The callbacks that one of its filters exports and subscribes to, as bits of [`phase`].

@@ -13,7 +13,7 @@
 //! | [`config::model::Filter`](crate::config::model::Filter) | an entry of `filters:` |
 //! | [`Plugin`] (with its `PluginInfo`) | a filter of a snapshot: compiled module and configuration; `PluginInfo` is what it can ask about itself |
 //! | [`VmTemplate`] → [`Instance`] | what instances are created from (one plugin, or several that share a VM); one instance that is ready |
-//! | `RootContext` in a [`Vm`] | the plugin in a worker's VM (Proxy-Wasm's root context) |
+//! | `RootContext` in a [`Vm`] | the plugin in a worker's VM (Proxy-Wasm's root context, which equal plugins share) |
 //! | [`WasmFilter`] (`dyn chain::Filter`) | the plugin as a chain of this worker sees it |
 //!
 //! `CallContext` (`vm.rs`) and `StreamContext` (`scope/contexts.rs`) belong to streams, not to filters.
@@ -32,8 +32,10 @@ pub use self::{
     instance::{
         Instance,
         compiled::{CompiledModule, LoadError},
+        facts::FilterFacts,
+        groups::{Sharing, VmGroup, VmKey, groups},
         plugin::{FilterSettings, Plugin},
-        template::{FilterFacts, InstantiateError, SetupError, TemplateRoot, VmKey, VmTemplate},
+        template::{InstantiateError, SetupError, TemplateRoot, VmTemplate},
     },
     stores::{
         env::{FilterEnv, SharedStore},

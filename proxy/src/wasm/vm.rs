@@ -11,6 +11,7 @@ pub(crate) mod grpc;
 mod network;
 mod quarantine;
 mod recovery;
+mod roots;
 pub(super) mod supply;
 mod suspects;
 #[cfg(test)]
@@ -24,29 +25,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashMap;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::AbortHandle;
 use tollgate_abi::fast::phase;
 use wasmtime::{Store, Trap};
 
-use self::{filter::WasmFilter, quarantine::Quarantine, supply::InstanceSupply};
+pub(in crate::wasm) use self::roots::RootContext;
+use self::{filter::WasmFilter, quarantine::Quarantine, roots::Roots, supply::InstanceSupply};
 use super::{
     engine::clock,
     host::{
         CallResponse, FIRST_ROOT, Host, HttpCall, Timer,
         grpc::{CallCommand, CallEvent},
     },
-    instance::{
-        Exports, Instance,
-        plugin::{FilterSettings, Plugin},
-        template::VmTemplate,
-    },
+    instance::{Exports, Instance, template::VmTemplate},
     scope::{
         call_scope::CallScope,
         contexts::{ContextIds, Contexts, StreamContext},
         stream_ref::StreamRef,
     },
-    stores::queue::QueueNotification,
+    stores::queue::{QueueNotification, Queues},
 };
 use crate::{chain::stream::FilterState, http::body::Body, observe, upstream::Pools};
 
@@ -70,8 +69,8 @@ pub struct VmBinding {
 pub struct Vm {
     me: Weak<Vm>,
     template: Arc<VmTemplate>,
-    /// The root contexts: those of its filters, then those of their variants.
-    roots: Box<[Rc<RootContext>]>,
+    /// The root contexts of its filters and their variants, also for its quarantine.
+    roots: Rc<Roots>,
     binding: VmBinding,
     /// The regular VM, if this one is its quarantine.
     main: Option<Weak<Vm>>,
@@ -99,53 +98,30 @@ pub struct Vm {
     http: RefCell<HashMap<u32, AbortHandle>>,
     grpc: RefCell<grpc::Calls>,
     memory: Cell<i64>,
+    /// The ticks of the guest's root contexts.
+    ticks: Box<[RefCell<Option<Tick>>]>,
+    /// Subscriptions to queues, by the number of the root context.
+    subscriptions: RefCell<FxHashMap<u32, QueueSubscription>>,
 }
 
-/// The root context of a filter or of its variant in a VM.
-pub(in crate::wasm) struct RootContext {
-    /// The filter.
-    pub plugin: Arc<Plugin>,
-    /// The name of the filter's variant, if it belongs to one.
-    variant: Option<Box<str>>,
-    /// The callbacks that it subscribes to, as bits of [`phase`](tollgate_abi::fast::phase).
-    pub phases: Cell<u32>,
-    /// Whether it has subscribed explicitly.
-    pub subscribes: Cell<bool>,
-    /// Its index among the VM's root contexts.
-    index: usize,
-    settings: Cell<FilterSettings>,
-    half_call: Cell<(Duration, u64)>,
-    ticking: RefCell<Option<(Duration, AbortHandle)>>,
-    subscription: RefCell<Option<QueueSubscription>>,
-}
+/// The period of a tick, and its task.
+type Tick = (Duration, AbortHandle);
 
 /// A filter's subscription to its queues.
 struct QueueSubscription {
+    /// The filter.
+    reader: Rc<RootContext>,
     note: QueueNotification,
     /// The queues that it has registered.
     queues: Vec<u32>,
     task: AbortHandle,
 }
 
-impl RootContext {
-    /// The id of its root context.
-    pub fn root(&self) -> u32 {
-        FIRST_ROOT + self.index as u32
-    }
-
-    /// Stops everything that runs for its root context on its own: the tick and queue notifications.
-    fn stop(&self) {
-        if let Some((_, ticking)) = self.ticking.take() {
-            ticking.abort();
-        }
-        self.stop_listening();
-    }
-
-    /// Stops reading its queues. Pending notifications go to the previous reader, or to the next one that registers.
-    fn stop_listening(&self) {
-        let Some(QueueSubscription { note, queues, task }) = self.subscription.take() else { return };
-        task.abort();
-        queues.into_iter().for_each(|queue| self.plugin.env.shared.queues.pass_on(queue, &note));
+impl QueueSubscription {
+    /// Stops reading the queues. Pending notifications go to the previous reader, or to the next one that registers.
+    fn stop(self, queues: &Queues) {
+        self.task.abort();
+        self.queues.into_iter().for_each(|queue| queues.pass_on(queue, &self.note));
     }
 }
 
@@ -174,33 +150,25 @@ pub(super) struct InstanceUnavailable;
 impl Vm {
     /// Creates a VM with a ready instance.
     pub fn new(template: Arc<VmTemplate>, instance: Instance, binding: VmBinding) -> Rc<Vm> {
-        let vm = Vm::without_instance(template, binding, None);
+        let roots = Roots::new(&template);
+        let vm = Vm::without_instance(template, roots, binding, None);
         vm.template.availability.join();
         vm.template.availability.found();
         vm.adopt(instance);
         vm
     }
 
-    fn without_instance(template: Arc<VmTemplate>, binding: VmBinding, main: Option<Weak<Vm>>) -> Rc<Vm> {
-        let roots: Box<[_]> = (template.roots().enumerate())
-            .map(|(index, root)| {
-                let plugin = root.plugin;
-                Rc::new(RootContext {
-                    plugin: plugin.clone(),
-                    variant: root.variant.map(Into::into),
-                    phases: Cell::new(0),
-                    subscribes: Cell::new(false),
-                    index,
-                    settings: Cell::new(plugin.settings()),
-                    half_call: Cell::new(plugin.settings().half_call()),
-                    ticking: RefCell::new(None),
-                    subscription: RefCell::new(None),
-                })
-            })
-            .collect();
+    fn without_instance(
+        template: Arc<VmTemplate>,
+        roots: Rc<Roots>,
+        binding: VmBinding,
+        main: Option<Weak<Vm>>,
+    ) -> Rc<Vm> {
         Rc::new_cyclic(|me| Vm {
             me: me.clone(),
-            ids: Cell::new(ContextIds::from(FIRST_ROOT + roots.len() as u32)),
+            ids: Cell::new(ContextIds::from(FIRST_ROOT + roots.count() as u32)),
+            ticks: (0..roots.count()).map(|_| RefCell::default()).collect(),
+            subscriptions: RefCell::default(),
             template,
             roots,
             binding,
@@ -224,14 +192,23 @@ impl Vm {
 
     /// Adopts its filters' settings as they are now, without new instances.
     pub fn adopt_settings(&self) {
-        for root_context in &self.roots {
-            let settings = root_context.plugin.settings();
-            root_context.settings.set(settings);
-            root_context.half_call.set(settings.half_call());
+        self.roots.adopt_settings();
+    }
+
+    /// Adopts the filters that share it now, without new instances.
+    pub fn adopt_filters(&self) {
+        let plugins = self.template.plugins();
+        if !self.roots.adopt(plugins.clone()) {
+            return;
         }
-        if let Some(apart) = self.quarantine_vm() {
-            apart.adopt_settings();
+        let (first, stores) = VmTemplate::filters_of(&plugins);
+        let apart = self.quarantine_vm();
+        for vm in [self].into_iter().chain(apart.as_deref()) {
+            let (mut instance, mut spares) = (vm.instance.borrow_mut(), vm.spares.borrow_mut());
+            let all = instance.iter_mut().chain(spares.iter_mut());
+            all.for_each(|instance| instance.store.data_mut().retain_filters(&first, &stores));
         }
+        self.stop_listening(|root_context| !stores.contains(&root_context.plugin.info.store_address()));
     }
 
     /// The template of its instances.
@@ -241,18 +218,9 @@ impl Vm {
 
     /// Its filters, in the template's order.
     pub fn filters(self: &Rc<Self>) -> impl Iterator<Item = Rc<WasmFilter>> {
-        self.own_roots().iter().map(|root_context| Rc::new(WasmFilter::new(self.clone(), root_context.clone())))
-    }
-
-    /// The root contexts of its filters, without those of variants.
-    fn own_roots(&self) -> &[Rc<RootContext>] {
-        &self.roots[..self.template.plugins().len()]
-    }
-
-    /// The root contexts of a filter's variants, with their names.
-    fn variants_of(&self, plugin: &Arc<Plugin>) -> impl Iterator<Item = (&str, &Rc<RootContext>)> {
-        let own = move |root_context: &&Rc<RootContext>| Arc::ptr_eq(&root_context.plugin, plugin);
-        self.roots.iter().filter(own).filter_map(|root_context| Some((root_context.variant.as_deref()?, root_context)))
+        let filters = self.roots.filters();
+        let filter = |root_context: &Rc<RootContext>| Rc::new(WasmFilter::new(self.clone(), root_context.clone()));
+        filters.iter().map(filter).collect::<Vec<_>>().into_iter()
     }
 
     /// The number of host calls by the guest and of bytes copied for them. For benchmarks.
@@ -268,24 +236,30 @@ impl Vm {
     /// Makes an instance the current one.
     fn adopt(&self, mut instance: Instance) {
         // A worker only receives instances of an applied configuration.
-        self.roots[0].plugin.env.undo_log.succeed();
-        let reads: Vec<usize> = instance.store.data().reads.iter().map(|(root, _)| *root).collect();
+        instance.store.data().env.undo_log.succeed();
+        let reads: Vec<u32> = instance.store.data().reads.iter().map(|(reader, _)| *reader).collect();
         // A tick continues over a failure if its period is unchanged; without a tick in the new instance, it ends.
         instance.store.data_mut().ticks_changed = true;
-        for root_context in &self.roots {
-            root_context.phases.set(instance.phases(root_context.index));
-            root_context.subscribes.set(instance.subscribed(root_context.index).is_some());
+        // A quarantine VM is called for the phases of the regular one.
+        if !self.is_apart() {
+            self.roots.adopt_phases(&instance);
         }
-        self.own_roots().iter().for_each(|root_context| self.gauge(root_context).add(observe::shard(), 1));
+        self.gauge().add(observe::shard(), 1);
         self.incarnation.set(self.incarnation.get().wrapping_add(1));
         self.calls_before.set(self.calls.get());
         *self.instance.borrow_mut() = Some(instance);
         // Carries out what the guest requested while it was configured.
         self.settle();
-        self.roots
-            .iter()
-            .filter(|root_context| !reads.contains(&root_context.index))
-            .for_each(|root_context| root_context.stop_listening());
+        self.stop_listening(|root_context| !reads.contains(&root_context.identity.number));
+    }
+
+    /// Stops reading the queues of some filters.
+    fn stop_listening(&self, which: impl Fn(&RootContext) -> bool) {
+        let stopped = self.subscriptions.borrow_mut().extract_if(|_, known| which(&known.reader)).collect::<Vec<_>>();
+        for (_, subscription) in stopped {
+            let shared = subscription.reader.plugin.env.shared.clone();
+            subscription.stop(&shared.queues);
+        }
     }
 
     /// Calls the guest for one of its filters, on behalf of a stream or of none. `handled`: the caller denies the stream
@@ -312,7 +286,7 @@ impl Vm {
         let timed = calls.is_multiple_of(TIMED).then(Instant::now);
         let (half, ticks) = root_context.half_call.get();
         let began = clock::begin(store, half, ticks);
-        store.data_mut().act_for(root_context.index, context);
+        store.data_mut().act_for(&root_context.identity, context);
         let result = {
             let _scope = CallScope::enter(stream, &self.contexts);
             call(store, exports)
@@ -357,10 +331,7 @@ impl Vm {
             let Some(instance) = slot.as_mut() else { return };
             let host = instance.store.data_mut();
             if std::mem::take(&mut host.ticks_changed) {
-                self.roots
-                    .iter()
-                    .zip(&host.roots)
-                    .for_each(|(root_context, root)| self.set_tick(root_context, root.tick));
+                host.roots.iter().enumerate().for_each(|(root, state)| self.set_tick(root, state.tick));
             }
             // Calls that were cancelled in the same callback are never started.
             let grpc_calls = &host.grpc_calls;
@@ -409,16 +380,14 @@ impl Vm {
         }
         // A queue's messages go to the reader that registered last; a quarantine VM, which may fail at any time, must
         // not be a reader.
-        for (root, queue) in reads.into_iter().filter(|_| !self.is_apart()) {
-            let root_context = &self.roots[root];
-            let known = root_context.subscription.borrow().as_ref().map(|listening| listening.note.clone());
-            let note = known.unwrap_or_else(|| self.listen(root_context));
-            if let Some(listening) = &mut *root_context.subscription.borrow_mut()
-                && !listening.queues.contains(&queue)
-            {
-                listening.queues.push(queue);
+        for (reader, queue) in reads.into_iter().filter(|_| !self.is_apart()) {
+            let Some(root_context) = self.roots.get(reader) else { continue };
+            let mut subscriptions = self.subscriptions.borrow_mut();
+            let known = subscriptions.entry(reader).or_insert_with(|| self.listen(&root_context));
+            if !known.queues.contains(&queue) {
+                known.queues.push(queue);
             }
-            root_context.plugin.env.shared.queues.read(queue, note);
+            root_context.plugin.env.shared.queues.read(queue, known.note.clone());
         }
         if let Some(Instance { store, .. }) = self.instance.borrow().as_ref() {
             self.account_memory(store);
@@ -433,20 +402,19 @@ impl Vm {
     }
 
     /// Looks a stream up by its context: the stream, the filter's position in its chain, and the filter.
-    fn find(&self, context: u32) -> Option<(StreamRef, usize, &Rc<RootContext>)> {
+    fn find(&self, context: u32) -> Option<(StreamRef, usize, Rc<RootContext>)> {
         let contexts = self.contexts.borrow();
         let StreamContext { stream, position, root } = contexts.get(context)?;
-        Some((stream.upgrade()?, *position, &self.roots[*root]))
+        Some((stream.upgrade()?, *position, self.roots.get(root.number)?))
     }
 
-    /// Linear memory is charged to the first of the filters that share it.
     fn account_memory(&self, store: &Store<Host>) {
         let now = memory_size(store);
-        self.roots[0].plugin.metrics.memory.add(observe::shard(), now - self.memory.replace(now));
+        self.template.gauges.memory.add(observe::shard(), now - self.memory.replace(now));
     }
 
     /// Notifies a filter of messages in its queues for as long as there is an instance.
-    fn listen(&self, root_context: &Rc<RootContext>) -> QueueNotification {
+    fn listen(&self, root_context: &Rc<RootContext>) -> QueueSubscription {
         let (note, mut inbox) = unbounded_channel();
         let (me, listener) = (self.me.clone(), root_context.clone());
         let task = tokio::task::spawn_local(async move {
@@ -463,30 +431,30 @@ impl Vm {
                 }
             }
         });
-        let (queues, task) = (Vec::new(), task.abort_handle());
-        *root_context.subscription.borrow_mut() = Some(QueueSubscription { note: note.clone(), queues, task });
-        note
+        QueueSubscription { reader: root_context.clone(), note, queues: Vec::new(), task: task.abort_handle() }
     }
 
-    fn set_tick(&self, root_context: &Rc<RootContext>, tick: Option<Duration>) {
-        if root_context.ticking.borrow().as_ref().map(|(period, _)| *period) == tick {
+    /// Sets the tick of one of the guest's root contexts. If filters share it, it runs for the first of them.
+    fn set_tick(&self, root: usize, tick: Option<Duration>) {
+        if self.ticks[root].borrow().as_ref().map(|(period, _)| *period) == tick {
             return;
         }
-        let (me, ticking) = (self.me.clone(), root_context.clone());
+        let me = self.me.clone();
         let new = tick.map(|period| {
             let task = tokio::task::spawn_local(async move {
                 loop {
                     tokio::time::sleep(period).await;
                     let Some(vm) = me.upgrade() else { return };
-                    let root = ticking.root();
-                    let _ = vm.enter(&ticking, None, root, false, |store, exports| {
+                    let Some(root_context) = vm.roots.first(root) else { return };
+                    let root = root_context.root();
+                    let _ = vm.enter(&root_context, None, root, false, |store, exports| {
                         exports.tick.as_ref().map_or(Ok(()), |f| f.call(store, root))
                     });
                 }
             });
             (period, task.abort_handle())
         });
-        if let Some((_, old)) = root_context.ticking.replace(new) {
+        if let Some((_, old)) = self.ticks[root].replace(new) {
             old.abort();
         }
     }
@@ -494,20 +462,20 @@ impl Vm {
     fn on_timer(&self, context: u32, token: i64, incarnation: u32) {
         let Some((stream, position, root_context)) = self.find(context) else { return };
         if incarnation == self.incarnation.get() {
-            let _ = self.enter(root_context, Some((&stream, position)), context, false, |store, exports| {
+            let _ = self.enter(&root_context, Some((&stream, position)), context, false, |store, exports| {
                 exports.timer.as_ref().map_or(Ok(()), |f| f.call(store, (context, token)))
             });
         }
     }
 
-    /// Passes the response to a root context's HTTP call to the guest.
-    pub(super) fn on_call_response(&self, root: usize, id: u32, response: CallResponse, incarnation: u32) {
+    /// Passes the response to a filter's HTTP call to the guest.
+    pub(super) fn on_call_response(&self, caller: u32, id: u32, response: CallResponse, incarnation: u32) {
         if incarnation != self.incarnation.get() {
             return;
         }
         self.http.borrow_mut().remove(&id);
-        let root_context = &self.roots[root];
-        let _ = self.enter(root_context, None, root_context.root(), false, |store, exports| {
+        let Some(root_context) = self.roots.caller(caller) else { return };
+        let _ = self.enter(&root_context, None, root_context.root(), false, |store, exports| {
             let calls = &mut store.data_mut().calls_under_way;
             *calls = calls.saturating_sub(1);
             let Some(f) = &exports.http_call_response else { return Ok(()) };
@@ -520,13 +488,13 @@ impl Vm {
         });
     }
 
-    /// Passes an event of a root context's gRPC call to the guest. Returns whether further events may follow.
-    pub(super) fn on_grpc_event(&self, root: usize, id: u32, event: CallEvent, incarnation: u32) -> bool {
+    /// Passes an event of a filter's gRPC call to the guest. Returns whether further events may follow.
+    pub(super) fn on_grpc_event(&self, caller: u32, id: u32, event: CallEvent, incarnation: u32) -> bool {
         if incarnation != self.incarnation.get() {
             return false;
         }
-        let root_context = &self.roots[root];
-        let delivered = self.enter(root_context, None, root_context.root(), false, |store, exports| {
+        let Some(root_context) = self.roots.caller(caller) else { return false };
+        let delivered = self.enter(&root_context, None, root_context.root(), false, |store, exports| {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let (f, size) = match &event {
                 CallEvent::Initial(fields) => (&exports.grpc_initial, count(fields.len())),
@@ -570,10 +538,7 @@ impl Vm {
         call: impl FnOnce(&mut Store<Host>, &Exports, CallContext) -> wasmtime::Result<T>,
     ) -> Result<T, InstanceUnavailable> {
         let apart = self.apart(stream, position);
-        let (vm, root_context) = match &apart {
-            Some(vm) => (&**vm, &*vm.roots[root_context.index]),
-            None => (self, root_context),
-        };
+        let vm = apart.as_deref().unwrap_or(self);
         let (id, new) = vm.context(root_context, stream, position)?;
         let parent = (new && root_context.phases.get() & phase::LIFECYCLE != 0).then(|| root_context.root());
         vm.enter(root_context, Some((stream, position)), id, true, |store, exports| {
@@ -601,7 +566,7 @@ impl Vm {
             _ => Err(InstanceUnavailable),
         })?;
         if new {
-            let known = StreamContext { stream: stream.downgrade(), position, root: root_context.index };
+            let known = StreamContext { stream: stream.downgrade(), position, root: root_context.identity.clone() };
             let mut contexts = self.contexts.borrow_mut();
             contexts.insert(context, known);
             self.ids.set(self.ids.get().taken(|id| contexts.get(id).is_some()));
@@ -627,16 +592,17 @@ fn memory_size(store: &Store<Host>) -> i64 {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.closing.set(true);
-        self.roots.iter().for_each(|root_context| root_context.stop());
+        self.ticks.iter().filter_map(RefCell::take).for_each(|(_, task)| task.abort());
+        self.stop_listening(|_| true);
         self.grpc.borrow_mut().clear();
         let had = self.instance.borrow().is_some();
         if !self.is_apart() {
             self.template.availability.leave(had);
         }
         self.template.kept.fetch_sub(self.spares.borrow().len(), Ordering::Relaxed);
-        for root_context in &self.roots {
+        for root_context in (0..self.roots.count()).filter_map(|root| self.roots.first(root)) {
             let root = root_context.root();
-            let _ = self.enter(root_context, None, root, false, |store, exports| {
+            let _ = self.enter(&root_context, None, root, false, |store, exports| {
                 if let Some(done) = &exports.done {
                     done.call(&mut *store, root)?;
                 }
@@ -644,8 +610,8 @@ impl Drop for Vm {
             });
         }
         if had && self.instance.borrow().is_some() {
-            self.own_roots().iter().for_each(|root_context| self.gauge(root_context).sub(observe::shard(), 1));
-            self.roots[0].plugin.metrics.memory.sub(observe::shard(), self.memory.get());
+            self.gauge().sub(observe::shard(), 1);
+            self.template.gauges.memory.sub(observe::shard(), self.memory.get());
         }
     }
 }

@@ -228,6 +228,7 @@ impl Worker {
             let key = Arc::as_ptr(template);
             let running = || self.vms.borrow().get(&key).cloned();
             let Some(vm) = new.remove(&key).or_else(running) else { continue };
+            vm.adopt_filters();
             filters.extend(Vm::filters(&vm).map(|filter| (std::ptr::from_ref(filter.plugin()), filter)));
             vms.insert(key, vm);
         }

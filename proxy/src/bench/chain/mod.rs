@@ -323,7 +323,7 @@ impl Runner {
         match self.failed.borrow().as_ref() {
             None => Ok(()),
             Some(template) => {
-                let error = template.plugins()[0].last_error.load();
+                let error = template.plugins()[0].last_error.load_full();
                 let error = error.as_ref().map_or("unknown", |e| e.as_str());
                 bail!("filter `{}` failed on one of the requests: {error}", template.names())
             }

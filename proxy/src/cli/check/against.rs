@@ -259,7 +259,7 @@ fn instances(snapshot: &Snapshot, config: &Value, filters: &Value) -> Option<(Ve
     let (mut new_instances, mut new_settings) = (Vec::new(), Vec::new());
     for template in &snapshot.templates {
         let is_kept = running.contains(&(template.key().as_str(), hex(&template.answers()).as_str()));
-        for plugin in template.plugins() {
+        for plugin in &*template.plugins() {
             let name = &plugin.info.name;
             let old = || before.get(name.as_str()).and_then(|filter| parsed::<model::Filter>(filter));
             if !is_kept {

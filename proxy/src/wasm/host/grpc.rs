@@ -38,8 +38,8 @@ pub enum CallCommand {
 pub struct GrpcCall {
     /// The guest's handle.
     pub id: u32,
-    /// The root context that made the call, as an index.
-    pub root: usize,
+    /// The filter or variant that made the call, as the number of its `RootIdentity`.
+    pub caller: u32,
     /// The destination.
     pub cluster: ClusterHandle,
     /// The head: the path, and the guest's metadata.

@@ -30,8 +30,31 @@ pub struct PluginInfo {
 }
 
 impl PluginInfo {
+    /// Identifies the filter among all that exist.
+    pub fn store_address(&self) -> usize {
+        Arc::as_ptr(&self.store).addr()
+    }
+
     /// Logs a warning about an invalid action of the filter.
     pub fn complain(&self, line: std::fmt::Arguments<'_>) {
         self.log.say(&self.name, tracing::Level::WARN, line);
+    }
+}
+
+/// Which filter, or variant of one, a call is for, and which of the guest's root contexts represents it.
+pub struct RootIdentity {
+    /// Identifies it within its VM. It is never used again there.
+    pub number: u32,
+    /// The index of the root context among the guest's.
+    pub root: usize,
+    /// What the guest's root contexts stand for: by index, their filters and variants. If filters share a root context,
+    /// those of one of these filters.
+    pub infos: Arc<[Arc<PluginInfo>]>,
+}
+
+impl RootIdentity {
+    /// The filter's identity.
+    pub fn info(&self) -> &Arc<PluginInfo> {
+        &self.infos[self.root]
     }
 }

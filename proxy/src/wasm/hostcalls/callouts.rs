@@ -80,6 +80,7 @@ fn http_call(
     id_out: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
+    host.note_named_effect();
     let bad = |why: fmt::Arguments<'_>| {
         host.identity.complain(format_args!("HTTP call not made: {why}"));
         Status::BadArgument
@@ -136,8 +137,8 @@ fn http_call(
     host.copied += body.len() as u64;
     let timeout = u64::from(timeout as u32);
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    let root = host.root;
-    host.calls.push(HttpCall { id, root, cluster, head, body, trailers: trailer_map, charge, timeout });
+    let caller = host.acting;
+    host.calls.push(HttpCall { id, caller, cluster, head, body, trailers: trailer_map, charge, timeout });
     Ok(())
 }
 

@@ -88,7 +88,8 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "bucket_take",
         |mut c: Caller<'_, Host>, id: i32, key: i32, len: i32, tokens: i32, out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
-                let bucket = host.buckets.get(id as u32 as usize).ok_or(Status::BadArgument)?;
+                host.note_named_effect();
+                let bucket = host.definitions.bucket(id)?;
                 let (taken, take) = bucket.take(self::key(memory, key, len)?, tokens);
                 slice_mut(memory, out, Take::SIZE)?.copy_from_slice(&take.to_bytes());
                 Ok(taken.into())
@@ -98,11 +99,12 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "limit_acquire", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let Some((limit, max)) = host.stream_limits.get(id as u32 as usize) else {
-            return -(Status::BadArgument as i32);
+        let (limit, max) = match host.definitions.limit(id) {
+            Ok(found) => found,
+            Err(status) => return -(status as i32),
         };
         let place = call_scope::with_notes(|s| match s.held.len() < limit::STREAM_PLACES {
-            true => i32::from(limit.acquire(*max).map(|place| s.held.push(place)).is_some()),
+            true => i32::from(limit.acquire(max).map(|place| s.held.push(place)).is_some()),
             false => -(Status::InternalFailure as i32),
         });
         place.unwrap_or(-(Status::NotFound as i32))
@@ -110,7 +112,10 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "limit_release", |mut c: Caller<'_, Host>, id: i32| {
         let host = c.data_mut();
         host.hostcalls += 1;
-        let Some((limit, _)) = host.stream_limits.get(id as u32 as usize) else { return Status::BadArgument as i32 };
+        let (limit, _) = match host.definitions.limit(id) {
+            Ok(found) => found,
+            Err(status) => return status as i32,
+        };
         call_scope::with_notes(|s| {
             if let Some(at) = s.held.iter().position(|place| place.is_of(limit)) {
                 s.held.swap_remove(at);
@@ -238,10 +243,13 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "bucket_define", |mut c: Caller<'_, Host>, ptr: i32, len: i32| {
         number(split(&mut c).and_then(|(memory, host)| {
             let bucket: doc::Bucket = document(memory, host, ptr, len)?;
-            room(&host.buckets, limit::BUCKETS)?;
+            room(&host.definitions.buckets, limit::BUCKETS)?;
             host.define(2 * bucket.name.len())?;
-            host.buckets.push(host.identity.store.bucket(&bucket)?);
-            Ok(host.buckets.len() as i32 - 1)
+            host.definitions.buckets.push(Ok(host.identity.store.bucket(&bucket)?));
+            if let Some(shared) = &mut host.shared_definitions {
+                shared.buckets.push(bucket);
+            }
+            Ok(host.definitions.buckets.len() as i32 - 1)
         }))
     })?;
     linker.func_wrap(MODULE, "limit_define", |mut c: Caller<'_, Host>, name: i32, len: i32, max: i32| {
@@ -251,10 +259,13 @@ fn configuring(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             if host.phase == Phase::Running {
                 return Err(Status::BadArgument);
             }
-            room(&host.stream_limits, limit::LIMITS)?;
+            room(&host.definitions.limits, limit::LIMITS)?;
             host.define(name.len())?;
-            host.stream_limits.push((host.identity.store.limit(name)?, max));
-            Ok(host.stream_limits.len() as i32 - 1)
+            host.definitions.limits.push((Ok(host.identity.store.limit(name)?), max));
+            if let Some(shared) = &mut host.shared_definitions {
+                shared.limits.push((name.to_owned(), max));
+            }
+            Ok(host.definitions.limits.len() as i32 - 1)
         }))
     })?;
     Ok(())

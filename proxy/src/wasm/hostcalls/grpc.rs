@@ -115,6 +115,7 @@ fn open(
     id_out: i32,
 ) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
+    host.note_named_effect();
     let bad = |why: fmt::Arguments<'_>| {
         host.identity.complain(format_args!("gRPC call not made: {why}"));
         Status::ParseFailure
@@ -175,10 +176,10 @@ fn open(
     host.grpc_calls.insert(id, OpenCall { streams: message.is_none(), closed: false });
     host.copied += size as u64;
     let timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
-    let root = host.root;
+    let caller = host.acting;
     host.grpc_commands.push(CallCommand::Open(Box::new(GrpcCall {
         id,
-        root,
+        caller,
         cluster,
         head,
         message,

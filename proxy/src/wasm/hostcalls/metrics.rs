@@ -7,7 +7,7 @@ use super::guest::{key, slice, split, status, write_u32, write_u64};
 use crate::{
     observe::{self, Kind, MetricError, metrics::Handle},
     wasm::{
-        host::{Host, filter_log::Escaped},
+        host::{Host, definitions::define_metric},
         stores::undo_log::UndoLog,
     },
 };
@@ -55,24 +55,17 @@ fn define(caller: &mut Caller<'_, Host>, kind: i32, name: i32, name_len: i32, id
         _ => return Err(Status::BadArgument),
     };
     let name = str::from_utf8(key(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
-    if host.metrics.len() >= MAX {
+    if host.definitions.metrics.len() >= MAX {
         return Err(Status::InternalFailure);
     }
     slice(memory, id_out, 4)?;
-    host.define(0)?;
-    let filter_store = &host.identity.store;
-    let (metric, newly) = host.env.shared.registry.dynamic(kind, name, &filter_store.metrics).map_err(|e| {
-        host.identity.complain(format_args!("metric `{}` not defined: {e}", Escaped(name.as_bytes())));
-        match e {
-            MetricError::TooMany => Status::InternalFailure,
-            _ => Status::BadArgument,
-        }
-    })?;
-    if let Some(shown) = newly {
-        host.env.undo_log.note_metric(filter_store, shown);
+    host.define(if host.shared_definitions.is_some() { name.len() } else { 0 })?;
+    let metric = define_metric(&host.identity, &host.env, kind, name)?;
+    let id = host.definitions.metrics.len() as u32;
+    host.definitions.metrics.push(Ok(metric));
+    if let Some(shared) = &mut host.shared_definitions {
+        shared.metrics.push((kind, name.to_owned()));
     }
-    let id = host.metrics.len() as u32;
-    host.metrics.push(metric);
     write_u32(memory, id_out, id)
 }
 
@@ -83,7 +76,8 @@ fn on_metric<T>(
 ) -> Result<T, Status> {
     let host = caller.data_mut();
     host.hostcalls += 1;
-    let metric = host.metrics.get(id as u32 as usize).ok_or(Status::NotFound)?;
+    host.note_named_effect();
+    let metric = host.definitions.metric(id)?;
     // A counter cannot decrease, a histogram cannot be read.
     f(metric, &host.env.undo_log).map_err(|_| Status::BadArgument)
 }

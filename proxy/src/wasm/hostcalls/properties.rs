@@ -120,6 +120,9 @@ fn get(host: &Host, bytes: &[u8], data: &mut Vec<u8>) -> Option<()> {
     let path = Path::decode(bytes);
     let segments = path.as_ref().map_or(&[][..], Path::segments);
     if let Some(()) = of_plugin(&host.identity, segments, data) {
+        if segments != ["plugin_root_id"] {
+            host.note_named_effect();
+        }
         return Some(());
     }
     call_scope::with_subject(|subject, _| {

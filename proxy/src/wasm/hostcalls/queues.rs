@@ -20,6 +20,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, vm: i32, vm_len: i32, name: i32, name_len: i32, id_out: i32| {
             let resolve = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
+                host.note_named_effect();
                 let text = |ptr, len| str::from_utf8(key(memory, ptr, len)?).map_err(|_| Status::NotFound);
                 let (vm, name) = (text(vm, vm_len)?, text(name, name_len)?);
                 let id = match vm.is_empty() {
@@ -37,6 +38,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, id: i32, value: i32, value_len: i32| {
             let send = |caller: &mut Caller<'_, Host>| {
                 let (memory, host) = split(caller)?;
+                host.note_named_effect();
                 // A message without room is rejected before it is copied.
                 let value = range(memory, value, value_len)?;
                 host.copied += value.len() as u64;
@@ -71,6 +73,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
             }
             let mut taken = None;
             let given = give(&mut caller, out, size_out, |host, data| {
+                host.note_named_effect();
                 // A configuration that is not applied yet must not take messages from the running one.
                 if host.env.undo_log.is_on() {
                     return Err(Status::Empty);
@@ -96,14 +99,15 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
 fn register(caller: &mut Caller<'_, Host>, name: i32, name_len: i32, id_out: i32) -> Result<(), Status> {
     let (memory, host) = split(caller)?;
     let name = str::from_utf8(key(memory, name, name_len)?).map_err(|_| Status::BadArgument)?;
+    host.note_named_effect();
     let vm_store = &host.identity.vm_store;
     let (id, made) = host.env.shared.queues.open(&vm_store.queues, name).ok_or(Status::InternalFailure)?;
     if made {
         host.env.undo_log.note_queue(vm_store, id);
     }
     // It is notified of messages once it runs on a worker.
-    if !host.reads.contains(&(host.root, id)) {
-        host.reads.push((host.root, id));
+    if !host.reads.contains(&(host.acting, id)) {
+        host.reads.push((host.acting, id));
     }
     write_u32(memory, id_out, id)
 }

@@ -16,6 +16,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         |mut caller: Caller<'_, Host>, key: i32, key_len: i32, out: i32, size_out: i32, cas_out: i32| {
             let found = split(&mut caller).and_then(|(memory, host)| {
                 let key = self::key(memory, key, key_len)?;
+                host.note_named_effect();
                 host.identity.vm_store.data.get(key).ok_or(Status::NotFound)
             });
             let (value, cas) = match found {

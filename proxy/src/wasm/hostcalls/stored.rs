@@ -39,6 +39,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         "shared_get",
         |mut c: Caller<'_, Host>, key: i32, len: i32, buffer: i32, cap: i32, version_out: i32| {
             number(split(&mut c).and_then(|(memory, host)| {
+                host.note_named_effect();
                 let (value, version) =
                     host.identity.vm_store.data.get(self::key(memory, key, len)?).ok_or(Status::NotFound)?;
                 if version_out != 0 {
@@ -65,6 +66,7 @@ fn shared(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "shared_delete", |mut c: Caller<'_, Host>, key: i32, len: i32, expected: i64| {
         status(split(&mut c).and_then(|(memory, host)| {
             let expected = ExpectedVersion::of_number(expected).ok_or(Status::BadArgument)?;
+            host.note_named_effect();
             let (key, vm_store) = (self::key(memory, key, len)?, &host.identity.vm_store);
             let change = vm_store.data.delete(key, expected).map_err(of_shared)?;
             if host.env.undo_log.is_on() {
@@ -84,6 +86,7 @@ pub(super) fn set_shared(
     expected: ExpectedVersion,
     ttl: Option<Duration>,
 ) -> Result<(), Status> {
+    host.note_named_effect();
     let vm_store = &host.identity.vm_store;
     let change = vm_store.data.set(key, value, expected, ttl).map_err(of_shared)?;
     if host.env.undo_log.is_on() {

@@ -36,6 +36,7 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     linker.func_wrap(MODULE, "proxy_set_tick_period_milliseconds", |mut caller: Caller<'_, Host>, period: i32| {
         let period = u64::from(period as u32);
         let host = caller.data_mut();
+        host.note_named_effect();
         host.roots[host.root].tick = (period > 0).then(|| Duration::from_millis(period));
         host.ticks_changed = true;
         Status::Ok as i32
@@ -44,15 +45,14 @@ pub(super) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         let host = caller.data_mut();
         let context = context as u32;
         let root = context.wrapping_sub(FIRST_ROOT) as usize;
-        let root = if root < host.roots.len() {
+        if root < host.roots.len() {
             call_scope::leave();
-            root
+            host.act_for_root(root, context);
         } else if let Some(root) = call_scope::switch(context) {
-            root
+            host.act_for(&root, context);
         } else {
             return Status::BadArgument as i32;
-        };
-        host.act_for(root, context);
+        }
         Status::Ok as i32
     })?;
     // The host does not wait for a root context to finish: it calls `proxy_on_done` and deletes it.

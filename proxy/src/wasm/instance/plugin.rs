@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::{compiled::CompiledModule, failures::FailureLog, trap::TrapKind};
 use crate::{
     config::model::{self, HeadersPause, OnFailure},
-    observe::{Buckets, Counter, Gauge, Histogram, LogLimiter, MetricError, Registry},
+    observe::{Buckets, Counter, Histogram, LogLimiter, MetricError, Registry, SumGauge},
     wasm::{
         engine::Engine,
         host::{filter_log::FilterLog, plugin_info::PluginInfo},
@@ -19,7 +19,8 @@ use crate::{
     },
 };
 
-/// A filter's metrics, summed over all workers.
+/// A filter's metrics, summed over all workers. Instances and their memory are counted by the templates that the filter
+/// belongs to (`VmGauges`).
 #[derive(Clone)]
 pub struct FilterMetrics {
     /// Calls into the filter.
@@ -37,13 +38,13 @@ pub struct FilterMetrics {
     /// Failures after which a worker had no replacement, because creating one would have exceeded the time budget.
     pub over_budget: Counter,
     /// Bytes of linear memory, over all instances.
-    pub memory: Gauge,
+    pub memory: SumGauge,
     /// Bytes that the host holds for all instances.
-    pub host_memory: Gauge,
+    pub host_memory: SumGauge,
     /// Ready instances.
-    pub instances: Gauge,
+    pub instances: SumGauge,
     /// Instances reserved for clients whose requests made the filter fail.
-    pub quarantine: Gauge,
+    pub quarantine: SumGauge,
 }
 
 impl FilterMetrics {
@@ -73,18 +74,18 @@ impl FilterMetrics {
                 "tollgate_filter_rebuild_budget_exhausted_total",
                 "Failures after which a worker had no instance, because its time budget for creating them was used up.",
             )?,
-            memory: registry.gauge(
+            memory: registry.sum_gauge(
                 "tollgate_filter_memory_bytes",
                 "Linear memory of the filter's instances.",
                 labels,
             )?,
-            host_memory: registry.gauge(
+            host_memory: registry.sum_gauge(
                 "tollgate_filter_host_memory_bytes",
                 "Memory that the proxy holds for the filter's instances outside their linear memory.",
                 labels,
             )?,
-            instances: registry.gauge("tollgate_filter_instances", "Ready instances.", labels)?,
-            quarantine: registry.gauge(
+            instances: registry.sum_gauge("tollgate_filter_instances", "Ready instances.", labels)?,
+            quarantine: registry.sum_gauge(
                 "tollgate_filter_quarantine_instances",
                 "Instances that serve only clients whose requests made the filter fail.",
                 labels,
@@ -138,6 +139,8 @@ pub struct Plugin {
     pub(in crate::wasm) stall_hint_logged: AtomicBool,
     /// The last error.
     pub last_error: ArcSwapOption<String>,
+    /// Whether its configuration has a `vm_id`.
+    pub(super) has_vm_id: bool,
     pub(in crate::wasm) engine: Arc<Engine>,
     pub(in crate::wasm) env: Arc<FilterEnv>,
     pub(in crate::wasm) memory_limit: usize,
@@ -184,6 +187,7 @@ impl Plugin {
             over_budget_limiter: LogLimiter::default(),
             stall_hint_logged: AtomicBool::new(false),
             last_error: ArcSwapOption::empty(),
+            has_vm_id: config.vm_id.is_some(),
             engine: engine.clone(),
             env: env.clone(),
             memory_limit: usize::try_from(config.limits.memory.0).unwrap_or(usize::MAX),
@@ -191,20 +195,40 @@ impl Plugin {
         })
     }
 
+    /// Whether it and an equal filter have the same configurations, after conversion of one of them.
+    pub fn is_configured_like(&self, equal: &Plugin) -> bool {
+        self.infos().map(|info| &info.config).eq(equal.infos().map(|info| &info.config))
+    }
+
+    /// The same filter with the converted configurations of an equal filter.
+    pub fn configured_like(&self, equal: &Plugin) -> Plugin {
+        let as_equal =
+            |own: &PluginInfo, other: &PluginInfo| Arc::new(PluginInfo { config: other.config.clone(), ..own.clone() });
+        let variants = equal.variants.iter().map(|(name, other)| (name.clone(), as_equal(&self.info, other)));
+        Plugin {
+            variants: variants.collect(),
+            info: as_equal(&self.info, &equal.info),
+            code: self.code.clone(),
+            settings: ArcSwap::from_pointee(self.settings()),
+            metrics: self.metrics.clone(),
+            failures: FailureLog::default(),
+            over_budget_limiter: LogLimiter::default(),
+            stall_hint_logged: AtomicBool::new(false),
+            last_error: ArcSwapOption::empty(),
+            engine: self.engine.clone(),
+            env: self.env.clone(),
+            ..*self
+        }
+    }
+
     /// The same module with another configuration.
     pub fn configured_as(&self, config: &model::Filter) -> Result<Plugin, MetricError> {
         Plugin::new(config, self.code.clone(), &self.engine, &self.env)
     }
 
-    /// Whether both can run in one VM; see [`VmTemplate`](super::template::VmTemplate).
-    pub(super) fn shares_vm_with(&self, other: &Plugin) -> bool {
-        let (one, other_one) = (&self.info, &other.info);
-        one.vm_id == other_one.vm_id
-            && self.code.hash == other.code.hash
-            && one.vm_config == other_one.vm_config
-            && one.env == other_one.env
-            && self.memory_limit == other.memory_limit
-            && self.host_memory_limit == other.host_memory_limit
+    /// Its identity, and those of its variants.
+    pub(in crate::wasm) fn infos(&self) -> impl Iterator<Item = &Arc<PluginInfo>> {
+        [&self.info].into_iter().chain(self.variants.iter().map(|(_, info)| info))
     }
 
     /// The settings that can change without new instances.

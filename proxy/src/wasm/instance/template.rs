@@ -1,12 +1,8 @@
 //! What a VM's instances are created from: a compiled module with a VM's configuration, and the filters that share it.
 //! Instances are created on the control thread; workers only receive ready ones.
-//!
-//! Filters share a VM if everything that defines it is the same: the `vm_id`, the code, the VM's configuration, the
-//! environment and the memory limits (Envoy's key is the first three). A filter without a `vm_id` has its own VM,
-//! because a failure in a VM affects all of its filters.
 
 use std::{
-    collections::BTreeSet,
+    fmt::Write,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,22 +10,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
+use rustc_hash::FxHashSet;
 use tollgate_abi::proxy_wasm::ALLOCATORS;
 use wasmtime::{Store, TypedFunc};
 
 use super::{
     Exports, Instance,
     availability::Availability,
+    facts::{Facts, FilterFacts},
+    gauges::VmGauges,
+    groups::{Sharing, VmKey, key},
     plugin::Plugin,
     trap::{TrapKind, describe},
 };
 use crate::{
     chain::charge::MemoryBudget,
-    digest::sha256_hex,
     observe::{self, target},
     wasm::{
         engine::clock,
-        host::{FIRST_ROOT, Host, Phase, plugin_info::PluginInfo},
+        host::{
+            FIRST_ROOT, Host, Phase,
+            definitions::define_metric,
+            plugin_info::{PluginInfo, RootIdentity},
+        },
         stores::known_names::{KnownNames, NameAnswers},
     },
 };
@@ -39,8 +43,12 @@ const CONFIGURE_FACTOR: u32 = 20;
 
 /// A VM's module, configuration and filters.
 pub struct VmTemplate {
-    /// The filters that share the VM, at least one; the first root context belongs to the first filter.
-    plugins: Vec<Arc<Plugin>>,
+    /// The filters that share the VM, at least one; the first root context belongs to the first filter. If they share the
+    /// root context, filters can join and leave.
+    plugins: ArcSwap<Vec<Arc<Plugin>>>,
+    sharing: Sharing,
+    /// The gauges of its instances.
+    pub(in crate::wasm) gauges: VmGauges,
     /// A spare instance for the first worker whose own fails, so that no request waits for a new one.
     spare: Mutex<Option<Instance>>,
     /// Number of spares that workers hold themselves.
@@ -54,23 +62,7 @@ pub struct VmTemplate {
     /// Identifies everything that its instances are made of.
     key: VmKey,
     /// What its first instance says about each filter.
-    facts: OnceLock<Box<[FilterFacts]>>,
-}
-
-/// A digest of everything that a VM's instances are made of: code, VM configuration, environment, memory limits, and the
-/// filters with their names and configurations. As long as it is the same, instances are kept.
-pub type VmKey = String;
-
-/// What an instance says about one of its filters.
-#[derive(Debug, Clone)]
-pub struct FilterFacts {
-    /// The callbacks that it, or a variant of it, exports and subscribes to, as bits of
-    /// [`phase`](tollgate_abi::fast::phase).
-    pub phases: u32,
-    /// Whether it, or a variant of it, has a timer tick.
-    pub ticks: bool,
-    /// The variants that its routes select, by filter and variant.
-    pub selections: BTreeSet<(String, String)>,
+    facts: Arc<OnceLock<Facts>>,
 }
 
 /// Why an instance could not be created.
@@ -129,64 +121,117 @@ fn list(errors: &[(String, String)]) -> String {
 impl VmTemplate {
     /// Creates a template for a single filter.
     pub fn of(plugin: Arc<Plugin>) -> Arc<VmTemplate> {
-        VmTemplate::new(vec![plugin])
+        VmTemplate::new(vec![plugin], Sharing::Vm)
     }
 
     /// Creates a template for filters that share a VM, in this order.
-    pub fn new(plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
-        let key = key(&plugins);
-        VmTemplate::with_key(plugins, key)
+    pub fn new(plugins: Vec<Arc<Plugin>>, sharing: Sharing) -> Arc<VmTemplate> {
+        let key = key(&plugins, sharing);
+        VmTemplate::with_key(plugins, sharing, key)
     }
 
     /// The same VM with filters whose configurations were converted to the types that they expect.
     pub fn converted(&self, plugins: Vec<Arc<Plugin>>) -> Arc<VmTemplate> {
-        VmTemplate::with_key(plugins, self.key.clone())
+        self.gauges.leave(&self.plugins());
+        VmTemplate::with_key(plugins, self.sharing, self.key.clone())
     }
 
-    fn with_key(plugins: Vec<Arc<Plugin>>, key: VmKey) -> Arc<VmTemplate> {
+    /// The VM of the first filter alone, for the same instances. For equal filters that cannot share a root context.
+    pub fn separated(&self, key: VmKey) -> Arc<VmTemplate> {
+        let mut first = (*self.plugins()).clone();
+        self.gauges.leave(&first);
+        first.truncate(1);
+        self.gauges.join(&first);
         Arc::new(VmTemplate {
-            plugins,
+            key,
+            plugins: ArcSwap::from_pointee(first),
+            sharing: Sharing::Vm,
+            gauges: self.gauges.clone(),
+            spare: Mutex::new(None),
+            kept: AtomicUsize::new(0),
+            availability: Availability::default(),
+            making: AtomicU64::new(self.making.load(Ordering::Relaxed)),
+            name_answers: self.name_answers.clone(),
+            facts: self.facts.clone(),
+        })
+    }
+
+    /// Creates a template with a key that was computed before.
+    pub fn with_key(plugins: Vec<Arc<Plugin>>, sharing: Sharing, key: VmKey) -> Arc<VmTemplate> {
+        let gauges = VmGauges::new(plugins[0].env.shared.registry.shards());
+        gauges.join(&plugins);
+        Arc::new(VmTemplate {
+            plugins: ArcSwap::from_pointee(plugins),
+            sharing,
+            gauges,
             spare: Mutex::new(None),
             kept: AtomicUsize::new(0),
             availability: Availability::default(),
             making: AtomicU64::new(0),
             name_answers: Arc::default(),
             key,
-            facts: OnceLock::new(),
+            facts: Arc::default(),
         })
     }
 
-    /// Groups filters into templates, in the order of each group's first filter.
-    pub fn shared_by(plugins: &[Arc<Plugin>]) -> Vec<Arc<VmTemplate>> {
-        let mut groups: Vec<Vec<Arc<Plugin>>> = Vec::new();
+    /// The filters that share the VM, in the order of their root contexts.
+    pub fn plugins(&self) -> Arc<Vec<Arc<Plugin>>> {
+        self.plugins.load_full()
+    }
+
+    /// Replaces the filters that share the root context, without new instances. Workers see the change when they apply the
+    /// configuration.
+    pub fn set_plugins(&self, plugins: Vec<Arc<Plugin>>) {
+        debug_assert!(self.sharing == Sharing::RootContext && !plugins.is_empty(), "filters can join and leave");
+        self.gauges.pass_on(&self.plugins(), &plugins);
+        let (first, stores) = VmTemplate::filters_of(&plugins);
+        if let Some(spare) = &mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner) {
+            spare.store.data_mut().retain_filters(&first, &stores);
+        }
+        self.plugins.store(Arc::new(plugins));
+    }
+
+    /// The arguments of [`Host::retain_filters`] for these filters.
+    pub(in crate::wasm) fn filters_of(plugins: &[Arc<Plugin>]) -> (Arc<[Arc<PluginInfo>]>, FxHashSet<usize>) {
+        (plugins[0].infos().cloned().collect(), plugins.iter().map(|plugin| plugin.info.store_address()).collect())
+    }
+
+    /// Makes filters that share the root context owners of its metrics, as if each had defined them.
+    pub fn define_metrics<'p>(&self, plugins: impl Iterator<Item = &'p Arc<Plugin>>) {
+        let metrics = self.facts.get().map_or(&[][..], |facts| &facts.metrics);
         for plugin in plugins {
-            match groups.iter_mut().find(|group| group[0].shares_vm_with(plugin)) {
-                Some(group) => group.push(plugin.clone()),
-                None => groups.push(vec![plugin.clone()]),
+            for (kind, name) in metrics {
+                // A failure is logged. The guest gets the status when it uses the metric for this filter.
+                let _ = define_metric(&plugin.info, &plugin.env, *kind, name);
             }
         }
-        groups.into_iter().map(VmTemplate::new).collect()
     }
 
-    /// The filters that share the VM, in the order of their root contexts.
-    pub fn plugins(&self) -> &[Arc<Plugin>] {
-        &self.plugins
+    /// What its filters share.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
-    /// The root contexts in order: those of the filters, then those of their variants.
-    pub fn roots(&self) -> impl Iterator<Item = TemplateRoot<'_>> {
-        let filters = || self.plugins.iter().enumerate();
+    /// The filters that the guest is configured for: all that share the VM, but only the first that shares a root context.
+    /// Their counters count the instances.
+    pub fn configured<'p>(&self, plugins: &'p [Arc<Plugin>]) -> &'p [Arc<Plugin>] {
+        match self.sharing {
+            Sharing::Vm => plugins,
+            Sharing::RootContext => &plugins[..1],
+        }
+    }
+
+    /// The root contexts of these filters in order: those of the filters, then those of their variants. Filters that share
+    /// a root context are represented by the first one.
+    pub fn roots<'p>(&self, plugins: &'p [Arc<Plugin>]) -> impl Iterator<Item = TemplateRoot<'p>> {
+        let represented = self.configured(plugins);
+        let filters = || represented.iter().enumerate();
         let own = filters().map(|(filter, plugin)| TemplateRoot { filter, plugin, variant: None, info: &plugin.info });
         let variants = filters().flat_map(|(filter, plugin)| {
             let variant = move |(name, info)| TemplateRoot { filter, plugin, variant: Some(name), info };
             plugin.variants.iter().map(|(name, info)| (name.as_str(), info)).map(variant)
         });
         own.chain(variants)
-    }
-
-    /// The indices of the root contexts of a filter and its variants.
-    fn roots_of(&self, filter: usize) -> impl Iterator<Item = usize> {
-        self.roots().enumerate().filter(move |(_, root)| root.filter == filter).map(|(index, _)| index)
     }
 
     /// Identifies everything that its instances are made of.
@@ -205,14 +250,31 @@ impl VmTemplate {
         self.name_answers.sha256()
     }
 
-    /// What its first instance said about each filter; empty before there was one.
-    pub fn facts(&self) -> &[FilterFacts] {
-        self.facts.get().map_or(&[], |facts| facts)
+    /// What its first instance said about each of its filters; empty before there was one.
+    pub fn facts_of<'t>(
+        &'t self,
+        plugins: &'t [Arc<Plugin>],
+    ) -> impl Iterator<Item = (&'t Arc<Plugin>, &'t FilterFacts)> {
+        let all = self.facts.get().map_or(&[][..], |facts| &facts.filters);
+        let of = move |index| all.get(if self.sharing == Sharing::RootContext { 0 } else { index });
+        plugins.iter().enumerate().filter_map(move |(index, plugin)| Some((plugin, of(index)?)))
+    }
+
+    /// Whether its first instance did something that concerns only one filter, so that equal filters cannot share it.
+    pub fn has_named_effect(&self) -> bool {
+        self.facts.get().is_some_and(|facts| facts.has_named_effect)
     }
 
     /// The names of its filters, for messages.
     pub fn names(&self) -> String {
-        self.plugins.iter().map(|p| p.info.name.as_str()).collect::<Vec<_>>().join(", ")
+        const LISTED: usize = 5;
+        let plugins = self.plugins();
+        let listed = plugins.iter().take(LISTED).map(|p| p.info.name.as_str());
+        let mut text = listed.collect::<Vec<_>>().join(", ");
+        if plugins.len() > LISTED {
+            let _ = write!(text, " and {} more", plugins.len() - LISTED);
+        }
+        text
     }
 
     /// Stores a spare instance for the first worker that needs one. Returns it if there is one already.
@@ -255,44 +317,46 @@ impl VmTemplate {
     /// takes longer than `most`.
     pub(in crate::wasm) fn instantiate_within(&self, most: Duration) -> Result<Instance, SetupError> {
         let before = clock::processor_time();
-        let built = self.make(most);
+        let plugins = self.plugins();
+        let built = self.make(&plugins, most);
         let made_in = clock::processor_time().saturating_sub(before);
         let known = self.making.load(Ordering::Relaxed);
         let now = u64::try_from(made_in.as_nanos()).unwrap_or(u64::MAX);
         // A concurrent update may be lost: it is only an estimate.
         self.making.store(if known == 0 { now } else { known / 4 * 3 + now / 4 }, Ordering::Relaxed);
         let instance = built.map(|(store, exports)| Instance { store, exports, made_in })?;
-        let facts = |filter| FilterFacts {
-            phases: self.roots_of(filter).fold(0, |all, root| all | instance.phases(root)),
-            ticks: self.roots_of(filter).any(|root| instance.ticks(root)),
-            selections: self.roots_of(filter).flat_map(|root| instance.selections(root)).collect(),
-        };
-        self.facts.get_or_init(|| (0..self.plugins.len()).map(facts).collect());
-        self.plugins.iter().for_each(|plugin| plugin.metrics.created.inc(observe::shard()));
+        self.facts.get_or_init(|| Facts::of(self.roots(&plugins), &instance));
+        self.configured(&plugins).iter().for_each(|plugin| plugin.metrics.created.inc(observe::shard()));
         Ok(instance)
     }
 
-    fn make(&self, most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
-        let first = &self.plugins[0];
-        let infos = self.roots().map(|root| root.info.clone());
-        // Like linear memory, the host memory of a shared VM is charged to its first filter.
-        let ledger = MemoryBudget::new(first.host_memory_limit, Some(first.metrics.host_memory.clone()));
-        let host = Host::new(infos, first.env.clone(), self.name_answers.clone(), first.memory_limit, ledger);
+    fn make(&self, plugins: &[Arc<Plugin>], most: Duration) -> Result<(Store<Host>, Exports), SetupError> {
+        let first = &plugins[0];
+        let infos: Arc<[_]> = self.roots(plugins).map(|root| root.info.clone()).collect();
+        let ledger = MemoryBudget::new(first.host_memory_limit, Some(self.gauges.host_memory.clone()));
+        let shared = self.sharing == Sharing::RootContext;
+        let answers = self.name_answers.clone();
+        let host = Host::new(infos.clone(), shared, first.env.clone(), answers, first.memory_limit, ledger);
         let mut store = Store::new(first.engine.wasmtime(), host);
         store.limiter(|host| &mut host.limiter);
         clock::install(&mut store);
-        let bound = |plugin: &Plugin| (plugin.settings().call_time * CONFIGURE_FACTOR).min(most);
+        let call_time = |plugin: &Plugin| plugin.settings().call_time;
+        // Equal filters may have different time limits.
+        let longest = if shared { plugins.iter().map(|plugin| call_time(plugin)).max() } else { None };
+        let bound = |plugin: &Plugin| (longest.unwrap_or(call_time(plugin)) * CONFIGURE_FACTOR).min(most);
         let (before, mut all) = (clock::processor_time(), bound(first));
         clock::start(&mut store, bound(first));
         let started = Instant::now();
-        let exports = self.start(&mut store).map_err(|error| SetupError { filter: 0, variant: None, error })?;
-        for (index, root) in self.roots().enumerate() {
+        let exports =
+            VmTemplate::start(first, &mut store).map_err(|error| SetupError { filter: 0, variant: None, error })?;
+        for (index, root) in self.roots(plugins).enumerate() {
             let bound = bound(root.plugin);
             if index > 0 {
                 clock::start(&mut store, bound);
                 all += bound;
             }
-            let mut configured = configure(&mut store, &exports, index, root.info);
+            let identity = RootIdentity { number: index as u32, root: index, infos: infos.clone() };
+            let mut configured = configure(&mut store, &exports, &identity);
             // Code that cannot be interrupted is checked afterwards.
             if configured.is_ok() && clock::processor_time().saturating_sub(before) > all {
                 configured = Err(trapped("proxy_on_configure", &mut store, &wasmtime::Trap::Interrupt.into()));
@@ -301,7 +365,7 @@ impl VmTemplate {
             configured.map_err(|error| SetupError { filter: root.filter, variant, error })?;
         }
         clock::end(&mut store);
-        store.data_mut().phase = Phase::Running;
+        store.data_mut().begin_running();
         tracing::debug!(
             target: target::WASM,
             filter = self.names(), us = started.elapsed().as_micros() as u64, "instance ready"
@@ -310,8 +374,8 @@ impl VmTemplate {
     }
 
     /// Runs a module's start functions, before it has any context.
-    fn start(&self, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
-        let code = &self.plugins[0].code;
+    fn start(first: &Plugin, store: &mut Store<Host>) -> Result<Exports, InstantiateError> {
+        let code = &first.code;
         let instance = code.pre.instantiate(&mut *store).map_err(|e| trapped("start", store, &e))?;
         store.data_mut().memory = instance.get_memory(&mut *store, "memory");
         let allocator = ALLOCATORS.iter().find_map(|name| instance.get_func(&mut *store, name));
@@ -329,39 +393,8 @@ impl VmTemplate {
             main.call(&mut *store, (0, 0)).map_err(|e| trapped("main", store, &e))?;
         }
         store.data_mut().abi = code.abi;
-        Ok(Exports::find(&self.plugins[0].engine, &instance, store))
+        Ok(Exports::find(&first.engine, &instance, store))
     }
-}
-
-/// Computes a VM's key. Each part is preceded by its length, so that no two lists of parts look the same.
-fn key(plugins: &[Arc<Plugin>]) -> VmKey {
-    let mut all = Vec::new();
-    let mut part = |bytes: &[u8]| {
-        all.extend_from_slice(&bytes.len().to_le_bytes());
-        all.extend_from_slice(bytes);
-    };
-    let first = &plugins[0];
-    part(first.code.hash.as_bytes());
-    part(first.info.vm_id.as_bytes());
-    part(&first.info.vm_config);
-    part(&first.memory_limit.to_le_bytes());
-    part(&first.host_memory_limit.to_le_bytes());
-    part(&first.info.env.len().to_le_bytes());
-    for (name, value) in &first.info.env {
-        part(name.as_bytes());
-        part(value.as_bytes());
-    }
-    for plugin in plugins {
-        part(plugin.info.name.as_bytes());
-        part(plugin.info.root_id.as_bytes());
-        part(&plugin.info.config);
-        part(&plugin.variants.len().to_le_bytes());
-        for (name, variant) in &plugin.variants {
-            part(name.as_bytes());
-            part(&variant.config);
-        }
-    }
-    sha256_hex(&all)
 }
 
 fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error) -> InstantiateError {
@@ -381,14 +414,9 @@ fn trapped(place: &'static str, store: &mut Store<Host>, error: &wasmtime::Error
 
 /// Creates a root context and configures it. As in Envoy, `proxy_on_vm_start` is called for every root context of the VM,
 /// because SDKs hand it to the filter's own code.
-fn configure(
-    store: &mut Store<Host>,
-    exports: &Exports,
-    index: usize,
-    info: &PluginInfo,
-) -> Result<(), InstantiateError> {
-    let root = FIRST_ROOT + index as u32;
-    store.data_mut().act_for(index, root);
+fn configure(store: &mut Store<Host>, exports: &Exports, identity: &RootIdentity) -> Result<(), InstantiateError> {
+    let (root, info) = (FIRST_ROOT + identity.root as u32, identity.info());
+    store.data_mut().act_for(identity, root);
     store.data_mut().last_logged.clear();
     if let Some(create) = &exports.context_create {
         create.call(&mut *store, (root, 0)).map_err(|e| trapped("proxy_on_context_create", store, &e))?;
@@ -396,7 +424,7 @@ fn configure(
     let mut ask = |name: &'static str, phase, f: &Option<TypedFunc<(u32, u32), u32>>, size: usize| {
         let Some(f) = f else { return Ok(()) };
         store.data_mut().phase = phase;
-        store.data_mut().act_for(index, root);
+        store.data_mut().act_for(identity, root);
         let agreed = f.call(&mut *store, (root, size as u32)).map_err(|e| trapped(name, store, &e))? != 0;
         let errors = std::mem::take(&mut store.data_mut().config_errors);
         match (agreed, errors.is_empty()) {

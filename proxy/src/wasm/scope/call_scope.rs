@@ -9,10 +9,13 @@ use super::{
     contexts::Contexts,
     stream_ref::{StreamNotes, StreamRef},
 };
-use crate::chain::{
-    Stream,
-    network::NetworkStream,
-    stream::{FilterState, StreamState},
+use crate::{
+    chain::{
+        Stream,
+        network::NetworkStream,
+        stream::{FilterState, StreamState},
+    },
+    wasm::host::plugin_info::RootIdentity,
 };
 
 struct CurrentCall {
@@ -47,15 +50,15 @@ impl Drop for CallScope {
     }
 }
 
-/// Switches the call to another stream (`proxy_set_effective_context`). Returns its root; `None` if there is no such
-/// stream, and nothing changes.
-pub fn switch(context: u32) -> Option<usize> {
+/// Switches the call to another stream (`proxy_set_effective_context`). Returns the filter that the context belongs to;
+/// `None` if there is no such stream, and nothing changes.
+pub fn switch(context: u32) -> Option<Rc<RootIdentity>> {
     CURRENT.with_borrow_mut(|current| {
         let contexts = current.contexts.clone()?;
         let contexts = contexts.borrow();
         let found = contexts.get(context)?;
         current.stream = Some((found.stream.upgrade()?, found.position));
-        Some(found.root)
+        Some(found.root.clone())
     })
 }
 

@@ -3,19 +3,21 @@
 //! Every filter inserts and removes each stream, so this is optimized for that: ids are assigned consecutively, so
 //! concurrent streams nearly always fall into different slots of a small table. The others are in a map.
 
+use std::rc::Rc;
+
 use rustc_hash::FxHashMap;
 
 use super::stream_ref::WeakStreamRef;
+use crate::wasm::host::plugin_info::RootIdentity;
 
-/// A stream's context: the stream, the filter's position in its chain, and which of the instance's root contexts is its
-/// parent.
+/// A stream's context: the stream, the filter's position in its chain, and which filter it is.
 pub struct StreamContext {
     /// The stream.
     pub stream: WeakStreamRef,
     /// The filter's position in the stream's chain.
     pub position: usize,
-    /// The index of the filter among those of the instance.
-    pub root: usize,
+    /// The filter, or its variant.
+    pub root: Rc<RootIdentity>,
 }
 
 /// Assigns context ids: consecutive, and never one that is still in use, even after wrapping around at four billion.

@@ -74,9 +74,12 @@ impl FilterEnv {
         self.clusters.find(name).filter(ClusterHandle::exists)
     }
 
-    /// Called when the configuration is applied: from now on, its clusters are those of the directory.
+    /// Called when the configuration is applied: from now on, its clusters are those of the directory, and what its filters
+    /// change takes effect.
     pub fn settle(&self) {
         self.known.store(None);
+        // Workers do this when they adopt an instance. Filters that joined a running VM have none of their own.
+        self.undo_log.succeed();
     }
 }
 

@@ -31,7 +31,7 @@ const TOO_LARGE: (u32, &str) = (8, "the response is too large");
 
 /// Sends a call and passes the response to the filter, if that still exists.
 pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: HttpCall, incarnation: u32) {
-    let HttpCall { id, root, cluster, head, body, trailers, mut charge, timeout } = call;
+    let HttpCall { id, caller, cluster, head, body, trailers, mut charge, timeout } = call;
     let asked = OnceCell::new();
     let body = Body::full_with_trailers(body, trailers);
     let limit = timeout.unwrap_or(Duration::from_secs(365 * 86_400));
@@ -51,7 +51,7 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
         Err(failure) => CallResponse { failure: Some(failure), ..CallResponse::default() },
     };
     if let Some(vm) = vm.upgrade() {
-        vm.on_call_response(root, id, response, incarnation);
+        vm.on_call_response(caller, id, response, incarnation);
     }
 }
 

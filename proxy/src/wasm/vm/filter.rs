@@ -40,7 +40,7 @@ impl WasmFilter {
     /// Its variants, by name.
     pub fn own_variants(&self) -> impl Iterator<Item = (String, Rc<WasmFilter>)> {
         let variant = |root_context: &Rc<RootContext>| WasmFilter::new(self.vm.clone(), root_context.clone());
-        self.vm.variants_of(&self.root.plugin).map(move |(name, root)| (name.to_owned(), Rc::new(variant(root))))
+        self.root.variants.iter().map(move |(name, root)| (name.clone().into(), Rc::new(variant(root))))
     }
 
     /// The callbacks that it subscribes to, as bits of [`phase`].

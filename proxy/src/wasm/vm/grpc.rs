@@ -98,9 +98,9 @@ async fn run(
     messages: UnboundedReceiver<Bytes>,
     incarnation: u32,
 ) {
-    let (id, root, stream, limit) = (call.id, call.root, call.message.is_none(), call.timeout);
+    let (id, caller, stream, limit) = (call.id, call.caller, call.message.is_none(), call.timeout);
     let tell = |event| match vm.upgrade() {
-        Some(vm) => vm.on_grpc_event(root, id, event, incarnation),
+        Some(vm) => vm.on_grpc_event(caller, id, event, incarnation),
         None => false,
     };
     let asked = OnceCell::new();
@@ -126,7 +126,7 @@ async fn run(
     if let Some(vm) = vm.upgrade() {
         // For a unary call, the message alone is the whole response.
         if stream || status != 0 {
-            vm.on_grpc_event(root, id, CallEvent::Closed(status, message), incarnation);
+            vm.on_grpc_event(caller, id, CallEvent::Closed(status, message), incarnation);
         }
         vm.grpc_ended(id, incarnation);
     }

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    RootContext, Vm,
+    Vm,
     suspects::{MEMORY, SuspectClients},
 };
 use crate::{
@@ -49,9 +49,9 @@ impl Vm {
     }
 
     /// The gauge that counts its instance.
-    pub(super) fn gauge<'t>(&self, root_context: &'t RootContext) -> &'t Gauge {
-        let figures = &root_context.plugin.metrics;
-        if self.is_apart() { &figures.quarantine } else { &figures.instances }
+    pub(super) fn gauge(&self) -> &Gauge {
+        let gauges = &self.template.gauges;
+        if self.is_apart() { &gauges.quarantine } else { &gauges.instances }
     }
 
     /// The quarantine VM for a stream, if it belongs there. Decided when the stream first reaches the filter, and never
@@ -108,7 +108,8 @@ impl Vm {
             filter = self.template.names(),
             "clients whose requests made the filter fail get a separate instance"
         );
-        let vm = Vm::without_instance(self.template.clone(), self.binding.clone(), Some(self.me.clone()));
+        let (roots, main) = (self.roots.clone(), Some(self.me.clone()));
+        let vm = Vm::without_instance(self.template.clone(), roots, self.binding.clone(), main);
         *self.quarantine.vm.borrow_mut() = Some(vm.clone());
         if let Some(instance) = self.instance_to_spare() {
             vm.adopt(instance);
@@ -204,7 +205,8 @@ mod tests {
                 assert_eq!(filter.on_connection(&stream, 0), Action::Failed(OnFailure::Deny));
                 stream
             };
-            let figures = &template.plugins()[0].metrics;
+            let plugins = template.plugins();
+            let figures = &plugins[0].metrics;
             let counted = || (figures.instances.value(), figures.quarantine.value());
             let main = || vm.incarnation.get();
 
@@ -227,7 +229,7 @@ mod tests {
                 crate::wasm::scope::contexts::StreamContext {
                     stream: StreamRef::Tcp(inside).downgrade(),
                     position: 0,
-                    root: 0,
+                    root: vm.roots.filters()[0].identity.clone(),
                 },
             );
             tokio::time::sleep(3 * MEMORY).await;

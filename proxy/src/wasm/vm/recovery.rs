@@ -17,6 +17,7 @@ use crate::{
     chain::OnFailure,
     observe::{self, target},
     wasm::{
+        Sharing,
         engine::clock,
         instance::{
             Instance,
@@ -69,8 +70,8 @@ impl Vm {
             self.suspect(cause);
         }
         let shard = observe::shard();
-        self.own_roots().iter().for_each(|root_context| self.gauge(root_context).sub(shard, 1));
-        self.roots[0].plugin.metrics.memory.sub(shard, self.memory.replace(0));
+        self.gauge().sub(shard, 1);
+        self.template.gauges.memory.sub(shard, self.memory.replace(0));
         self.grpc.borrow_mut().clear();
         // Their responses have no recipient any more but would still be charged.
         self.http.take().into_values().for_each(|call| call.abort());
@@ -108,9 +109,12 @@ impl Vm {
                 "the filter failed: {message}"
             );
         }
-        for other in self.own_roots().iter().filter(|other| !Arc::ptr_eq(&other.plugin, plugin)) {
-            let message = format!("filter `{name}`, which shares the VM, failed: {message}");
-            other.plugin.last_error.store(Some(Arc::new(message)));
+        // There may be thousands of equal filters, and a failure must not cost more with them.
+        if self.template.sharing() == Sharing::Vm {
+            for other in self.template.plugins().iter().filter(|other| !Arc::ptr_eq(other, plugin)) {
+                let message = format!("filter `{name}`, which shares the VM, failed: {message}");
+                other.last_error.store(Some(Arc::new(message)));
+            }
         }
         plugin.last_error.store(Some(Arc::new(message)));
     }
@@ -121,7 +125,8 @@ impl Vm {
         let inside = self.contexts.borrow_mut().take();
         for StreamContext { stream, position, root } in inside {
             let Some(stream) = stream.upgrade() else { continue };
-            let RootContext { plugin, settings, .. } = &*self.roots[root];
+            let Some(root_context) = self.roots.get(root.number) else { continue };
+            let RootContext { plugin, settings, .. } = &*root_context;
             // The caller for this stream learns of the failure directly.
             let is_cause = cause.is_some_and(|(cause, at)| at == position && cause.is(&stream));
             let denied = settings.get().on_failure == OnFailure::Deny && !is_cause;
@@ -154,7 +159,7 @@ impl Vm {
                     self.template.availability.lost();
                 }
                 // Meanwhile other readers may receive its queues' messages.
-                self.roots.iter().for_each(|root_context| root_context.stop_listening());
+                self.stop_listening(|_| true);
                 if !overrun.is_zero() {
                     self.report_over_budget(
                         root_context,
@@ -267,7 +272,9 @@ impl Vm {
     /// Adopts an instance, and counts it as a rebuild if it replaces a failed one.
     pub(super) fn replace(&self, instance: Instance) {
         if self.incarnation.get() > 0 {
-            self.own_roots().iter().for_each(|root_context| root_context.plugin.metrics.rebuilds.inc(observe::shard()));
+            let plugins = self.template.plugins();
+            let counted = self.template.configured(&plugins);
+            counted.iter().for_each(|plugin| plugin.metrics.rebuilds.inc(observe::shard()));
         }
         self.adopt(instance);
     }

@@ -13,7 +13,7 @@ use crate::{
     config::model::{self, Compile},
     observe::Registry,
     upstream::PoolOptions,
-    wasm::{CompiledModule, Compiler, Engine, FilterEnv, SharedStore, instance::trap::TrapKind},
+    wasm::{CompiledModule, Compiler, Engine, FilterEnv, Plugin, SharedStore, instance::trap::TrapKind},
 };
 
 /// The number of the request's header fields tells the guest what to do. In the response's headers callback it pauses unless
