@@ -55,9 +55,13 @@ def run(context):
                 "used": proxy.memory(),
             }
             proxy.stop()
-    run = result["runs"]["Tollgate, three entries"]
-    # One for each worker, and a spare for each filter.
-    context.fact("listeners share the instances of a filter", 0 < run["created"] <= 3 * (run["workers"] + 1))
+    for entries, fact in [
+        ("three entries", "listeners share the instances of a filter"),
+        ("three entries per listener", "equal filters share instances"),
+    ]:
+        run = result["runs"][f"Tollgate, {entries}"]
+        # One for each worker, and a spare for each filter.
+        context.fact(fact, 0 < run["created"] <= 3 * (run["workers"] + 1))
     return result
 
 
