@@ -21,7 +21,9 @@ use crate::{
     control::{
         certificates,
         change::{Order, ReloadRequest},
-        cluster_metrics, diff, health,
+        cluster_metrics, diff,
+        discovery::Discovery,
+        health,
         load::{cache_dir, compiler, load},
         rebuild::rebuild,
         reload::Reloader,
@@ -179,13 +181,19 @@ impl Server {
         built.snapshot.warnings.iter().for_each(|w| tracing::warn!(target: target::CONFIG, "{}", w.message));
         let health = health::start().context("the health checks cannot start")?;
         let mailboxes = workers.iter().map(|worker| worker.mailbox.clone()).chain([health.clone()]).collect();
-        let resources = Resources::start(builder.clusters.clone(), count, mailboxes, &builder.registry)?;
+        let (found, discovered) = mpsc::unbounded_channel();
+        let discovery = Discovery::start(&builder.registry, found).context("the thread for DNS cannot start")?;
+        cluster_metrics::show_discovery(&builder.registry, &builder.clusters, &discovery.table)?;
+        let found = (discovery.clone(), discovered);
+        let resources = Resources::start(builder.clusters.clone(), count, mailboxes, &builder.registry, found)?;
         let _ = status.resources.set(resources.clone());
+        let _ = status.discovered.set(discovery.table.clone());
         let rollout = Rollout {
             builder: builder.clone(),
             workers: workers.iter().map(|worker| worker.commands.downgrade()).collect(),
             health,
             resources,
+            discovery,
             status: status.clone(),
             log,
         };

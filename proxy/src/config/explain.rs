@@ -12,7 +12,7 @@ use super::{
     source::Source,
     spiffe::SpiffeId,
     suggest::{meant, meant_beside},
-    units::{Address, ByteSize, Duration},
+    units::{Address, ByteSize, Duration, is_host_name},
 };
 
 /// The maximum number of schema errors. Locating an error takes a moment, and no report shows this many.
@@ -212,14 +212,15 @@ fn json_type(node: &Node) -> &'static str {
 }
 
 fn is_ours(format: &Json) -> bool {
-    use schema::{ADDRESS, CIDR, SERVER_NAME, SIZE, SOCKET_ADDRESS, TIME, WORKERS};
-    [TIME, SIZE, WORKERS, ADDRESS, SOCKET_ADDRESS, CIDR, SERVER_NAME].contains(&text(format))
+    use schema::{ADDRESS, CIDR, ENDPOINT_ADDRESS, HOST_NAME, SERVER_NAME, SIZE, SOCKET_ADDRESS, TIME, WORKERS};
+    [TIME, SIZE, WORKERS, ADDRESS, ENDPOINT_ADDRESS, HOST_NAME, SOCKET_ADDRESS, CIDR, SERVER_NAME]
+        .contains(&text(format))
 }
 
 /// Explains a value in the wrong format. `connect`: an address is one to connect to, not to listen on.
 fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<String>) {
     let value = shown(node);
-    if around["format"] == schema::ADDRESS
+    if [schema::ADDRESS, schema::ENDPOINT_ADDRESS].contains(&text(&around["format"]))
         && value.starts_with("unix:")
         && let Some(Err(error)) = node.as_str().map(str::parse::<Address>)
     {
@@ -232,10 +233,11 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
         schema::SOCKET_ADDRESS if value.starts_with("unix:") => {
             ("TCP address", "this cannot be a unix socket: write an IP address and a port, such as 0.0.0.0:9902")
         }
-        schema::ADDRESS | schema::SOCKET_ADDRESS => {
+        schema::ADDRESS | schema::ENDPOINT_ADDRESS | schema::SOCKET_ADDRESS => {
             return (format!("`{value}` is not a socket address"), Some(address_help(&value, connect)));
         }
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
+        schema::HOST_NAME => ("host name", "write a name, such as api.internal"),
         schema::SERVER_NAME if value == "*" => {
             ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")
         }
@@ -269,7 +271,10 @@ fn is_off(node: &Node) -> bool {
 
 /// Returns advice on an invalid address. `connect`: the address is one to connect to, not to listen on.
 fn address_help(value: &str, connect: bool) -> String {
-    const RIGHT: &str = "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080";
+    let right = match connect {
+        true => "write a host name or an IP address, and a port, such as api.internal:8080 or 127.0.0.1:8080",
+        false => "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080",
+    };
     let (host, port) = value.rsplit_once(':').unwrap_or((value, ""));
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     if let Some(rest) = value.strip_prefix('$').filter(|rest| !rest.starts_with('{')) {
@@ -297,16 +302,19 @@ fn address_help(value: &str, connect: bool) -> String {
     let port = if is_port(value) { value } else { port };
     if is_port(port) && matches!(host, "" | "*") || is_port(value) {
         if connect {
-            return format!("the IP address is missing: write one, such as 127.0.0.1:{port}");
+            return format!("the host is missing: write one, such as 127.0.0.1:{port}");
         }
         return format!("for all addresses, write 0.0.0.0:{port} (IPv4) or [::]:{port} (IPv6, and IPv4 too)");
     }
     if host.parse::<std::net::Ipv4Addr>().is_ok() && port.is_empty() || value.parse::<std::net::IpAddr>().is_ok() {
-        return format!("the port is missing: {RIGHT}");
+        return format!("the port is missing: {right}");
     }
-    match host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
-        true => format!("host names are not resolved: {RIGHT}"),
-        false => RIGHT.to_owned(),
+    if connect && is_host_name(value) {
+        return format!("the port is missing: {right}");
+    }
+    match !connect && host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
+        true => format!("this cannot be a host name: {right}"),
+        false => right.to_owned(),
     }
 }
 

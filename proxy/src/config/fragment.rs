@@ -21,6 +21,7 @@ use super::{
     semantics, sockets,
     source::Source,
     tree::ParseResult,
+    units::Address,
 };
 
 /// What a document may contain.
@@ -207,7 +208,7 @@ impl Loader<'_> {
                 }));
             }
             FragmentKind::Endpoints => {
-                let cluster = entry.read(sockets::resolve_cluster);
+                let cluster = entry.read(resolve_endpoints);
                 fragment.endpoints.extend(cluster.map(|(cluster, sha256): (Cluster, _)| {
                     let value = ServiceEndpoints { name: name.clone(), endpoints: cluster.endpoints };
                     Resource { value: Arc::new(value), sha256, span, line }
@@ -274,6 +275,17 @@ impl Entry<'_> {
     }
 }
 
+/// Resolves the addresses of a service.
+fn resolve_endpoints(source: &Source, cluster: &mut Cluster, pointer: &str, problems: &mut Vec<Diagnostic>) {
+    sockets::resolve_cluster(source, cluster, pointer, problems);
+    let is_named = |endpoint: &Endpoint| matches!(endpoint.address, Address::Host(..));
+    if let Some(index) = cluster.endpoints.iter().position(is_named) {
+        let message = "the addresses of a service cannot have host names";
+        let help = "a cluster can: write the host name in its `endpoints`".to_owned();
+        problems.push(source.diagnostic(&format!("{pointer}/endpoints/{index}/address"), message, Some(help)));
+    }
+}
+
 fn removed(kinds: Vec<(Key, Node)>, fragment: &mut Fragment, problems: &mut Vec<Diagnostic>) {
     for (key, node) in kinds {
         let Some(kind) = FragmentKind::of(&key.name) else {
@@ -323,7 +335,7 @@ mod tests {
     fn error_in_one_resource_does_not_affect_the_others() {
         let fragment = read(
             "clusters:\n- {name: bad, connect_timeout: soon}\n- {name: good}\n- {name: zero, endpoints: ['10.0.0.1:0']}\n\
-             endpoints:\n- {name: odd, endpoints: [], retry: {}}\n- {name: secret, endpoints: ['${HOME}:80']}",
+             endpoints:\n- {name: odd, endpoints: [], retry: {}}\n- {name: secret, endpoints: ['${HOME}:80']}\n- {name: named, endpoints: ['a.test:80']}",
         )
         .unwrap();
         assert_eq!(fragment.clusters.iter().map(|c| &*c.value.name).collect::<Vec<_>>(), ["good"]);
@@ -335,7 +347,8 @@ mod tests {
                 ("clusters", "bad", "2:32"),
                 ("clusters", "zero", "4:28"),
                 ("endpoints", "odd", "6:30"),
-                ("endpoints", "secret", "7:31")
+                ("endpoints", "secret", "7:31"),
+                ("endpoints", "named", "8:29")
             ]
         );
     }

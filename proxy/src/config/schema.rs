@@ -9,7 +9,7 @@ use super::{
     model::{CaUrl, Config},
     normalize::SHORT,
     spiffe::SpiffeId,
-    units::{Address, ByteSize, Cidr, Duration, ServerName},
+    units::{Address, ByteSize, Cidr, Duration, ServerName, is_host_name},
 };
 
 /// Custom `format` names in the schema, for checks beyond what a pattern can express.
@@ -17,6 +17,8 @@ pub(super) const TIME: &str = "tollgate-time";
 pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
 pub(super) const ADDRESS: &str = "tollgate-address";
+pub(super) const ENDPOINT_ADDRESS: &str = "tollgate-endpoint-address";
+pub(super) const HOST_NAME: &str = "tollgate-host-name";
 pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
 pub(super) const SERVER_NAME: &str = "tollgate-server-name";
@@ -61,6 +63,8 @@ fn build(schema: &Value) -> Validator {
         .with_format(SIZE, |s: &str| s.parse::<ByteSize>().is_ok())
         .with_format(WORKERS, |s: &str| s == "auto")
         .with_format(ADDRESS, |s: &str| s.parse::<Address>().is_ok())
+        .with_format(ENDPOINT_ADDRESS, |s: &str| Address::of_endpoint(s).is_ok())
+        .with_format(HOST_NAME, is_host_name)
         .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<std::net::SocketAddr>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())

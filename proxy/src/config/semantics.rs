@@ -291,8 +291,12 @@ fn weights(key: &Key, endpoints: &Node, problems: &mut Vec<Diagnostic>) {
 /// Reports endpoints with port 0, which cannot be connected to.
 fn ports(endpoints: &Node, problems: &mut Vec<Diagnostic>) {
     for node in endpoints.items().iter().filter_map(|endpoint| endpoint.get("address")) {
-        let address = node.as_str().and_then(|text| text.parse::<Address>().ok());
-        if address.and_then(|address| address.inet()).is_some_and(|address| address.port() == 0) {
+        let port = match node.as_str().and_then(|text| Address::of_endpoint(text).ok()) {
+            Some(Address::Inet(address)) => Some(address.port()),
+            Some(Address::Host(_, port)) => Some(port),
+            _ => None,
+        };
+        if port == Some(0) {
             let help = "write the port that the endpoint listens on".to_owned();
             problems.push(Diagnostic::error(node.span, "an endpoint cannot have port 0").help(help));
         }

@@ -2,7 +2,7 @@
 
 use super::{
     diagnostic::Diagnostic,
-    model::{Cluster, Listener},
+    model::{Cluster, Endpoint, Listener},
     source::Source,
     units::Address,
 };
@@ -14,7 +14,7 @@ const LONGEST: usize = 107;
 pub(super) fn resolved(source: &Source, address: Address) -> Address {
     match address {
         Address::Unix(path) => Address::Unix(source.resolve(path).into()),
-        inet => inet,
+        other => other,
     }
 }
 
@@ -46,9 +46,8 @@ pub(super) fn resolve_listener(
 
 /// Resolves the addresses of a cluster.
 pub(super) fn resolve_cluster(source: &Source, cluster: &mut Cluster, pointer: &str, problems: &mut Vec<Diagnostic>) {
-    for (j, endpoint) in
-        cluster.endpoints.iter_mut().enumerate().filter(|(_, endpoint)| endpoint.address.inet().is_none())
-    {
+    let unix = |(_, endpoint): &(usize, &mut Endpoint)| matches!(endpoint.address, Address::Unix(_));
+    for (j, endpoint) in cluster.endpoints.iter_mut().enumerate().filter(unix) {
         resolve(source, &mut endpoint.address, &format!("{pointer}/endpoints/{j}/address"), problems);
     }
 }

@@ -3,10 +3,10 @@
 
 use super::{
     diagnostic::Diagnostic,
-    model::{Config, HttpSource},
-    node::{Node, Value},
+    model::{Config, DnsDiscovery, HttpSource},
+    node::{Node, Span, Value},
     source::Source,
-    units::Address,
+    units::{Address, Duration},
     url::HttpUrl,
 };
 
@@ -45,6 +45,50 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
         if !cluster.get("endpoints").map_or(&[][..], Node::items).is_empty() {
             let both = "a cluster has either `endpoints` or `discovery`";
             problems.push(Diagnostic::error(key.span, both).help("remove one of them".to_owned()));
+        }
+        discovery(key.span, cluster.get("discovery"), problems);
+    }
+}
+
+/// Checks where a cluster's endpoints come from.
+fn discovery(span: Span, node: Option<&Node>, problems: &mut Vec<Diagnostic>) {
+    let Some(node) = node.filter(|node| matches!(node.value, Value::Map(_))) else { return };
+    let mut report = |span, message: &str, help: &str| {
+        problems.push(Diagnostic::error(span, message).help(help.to_owned()));
+    };
+    let dns = match (node.entry("source"), node.entry("dns")) {
+        (Some(_), Some((key, _))) => {
+            return report(key.span, "a cluster has either `source` or `dns`", "remove one of them");
+        }
+        (None, None) => {
+            return report(span, "`discovery` does not say where the endpoints come from", "add `source` or `dns`");
+        }
+        (Some(_), None) => return,
+        (None, Some((_, dns))) => dns,
+    };
+    if let Some((key, _)) = node.entry("service") {
+        report(key.span, "`service` is a name in a source", "the name in DNS is `dns.name`");
+    }
+    if let Some((key, _)) = dns.entry("name") {
+        match (dns.get("mode").and_then(Node::as_str), dns.entry("port")) {
+            (Some("srv"), Some((key, _))) => report(key.span, "SRV records contain the ports", "remove `port`"),
+            (Some("srv"), None) | (_, Some(_)) => {}
+            (_, None) => report(key.span, "the port is missing", "add `port`, or use SRV records with `mode: srv`"),
+        }
+    }
+    let times = ["min_ttl", "max_ttl"].map(|name| dns.get(name)?.as_str()?.parse::<Duration>().ok());
+    let defaults = DnsDiscovery::new("", 0);
+    let [least, most] = [times[0].unwrap_or(defaults.min_ttl), times[1].unwrap_or(defaults.max_ttl)];
+    let place = dns.entry("min_ttl").or_else(|| dns.entry("max_ttl"));
+    if let Some((key, _)) = place {
+        if least.0.is_zero() {
+            report(
+                key.span,
+                "`min_ttl` must be more than 0",
+                "write a time such as 1s, or leave it out for the default",
+            );
+        } else if least > most {
+            report(key.span, &format!("`min_ttl` ({least}) is longer than `max_ttl` ({most})"), "make it shorter");
         }
     }
 }

@@ -19,14 +19,19 @@ pub struct Duration(pub std::time::Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// The address of a stream socket: `127.0.0.1:80`, `[::1]:80`, `unix:/run/a.sock`.
+/// The address of a stream socket: `127.0.0.1:80`, `[::1]:80`, `unix:/run/a.sock`. An endpoint's may also have a host name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// An IP address and a TCP port.
     Inet(SocketAddr),
     /// The path of a unix socket.
     Unix(Arc<Path>),
+    /// A host name and a TCP port. [`FromStr`] does not accept it; see [`Address::of_endpoint`].
+    Host(Arc<str>, u16),
 }
+
+/// The schema of an endpoint's address.
+pub struct EndpointAddress;
 
 /// An IP address, or a range of them (`10.0.0.0/8`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,11 +89,20 @@ impl Workers {
 }
 
 impl Address {
-    /// Returns the IP address and port; `None` for a unix socket.
+    /// Parses the address of an endpoint, which may have a host name.
+    pub fn of_endpoint(s: &str) -> Result<Address, String> {
+        s.parse().or_else(|wrong| {
+            let host = s.rsplit_once(':').filter(|(name, _)| is_host_name(name));
+            let port = host.and_then(|(name, port)| Some((name, port.parse().ok()?)));
+            port.map(|(name, port)| Address::Host(name.into(), port)).ok_or(wrong)
+        })
+    }
+
+    /// Returns the IP address and port; `None` for a unix socket or a host name.
     pub fn inet(&self) -> Option<SocketAddr> {
         match self {
             Address::Inet(address) => Some(*address),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Host(..) => None,
         }
     }
 
@@ -102,6 +116,16 @@ impl Address {
             (one, other) => one == other,
         }
     }
+}
+
+/// Whether a text is a host name: labels of letters, digits, `-` and `_`, of which the last is not a number (so that it
+/// cannot be a mistyped IPv4 address). It may end with a dot.
+pub fn is_host_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| matches!(label.len(), 1..=63) && label.bytes().all(plain);
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    name.len() <= 253 && name.split('.').all(label) && !name.rsplit('.').next().is_some_and(is_number)
 }
 
 impl From<SocketAddr> for Address {
@@ -133,6 +157,7 @@ impl fmt::Display for Address {
         match self {
             Address::Inet(address) => address.fmt(f),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Host(name, port) => write!(f, "{name}:{port}"),
         }
     }
 }
@@ -391,6 +416,19 @@ impl JsonSchema for Address {
     }
 }
 
+impl JsonSchema for EndpointAddress {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "EndpointAddress".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "format": "tollgate-endpoint-address",
+            "description": "An IP address or a host name, and a port (127.0.0.1:8080, api.internal:8080), or unix:/path.",
+        })
+    }
+}
+
 impl JsonSchema for Cidr {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Cidr".into()
@@ -457,6 +495,33 @@ mod tests {
         let long = format!("unix:/{}", "x".repeat(107));
         for text in ["", "localhost:80", "127.0.0.1", "unix:", "/run/a.sock", &long] {
             assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_endpoints_may_have_host_names() {
+        for text in
+            ["127.0.0.1:80", "unix:/a", "localhost:80", "api.internal.:65535", "_a-b.c1:0", "xn--bcher-kva.example:1"]
+        {
+            assert_eq!(Address::of_endpoint(text).unwrap().to_string(), text);
+        }
+        let long = format!("{}:1", ["a"; 128].join("."));
+        for text in [
+            "",
+            ":80",
+            "a:",
+            "a:65536",
+            "a:b",
+            "a",
+            "127.0.0.256:1",
+            "1.2.3:1",
+            "a..b:1",
+            "a b:1",
+            "b\u{fc}:1",
+            ".:1",
+            &long,
+        ] {
+            assert!(Address::of_endpoint(text).is_err(), "{text}");
         }
     }
 

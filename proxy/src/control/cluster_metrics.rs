@@ -1,11 +1,15 @@
 //! The metrics of clusters. Each cluster counts by itself ([`ClusterStats`]), from its first request on and for as long as it
 //! exists; a scrape asks them all.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
 };
 
+use super::discovery::{ServiceState, Table};
 use crate::{
     observe::{Kind, MetricError, Registry, metrics::Labels},
     upstream::{Cluster, ClusterStats, Clusters, STATUS_CLASSES},
@@ -27,10 +31,52 @@ pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), 
     )?;
     let all = clusters.clone();
     registry.collect_fn(
+        "tollgate_cluster_endpoints",
+        "Endpoints with a weight, by health. Without health checks, all are healthy.",
+        Kind::Gauge,
+        move || {
+            let of = |cluster: Arc<Cluster>| {
+                let (healthy, all) = cluster.health();
+                [("healthy", healthy), ("unhealthy", all.saturating_sub(healthy))]
+                    .map(|(state, count)| (labels(&cluster, &[("state", state)]), count as f64))
+            };
+            all.all().into_iter().flat_map(of).collect()
+        },
+    )?;
+    let all = clusters.clone();
+    registry.collect_fn(
         "tollgate_clusters_missing",
         "Clusters that routes or listeners refer to although they do not exist.",
         Kind::Gauge,
         move || vec![(Labels::new(), all.missing().len() as f64)],
+    )
+}
+
+/// Registers what is known of clusters whose endpoints are looked up in DNS.
+pub(crate) fn show_discovery(
+    registry: &Registry,
+    clusters: &Arc<Clusters>,
+    table: &Arc<Table>,
+) -> Result<(), MetricError> {
+    let row = |name: &str, help: &str, read: fn(&ServiceState) -> Option<f64>| {
+        let (all, table) = (clusters.clone(), table.clone());
+        registry.collect_fn(name, help, Kind::Gauge, move || {
+            let of = |cluster: &Arc<Cluster>| {
+                let state = table.get(cluster.service.as_ref()?)?;
+                Some((labels(cluster, &[("source", "dns")]), read(&state)?))
+            };
+            all.all().iter().filter_map(of).collect()
+        })
+    };
+    row(
+        "tollgate_cluster_discovery_last_answer_timestamp_seconds",
+        "The time of the last usable answer about a cluster's endpoints.",
+        |state| Some(state.answered?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64()),
+    )?;
+    row(
+        "tollgate_cluster_discovery_attempts",
+        "Lookups of a cluster's endpoints in a row without a usable answer.",
+        |state| Some(state.attempts.into()),
     )
 }
 

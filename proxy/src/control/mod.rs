@@ -3,7 +3,7 @@
 //! [`snapshot`] builds from a configuration what the workers need; [`reload`] loads another configuration, [`rollout`]
 //! applies it, [`changes`] describes the difference, and [`diff`] what follows from it; [`history`] keeps the last configurations, and
 //! [`pin`] holds one of them; [`source`] gets resources from
-//! elsewhere; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
+//! elsewhere, and [`discovery`] endpoints from DNS; [`threads`] runs the loading; [`watch`] detects changed files; [`signals`]
 //! handles signals; [`health`] checks endpoints; [`rebuild`] replaces failed filter instances; [`status`] holds the state that the admin listener
 //! shows, and [`cluster_metrics`] the metrics of clusters. [`crate::process`] starts and stops all of it.
 
@@ -13,6 +13,7 @@ pub(crate) mod changes;
 pub(crate) mod cluster_metrics;
 mod configure;
 pub mod diff;
+pub(crate) mod discovery;
 pub(crate) mod health;
 mod history;
 pub(crate) mod load;

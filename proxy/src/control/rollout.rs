@@ -1,20 +1,22 @@
 //! Applies what was built: publishes clusters, sends each worker its [`Delta`], and follows up on what the change removed.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{collections::HashSet, rc::Rc, sync::Arc, time::Instant};
 
 use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
 
 use super::{
+    discovery::{Discovery, Known},
     load::cache_dir,
     resources::Resources,
     snapshot::{Built, SnapshotBuilder},
     status::Status,
 };
 use crate::{
-    config::Loaded,
+    config::{Loaded, model},
     listener::socket,
     observe::{log::LogHandle, target},
     snapshot::{Delta, Snapshot},
+    upstream::{Cluster, ClusterHandle},
     worker::{
         Command,
         mailbox::{ClusterUpdate, Mailbox, NextState},
@@ -29,6 +31,7 @@ pub(crate) struct Rollout {
     /// Leads to the health checks.
     pub(crate) health: Arc<Mailbox>,
     pub(crate) resources: Resources,
+    pub(crate) discovery: Discovery,
     pub(crate) status: Rc<Status>,
     pub(crate) log: LogHandle,
 }
@@ -37,6 +40,7 @@ impl Rollout {
     /// Delivers a configuration to the workers, and waits until all of them have applied it.
     pub(crate) async fn apply(&mut self, built: Built) -> Arc<Snapshot> {
         let Built { snapshot, clusters, vms, settings, joined, mut sockets, env } = built;
+        let found = self.look_up(&snapshot.loaded.config, &clusters).await;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
@@ -57,7 +61,15 @@ impl Rollout {
         for (template, plugins) in joined {
             template.set_plugins(plugins);
         }
-        let clusters: Arc<[_]> = self.builder.publish(clusters).into();
+        let mut clusters = self.builder.publish(clusters);
+        for (handle, cluster) in &mut clusters {
+            if let Some(endpoints) = cluster.service.as_ref().and_then(|service| found.get(&**service))
+                && !cluster.has_endpoints(endpoints)
+            {
+                *cluster = self.builder.clusters.publish(handle, &cluster.with_endpoints(endpoints));
+            }
+        }
+        let clusters: Arc<[_]> = clusters.into();
         let mut deltas: Vec<Delta> = Vec::with_capacity(self.workers.len());
         sockets.resize_with(self.workers.len(), Default::default);
         for sockets in sockets {
@@ -106,5 +118,19 @@ impl Rollout {
         self.builder.forget_unused(&snapshot);
         self.builder.clusters.reclaim();
         snapshot
+    }
+
+    /// Waits for the addresses of the host names of new and changed clusters, so that these begin with endpoints.
+    async fn look_up(&self, config: &model::Config, clusters: &[(ClusterHandle, Arc<Cluster>)]) -> Known {
+        self.discovery.configure(&config.dns);
+        let named = config.clusters.iter().filter(|cluster| cluster.dns().is_some()).map(|cluster| &*cluster.name);
+        let named: HashSet<&str> = named.collect();
+        let named = clusters.iter().filter(|(handle, _)| named.contains(&**handle.name()));
+        let services: Vec<Arc<str>> =
+            named.filter_map(|(_, cluster)| Some((**cluster.service.as_ref()?).into())).collect();
+        match services.is_empty() {
+            true => Known::default(),
+            false => self.discovery.endpoints(services, config.dns.initial_wait.0).await,
+        }
     }
 }

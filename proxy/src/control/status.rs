@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     change::{ReloadAttempt, ReloadOutcome, attempt_json},
+    discovery,
     history::{AppliedVersion, History},
     pin::{Pending, Pin},
     resources::Resources,
@@ -42,6 +43,8 @@ pub struct Status {
     pub unwatched: Arc<ArcSwapOption<String>>,
     /// The thread of the resources, once it runs.
     pub(crate) resources: OnceCell<Resources>,
+    /// What DNS lookups have found, once they run.
+    pub(crate) discovered: OnceCell<Arc<discovery::Table>>,
     history: RefCell<History>,
     pin: RefCell<Option<Pin>>,
     last: Mutex<Option<ReloadAttempt>>,
@@ -67,6 +70,7 @@ impl Status {
             draining: AtomicBool::new(false),
             unwatched: Arc::default(),
             resources: OnceCell::new(),
+            discovered: OnceCell::new(),
             history: RefCell::default(),
             pin: RefCell::default(),
             last: Mutex::new(None),
@@ -220,7 +224,13 @@ impl Status {
         others.retain(|handle| !known.contains(&handle.id()));
         others.sort_by(|a, b| a.name().cmp(b.name()));
         let all = listed().chain(&others).filter_map(ClusterHandle::current);
-        let clusters = all.map(|cluster| cluster_json(&cluster));
+        let clusters = all.map(|cluster| {
+            let mut json = cluster_json(&cluster);
+            let table = self.discovered.get();
+            let looked_up = cluster.service.as_ref().and_then(|service| Some((service, table?.get(service)?)));
+            json["discovery"] = looked_up.map(|(service, state)| state.to_json(service)).into();
+            json
+        });
         json!({ "version": current.as_ref().map(|s| s.version), "clusters": clusters.collect::<Vec<_>>() })
     }
 

@@ -284,8 +284,8 @@ impl<'s> OutgoingHead<'s> {
     fn to(mut self, endpoint: &Endpoint) -> Self {
         if self.stream.state.borrow().request.authority.is_empty() {
             self.host = Some(match &endpoint.address {
-                Address::Inet(address) => address.to_string(),
                 Address::Unix(_) => "localhost".to_owned(),
+                address => address.to_string(),
             });
         }
         self

@@ -64,6 +64,8 @@ pub fn open(
     match address {
         Address::Inet(address) => open_inet(*address, options, count, claim),
         Address::Unix(path) => listen_unix(path, options, count, claim),
+        // Only endpoints have host names.
+        Address::Host(..) => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod io;
 mod linger;
 mod pass_writes;
 pub mod proxy_protocol;
+mod race;
 pub mod socket;
 mod socket_file;
 pub mod stream;
@@ -21,6 +22,7 @@ pub use self::{
     first_bytes::{DetectedProtocol, FirstBytes, Recording, is_tls},
     io::{LocalExecutor, TokioIo},
     linger::linger,
+    race::race,
     socket::{ListenSocket, Listener, Socket},
     socket_file::SocketFile,
     stream::{Prefixed, Stream},

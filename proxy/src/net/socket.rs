@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::SocketFile;
+use super::{SocketFile, race};
 use crate::config::units::Address;
 
 /// A connected socket.
@@ -46,6 +46,7 @@ impl Socket {
                     Ok(Socket::Tcp(stream))
                 }
                 Address::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+                Address::Host(name, _) => Err(io::Error::other(format!("`{name}` was not resolved"))),
             }
         };
         match limit {
@@ -55,6 +56,13 @@ impl Socket {
                 Err(elapsed) => Err((io::Error::new(io::ErrorKind::TimedOut, elapsed), true)),
             },
         }
+    }
+
+    /// Connects to the first of these addresses that accepts: several are tried at the same time.
+    pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<Socket> {
+        let stream = race(addresses, TcpStream::connect).await?;
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(stream))
     }
 
     /// Returns this end's address.

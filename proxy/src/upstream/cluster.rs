@@ -67,9 +67,10 @@ impl Cluster {
         let transport = Transport::new(config, tls);
         let settings = ClusterSettings::new(config, transport, node, previous.map(|p| &*p.settings));
         Arc::new(Cluster {
-            membership: match previous.filter(|_| config.discovery.is_some()) {
+            membership: match previous.filter(|_| config.is_discovered()) {
                 // The endpoints come from elsewhere.
                 Some(previous) => previous.membership.reached_by(&settings),
+                None if config.is_discovered() => Membership::new(&config.known_endpoints(), &settings, None),
                 None => Membership::new(&config.endpoints, &settings, previous.map(|p| &*p.membership)),
             },
             settings,

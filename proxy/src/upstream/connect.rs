@@ -15,7 +15,7 @@ use super::{
     reason::{ConnectError, ConnectErrorCause, ConnectStep, mismatch},
 };
 use crate::{
-    config::model::ClusterProtocol,
+    config::{model::ClusterProtocol, units::Address},
     net::{
         DetectedProtocol, Prefixed, Socket, Stream,
         descriptors::DescriptorUse,
@@ -46,7 +46,10 @@ pub(super) async fn open(
     let (start, step) = (Instant::now(), Cell::new(ConnectStep::Connect));
     let transport = &*endpoint.transport;
     let opening = async {
-        let mut socket = Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?;
+        let mut socket = match endpoint.address {
+            Address::Host(..) => Socket::connect_any(&endpoint.resolved()).await?,
+            _ => Socket::connect(&endpoint.address, None).await.map_err(|(e, _)| e)?,
+        };
         if !own && !DescriptorUse::Upstream.may_keep(socket.as_fd()) {
             return Err(std::io::Error::from(Errno::MFILE).into());
         }

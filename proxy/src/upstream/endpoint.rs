@@ -1,6 +1,7 @@
 //! An endpoint: an address that serves a cluster, and how it is reached.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -44,6 +45,8 @@ pub(super) struct EndpointState {
     pub(super) requests: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) connect_failures: AtomicU64,
+    /// The addresses of a host name, if there are any. Connections keep the address that they were opened to.
+    resolved: ArcSwapOption<Box<[SocketAddr]>>,
     /// Concurrent streams per HTTP/2 connection that the endpoint last allowed; more than a `u32` if unknown yet.
     streams: AtomicU64,
     /// What the attempts at it took, for balancers that use it.
@@ -79,6 +82,7 @@ impl EndpointState {
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
+            resolved: ArcSwapOption::empty(),
             streams: AtomicU64::new(u64::MAX),
             latency: LatencyCell::new(now),
             joined: JoinTime::new(now),
@@ -109,6 +113,23 @@ impl Endpoint {
         let state = state.unwrap_or_else(|| Arc::new(EndpointState::new(clock::now())));
         let (address, transport, hostname) = (address.clone(), Arc::clone(transport), hostname.map(Into::into));
         Arc::new(Endpoint { address, transport, hostname, id: next_id(), state })
+    }
+
+    /// The addresses of a host name, in the order in which they are tried.
+    pub fn resolved(&self) -> Arc<Box<[SocketAddr]>> {
+        self.state.resolved.load_full().unwrap_or_default()
+    }
+
+    /// Whether these are its addresses.
+    pub(super) fn is_resolved_to(&self, addresses: Option<&Arc<Box<[SocketAddr]>>>) -> bool {
+        self.state.resolved.load().as_ref() == addresses
+    }
+
+    /// Changes the addresses of a host name for connections from now on.
+    pub(super) fn resolve(&self, addresses: Option<&Arc<Box<[SocketAddr]>>>) {
+        if !self.is_resolved_to(addresses) {
+            self.state.resolved.store(addresses.cloned());
+        }
     }
 
     /// Counts an attempt to this endpoint: as active until the guard is dropped, which is what balancers use.

@@ -68,6 +68,7 @@ impl Member {
     pub(super) fn is(&self, config: &model::Endpoint) -> bool {
         self.endpoint.address == config.address
             && self.endpoint.hostname.as_deref() == config.hostname.as_deref()
+            && self.endpoint.is_resolved_to(config.resolved.as_ref())
             && self.weight == config.weight
             && self.priority == config.priority
             && self.locality.as_deref() == config.locality.as_deref()
@@ -101,6 +102,7 @@ impl Membership {
                 None => {
                     let (hostname, known) = (config.hostname.as_deref(), known.get(address).copied());
                     let endpoint = Endpoint::new(address, hostname, &settings.transport, known);
+                    endpoint.resolve(config.resolved.as_ref());
                     let last = members.last();
                     let locality = shared(config.locality.as_deref(), last.and_then(|last| last.locality.as_ref()));
                     let metadata = shared(config.metadata.as_deref(), last.and_then(|last| last.metadata.as_ref()));

@@ -26,6 +26,8 @@ pub struct ClusterSettings {
     pub limits: Limits,
     /// Its endpoints' health checks.
     pub health_check: Option<Box<model::HealthCheck>>,
+    /// The name under which a source or DNS supplies its endpoints, if they are not in its configuration.
+    pub service: Option<Box<str>>,
     pub(super) balancer: Arc<model::Balancer>,
     /// Where the proxy is.
     pub(super) node: Arc<model::Locality>,
@@ -58,6 +60,7 @@ impl ClusterSettings {
             transport,
             limits: Limits::new(config),
             health_check: config.health_check.clone().map(Box::new),
+            service: config.service().map(Into::into),
             balancer: Arc::new(config.balancer.clone()),
             node: Arc::clone(node),
             peak_ewma: (config.balancer.policy == BalancerPolicy::PeakEwma).then(|| PeakEwma::new(&config.balancer)),

@@ -1,13 +1,13 @@
 //! The `clusters` section.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::units::{Address, Duration},
-    Balancer, ClusterTls, Discovery, Http2,
+    super::units::{Address, Duration, EndpointAddress},
+    Balancer, ClusterTls, Discovery, DnsQuery, Http2, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -72,10 +72,37 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Returns the name under which a source supplies its endpoints; `None` if they are listed here.
-    pub fn service(&self) -> Option<&str> {
-        let discovery = self.discovery.as_ref()?;
-        Some(discovery.service.as_deref().unwrap_or(&self.name))
+    /// Returns what it looks up in DNS, if anything.
+    pub fn dns(&self) -> Option<DnsQuery> {
+        match &self.discovery {
+            Some(discovery) => discovery.dns.clone().map(DnsQuery::Name),
+            None if self.has_host_names() => Some(DnsQuery::Endpoints(self.endpoints.clone())),
+            None => None,
+        }
+    }
+
+    fn has_host_names(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| matches!(endpoint.address, Address::Host(..)))
+    }
+
+    /// Whether its endpoints come from a source or from DNS.
+    pub fn is_discovered(&self) -> bool {
+        self.discovery.is_some() || self.has_host_names()
+    }
+
+    /// Returns the name under which a source or DNS supplies its endpoints; `None` if they are listed here.
+    pub fn service(&self) -> Option<String> {
+        match (self.dns(), &self.discovery) {
+            (Some(query), _) => Some(query.to_string()),
+            (None, Some(discovery)) => Some(discovery.service.as_deref().unwrap_or(&self.name).to_owned()),
+            (None, None) => None,
+        }
+    }
+
+    /// Returns the endpoints that need no lookup.
+    pub fn known_endpoints(&self) -> Vec<Endpoint> {
+        let known = |endpoint: &&Endpoint| !matches!(endpoint.address, Address::Host(..));
+        self.endpoints.iter().filter(known).cloned().collect()
     }
 
     /// Returns the timeout for the response head, or `None` for unlimited. The default applies only if
@@ -93,8 +120,15 @@ impl Cluster {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
-    /// The address: `127.0.0.1:9001`, `[::1]:9001`, `unix:/run/app.sock`.
+    /// The address: `127.0.0.1:9001`, `[::1]:9001`, `unix:/run/app.sock`. `api.internal:9001` stands for all addresses of
+    /// the host name in DNS.
+    #[serde(deserialize_with = "endpoint_address")]
+    #[schemars(with = "EndpointAddress")]
     pub address: Address,
+    /// The addresses of a host name, in the order in which they are tried.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub resolved: Option<Arc<Box<[SocketAddr]>>>,
     /// Its share of the requests, relative to the other endpoints' weights. 0: no requests.
     #[serde(default = "super::default::weight")]
     #[schemars(range(max = 65535))]
@@ -113,15 +147,20 @@ pub struct Endpoint {
     pub metadata: Option<Box<Metadata>>,
     /// Its host name: the server name of TLS connections to it (SNI), unless the cluster's `tls.sni` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "tollgate-server-name"))]
+    #[schemars(extend("format" = "tollgate-host-name"))]
     pub hostname: Option<String>,
 }
 
 impl Endpoint {
     /// An endpoint that has no more than an address and a weight.
     pub fn new(address: impl Into<Address>, weight: u32) -> Endpoint {
-        Endpoint { address: address.into(), weight, priority: 0, locality: None, metadata: None, hostname: None }
+        let address = address.into();
+        Endpoint { address, resolved: None, weight, priority: 0, locality: None, metadata: None, hostname: None }
     }
+}
+
+fn endpoint_address<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Address, D::Error> {
+    Address::of_endpoint(&String::deserialize(d)?).map_err(serde::de::Error::custom)
 }
 
 /// The location of an endpoint or of a proxy. Empty parts are unknown.
@@ -152,11 +191,6 @@ pub enum MetadataValue {
     Number(serde_json::Number),
     /// A boolean.
     Boolean(bool),
-}
-
-/// Whether a value need not be written.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// A retry policy: which failures are retried, and how often.

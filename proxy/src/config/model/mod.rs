@@ -13,13 +13,14 @@ use super::units::{Address, ByteSize, Duration, Workers};
 mod balancer;
 mod cluster;
 mod compile;
+mod dns;
 mod filter;
 mod listener;
 mod source;
 mod tls;
 mod workload;
 
-pub use self::{balancer::*, cluster::*, compile::*, filter::*, listener::*, source::*, tls::*, workload::*};
+pub use self::{balancer::*, cluster::*, compile::*, dns::*, filter::*, listener::*, source::*, tls::*, workload::*};
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];
@@ -53,6 +54,9 @@ pub struct Config {
     /// The proxy's own certificate, obtained from a certificate authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
+    /// How host names are looked up.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dns: Dns,
     /// Where clusters and endpoints come from, other than the files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
@@ -242,6 +246,11 @@ pub struct WeightedCluster {
     #[serde(default = "default::weight")]
     #[schemars(range(max = 65535))]
     pub weight: u32,
+}
+
+/// Whether a value need not be written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Lists of shared values, in the form of lists of values.

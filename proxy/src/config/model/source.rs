@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration},
-    ClusterTls,
+    ClusterTls, DnsDiscovery,
 };
 
 /// A source of resources that are not in the configuration's files. Each resource is accepted or refused
@@ -86,11 +86,15 @@ pub struct DirectorySource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Discovery {
-    /// The name of the source that supplies the endpoints.
-    pub source: String,
+    /// The name of the source that supplies the endpoints. Either this or `dns`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The name under which the source supplies them. Default: the cluster's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    /// A name in DNS whose addresses are the endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsDiscovery>,
 }
 
 mod default {

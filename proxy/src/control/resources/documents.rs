@@ -7,6 +7,7 @@ use crate::{
     control::store::{
         Batch, Change, FieldError, Key, Kind, Kinds, Origin, Policy, Reference, Resource, SourceId, Strength,
     },
+    digest::{hex, sha256},
 };
 
 /// The payload of a resource.
@@ -29,7 +30,11 @@ const FILE: Kinds = Kinds::NONE.with(Kind::Listener).with(Kind::Filter).with(Kin
 const DOCUMENT: Kinds = FILE.with(Kind::Endpoints);
 
 /// All resources of the configuration's files.
-pub(super) fn of_files(files: &ConfigSource, version: &Arc<str>, source: SourceId) -> Batch<Payload> {
+pub(super) fn of_files(
+    files: &ConfigSource,
+    version: &Arc<str>,
+    (source, dns): (SourceId, SourceId),
+) -> Batch<Payload> {
     let mut changes = Vec::new();
     for file in files.files() {
         let path: Arc<std::path::Path> = std::path::Path::new(file.name()).into();
@@ -46,7 +51,7 @@ pub(super) fn of_files(files: &ConfigSource, version: &Arc<str>, source: SourceI
         }
         for cluster in &file.clusters {
             // Soft: the files are applied whether a source has answered or not.
-            let references = references(&cluster.value, Strength::Soft);
+            let references = references(&cluster.value, Strength::Soft, dns);
             let payload = Payload::Cluster(cluster.value.clone());
             add(Kind::Cluster, &cluster.value.name, cluster.sha256, cluster.span, payload, references);
         }
@@ -91,6 +96,7 @@ fn kinds(kind: FragmentKind) -> (Kind, model::Supply) {
 pub(super) fn of_document(
     fragment: Fragment,
     origin: (SourceId, &Arc<str>),
+    dns: SourceId,
     version: &Arc<str>,
     supplies: &[model::Supply],
     is_delta: bool,
@@ -133,7 +139,7 @@ pub(super) fn of_document(
         add(kind, &named, sha256, format!("line {line}"), payload, references);
     }
     for cluster in fragment.clusters {
-        let references = references(&cluster.value, Strength::Hard);
+        let references = references(&cluster.value, Strength::Hard, dns);
         let (name, line) = (cluster.value.name.clone(), format!("line {}", cluster.line));
         add(FragmentKind::Cluster, &name, cluster.sha256, line, Payload::Cluster(cluster.value), references);
     }
@@ -153,8 +159,32 @@ pub(super) fn of_document(
     Batch { source, full: if is_delta { Kinds::NONE } else { DOCUMENT }, policy: Policy::PerResource, changes }
 }
 
+/// The endpoints of a service that was looked up in DNS.
+pub(super) fn of_lookup(service: &Arc<str>, endpoints: Vec<model::Endpoint>, source: SourceId) -> Batch<Payload> {
+    // The addresses of a host are not a part of its JSON.
+    let resolved: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.resolved.as_ref()).collect();
+    let sha256 = sha256(format!("{}{resolved:?}", serde_json::to_string(&endpoints).unwrap_or_default()).as_bytes());
+    let origin = Origin::Source {
+        source: "dns".into(),
+        type_name: Kind::Endpoints.as_str().into(),
+        name: service.clone(),
+        field: "".into(),
+    };
+    let resource = Resource {
+        key: Key::new(Kind::Endpoints, service.clone()),
+        version: hex(&sha256)[..16].into(),
+        sha256,
+        origin,
+        payload: Arc::new(Payload::Endpoints(endpoints)),
+        references: Box::default(),
+        ttl: None,
+    };
+    Batch { source, full: Kinds::NONE, policy: Policy::PerResource, changes: vec![Change::Set(resource)] }
+}
+
 /// The references of a cluster: to the endpoints of its service, if it has one.
-fn references(cluster: &model::Cluster, strength: Strength) -> Box<[Reference]> {
+fn references(cluster: &model::Cluster, strength: Strength, dns: SourceId) -> Box<[Reference]> {
+    let source = cluster.dns().map(|_| dns);
     let service = cluster.service().map(|service| Key::new(Kind::Endpoints, service));
-    service.into_iter().map(|key| Reference { key, strength, source: None }).collect()
+    service.into_iter().map(|key| Reference { key, strength, source }).collect()
 }

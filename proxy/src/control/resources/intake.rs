@@ -1,4 +1,4 @@
-//! What sources send: documents, and changed files of directories. They are read and offered to the store.
+//! What sources send: documents, changed files of directories, and endpoints from DNS. They are read and offered to the store.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,6 +6,7 @@ use super::{KEEP_INTERVAL, Keeper, documents, in_document, memory};
 use crate::{
     config::{Format, Fragment},
     control::{
+        discovery::Discovered,
         load::loader,
         source::{
             directory::{FileState, Listing},
@@ -102,6 +103,16 @@ impl Keeper {
         }
     }
 
+    /// Handles endpoints that were looked up.
+    pub(super) fn discovered(&mut self, Discovered { service, endpoints, arrived }: Discovered) {
+        self.since = arrived;
+        let batch = documents::of_lookup(&service, endpoints, self.dns);
+        if let Err(e) = self.store.offer(batch, self.now()) {
+            tracing::error!(target: target::CONFIG, "the store does not accept endpoints of `{service}`: {e}");
+        }
+        self.settle();
+    }
+
     /// Offers resources to the store. `id`: the source, or one of its files.
     fn enter(
         &mut self,
@@ -112,7 +123,7 @@ impl Keeper {
         is_delta: bool,
     ) -> Result<(), String> {
         let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
-        let batch = documents::of_document(fragment, (id, name), version, &running.config.supplies, is_delta);
+        let batch = documents::of_document(fragment, (id, name), self.dns, version, &running.config.supplies, is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
         self.settle();
         Ok(())

@@ -43,12 +43,16 @@ impl ClusterLane {
         since: Instant,
     ) {
         let handle = self.clusters.handle(&config.name);
-        self.follow(&handle, config);
+        let is_same = self.follow(&handle, config);
         // The files have decided where the proxy is.
         let node = self.clusters.node(None);
         let mut cluster = Cluster::with_tls(config, handle.current().as_ref(), tls, self.workers, node);
-        if let Some(endpoints) = endpoints.filter(|_| config.discovery.is_some()) {
-            cluster = cluster.with_endpoints(endpoints);
+        if config.is_discovered() {
+            // Endpoints of another service do not stay.
+            let unknown = if is_same { None } else { Some(config.known_endpoints()) };
+            if let Some(endpoints) = endpoints.or(unknown.as_deref()) {
+                cluster = cluster.with_endpoints(endpoints);
+            }
         }
         self.publish(handle, cluster, since);
     }
@@ -68,7 +72,7 @@ impl ClusterLane {
     /// Changes the endpoints of a service.
     pub(super) fn set_endpoints(&mut self, service: &str, endpoints: &[model::Endpoint], since: Instant) {
         for handle in self.users.get(service).cloned().unwrap_or_default() {
-            if let Some(cluster) = handle.current() {
+            if let Some(cluster) = handle.current().filter(|cluster| !cluster.has_endpoints(endpoints)) {
                 self.publish(handle, cluster.with_endpoints(endpoints), since);
             }
         }
@@ -97,16 +101,18 @@ impl ClusterLane {
         self.updates.push(ClusterUpdate { handle, next: NextState::Is(now), since });
     }
 
-    fn follow(&mut self, handle: &ClusterHandle, config: &model::Cluster) {
+    /// Notes the service of a cluster. Returns whether it is the same as before.
+    fn follow(&mut self, handle: &ClusterHandle, config: &model::Cluster) -> bool {
         let service = config.service().map(Arc::<str>::from);
         if self.services.get(&handle.id()) == service.as_ref() {
-            return;
+            return true;
         }
         self.unfollow(handle);
         if let Some(service) = service {
             self.users.entry(service.clone()).or_default().push(handle.clone());
             self.services.insert(handle.id(), service);
         }
+        false
     }
 
     fn unfollow(&mut self, handle: &ClusterHandle) {

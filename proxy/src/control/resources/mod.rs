@@ -43,8 +43,9 @@ use self::{
     running::{Outputs, Running},
 };
 use super::{
+    discovery::{Discovered, Discovery},
     source::{directory::Listing, http::Fetched},
-    store::{Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, View},
+    store::{Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, View, Want},
     supplied::{Part, RefusedPart},
 };
 use crate::{
@@ -114,6 +115,7 @@ impl Resources {
         workers: usize,
         mailboxes: Vec<Arc<Mailbox>>,
         registry: &Registry,
+        (discovery, mut discovered): (Discovery, mpsc::UnboundedReceiver<Discovered>),
     ) -> io::Result<Resources> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -122,8 +124,8 @@ impl Resources {
         let build = BuildLane::new(wake.clone());
         thread::Builder::new().name("tollgate-resources".into()).spawn(move || {
             let ((documents, fetched), (listings, listed)) = (mpsc::channel(1), mpsc::channel(1));
-            let keeper = Keeper::new(lane, build, registry, Outputs { documents, listings });
-            LocalSet::new().block_on(&runtime, keeper.run(inbox, fetched, listed));
+            let keeper = Keeper::new(lane, build, registry, Outputs { documents, listings, discovery });
+            LocalSet::new().block_on(&runtime, keeper.run(inbox, (fetched, listed, &mut discovered)));
         })?;
         Ok(Resources { requests, wake })
     }
@@ -181,6 +183,8 @@ struct Keeper {
     /// The moment from which the store's time counts.
     start: Instant,
     files: SourceId,
+    /// DNS, as a source of endpoints.
+    dns: SourceId,
     /// The running sources by name.
     sources: FxHashMap<Arc<str>, Running>,
     lane: ClusterLane,
@@ -203,6 +207,7 @@ impl Keeper {
     fn new(lane: ClusterLane, build: BuildLane, registry: Registry, out: Outputs) -> Keeper {
         let mut store = Store::new(INITIAL_FETCH_TIMEOUT);
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
+        let dns = store.add_source("dns", SourceOptions { rank: 1, subscribes: true, refetch: false });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
         let (certificates, dir, cache, keep_at) = (JoinSet::new(), PathBuf::new(), None, None);
@@ -210,6 +215,7 @@ impl Keeper {
             store,
             start,
             files,
+            dns,
             sources,
             lane,
             build,
@@ -227,8 +233,11 @@ impl Keeper {
     async fn run(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Request>,
-        mut fetched: mpsc::Receiver<Fetched>,
-        mut listed: mpsc::Receiver<Listing>,
+        (mut fetched, mut listed, discovered): (
+            mpsc::Receiver<Fetched>,
+            mpsc::Receiver<Listing>,
+            &mut mpsc::UnboundedReceiver<Discovered>,
+        ),
     ) {
         loop {
             let (deadline, keep_at) = (self.store.next_deadline().map(|at| self.start + at), self.keep_at);
@@ -240,6 +249,7 @@ impl Keeper {
                 Some(document) = fetched.recv() => self.fetched(document),
                 Some(listing) = listed.recv() => self.listed(listing),
                 Some(Ok(loaded)) = self.certificates.join_next() => self.loaded(loaded),
+                Some(discovered) = discovered.recv() => self.discovered(discovered),
                 () = at(keep_at) => self.keep(),
                 () = at(deadline) => {
                     self.since = Instant::now();
@@ -271,7 +281,8 @@ impl Keeper {
             }
             Request::Commit(commit) => self.commit(commit),
             Request::Show(answer) => {
-                let _ = answer.send(shown::all(&self.store, &self.sources, &self.build, self.now()));
+                let lookups = &self.out.discovery.table;
+                let _ = answer.send(shown::all(&self.store, &self.sources, &self.build, lookups, self.now()));
             }
         }
     }
@@ -360,7 +371,7 @@ impl Keeper {
 
     fn apply_files(&mut self, files: &ConfigSource, version: u64) {
         let version: Arc<str> = version.to_string().into();
-        if let Err(e) = self.store.offer(documents::of_files(files, &version, self.files), self.now()) {
+        if let Err(e) = self.store.offer(documents::of_files(files, &version, (self.files, self.dns)), self.now()) {
             // Names are unique within the files.
             tracing::error!(target: target::CONFIG, "the store does not accept the configuration's files: {e}");
         }
@@ -384,6 +395,10 @@ impl Keeper {
                 Event::Removed(Key { kind: Kind::Cluster, name }) => {
                     self.lane.remove_cluster(&name, self.grace, self.since);
                 }
+                Event::Wants { source: Some(source), key, want } if source == self.dns => match want {
+                    Want::More | Want::Again => self.out.discovery.want(&key.name),
+                    Want::NoMore => self.out.discovery.unwant(&key.name),
+                },
                 Event::Removed(Key { kind: Kind::Endpoints, name }) => self.lane.set_endpoints(&name, &[], self.since),
                 Event::Removed(key) => self.build.removed(&key),
                 _ => {}

@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     config::model,
     control::{
+        discovery::Discovery,
         source::{
             directory::{DirectoryReader, Listing},
             http::{Fetched, HttpPoller},
@@ -29,6 +30,8 @@ use crate::{
 pub(super) struct Outputs {
     pub(super) documents: mpsc::Sender<Fetched>,
     pub(super) listings: mpsc::Sender<Listing>,
+    /// Looks up host names of endpoints.
+    pub(super) discovery: Discovery,
 }
 
 /// A running source, which ends on drop.

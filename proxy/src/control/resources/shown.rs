@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::{build::BuildLane, documents::Payload, running::Running};
 use crate::{
-    control::store::{Origin, Status, Store},
+    control::{
+        discovery::Table,
+        store::{Key, Kind, Origin, Status, Store},
+    },
     digest::hex,
 };
 
@@ -16,15 +19,16 @@ pub(super) fn all(
     store: &Store<Payload>,
     sources: &FxHashMap<Arc<str>, Running>,
     build: &BuildLane,
+    lookups: &Table,
     now: Duration,
 ) -> Value {
     let mut running: Vec<_> = sources.values().collect();
     running.sort_by_key(|running| running.status.name());
     let sources = running.iter().map(|running| running.status.to_json());
-    json!({ "sources": sources.collect::<Vec<_>>(), "resources": resources(store, build, now) })
+    json!({ "sources": sources.collect::<Vec<_>>(), "resources": resources(store, build, lookups, now) })
 }
 
-fn resources(store: &Store<Payload>, build: &BuildLane, now: Duration) -> Value {
+fn resources(store: &Store<Payload>, build: &BuildLane, lookups: &Table, now: Duration) -> Value {
     let mut views: Vec<_> = store.views().collect();
     views.sort_by_key(|view| view.key);
     let source = |id| store.source_name(id).map(|name| name.to_string());
@@ -50,7 +54,7 @@ fn resources(store: &Store<Payload>, build: &BuildLane, now: Duration) -> Value 
                 "error": error(status),
             })
         });
-        json!({
+        let mut shown = json!({
             "kind": view.key.kind.as_str(),
             "name": &*view.key.name,
             "state": state(broken.as_ref().unwrap_or(&view.status)),
@@ -58,7 +62,13 @@ fn resources(store: &Store<Payload>, build: &BuildLane, now: Duration) -> Value 
             "candidates": candidates.collect::<Vec<_>>(),
             "references": view.references,
             "changed_seconds_ago": now.saturating_sub(view.changed).as_secs(),
-        })
+        });
+        if let Key { kind: Kind::Endpoints, name } = view.key
+            && let Some(lookup) = lookups.get(name)
+        {
+            shown["discovery"] = lookup.to_json(name);
+        }
+        shown
     });
     all.collect()
 }

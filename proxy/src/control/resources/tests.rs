@@ -32,7 +32,8 @@ impl Fixture {
         let lane = ClusterLane::new(clusters.clone(), 1, vec![mailbox.clone()]);
         let (documents, listings) = (mpsc::channel(1).0, mpsc::channel(1).0);
         let build = BuildLane::new(Arc::default());
-        let keeper = Keeper::new(lane, build, Registry::new(1), Outputs { documents, listings });
+        let out = Outputs { documents, listings, discovery: Discovery::none() };
+        let keeper = Keeper::new(lane, build, Registry::new(1), out);
         let mut fixture = Fixture { keeper, clusters, mailbox, version: 0 };
         fixture.files(files);
         fixture
@@ -106,7 +107,8 @@ impl Fixture {
     }
 
     fn state(&self, kind: &str, name: &str) -> Value {
-        let all = shown::all(&self.keeper.store, &self.keeper.sources, &self.keeper.build, self.keeper.now());
+        let Keeper { store, sources, build, out, .. } = &self.keeper;
+        let all = shown::all(store, sources, build, &out.discovery.table, self.keeper.now());
         let found = all["resources"].as_array().unwrap().iter().find(|r| r["kind"] == kind && r["name"] == name);
         found.cloned().unwrap_or_default()
     }
@@ -398,8 +400,8 @@ fn listener_may_use_filters_of_its_own_source_and_of_the_files_only() {
     let other = fixture.keeper.store.add_source("other", SourceOptions { rank: 1, ..SourceOptions::default() });
     let text = json!({"filters": [filter(1)]}).to_string();
     let fragment = loader().fragment("other", Path::new("/"), text, Format::Json).unwrap();
-    let batch =
-        documents::of_document(fragment, (other, &"other".into()), &"1".into(), &[model::Supply::Filters], false);
+    let (source, supplies) = ((other, &"other".into()), [model::Supply::Filters]);
+    let batch = documents::of_document(fragment, source, fixture.keeper.dns, &"1".into(), &supplies, false);
     fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
     fixture.keeper.settle();
     assert_eq!(fixture.build(), ["f?"]);

@@ -50,7 +50,9 @@ pub(super) fn json(out: &mut Vec<u8>, value: Value<'_>) {
             });
             out.push(b'}');
         }
-        Value::Time(_) | Value::Ip(_) | Value::Socket(_) | Value::Flags(_) => quoted(out, |out| plain(out, value)),
+        Value::Time(_) | Value::Ip(_) | Value::Socket(_) | Value::Host(..) | Value::Flags(_) => {
+            quoted(out, |out| plain(out, value));
+        }
     }
 }
 
@@ -66,6 +68,11 @@ fn plain(out: &mut Vec<u8>, value: Value<'_>) {
         Value::Time(time) => timestamp::write(out, time),
         Value::Ip(ip) => address(out, ip.to_canonical()),
         Value::Socket(socket) => endpoint(out, socket),
+        Value::Host(name, port) => {
+            out.extend_from_slice(name.as_bytes());
+            out.push(b':');
+            number(out, port.into());
+        }
         Value::Flags(flags) => {
             let set = flag::NAMES.iter().filter(|(bit, _)| flags & bit != 0);
             separated(out, b",", set, |out, (_, name)| out.extend_from_slice(name.as_bytes()));

@@ -32,6 +32,8 @@ pub(super) enum Value<'a> {
     Time(SystemTime),
     Ip(IpAddr),
     Socket(SocketAddr),
+    /// A host name and a port.
+    Host(&'a str, u16),
     Flags(u32),
     Fields(&'a [(String, String)]),
     Headers(&'a HeaderMap, &'a HeaderName),
@@ -87,6 +89,7 @@ pub const FIELDS: &[Field] = fields! {
         None => Value::Missing,
         Some(Address::Inet(socket)) => Value::Socket(*socket),
         Some(Address::Unix(path)) => text(path.as_os_str().as_encoded_bytes()),
+        Some(Address::Host(name, port)) => Value::Host(name, *port),
     };
     attempts, "number of attempts to send the request to an upstream", |e| Value::Count(e.attempts.into());
     user_agent, "the User-Agent", |e| text(e.user_agent);

@@ -135,13 +135,17 @@ pub(super) fn mix(mut x: u64) -> u64 {
 /// 2^64 divided by the golden ratio: its multiples are spread evenly over all numbers.
 pub(super) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+fn bytes_hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(GOLDEN, |hash, byte| mix(hash ^ u64::from(*byte)))
+}
+
 pub(super) fn address_hash(address: &Address) -> u64 {
     let address = match address {
         Address::Inet(address) => address,
         Address::Unix(path) => {
-            let bytes = path.as_os_str().as_encoded_bytes();
-            return bytes.iter().fold(GOLDEN, |hash, byte| mix(hash ^ u64::from(*byte)));
+            return bytes_hash(path.as_os_str().as_encoded_bytes());
         }
+        Address::Host(name, port) => return mix(bytes_hash(name.as_bytes()) ^ u64::from(*port)),
     };
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
