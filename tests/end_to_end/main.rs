@@ -25,6 +25,7 @@ mod deadlines;
 mod descriptors;
 #[cfg(feature = "http3")]
 mod differential;
+mod dns;
 mod downloads;
 mod draining;
 mod early_data;

@@ -6,8 +6,8 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-PROGRAMS="curl h2load nghttp nghttpd openssl haproxy nginx python3"
-PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx libnginx-mod-stream python3 python3-venv"
+PROGRAMS="curl h2load nghttp nghttpd openssl haproxy nginx python3 unbound"
+PACKAGES="curl nghttp2-client nghttp2-server openssl haproxy nginx libnginx-mod-stream python3 python3-venv unbound"
 # Servers are in /usr/sbin, which may not be in PATH.
 PATH="$PATH:/usr/sbin:/sbin"
 venv=target/interop/venv

@@ -10,6 +10,7 @@ pub mod frames;
 mod gate;
 pub mod guest;
 mod metrics;
+pub mod name_server;
 pub mod not_run;
 pub mod peer;
 pub mod pki;

@@ -171,6 +171,11 @@ impl Peer {
         peer
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its output so far.
     pub fn output(&self) -> String {
         self.output.lock().unwrap().clone()

@@ -102,7 +102,10 @@ pub fn answer(status: u16, fields: &[&str], body: impl AsRef<[u8]>) -> Vec<u8> {
 impl Upstream {
     /// Runs `serve` in a separate thread per connection, and closes the connection when it returns.
     pub fn scripted(serve: impl Fn(Answers) + Send + Sync + 'static) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Upstream::scripted_on(TcpListener::bind("127.0.0.1:0").expect("a port"), serve)
+    }
+
+    fn scripted_on(listener: TcpListener, serve: impl Fn(Answers) + Send + Sync + 'static) -> Upstream {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared::default());
         let (theirs, serve) = (shared.clone(), Arc::new(serve));
@@ -189,6 +192,16 @@ impl Upstream {
     pub fn saying(body: &str) -> Upstream {
         let bytes = answer(200, &[], body);
         Upstream::replying(move |_| bytes.clone())
+    }
+
+    /// The same on this socket.
+    pub fn saying_on(listener: TcpListener, body: &str) -> Upstream {
+        let bytes = answer(200, &[], body);
+        Upstream::scripted_on(listener, move |mut connection| {
+            while connection.request().is_some() {
+                connection.send(bytes.clone());
+            }
+        })
     }
 
     /// Sends these bytes after each request's head, and closes the connection.
