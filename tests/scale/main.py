@@ -16,12 +16,13 @@ import time
 import churn
 import idle
 import listeners
+import lookups
 import many
 import routes
 import swap
 from harness import Context
 
-SCENARIOS = {module.__name__: module for module in (churn, many, idle, listeners, routes, swap)}
+SCENARIOS = {module.__name__: module for module in (churn, many, idle, listeners, lookups, routes, swap)}
 
 
 def arguments():
