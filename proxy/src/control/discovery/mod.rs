@@ -96,7 +96,7 @@ impl Discovery {
         let counters = Counters::new(registry)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let table = discovery.table.clone();
-        thread::Builder::new().name("tollgate-discovery".into()).spawn(move || {
+        thread::Builder::new().name("tollgate-lookup".into()).spawn(move || {
             LocalSet::new().block_on(&runtime, async {
                 let (found, results) = mpsc::unbounded_channel();
                 Finder::new(counters, table, out, found).run(inbox, results).await;

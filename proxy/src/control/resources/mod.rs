@@ -122,7 +122,7 @@ impl Resources {
         let lane = ClusterLane::new(clusters, workers, mailboxes);
         let (registry, wake) = (registry.clone(), Arc::<Notify>::default());
         let build = BuildLane::new(wake.clone());
-        thread::Builder::new().name("tollgate-resources".into()).spawn(move || {
+        thread::Builder::new().name("tollgate-config".into()).spawn(move || {
             let ((documents, fetched), (listings, listed)) = (mpsc::channel(1), mpsc::channel(1));
             let keeper = Keeper::new(lane, build, registry, Outputs { documents, listings, discovery });
             LocalSet::new().block_on(&runtime, keeper.run(inbox, (fetched, listed, &mut discovered)));
