@@ -67,13 +67,16 @@ impl DirectoryReader {
             let Ok((result, seen)) = tokio::task::spawn_blocking(move || scan(&dir, seen)).await else { return };
             self.seen = seen;
             match result {
-                Ok(files) if files.is_empty() => self.status.succeeded(false),
-                Ok(files) => {
+                Ok(Scan { changed: files, unreadable }) => {
+                    let is_changed = !files.is_empty();
                     let listing = Listing { source: self.status.name().clone(), files, arrived: Instant::now() };
-                    if self.out.send(listing).await.is_err() {
+                    if is_changed && self.out.send(listing).await.is_err() {
                         return;
                     }
-                    self.status.succeeded(true);
+                    match unreadable {
+                        Some(why) => self.status.failed(why),
+                        None => self.status.succeeded(is_changed),
+                    }
                 }
                 Err(e) => self.status.failed(format!("cannot read {}: {e}", self.dir.display())),
             }
@@ -91,21 +94,36 @@ impl DirectoryReader {
     }
 }
 
-/// Returns what has changed, and what was seen now. If the directory or a file cannot be read, nothing has changed: what
-/// was read before stays.
-fn scan(dir: &Path, mut seen: Seen) -> (io::Result<Vec<(PathBuf, FileState)>>, Seen) {
+/// The result of reading a directory.
+#[derive(Debug)]
+struct Scan {
+    /// What has changed.
+    changed: Vec<(PathBuf, FileState)>,
+    /// Why a file cannot be read. What was read of it before stays.
+    unreadable: Option<String>,
+}
+
+/// Returns what has changed, and what was seen now. If the directory cannot be read, nothing has changed: what was read
+/// before stays.
+fn scan(dir: &Path, mut seen: Seen) -> (io::Result<Scan>, Seen) {
     let listed = match list(dir) {
         Ok(listed) => listed,
         Err(e) => return (Err(e), seen),
     };
-    let mut changed = Vec::new();
+    let (mut changed, mut unreadable) = (Vec::new(), None);
     for (path, format) in &listed {
         let text = match files::read(path, MAX_BYTES).map(String::from_utf8) {
             Ok(Ok(text)) => text,
-            Ok(Err(_)) => return (Err(io::Error::other(format!("{} is not UTF-8", path.display()))), seen),
+            Ok(Err(_)) => {
+                unreadable.get_or_insert_with(|| format!("{} is not UTF-8", path.display()));
+                continue;
+            }
             // It has just gone.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return (Err(io::Error::other(format!("{}: {e}", path.display()))), seen),
+            Err(e) => {
+                unreadable.get_or_insert_with(|| format!("cannot read {}: {e}", path.display()));
+                continue;
+            }
         };
         let hash = sha256(text.as_bytes());
         if seen.insert(path.clone(), hash) != Some(hash) {
@@ -117,7 +135,7 @@ fn scan(dir: &Path, mut seen: Seen) -> (io::Result<Vec<(PathBuf, FileState)>>, S
         seen.remove(&path);
         changed.push((path, FileState::Gone));
     }
-    (Ok(changed), seen)
+    (Ok(Scan { changed, unreadable }), seen)
 }
 
 /// Returns the files of a directory that are read, in the order of their names.
@@ -156,13 +174,13 @@ mod tests {
         put(".hidden.yaml", "3");
         put("readme.txt", "4");
         let (changed, seen) = scan(dir.path(), Seen::new());
-        assert_eq!(names(&changed.unwrap()), ["a.json", "b.yaml"]);
+        assert_eq!(names(&changed.unwrap().changed), ["a.json", "b.yaml"]);
         let (changed, seen) = scan(dir.path(), seen);
-        assert_eq!(names(&changed.unwrap()), [""; 0]);
+        assert_eq!(names(&changed.unwrap().changed), [""; 0]);
         put("b.yaml", "5");
         fs::remove_file(dir.path().join("a.json")).unwrap();
         let (changed, seen) = scan(dir.path(), seen);
-        assert_eq!(names(&changed.unwrap()), ["b.yaml", "-a.json"]);
+        assert_eq!(names(&changed.unwrap().changed), ["b.yaml", "-a.json"]);
         assert_eq!(seen.len(), 1);
     }
 
@@ -173,8 +191,21 @@ mod tests {
         let (_, seen) = scan(dir.path(), Seen::new());
         let (changed, seen) = scan(&dir.path().join("gone"), seen);
         assert!(changed.is_err() && seen.len() == 1);
-        fs::write(dir.path().join("a.yaml"), b"\xff").unwrap();
-        let (changed, seen) = scan(dir.path(), seen);
-        assert!(changed.unwrap_err().to_string().contains("not UTF-8") && seen.len() == 1);
+    }
+
+    #[test]
+    fn unreadable_file_stays_as_it_was_and_does_not_affect_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &[u8]| fs::write(dir.path().join(name), text).unwrap();
+        put("a.yaml", b"1");
+        put("b.yaml", b"1");
+        let (_, seen) = scan(dir.path(), Seen::new());
+        put("a.yaml", b"2");
+        put("b.yaml", b"\xff");
+        put("c.yaml", b"2");
+        let (result, seen) = scan(dir.path(), seen);
+        let Scan { changed, unreadable } = result.unwrap();
+        assert_eq!((names(&changed), seen.len()), (vec!["a.yaml".to_owned(), "c.yaml".to_owned()], 3));
+        assert!(unreadable.is_some_and(|why| why.contains("b.yaml is not UTF-8")));
     }
 }
