@@ -30,6 +30,18 @@ impl TokenFile {
         TokenFile { file, prefix: "", content: Vec::new(), value: HeaderValue::from_static("") }
     }
 
+    /// Cuts a message off where it quotes the token: a server may repeat what it was sent.
+    pub fn conceal(&self, mut message: String) -> String {
+        let token = self.value.to_str().ok().and_then(|value| value.strip_prefix(self.prefix)).unwrap_or_default();
+        // The quotation may be cut off as well.
+        let start = token.get(..8).unwrap_or(token);
+        if let Some(at) = message.find(start).filter(|_| !start.is_empty()) {
+            message.truncate(at);
+            message.push('…');
+        }
+        message
+    }
+
     /// Returns the header's value for the current content of the file.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use self::{
 };
 use super::status::SourceStatus;
 use crate::{
+    alloc,
     config::model::HttpSource,
     digest::sha256,
     outbound::{Client, Dial, Server, TokenFile},
@@ -38,6 +39,10 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 
 /// The time from an answer's head to the end of its body.
 const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// The size in bytes from which a document's memory is returned to the system. That takes milliseconds; reading such a
+/// document takes longer.
+const LARGE_DOCUMENT: usize = 16 << 20;
 
 /// The longest first wait after a failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -177,7 +182,9 @@ impl<D: Dial> HttpPoller<D> {
                     if failure.ask_for_all {
                         self.version = None;
                     }
-                    self.status.failed(failure.text);
+                    self.status.failed(self.requests.conceal(failure.text));
+                    // What was read may have been large.
+                    alloc::give_back();
                     failure.retry_after.unwrap_or_default().max(backoff.next_wait())
                 }
             };
@@ -222,7 +229,12 @@ impl<D: Dial> HttpPoller<D> {
         if self.is_known(&announced, digest) {
             return Ok(Outcome::Unchanged(held));
         }
-        self.deliver(announced, document, digest).await.map(|()| Outcome::Changed)
+        let is_large = document.len() >= LARGE_DOCUMENT;
+        self.deliver(announced, document, digest).await?;
+        if is_large {
+            alloc::give_back();
+        }
+        Ok(Outcome::Changed)
     }
 
     /// The ETag that the request named.

@@ -39,6 +39,14 @@ impl Requests {
         Requests { path: url.path.clone().into(), always, prefer, token }
     }
 
+    /// Removes the token from a message.
+    pub fn conceal(&self, message: String) -> String {
+        match &self.token {
+            Some(token) => token.conceal(message),
+            None => message,
+        }
+    }
+
     /// Builds a request for the full state, or for what has changed since `version`.
     ///
     /// # Errors The token is not available.

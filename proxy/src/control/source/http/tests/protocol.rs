@@ -171,3 +171,19 @@ async fn token_is_read_for_every_request() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn errors_do_not_contain_the_token_that_a_server_repeats() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "hunter2-hunter2\n").unwrap();
+    with_token(json!({}), Some(file), async |mut rig| {
+        rig.start().await;
+        rig.request().await;
+        rig.write("HTTP/1.1 401 Unauthorized\r\nContent-Length: 19\r\n\r\nnot hunter2-hunter2").await;
+        rig.close();
+        rig.request().await;
+        assert!(rig.last_error().ends_with("401 Unauthorized: \"not …"), "{}", rig.last_error());
+    })
+    .await;
+}
