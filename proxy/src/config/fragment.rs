@@ -17,6 +17,7 @@ use super::{
     outline::Outline,
     parse::{Format, Variables, tree},
     paths,
+    redact::Redactor,
     resources::{FileResources, Resource},
     semantics, sockets,
     source::Source,
@@ -232,9 +233,14 @@ impl Loader<'_> {
             }
         }
         if !entry.wrong.is_empty() {
+            // Not of `source`, which does not know the variables.
+            let redactor = Redactor::of(&*variables.borrow());
             let errors = entry.wrong.iter().map(|wrong| {
                 let at = source.position(wrong.span.unwrap_or(span).start);
-                (format!("{}:{}", at.line, at.column), wrong.message.clone())
+                let help = wrong.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+                let mut message = format!("{}{help}", wrong.message);
+                redactor.conceal(&mut message);
+                (format!("{}:{}", at.line, at.column), message)
             });
             let sha256 = crate::digest::sha256(entry.json.to_string().as_bytes());
             fragment.refused.push(RefusedResource { kind, name, sha256, errors: errors.collect() });
@@ -351,6 +357,19 @@ mod tests {
                 ("endpoints", "named", "8:29")
             ]
         );
+    }
+
+    #[test]
+    fn errors_name_variables_and_not_what_they_hold() {
+        let loader = Loader::default().env(|_| Some("hunter2-hunter2".into()));
+        let text = "clusters: [{name: c, endpoints: ['${TOKEN}']}]\nfilters: [{name: f, wasm: '${TOKEN}.wasm'}]\n\
+                    listeners: [{name: l, address: '${TOKEN}'}, {name: m, address: '127.0.0.1'}]";
+        let fragment = loader.fragment("d.yaml", Path::new("/"), text.to_owned(), Format::Yaml).unwrap();
+        let errors: Vec<_> = fragment.refused.iter().map(|refused| &*refused.errors[0].1).collect();
+        assert_eq!(errors.len(), 4);
+        assert!(errors[..3].iter().all(|error| error.contains("`${TOKEN}")), "{errors:?}");
+        assert!(!format!("{errors:?}").contains("hunter2"), "{errors:?}");
+        assert!(errors[3].contains("(the port is missing"), "with advice: {errors:?}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! go to logs and to clients of the admin listener. Each is replaced by its reference, `${NAME}`.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -23,6 +24,14 @@ struct Redaction {
 pub(super) struct Redactor(Vec<Redaction>);
 
 impl Redactor {
+    /// Creates a redactor for the variables that are set.
+    pub fn of<'v>(variables: impl IntoIterator<Item = (&'v String, &'v Option<OsString>)>) -> Redactor {
+        let set = variables
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.to_string_lossy().into_owned())));
+        Redactor::new(set)
+    }
+
     /// Creates a redactor for variables, given by name and value.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Redactor {
         let mut all = Vec::new();

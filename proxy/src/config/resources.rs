@@ -127,6 +127,11 @@ impl FileResources {
         share(&mut self.clusters, &previous.clusters);
     }
 
+    /// Replaces the values of environment variables in a message.
+    pub fn conceal(&self, message: &mut String) {
+        Redactor::of(&self.variables).conceal(message);
+    }
+
     /// Whether the modules exist.
     pub(super) fn has_modules(&self, main: &Path) -> bool {
         let dir = main.parent().unwrap_or(Path::new(""));
@@ -220,11 +225,9 @@ impl<'p> EntryPointer<'p> {
 
 impl ConfigSource {
     pub(super) fn new(main: &Path, files: Vec<Arc<FileResources>>, folders: Vec<SearchedFolder>) -> ConfigSource {
-        let variables = files.iter().flat_map(|file| &file.variables);
-        let set =
-            variables.filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.to_string_lossy().into_owned())));
+        let redactor = Redactor::of(files.iter().flat_map(|file| &file.variables));
         let dir = main.parent().unwrap_or(Path::new("")).to_path_buf();
-        ConfigSource { redactor: Redactor::new(set), dir, files, folders }
+        ConfigSource { redactor, dir, files, folders }
     }
 
     /// The same configuration with other files, of which the main file is the first one.
