@@ -290,6 +290,12 @@ impl Server {
         self.builder.engine.end_compiling();
         let timeout = self.status.current.load().as_ref().map_or(Duration::ZERO, |s| s.loaded.config.drain_timeout.0);
         tracing::info!(target: target::PROCESS, signal, ?timeout, "stopping: no new connections are accepted");
+        let resources = self.status.resources.get().cloned();
+        let kept = tokio::task::spawn_local(async move {
+            if let Some(resources) = resources {
+                resources.keep().await;
+            }
+        });
         let mut waiting = Vec::new();
         for worker in &self.workers {
             let (done, drained) = oneshot::channel();
@@ -328,6 +334,7 @@ impl Server {
                 Some(rebuild) = self.rebuilds.recv() => self.rebuild(rebuild),
             }
         }
+        let _ = tokio::time::timeout(Duration::from_secs(3), kept).await;
         let (workers, builder) = (self.workers, self.builder);
         let ended = tokio::task::spawn_blocking(move || {
             workers.into_iter().for_each(WorkerHandle::join);

@@ -208,10 +208,7 @@ fn kept_resources_serve_after_a_restart_without_the_source() {
     let mut proxy = Proxy::start(config());
     plane.full(json!({"clusters": [{"name": "api", "discovery": {"source": "plane"}}], "endpoints": [cluster("api", &[&one])]}));
     wait_until("the cluster to come", || proxy.get("/").status() == 200);
-    let file = cache.path().join("sources/plane.json");
-    wait_until("the resources to be kept", || {
-        std::fs::read_to_string(&file).is_ok_and(|text| text.contains("\"api\""))
-    });
+    // At the latest, they are written when the process stops.
     proxy.signal(Signal::TERM);
     proxy.wait_exit();
 
@@ -224,6 +221,49 @@ fn kept_resources_serve_after_a_restart_without_the_source() {
     let two = Upstream::saying("two");
     plane.delta(json!({"endpoints": [cluster("api", &[&two])]}));
     wait_until("the endpoints to change", || text(&proxy) == "two");
+}
+
+#[test]
+fn refused_resource_comes_after_a_restart_if_nothing_is_wrong_with_it_any_more() {
+    let (plane, one, two) = (Plane::new(), Upstream::saying("one"), Upstream::saying("two"));
+    let cache = tempfile::tempdir().unwrap();
+    let config = || {
+        let sources = plane.sources().replace("http: {", "http: {keep: true, ");
+        let cache = format!("cache_dir: '{}'", cache.path().display());
+        Config::new().top(&sources).top(&cache).routes("{cluster: api}")
+    };
+    let mut proxy = Proxy::start(config().cluster("api", &[&one], ""));
+    plane.full(json!({"clusters": [cluster("api", &[&two])]}));
+    proxy.wait_for_output("cluster `api` refused");
+    let file = cache.path().join("sources/plane.json");
+    wait_until("the state to be kept", || file.exists());
+    proxy.signal(Signal::TERM);
+    proxy.wait_exit();
+    // The server has nothing new for clients with its last version.
+    let proxy = Proxy::start(config());
+    wait_until("the cluster to come", || text(&proxy) == "two");
+}
+
+#[test]
+fn unreadable_file_of_a_directory_does_not_affect_the_others() {
+    let (one, two) = (Upstream::saying("one"), Upstream::saying("two"));
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, document: &[u8]| {
+        let next = dir.path().join(".next");
+        std::fs::write(&next, document).unwrap();
+        std::fs::rename(next, dir.path().join(name)).unwrap();
+    };
+    let api = |upstream| json!({"clusters": [cluster("api", &[upstream])]}).to_string();
+    let sources = format!("sources: [{{name: files, directory: {{path: '{}'}}}}]", dir.path().display());
+    put("api.json", api(&one).as_bytes());
+    let proxy = Proxy::start(Config::new().top(&sources).routes("{cluster: api}"));
+    wait_until("the cluster to come", || text(&proxy) == "one");
+    put("broken.json", b"\xff");
+    proxy.wait_for_output("broken.json is not UTF-8");
+    put("api.json", api(&two).as_bytes());
+    wait_until("its endpoints to change", || text(&proxy) == "two");
+    put("other.json", json!({"removed": {"clusters": ["api"]}}).to_string().as_bytes());
+    proxy.wait_for_output("a full state has no `removed`");
 }
 
 #[test]

@@ -14,9 +14,11 @@ use crate::{
     hot_swap::{ANY, Load, telling},
 };
 
+const ALL_KINDS: &str = "[listeners, filters, clusters, endpoints]";
+
 /// The section `sources` with permission for all kinds.
 fn sources(plane: &Plane) -> String {
-    plane.sources().replace("http: {", "supplies: [listeners, filters, clusters, endpoints], http: {")
+    plane.sources().replace("http: {", &format!("supplies: {ALL_KINDS}, http: {{"))
 }
 
 fn listener(name: &str, address: SocketAddr, chain: &[&str], cluster: &str) -> Value {
@@ -256,6 +258,24 @@ fn kept_listeners_serve_without_the_source_after_a_restart_and_in_a_successor() 
     proxy.wait_exit();
     load.meet(ANY);
     load.end();
+}
+
+#[test]
+fn what_a_kept_source_may_supply_can_change() {
+    let (plane, upstream, extra) = (Plane::new(), telling(), reserve());
+    let cache = tempfile::tempdir().unwrap();
+    let config = |supplies: &str| {
+        let sources = sources(&plane).replace("http: {", "http: {keep: true, ").replace(ALL_KINDS, supplies);
+        Config::to(&upstream).top(&sources).top(&format!("cache_dir: '{}'", cache.path().display()))
+    };
+    let mut proxy = Proxy::start(config(ALL_KINDS));
+    plane.full(json!({"listeners": [listener("extra", *extra, &[], "web")]}));
+    wait_until("the listener to come", || TcpStream::connect(*extra).is_ok());
+    proxy.change_config(config("[clusters]"));
+    wait_until("the listener to go", || TcpStream::connect(*extra).is_err());
+    // The server has nothing new for clients with its last version.
+    proxy.change_config(config(ALL_KINDS));
+    wait_until("the listener to come back", || TcpStream::connect(*extra).is_ok());
 }
 
 #[test]

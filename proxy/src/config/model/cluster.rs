@@ -71,6 +71,12 @@ pub struct Cluster {
     pub retry_budget: RetryBudget,
 }
 
+/// Returns the name of a service's endpoints among those of all sources. A cluster uses only those of the source that it
+/// names, so each source has its own.
+pub fn service(source: &str, name: &str) -> String {
+    format!("{source}/{name}")
+}
+
 impl Cluster {
     /// Returns what it looks up in DNS, if anything.
     pub fn dns(&self) -> Option<DnsQuery> {
@@ -90,11 +96,13 @@ impl Cluster {
         self.discovery.is_some() || self.has_host_names()
     }
 
-    /// Returns the name under which a source or DNS supplies its endpoints; `None` if they are listed here.
+    /// Returns the name of its endpoints among those of all sources and of DNS; `None` if they are listed here.
     pub fn service(&self) -> Option<String> {
         match (self.dns(), &self.discovery) {
             (Some(query), _) => Some(query.to_string()),
-            (None, Some(discovery)) => Some(discovery.service.as_deref().unwrap_or(&self.name).to_owned()),
+            (None, Some(Discovery { source, service: name, .. })) => {
+                Some(service(source.as_deref()?, name.as_deref().unwrap_or(&self.name)))
+            }
             (None, None) => None,
         }
     }

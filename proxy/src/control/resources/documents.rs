@@ -81,6 +81,22 @@ pub(super) fn again(source: SourceId, refused: &Resource<Payload>) -> Batch<Payl
     Batch { source, full: Kinds::NONE, policy: Policy::PerResource, changes: vec![Change::Set(again)] }
 }
 
+/// The key of a resource in a document of a source.
+fn key(source: &str, kind: FragmentKind, name: &str) -> Key {
+    match kind {
+        FragmentKind::Endpoints => Key::new(Kind::Endpoints, model::service(source, name)),
+        other => Key::new(kinds(other).0, name),
+    }
+}
+
+/// The name that a resource has in documents of its source.
+pub(super) fn name_in_document<'k>(source: &str, key: &'k Key) -> &'k str {
+    match key.kind {
+        Kind::Endpoints => key.name.strip_prefix(source).and_then(|name| name.strip_prefix('/')).unwrap_or(&key.name),
+        _ => &key.name,
+    }
+}
+
 /// The kind of a document's resource, and what a source must be allowed to supply.
 fn kinds(kind: FragmentKind) -> (Kind, model::Supply) {
     match kind {
@@ -119,7 +135,7 @@ pub(super) fn of_document(
             name: resource.into(),
             field: place.into(),
         };
-        let (key, version, payload) = (Key::new(of, resource), version.clone(), Arc::new(payload));
+        let (key, version, payload) = (key(name, kind, resource), version.clone(), Arc::new(payload));
         changes.push(Change::Set(Resource { key, version, sha256, origin, payload, references, ttl: None }));
     };
     for part in fragment.parts {
@@ -153,8 +169,8 @@ pub(super) fn of_document(
         let payload = Payload::Wrong(errors.collect());
         add(refused.kind, &refused.name, refused.sha256, String::new(), payload, Box::default());
     }
-    for (kind, name) in fragment.removed {
-        changes.push(Change::Remove(Key::new(kinds(kind).0, name)));
+    for (kind, removed) in fragment.removed {
+        changes.push(Change::Remove(key(name, kind, &removed)));
     }
     Batch { source, full: if is_delta { Kinds::NONE } else { DOCUMENT }, policy: Policy::PerResource, changes }
 }

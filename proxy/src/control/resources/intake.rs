@@ -1,8 +1,8 @@
 //! What sources send: documents, changed files of directories, and endpoints from DNS. They are read and offered to the store.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
-use super::{KEEP_INTERVAL, Keeper, documents, in_document, memory};
+use super::{Keeper, documents, memory, running::Running};
 use crate::{
     config::{Format, Fragment},
     control::{
@@ -44,7 +44,7 @@ impl Keeper {
         let offered = text.and_then(|text| self.offer(&source, text, format, version, is_delta));
         if let Some(running) = self.sources.get_mut(&source).filter(|running| running.keeps() && offered.is_ok()) {
             (running.version, running.is_changed) = (etag, true);
-            self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
+            self.keep_soon();
         }
         // The verdict is newer than what was decided before.
         self.sources.get(&source).iter().for_each(|running| _ = running.status.take_refused());
@@ -70,12 +70,8 @@ impl Keeper {
         // Documents come from other machines: they cannot name this machine's environment variables.
         let loader = loader().env(|_| None);
         let fragment = loader.fragment(name, &self.dir, text, format).map_err(|wrong| wrong.to_string())?;
-        if !is_delta && !fragment.removed.is_empty() {
-            return Err("a full state has no `removed`: what it lacks is removed".to_owned());
-        }
         self.enter(name, id, fragment, &version, is_delta)?;
-        let refused = self.sources.get(name).map(|running| running.refused.iter().map(in_document).collect());
-        Ok(refused.unwrap_or_default())
+        Ok(self.sources.get(name).map(Running::refused_in_documents).unwrap_or_default())
     }
 
     /// Handles changed files of a source's directory.
@@ -123,6 +119,9 @@ impl Keeper {
         is_delta: bool,
     ) -> Result<(), String> {
         let Some(running) = self.sources.get(name) else { return Err("the source was removed".to_owned()) };
+        if !is_delta && !fragment.removed.is_empty() {
+            return Err("a full state has no `removed`: what it lacks is removed".to_owned());
+        }
         let batch = documents::of_document(fragment, (id, name), self.dns, version, &running.config.supplies, is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
         self.settle();

@@ -5,12 +5,12 @@ use std::{path::Path, sync::Arc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::documents::Payload;
+use super::{
+    documents::{Payload, name_in_document},
+    running::Running,
+};
 use crate::{
-    control::{
-        source::kept::KeptFile,
-        store::{SourceId, Store},
-    },
+    control::{source::kept::KeptFile, store::Store},
     observe::target,
 };
 
@@ -30,11 +30,17 @@ pub(super) struct Content {
 }
 
 impl Kept {
-    /// Collects what a source has supplied and the store has accepted.
-    pub(super) fn of(store: &Store<Payload>, source: SourceId, version: Option<String>) -> Kept {
-        let accepted = store.held(source).filter_map(|(key, _)| Some((key.clone(), store.accepted(key)?)));
-        let resources = accepted.map(|(key, resource)| (key.name, resource.payload.clone())).collect();
-        Kept { version, resources }
+    /// Collects what a source has supplied and the store has accepted. `version` is that of the whole state.
+    pub(super) fn of(store: &Store<Payload>, running: &Running, version: Option<String>) -> Kept {
+        let (source, name) = (running.id, &running.config.name);
+        let (mut is_whole, mut resources) = (true, Vec::new());
+        for view in store.held(source).filter_map(|(key, _)| store.view(key)) {
+            is_whole &= !view.candidates.iter().any(|candidate| candidate.source == source);
+            let own = view.accepted.filter(|(accepted_from, _)| *accepted_from == source);
+            resources
+                .extend(own.map(|(_, resource)| (name_in_document(name, view.key).into(), resource.payload.clone())));
+        }
+        Kept { version: version.filter(|_| is_whole), resources }
     }
 
     /// Writes the file. It takes a while.

@@ -29,7 +29,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    task::{JoinSet, LocalSet},
+    task::{JoinHandle, JoinSet, LocalSet, spawn_blocking, spawn_local},
     time::sleep_until,
 };
 
@@ -58,8 +58,11 @@ use crate::{
 /// How long a cluster of a source waits for its endpoints before it is used without.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long changes are collected before they are written to disk.
+/// The shortest time between two writes to disk. What changes meanwhile is written together.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The time from a change to the write, if the last write was long ago: what belongs together often arrives together.
+const KEEP_DELAY: Duration = Duration::from_millis(100);
 
 /// What the thread is asked to do.
 pub(crate) enum Request {
@@ -84,6 +87,8 @@ pub(crate) enum Request {
     Commit(Commit),
     /// Describe all resources.
     Show(oneshot::Sender<Value>),
+    /// Write changed resources to disk now.
+    Keep(oneshot::Sender<()>),
 }
 
 /// A build that is about to take effect.
@@ -151,6 +156,13 @@ impl Resources {
         shown.await.unwrap_or_default()
     }
 
+    /// Writes changed resources of sources with `keep: true` to disk.
+    pub(crate) async fn keep(&self) {
+        let (done, finished) = oneshot::channel();
+        let _ = self.requests.send(Request::Keep(done));
+        let _ = finished.await;
+    }
+
     /// Ready when listeners or filters of sources may have to be built.
     pub(crate) async fn need_a_build(&self) {
         self.wake.notified().await;
@@ -199,6 +211,10 @@ struct Keeper {
     cache: Option<PathBuf>,
     /// When changed resources are to be written to disk.
     keep_at: Option<Instant>,
+    /// When the last write began.
+    kept_at: Option<Instant>,
+    /// The last write.
+    keeping: Option<JoinHandle<()>>,
     /// When the change that is being handled has arrived.
     since: Instant,
 }
@@ -210,7 +226,7 @@ impl Keeper {
         let dns = store.add_source("dns", SourceOptions { rank: 1, subscribes: true, refetch: false });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
-        let (certificates, dir, cache, keep_at) = (JoinSet::new(), PathBuf::new(), None, None);
+        let (certificates, dir, cache) = (JoinSet::new(), PathBuf::new(), None);
         Keeper {
             store,
             start,
@@ -225,7 +241,9 @@ impl Keeper {
             grace,
             dir,
             cache,
-            keep_at,
+            keep_at: None,
+            kept_at: None,
+            keeping: None,
             since: start,
         }
     }
@@ -284,6 +302,16 @@ impl Keeper {
                 let lookups = &self.out.discovery.table;
                 let _ = answer.send(shown::all(&self.store, &self.sources, &self.build, lookups, self.now()));
             }
+            Request::Keep(done) => {
+                self.keep();
+                let keeping = self.keeping.take();
+                spawn_local(async move {
+                    if let Some(keeping) = keeping {
+                        let _ = keeping.await;
+                    }
+                    let _ = done.send(());
+                });
+            }
         }
     }
 
@@ -328,6 +356,9 @@ impl Keeper {
                 Some(running) if running.config == source => continue,
                 Some(running) => {
                     running.config = source;
+                    // Another server may have another state with the same ETag, and what the source may not supply so far
+                    // is not kept.
+                    running.version = None;
                     let started = running.start(&dir, &self.out);
                     let of_source: Vec<_> = running.files.values().chain([&running.id]).copied().collect();
                     let supplies = running.config.supplies.clone();
@@ -357,16 +388,39 @@ impl Keeper {
         }
     }
 
+    /// Plans to write the resources of changed sources to disk.
+    fn keep_soon(&mut self) {
+        let soon = Instant::now() + KEEP_DELAY;
+        let at = self.kept_at.map_or(soon, |kept_at| soon.max(kept_at + KEEP_INTERVAL));
+        self.keep_at.get_or_insert(at);
+    }
+
     /// Writes the resources of changed sources with `keep: true` to disk.
     fn keep(&mut self) {
         self.keep_at = None;
         let Some(cache) = &self.cache else { return };
+        let mut changed = Vec::new();
         for running in self.sources.values_mut().filter(|running| running.is_changed) {
             running.is_changed = false;
-            let kept = Kept::of(&self.store, running.id, running.version.clone());
-            let (cache, name) = (cache.clone(), running.status.name().clone());
-            tokio::task::spawn_blocking(move || kept.store(&cache, &name));
+            // Without a version, the next process asks for the whole state: what is refused now is not kept, and may be
+            // acceptable then.
+            let version = running.version.clone().filter(|_| running.refused.is_empty());
+            let kept = Kept::of(&self.store, running, version);
+            changed.push((kept, running.status.name().clone()));
         }
+        if changed.is_empty() {
+            return;
+        }
+        self.kept_at = Some(Instant::now());
+        let (cache, before) = (cache.clone(), self.keeping.take());
+        self.keeping = Some(spawn_local(async move {
+            // Writes do not overtake each other.
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            let write = move || changed.into_iter().for_each(|(kept, name)| kept.store(&cache, &name));
+            let _ = spawn_blocking(write).await;
+        }));
     }
 
     fn apply_files(&mut self, files: &ConfigSource, version: u64) {
@@ -424,7 +478,9 @@ impl Keeper {
         match outcome {
             Outcome::Refused(why) => {
                 let name = running.status.name();
-                tracing::warn!(target: target::CONFIG, source = &**name, "{key} refused: {why}");
+                let file =
+                    running.files.iter().find(|(_, id)| **id == source).map(|(path, _)| path.display().to_string());
+                tracing::warn!(target: target::CONFIG, source = &**name, file, "{key} refused: {why}");
                 running.refused.insert(key);
             }
             Outcome::Warming => {}
@@ -471,18 +527,23 @@ impl Keeper {
     /// Tells sources what was decided about resources after the verdict on their document.
     fn decided_later(&mut self) {
         for running in self.sources.values_mut() {
-            running.status.set_refused(running.refused.iter().map(in_document).collect());
+            running.status.set_refused(running.refused_in_documents());
             running.is_changed |= running.keeps();
-            if running.is_changed {
-                self.keep_at.get_or_insert_with(|| Instant::now() + KEEP_INTERVAL);
-            }
+        }
+        if self.sources.values().any(|running| running.is_changed) {
+            self.keep_soon();
         }
     }
 
     /// Returns an error for each filter of a source's listener that does not exist, or that another source supplies.
     fn missing_filters(&self, transaction: &Transaction<Payload>, listener: &Resource<Payload>) -> Vec<FieldError> {
         let running = self.sources.values().find(|running| running.owns(transaction.source));
-        let error = |message| FieldError { field: "chain".to_owned(), message };
+        let error = |mut message| {
+            if let Payload::Part(part) = &*listener.payload {
+                part.conceal(&mut message);
+            }
+            FieldError { field: "chain".to_owned(), message }
+        };
         let references = listener.references.iter().map(|reference| &reference.key);
         references
             .filter_map(|key| {
@@ -503,14 +564,6 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The name of a resource as documents have it.
-fn in_document(key: &Key) -> String {
-    match key.kind {
-        Kind::Endpoints => format!("endpoints/{}", key.name),
-        kind => format!("{kind}s/{}", key.name),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::{
     task::{AbortHandle, spawn_local},
 };
 
+use super::documents::name_in_document;
 use crate::{
     config::model,
     control::{
@@ -21,7 +22,7 @@ use crate::{
             http::{Fetched, HttpPoller},
             status::SourceStatus,
         },
-        store::{Key, SourceId},
+        store::{Key, Kind, SourceId},
     },
     observe::{MetricError, Registry},
 };
@@ -61,6 +62,18 @@ impl Running {
     /// Whether the store knows it, or one of its files, by this id.
     pub(super) fn owns(&self, id: SourceId) -> bool {
         self.id == id || self.files.values().any(|file| *file == id)
+    }
+
+    /// Its refused resources as documents name them.
+    pub(super) fn refused_in_documents(&self) -> Vec<String> {
+        let named = |key: &Key| {
+            let name = name_in_document(&self.config.name, key);
+            match key.kind {
+                Kind::Endpoints => format!("endpoints/{name}"),
+                kind => format!("{kind}s/{name}"),
+            }
+        };
+        self.refused.iter().map(named).collect()
     }
 
     /// Whether its resources are kept on disk.

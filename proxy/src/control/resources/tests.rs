@@ -415,3 +415,37 @@ fn listener_may_use_filters_of_its_own_source_and_of_the_files_only() {
     let why = fixture.state("listener", "web")["candidates"][0]["error"].clone();
     assert_eq!(why, "chain: there is no filter named `none`");
 }
+
+#[test]
+fn error_about_a_chain_names_the_variable_and_not_what_it_holds() {
+    let mut fixture = Fixture::new(&json!([]));
+    let text = json!({"listeners": [listener(1, &["${TOKEN}"])]}).to_string();
+    let loader = crate::config::Loader::default().env(|_| Some("hunter2-hunter2".into()));
+    let fragment = loader.fragment("plane", Path::new("/"), text, Format::Json).unwrap();
+    let (source, name) = (fixture.keeper.sources["plane"].id, "plane".into());
+    let supplies = [model::Supply::Listeners];
+    let batch = documents::of_document(fragment, (source, &name), fixture.keeper.dns, &"1".into(), &supplies, false);
+    fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
+    fixture.keeper.store.tick(Duration::from_secs(60));
+    fixture.keeper.settle();
+    let why = fixture.state("listener", "web")["candidates"][0]["error"].clone();
+    assert_eq!(why, "chain: there is no filter named `${TOKEN}`");
+}
+
+#[test]
+fn cluster_takes_the_endpoints_of_the_source_that_it_names() {
+    let mut fixture = Fixture::new(&json!([discovered("web")]));
+    fixture.updates();
+    let other = fixture.keeper.store.add_source("other", SourceOptions { rank: 1, ..SourceOptions::default() });
+    let text = json!({"endpoints": [cluster("web", 3)]}).to_string();
+    let fragment = loader().fragment("other", Path::new("/"), text, Format::Json).unwrap();
+    let supplies = [model::Supply::Endpoints];
+    let batch =
+        documents::of_document(fragment, (other, &"other".into()), fixture.keeper.dns, &"1".into(), &supplies, false);
+    fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
+    fixture.keeper.settle();
+    assert_eq!(fixture.updates(), [""; 0]);
+    assert_eq!(fixture.full(&json!({"endpoints": [cluster("web", 2)]})), [""; 0]);
+    assert_eq!(fixture.updates(), ["web 2"]);
+    assert_eq!(fixture.full(&json!({"endpoints": [{"name": "web", "endpoints": ["nowhere"]}]})), ["endpoints/web"]);
+}
