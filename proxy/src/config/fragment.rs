@@ -20,7 +20,7 @@ use super::{
     redact::Redactor,
     resources::{FileResources, Resource},
     semantics, sockets,
-    source::Source,
+    source::{Position, Source},
     tree::ParseResult,
     units::Address,
 };
@@ -121,6 +121,7 @@ impl Loader<'_> {
             Err(errors) => return Err(Diagnostics::new(&Arc::new(source), errors)),
         };
         let mut fragment = Fragment::default();
+        let mut at = (0, Position { line: 1, column: 1 });
         let entries = match root.value {
             Value::Map(entries) => entries,
             // An empty document is an empty state.
@@ -137,7 +138,8 @@ impl Loader<'_> {
                 (_, Value::Null) => {}
                 (Some(kind), Value::Seq(items)) => {
                     for item in items {
-                        self.entry(&mut source, kind, item, &mut fragment, &mut problems);
+                        at = (item.span.start, source.position_from(at, item.span.start));
+                        self.entry(&mut source, kind, (item, at.1), &mut fragment, &mut problems);
                     }
                 }
                 (None, Value::Map(kinds)) if name == "removed" => removed(kinds, &mut fragment, &mut problems),
@@ -155,12 +157,12 @@ impl Loader<'_> {
         if problems.is_empty() { Ok(fragment) } else { Err(Diagnostics::new(&Arc::new(source), problems)) }
     }
 
-    /// Reads an entry of a section.
+    /// Reads an entry of a section, which begins at a position.
     fn entry(
         &self,
         source: &mut Source,
         kind: FragmentKind,
-        node: Node,
+        (node, at): (Node, Position),
         fragment: &mut Fragment,
         problems: &mut Vec<Diagnostic>,
     ) {
@@ -197,7 +199,7 @@ impl Loader<'_> {
         semantics::check(source, &self.foreign, &mut wrong);
         let json = source.root().get(section).and_then(|list| list.items().first()).map(Node::to_json);
         let mut entry = Entry { source, section, json: json.unwrap_or_default(), wrong };
-        let line = source.position(span.start).line;
+        let line = at.line;
         match kind {
             FragmentKind::Cluster => {
                 let cluster = entry.read(sockets::resolve_cluster);
@@ -236,7 +238,7 @@ impl Loader<'_> {
             // Not of `source`, which does not know the variables.
             let redactor = Redactor::of(&*variables.borrow());
             let errors = entry.wrong.iter().map(|wrong| {
-                let at = source.position(wrong.span.unwrap_or(span).start);
+                let at = source.position_from((span.start, at), wrong.span.unwrap_or(span).start);
                 let help = wrong.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
                 let mut message = format!("{}{help}", wrong.message);
                 redactor.conceal(&mut message);
@@ -360,6 +362,17 @@ mod tests {
     }
 
     #[test]
+    fn places_of_errors_are_those_in_the_whole_document() {
+        let fragment = read(
+            "clusters: [{name: ä, connect_timeout: x}, {name: b, connect_timeout: ü},\n {name: c, connect_timeout: y}]\n\
+             endpoints: [{name: d, endpoints: x}]",
+        );
+        let refused = fragment.unwrap().refused;
+        let places: Vec<_> = refused.iter().map(|refused| &*refused.errors[0].0).collect();
+        assert_eq!(places, ["1:39", "1:70", "2:29", "3:34"]);
+    }
+
+    #[test]
     fn errors_name_variables_and_not_what_they_hold() {
         let loader = Loader::default().env(|_| Some("hunter2-hunter2".into()));
         let text = "clusters: [{name: c, endpoints: ['${TOKEN}']}]\nfilters: [{name: f, wasm: '${TOKEN}.wasm'}]\n\
@@ -367,7 +380,7 @@ mod tests {
         let fragment = loader.fragment("d.yaml", Path::new("/"), text.to_owned(), Format::Yaml).unwrap();
         let errors: Vec<_> = fragment.refused.iter().map(|refused| &*refused.errors[0].1).collect();
         assert_eq!(errors.len(), 4);
-        assert!(errors[..3].iter().all(|error| error.contains("`${TOKEN}")), "{errors:?}");
+        assert!(errors[..3].iter().all(|error| error.contains("${TOKEN}")), "{errors:?}");
         assert!(!format!("{errors:?}").contains("hunter2"), "{errors:?}");
         assert!(errors[3].contains("(the port is missing"), "with advice: {errors:?}");
     }

@@ -99,6 +99,19 @@ impl Source {
         Position { line, column: before[line_start..].chars().count() + 1 }
     }
 
+    /// Returns the line and column of a byte offset, counted from those of an earlier one. Counting from the start for each
+    /// of many places takes time in proportion to the square of the text's length.
+    pub(super) fn position_from(&self, (from, at): (usize, Position), offset: usize) -> Position {
+        let Some(between) = self.text().get(from..offset) else { return self.position(offset) };
+        match between.rfind('\n') {
+            None => Position { line: at.line, column: at.column + between.chars().count() },
+            Some(last) => Position {
+                line: at.line + memchr::memchr_iter(b'\n', between.as_bytes()).count(),
+                column: between[last + 1..].chars().count() + 1,
+            },
+        }
+    }
+
     /// Locates the value at `pointer` (a JSON pointer such as `/filters/1/config`) and, inside it, `inner` (a path such
     /// as `rules[2].match.path`; empty or `.` for the value itself). If it does not exist, the result is the deepest
     /// existing value on the path.
