@@ -10,7 +10,7 @@ use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic},
     time::Duration,
 };
 
@@ -86,6 +86,7 @@ impl Reloader {
         self.status.note("start", ReloadOutcome::Applied(snapshot.version));
         // Before a predecessor ends, so that no connection to these listeners is refused.
         self.apply_sources().await;
+        self.status.started.store(true, atomic::Ordering::Relaxed);
         self.claim = AddressClaim::Sole;
         self.status.current.load_full().unwrap_or(snapshot)
     }

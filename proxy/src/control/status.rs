@@ -37,6 +37,8 @@ const MAX_SHARING: usize = 20;
 pub struct Status {
     /// The running snapshot.
     pub current: Arc<ArcSwapOption<Snapshot>>,
+    /// Whether the start is over: what sources have kept is in effect too.
+    pub started: AtomicBool,
     /// Whether the process is draining.
     pub draining: AtomicBool,
     /// The reason why not all file changes are detected, if any.
@@ -67,6 +69,7 @@ impl Status {
         };
         Ok(Status {
             current: Arc::default(),
+            started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             unwatched: Arc::default(),
             resources: OnceCell::new(),
@@ -156,7 +159,8 @@ impl Status {
     /// Returns whether traffic is accepted, and the text for `/ready`, which lists filters without instances.
     pub fn readiness(&self) -> (bool, String) {
         let current = self.current.load();
-        let Some(snapshot) = current.as_ref().filter(|_| !self.is_draining()) else {
+        let accepts = self.started.load(Ordering::Relaxed) && !self.is_draining();
+        let Some(snapshot) = current.as_ref().filter(|_| accepts) else {
             let why = if self.is_draining() { "draining\n" } else { "not ready\n" };
             return (false, why.to_owned());
         };
