@@ -269,7 +269,8 @@ fn what_a_kept_source_may_supply_can_change() {
         Config::to(&upstream).top(&sources).top(&format!("cache_dir: '{}'", cache.path().display()))
     };
     let mut proxy = Proxy::start(config(ALL_KINDS));
-    plane.full(json!({"listeners": [listener("extra", *extra, &[], "web")]}));
+    let limits = json!({"name": "limits", "wasm": "builtin:ratelimit", "config": {"limits": []}});
+    plane.full(json!({"listeners": [listener("extra", *extra, &["limits"], "web")], "filters": [limits]}));
     wait_until("the listener to come", || TcpStream::connect(*extra).is_ok());
     proxy.change_config(config("[clusters]"));
     wait_until("the listener to go", || TcpStream::connect(*extra).is_err());

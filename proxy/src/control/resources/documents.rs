@@ -121,12 +121,13 @@ pub(super) fn of_document(
     let mut changes = Vec::new();
     let mut add = |kind: FragmentKind, resource: &str, sha256, place: String, payload, references| {
         let (of, supply) = kinds(kind);
-        let payload = match supplies.contains(&supply) {
-            true => payload,
+        let (payload, references) = match supplies.contains(&supply) {
+            true => (payload, references),
+            // It waits for nothing.
             false => {
                 let section = kind.section();
                 let message = format!("source `{name}` does not supply {section}: add `{section}` to its `supplies`");
-                Payload::Wrong(vec![FieldError { field: place.clone(), message }])
+                (Payload::Wrong(vec![FieldError { field: place.clone(), message }]), Box::default())
             }
         };
         let origin = Origin::Source {

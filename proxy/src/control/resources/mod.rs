@@ -374,12 +374,15 @@ impl Keeper {
                     let kept =
                         self.cache.as_deref().filter(|_| running.keeps()).and_then(|dir| memory::load(dir, &name));
                     running.version = kept.as_ref().and_then(|kept| kept.version.clone());
-                    let started = running.start(&dir, &self.out);
                     self.sources.insert(name.clone(), running);
                     if let Some(kept) = kept {
                         self.recall(&name, kept);
                     }
-                    started
+                    let Some(running) = self.sources.get_mut(&name) else { continue };
+                    if !running.refused.is_empty() {
+                        running.version = None;
+                    }
+                    running.start(&dir, &self.out)
                 }
             };
             if let Err(e) = started {

@@ -449,3 +449,16 @@ fn cluster_takes_the_endpoints_of_the_source_that_it_names() {
     assert_eq!(fixture.updates(), ["web 2"]);
     assert_eq!(fixture.full(&json!({"endpoints": [{"name": "web", "endpoints": ["nowhere"]}]})), ["endpoints/web"]);
 }
+
+#[test]
+fn what_a_source_may_not_supply_is_refused_at_once_and_comes_when_it_may() {
+    let mut fixture = Fixture::new(&json!([]));
+    let document = json!({"filters": [filter(1)], "listeners": [listener(1, &["f"])]});
+    fixture.keeper.sources.get_mut("plane").unwrap().config.supplies = vec![model::Supply::Clusters];
+    assert_eq!(fixture.full(&document), ["listeners/web", "filters/f"]);
+    fixture.keeper.sources.get_mut("plane").unwrap().config.supplies =
+        vec![model::Supply::Listeners, model::Supply::Filters];
+    fixture.full(&document);
+    fixture.build();
+    assert_eq!(fixture.state("listener", "web")["state"], "accepted");
+}
