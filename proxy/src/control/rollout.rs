@@ -80,6 +80,17 @@ impl Rollout {
             let each = deltas.iter_mut().zip(instances);
             each.for_each(|(delta, instance)| delta.instances.push((template.clone(), instance)));
         }
+        let since = Instant::now();
+        let checked = clusters.iter().map(|(handle, cluster)| {
+            let next = NextState::Is(cluster.clone());
+            ClusterUpdate { handle: handle.clone(), next, since }
+        });
+        self.health.post(&checked.collect::<Vec<_>>());
+        // At the start nothing can be removed, and requests may need clusters that were kept from the last run.
+        let is_first = self.status.current.load().is_none();
+        if is_first {
+            self.tell_sources(&snapshot).await;
+        }
         let mut waiting = Vec::new();
         for (worker, delta) in self.workers.iter().zip(deltas) {
             let (done, applied) = oneshot::channel();
@@ -95,21 +106,23 @@ impl Rollout {
         if let Err(e) = self.log.reload(&snapshot.loaded.config.log) {
             tracing::warn!(target: target::LOG, "cannot change the log level: {e}");
         }
-        let since = Instant::now();
-        let checked = clusters.iter().map(|(handle, cluster)| {
-            let next = NextState::Is(cluster.clone());
-            ClusterUpdate { handle: handle.clone(), next, since }
-        });
-        self.health.post(&checked.collect::<Vec<_>>());
-        let Loaded { config, source, .. } = &snapshot.loaded;
+        let source = &snapshot.loaded.source;
         let same_files = self.status.current.load().as_ref().is_some_and(|old| Arc::ptr_eq(&old.loaded.source, source));
         if same_files && clusters.is_empty() {
             return self.end(snapshot);
         }
         // Only now, when no worker has a listener that may need a cluster that is gone.
+        if !is_first {
+            self.tell_sources(&snapshot).await;
+        }
+        self.end(snapshot)
+    }
+
+    /// Tells the sources of resources which files run, and thereby starts, changes and ends them.
+    async fn tell_sources(&self, snapshot: &Snapshot) {
+        let Loaded { config, source, .. } = &snapshot.loaded;
         let (sources, grace, cache) = (config.sources.clone(), config.drain_timeout.0, cache_dir(&snapshot.loaded));
         self.resources.applied(source.clone(), snapshot.version, sources, grace, cache).await;
-        self.end(snapshot)
     }
 
     /// Makes the snapshot the running one, and drops what it does not use.

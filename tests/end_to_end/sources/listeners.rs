@@ -261,6 +261,31 @@ fn kept_listeners_serve_without_the_source_after_a_restart_and_in_a_successor() 
 }
 
 #[test]
+fn kept_clusters_are_there_before_the_first_request_of_a_successor() {
+    let (plane, upstream, cache) = (Plane::new(), telling(), tempfile::tempdir().unwrap());
+    let sources = sources(&plane).replace("http: {", "http: {keep: true, interval: 100ms, ");
+    let config = Config::to(&upstream).top(&sources).top(&format!("cache_dir: '{}'", cache.path().display()));
+    let mut proxy = Proxy::start(config.beside("kept", "cluster: kept"));
+    plane.full(json!({"clusters": [{"name": "kept", "endpoints": [{"address": upstream.to_string()}]}]}));
+    let address = proxy.address("kept");
+    wait_until("the cluster to come", || Client::connect(address).get("/").status() == 200);
+    let file = cache.path().join("sources/plane.json");
+    wait_until("the cluster to be kept", || std::fs::read_to_string(&file).is_ok_and(|text| text.contains("\"kept\"")));
+    plane.shared.state.lock().unwrap().fails = true;
+    plane.shared.changed.notify_all();
+    let load = Load::connecting(&[address; 2]);
+    for _ in 0..3 {
+        load.meet(ANY);
+        let next = proxy.beside(&["--replace", &proxy.pid().to_string()]);
+        next.wait_for_ready_line();
+        proxy.wait_exit();
+        proxy = next;
+    }
+    load.meet(ANY);
+    load.end();
+}
+
+#[test]
 fn what_a_kept_source_may_supply_can_change() {
     let (plane, upstream, extra) = (Plane::new(), telling(), reserve());
     let cache = tempfile::tempdir().unwrap();
