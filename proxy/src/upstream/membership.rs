@@ -14,7 +14,7 @@ use super::{
     balancer::Balancer,
     endpoint::Endpoint,
     locality,
-    priority::{self, LevelHealth, PrioritySet},
+    priority::{self, LevelHealth, LevelLoad, PrioritySet},
     settings::ClusterSettings,
 };
 use crate::config::{model, units::Address};
@@ -117,15 +117,9 @@ impl Membership {
     fn of(members: Vec<Member>, settings: &ClusterSettings, previous: Option<&Membership>) -> Arc<Membership> {
         let config = Arc::clone(&settings.balancer);
         let levels = levels(&members, settings);
-        let count = levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
         let before = previous.map(|previous| previous.with_set(Arc::clone));
         // All are healthy until they are known not to be.
-        let health = (0..count).map(|level| health_of(&members, &levels, level, |_| true)).collect::<Vec<_>>();
-        let loads = priority::loads(&health, config.overprovisioning_factor(), 0);
-        let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
-            let before = before.as_ref().and_then(|before| before.balancer(level));
-            (load.percent, balancer_of(&config, &members, &levels, level, |_| true, before))
-        }));
+        let (set, _) = priorities(&config, &members, &levels, |_| true, 0, before.as_deref());
         let membership = Membership {
             config,
             all: Arc::new(set),
@@ -166,17 +160,9 @@ impl Membership {
             return EndpointSelection::All;
         }
         let is_healthy = |member: &Member| member.endpoint.is_healthy();
-        let count = self.levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
-        let health = (0..count).map(|level| health_of(&self.members, &self.levels, level, is_healthy));
-        let factor = self.config.overprovisioning_factor();
-        let loads = priority::loads(&health.collect::<Vec<_>>(), factor, check.panic_threshold);
         let before = self.with_set(Arc::clone);
-        let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
-            let is_used = |member: &Member| load.is_panicking || is_healthy(member);
-            let balancer =
-                balancer_of(&self.config, &self.members, &self.levels, level, is_used, before.balancer(level));
-            (load.percent, balancer)
-        }));
+        let threshold = check.panic_threshold;
+        let (set, loads) = priorities(&self.config, &self.members, &self.levels, is_healthy, threshold, Some(&before));
         self.available.store(Some(Arc::new(set)));
         self.has_unhealthy.store(true, Relaxed);
         match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
@@ -228,6 +214,26 @@ fn in_level<'m>(members: &'m [Member], levels: &'m [u16], level: usize) -> impl 
 fn health_of(members: &[Member], levels: &[u16], level: usize, is_healthy: impl Fn(&Member) -> bool) -> LevelHealth {
     let weighted = || in_level(members, levels, level).filter(|member| member.weight > 0);
     LevelHealth { healthy: weighted().filter(|member| is_healthy(member)).count(), all: weighted().count() }
+}
+
+/// Shares the requests among the levels, and creates their balancers: over the healthy members, or all if a level is in panic.
+fn priorities(
+    config: &model::Balancer,
+    members: &[Member],
+    levels: &[u16],
+    is_healthy: impl Fn(&Member) -> bool,
+    panic_threshold: u32,
+    before: Option<&PrioritySet>,
+) -> (PrioritySet, Vec<LevelLoad>) {
+    let count = levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
+    let health: Vec<_> = (0..count).map(|level| health_of(members, levels, level, &is_healthy)).collect();
+    let loads = priority::loads(&health, config.overprovisioning_factor(), panic_threshold);
+    let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
+        let is_used = |member: &Member| load.is_panicking || is_healthy(member);
+        let before = before.and_then(|before| before.balancer(level));
+        (load.percent, balancer_of(config, members, levels, level, is_used, before))
+    }));
+    (set, loads)
 }
 
 /// The balancer over the members of a level that are used.

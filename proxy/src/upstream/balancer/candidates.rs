@@ -76,6 +76,11 @@ impl Candidates {
         self.list.iter().position(|candidate| Arc::ptr_eq(&candidate.endpoint, endpoint))
     }
 
+    /// Whether a candidate is among the endpoints that a request has tried.
+    pub(super) fn is_among(&self, tried: &[Arc<Endpoint>], index: usize) -> bool {
+        tried.iter().any(|tried| Arc::ptr_eq(tried, self.endpoint(index)))
+    }
+
     /// Whether keys are placed alike among these candidates and others: their addresses and weights are the same, in the same
     /// order.
     pub(super) fn place_like(&self, others: &Candidates) -> bool {

@@ -59,7 +59,7 @@ impl Draw<'_> {
 
     /// Whether the request has tried this candidate.
     pub(super) fn was_tried(&self, index: usize) -> bool {
-        self.tried.iter().any(|tried| Arc::ptr_eq(tried, self.candidates.endpoint(index)))
+        self.candidates.is_among(self.tried, index)
     }
 
     /// Whether a turn of this candidate counts: always, unless it is starting slowly.

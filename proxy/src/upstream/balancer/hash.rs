@@ -52,7 +52,7 @@ impl HashPolicy {
 
     pub(super) fn choose(&self, balancer: &Arc<Balancer>, key: u64, context: &PickContext<'_>) -> Option<usize> {
         let candidates = &balancer.candidates;
-        let was_tried = |i: usize| context.tried.iter().any(|tried| Arc::ptr_eq(tried, candidates.endpoint(i)));
+        let was_tried = |i: usize| candidates.is_among(context.tried, i);
         let slots = self.bound.as_ref().map(|bound| bound.slots(context.in_flight, candidates));
         let load = |i: usize| slots.as_ref().map_or(0.0, |slots| slots.load(candidates, i));
         let Some(table) = &self.table else { return rendezvous::place(candidates, key, was_tried, load) };
