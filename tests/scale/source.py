@@ -14,6 +14,8 @@ import signal
 import sys
 import time
 
+from server import Requests
+
 # The number of a cluster's ports.
 WIDTH = 10
 # How long a request may wait, in seconds: less than the `wait` of the proxy's configuration.
@@ -150,29 +152,23 @@ class Server:
         connection.transport.write(answer)
 
 
-class Connection(asyncio.Protocol):
+class Connection(Requests):
     """A connection of the proxy."""
 
     def __init__(self, server):
+        super().__init__()
         self.server = server
-        self.input = b""
 
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.input += data
-        while b"\r\n\r\n" in self.input:
-            head, self.input = self.input.split(b"\r\n\r\n", 1)
-            headers = {}
-            for line in head.decode("latin-1").split("\r\n")[1:]:
-                name, _, value = line.partition(":")
-                headers[name.lower()] = value.strip()
-            if "tollgate-refused" in headers:
-                self.server.problems["refused resources"] += 1
-                self.server.errors = [headers["tollgate-refused"][:200]]
-            version = headers.get("if-none-match")
-            self.server.asked(self, version and version.strip('"'))
+    def asked(self, head):
+        headers = {}
+        for line in head.decode("latin-1").split("\r\n")[1:]:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        if "tollgate-refused" in headers:
+            self.server.problems["refused resources"] += 1
+            self.server.errors = [headers["tollgate-refused"][:200]]
+        version = headers.get("if-none-match")
+        self.server.asked(self, version and version.strip('"'))
 
     def connection_lost(self, error):
         self.server.problems["closed connections"] += 1

@@ -9,26 +9,22 @@ import resource
 import signal
 import socket
 
+from server import Requests
 
-class Connection(asyncio.Protocol):
+
+class Connection(Requests):
     """A connection of a proxy."""
 
     def __init__(self, name):
+        super().__init__()
         self.kept = f"HTTP/1.1 200 OK\r\nx-upstream: {name}\r\nContent-Length: 0\r\n\r\n".encode()
         self.last = f"HTTP/1.1 200 OK\r\nx-upstream: {name}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
-        self.input = b""
 
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.input += data
-        while b"\r\n\r\n" in self.input:
-            head, self.input = self.input.split(b"\r\n\r\n", 1)
-            if head.startswith(b"GET /close "):
-                self.transport.write(self.last)
-                self.transport.close()
-                return
+    def asked(self, head):
+        if head.startswith(b"GET /close "):
+            self.transport.write(self.last)
+            self.transport.close()
+        else:
             self.transport.write(self.kept)
 
 
