@@ -11,7 +11,7 @@ use super::{
     env,
     explain::{clip, list},
     load::Loader,
-    model::{Cluster, Endpoint},
+    model::{Cluster, Endpoint, Supply},
     node::{Key, Node, Value},
     normalize,
     outline::Outline,
@@ -38,47 +38,17 @@ pub struct Fragment {
     /// Endpoints, by the name of a service.
     pub endpoints: Vec<Resource<ServiceEndpoints>>,
     /// Resources that are gone. Only a document that contains nothing but changes may say so.
-    pub removed: Vec<(FragmentKind, String)>,
+    pub removed: Vec<(Supply, String)>,
     /// Resources with errors.
     pub refused: Vec<RefusedResource>,
 }
 
-/// A kind of resource in a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FragmentKind {
-    /// A listener.
-    Listener,
-    /// A filter.
-    Filter,
-    /// A cluster.
-    Cluster,
-    /// Endpoints.
-    Endpoints,
-}
-
-impl FragmentKind {
-    const ALL: [FragmentKind; 4] =
-        [FragmentKind::Listener, FragmentKind::Filter, FragmentKind::Cluster, FragmentKind::Endpoints];
-
-    /// The section that contains resources of this kind.
-    pub fn section(self) -> &'static str {
-        match self {
-            FragmentKind::Listener => "listeners",
-            FragmentKind::Filter => "filters",
-            FragmentKind::Cluster => "clusters",
-            FragmentKind::Endpoints => "endpoints",
-        }
-    }
-
-    fn of(section: &str) -> Option<FragmentKind> {
-        FragmentKind::ALL.into_iter().find(|kind| kind.section() == section)
-    }
-
+impl Supply {
     /// The section of a configuration file by whose rules an entry is checked. Endpoints are checked as a cluster that has
     /// nothing else.
     fn checked_as(self) -> &'static str {
         match self {
-            FragmentKind::Endpoints => "clusters",
+            Supply::Endpoints => "clusters",
             other => other.section(),
         }
     }
@@ -97,7 +67,7 @@ pub struct ServiceEndpoints {
 #[derive(Debug)]
 pub struct RefusedResource {
     /// Its kind.
-    pub kind: FragmentKind,
+    pub kind: Supply,
     /// Its name.
     pub name: String,
     /// A hash of what was written.
@@ -134,7 +104,7 @@ impl Loader<'_> {
         };
         for (key, node) in entries {
             let name = key.name.as_str();
-            match (FragmentKind::of(name), node.value) {
+            match (Supply::of_section(name), node.value) {
                 (_, Value::Null) => {}
                 (Some(kind), Value::Seq(items)) => {
                     for item in items {
@@ -161,7 +131,7 @@ impl Loader<'_> {
     fn entry(
         &self,
         source: &mut Source,
-        kind: FragmentKind,
+        kind: Supply,
         (node, at): (Node, Position),
         fragment: &mut Fragment,
         problems: &mut Vec<Diagnostic>,
@@ -173,7 +143,7 @@ impl Loader<'_> {
             return problems.push(Diagnostic::error(source.first_line(span), message));
         };
         let mut wrong = Vec::new();
-        if kind == FragmentKind::Endpoints
+        if kind == Supply::Endpoints
             && let Value::Map(entries) = &node.value
         {
             let others = entries.iter().map(|(key, _)| key).filter(|key| !matches!(&*key.name, "name" | "endpoints"));
@@ -191,7 +161,7 @@ impl Loader<'_> {
             variables.borrow_mut().insert(name.to_owned(), value.clone());
             value
         };
-        let is_part = matches!(kind, FragmentKind::Listener | FragmentKind::Filter);
+        let is_part = matches!(kind, Supply::Listeners | Supply::Filters);
         let references = if is_part { env::references(&root) } else { Vec::new() };
         env::substitute(&mut root, source.text(), &lookup, &mut wrong);
         normalize::fit(&mut root);
@@ -201,7 +171,7 @@ impl Loader<'_> {
         let mut entry = Entry { source, section, json: json.unwrap_or_default(), wrong };
         let line = at.line;
         match kind {
-            FragmentKind::Cluster => {
+            Supply::Clusters => {
                 let cluster = entry.read(sockets::resolve_cluster);
                 fragment.clusters.extend(cluster.map(|(cluster, sha256)| Resource {
                     value: Arc::new(cluster),
@@ -210,14 +180,14 @@ impl Loader<'_> {
                     line,
                 }));
             }
-            FragmentKind::Endpoints => {
+            Supply::Endpoints => {
                 let cluster = entry.read(resolve_endpoints);
                 fragment.endpoints.extend(cluster.map(|(cluster, sha256): (Cluster, _)| {
                     let value = ServiceEndpoints { name: name.clone(), endpoints: cluster.endpoints };
                     Resource { value: Arc::new(value), sha256, span, line }
                 }));
             }
-            FragmentKind::Listener => {
+            Supply::Listeners => {
                 let listener = entry.read(sockets::resolve_listener);
                 fragment.parts.extend(listener.map(|(listener, sha256)| {
                     let mut part = entry.part(sha256, variables.take(), references);
@@ -225,7 +195,7 @@ impl Loader<'_> {
                     part
                 }));
             }
-            FragmentKind::Filter => {
+            Supply::Filters => {
                 let filter = entry.read(|_, _, _, _| {});
                 fragment.parts.extend(filter.map(|(filter, sha256)| {
                     let mut part = entry.part(sha256, variables.take(), references);
@@ -296,7 +266,7 @@ fn resolve_endpoints(source: &Source, cluster: &mut Cluster, pointer: &str, prob
 
 fn removed(kinds: Vec<(Key, Node)>, fragment: &mut Fragment, problems: &mut Vec<Diagnostic>) {
     for (key, node) in kinds {
-        let Some(kind) = FragmentKind::of(&key.name) else {
+        let Some(kind) = Supply::of_section(&key.name) else {
             let message = format!("a source does not supply `{}`", clip(&key.name));
             problems.push(Diagnostic::error(key.span, message));
             continue;
@@ -334,7 +304,7 @@ mod tests {
         assert_eq!(names, [("web", 1, 1), ("api", 0, 1)]);
         let service = &fragment.endpoints[0].value;
         assert_eq!((&*service.name, service.endpoints[0].weight, fragment.endpoints[0].line), ("v1", 3, 2));
-        let gone = [(FragmentKind::Cluster, "old".to_owned()), (FragmentKind::Endpoints, "older".to_owned())];
+        let gone = [(Supply::Clusters, "old".to_owned()), (Supply::Endpoints, "older".to_owned())];
         assert_eq!((fragment.removed, fragment.refused.len()), (gone.into(), 0));
         assert!(read("").is_ok_and(|fragment| fragment.clusters.is_empty()), "an empty state");
     }
@@ -440,7 +410,7 @@ mod tests {
         assert_eq!(filter.filters[0].value.config, serde_json::json!({"a": 1}));
         let (_, written) = filter.supplied().unwrap();
         assert_eq!(written["wasm"], "builtin:router");
-        let gone = [(FragmentKind::Listener, "old".to_owned()), (FragmentKind::Filter, "older".to_owned())];
+        let gone = [(Supply::Listeners, "old".to_owned()), (Supply::Filters, "older".to_owned())];
         assert_eq!(fragment.removed, gone);
         let refused: Vec<_> = fragment.refused.iter().map(|r| (&*r.name, &*r.errors[0].1)).collect();
         assert!(

@@ -53,7 +53,7 @@ pub use self::{
     diagnostic::{Diagnostic, Diagnostics, Note, Severity, Texts},
     effective::Supplied,
     filter_errors::{Answer, Reported, all_mistakes},
-    fragment::{Fragment, FragmentKind, RefusedResource, ServiceEndpoints},
+    fragment::{Fragment, RefusedResource, ServiceEndpoints},
     include::{Dependencies, SearchedFolder},
     load::{ExternalChecks, Loaded, Loader, load, parse, read_tree},
     model::Config,

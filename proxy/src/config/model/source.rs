@@ -33,7 +33,7 @@ pub struct Source {
 }
 
 /// A kind of resource that a source may supply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Supply {
     /// Listeners.
@@ -44,6 +44,26 @@ pub enum Supply {
     Clusters,
     /// The endpoints of clusters.
     Endpoints,
+}
+
+impl Supply {
+    /// All kinds.
+    pub const ALL: [Supply; 4] = [Supply::Listeners, Supply::Filters, Supply::Clusters, Supply::Endpoints];
+
+    /// Returns the section of a document that contains resources of this kind.
+    pub fn section(self) -> &'static str {
+        match self {
+            Supply::Listeners => "listeners",
+            Supply::Filters => "filters",
+            Supply::Clusters => "clusters",
+            Supply::Endpoints => "endpoints",
+        }
+    }
+
+    /// Returns the kind of a section's resources.
+    pub fn of_section(section: &str) -> Option<Supply> {
+        Supply::ALL.into_iter().find(|kind| kind.section() == section)
+    }
 }
 
 /// A server that answers with resources.

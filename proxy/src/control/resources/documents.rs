@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{ConfigSource, FileResources, Fragment, FragmentKind, model},
+    config::{
+        ConfigSource, FileResources, Fragment,
+        model::{self, Supply},
+    },
     control::store::{
         Batch, Change, FieldError, Key, Kind, Kinds, Origin, Policy, Reference, Resource, SourceId, Strength,
     },
@@ -65,10 +68,9 @@ pub(super) fn nothing(source: SourceId) -> Batch<Payload> {
 }
 
 /// The state of a source that no longer supplies anything but resources of these kinds, about which it says nothing.
-pub(super) fn nothing_but(source: SourceId, supplies: &[model::Supply]) -> Batch<Payload> {
-    let all = [FragmentKind::Listener, FragmentKind::Filter, FragmentKind::Cluster, FragmentKind::Endpoints];
-    let gone = all.into_iter().map(kinds).filter(|(_, supply)| !supplies.contains(supply));
-    let full = gone.fold(Kinds::NONE, |gone, (kind, _)| gone.with(kind));
+pub(super) fn nothing_but(source: SourceId, supplies: &[Supply]) -> Batch<Payload> {
+    let gone = Supply::ALL.into_iter().filter(|supply| !supplies.contains(supply));
+    let full = gone.fold(Kinds::NONE, |gone, supply| gone.with(kind(supply)));
     Batch { source, full, policy: Policy::PerResource, changes: Vec::new() }
 }
 
@@ -82,10 +84,10 @@ pub(super) fn again(source: SourceId, refused: &Resource<Payload>) -> Batch<Payl
 }
 
 /// The key of a resource in a document of a source.
-fn key(source: &str, kind: FragmentKind, name: &str) -> Key {
-    match kind {
-        FragmentKind::Endpoints => Key::new(Kind::Endpoints, model::service(source, name)),
-        other => Key::new(kinds(other).0, name),
+fn key(source: &str, supply: Supply, name: &str) -> Key {
+    match supply {
+        Supply::Endpoints => Key::new(Kind::Endpoints, model::service(source, name)),
+        other => Key::new(kind(other), name),
     }
 }
 
@@ -97,13 +99,13 @@ pub(super) fn name_in_document<'k>(source: &str, key: &'k Key) -> &'k str {
     }
 }
 
-/// The kind of a document's resource, and what a source must be allowed to supply.
-fn kinds(kind: FragmentKind) -> (Kind, model::Supply) {
-    match kind {
-        FragmentKind::Listener => (Kind::Listener, model::Supply::Listeners),
-        FragmentKind::Filter => (Kind::Filter, model::Supply::Filters),
-        FragmentKind::Cluster => (Kind::Cluster, model::Supply::Clusters),
-        FragmentKind::Endpoints => (Kind::Endpoints, model::Supply::Endpoints),
+/// The kind of a document's resource.
+fn kind(supply: Supply) -> Kind {
+    match supply {
+        Supply::Listeners => Kind::Listener,
+        Supply::Filters => Kind::Filter,
+        Supply::Clusters => Kind::Cluster,
+        Supply::Endpoints => Kind::Endpoints,
     }
 }
 
@@ -114,36 +116,35 @@ pub(super) fn of_document(
     origin: (SourceId, &Arc<str>),
     dns: SourceId,
     version: &Arc<str>,
-    supplies: &[model::Supply],
+    supplies: &[Supply],
     is_delta: bool,
 ) -> Batch<Payload> {
     let (source, name) = origin;
     let mut changes = Vec::new();
-    let mut add = |kind: FragmentKind, resource: &str, sha256, place: String, payload, references| {
-        let (of, supply) = kinds(kind);
+    let mut add = |supply: Supply, resource: &str, sha256, place: String, payload, references| {
         let (payload, references) = match supplies.contains(&supply) {
             true => (payload, references),
             // It waits for nothing.
             false => {
-                let section = kind.section();
+                let section = supply.section();
                 let message = format!("source `{name}` does not supply {section}: add `{section}` to its `supplies`");
                 (Payload::Wrong(vec![FieldError { field: place.clone(), message }]), Box::default())
             }
         };
         let origin = Origin::Source {
             source: name.clone(),
-            type_name: of.as_str().into(),
+            type_name: kind(supply).as_str().into(),
             name: resource.into(),
             field: place.into(),
         };
-        let (key, version, payload) = (key(name, kind, resource), version.clone(), Arc::new(payload));
+        let (key, version, payload) = (key(name, supply, resource), version.clone(), Arc::new(payload));
         changes.push(Change::Set(Resource { key, version, sha256, origin, payload, references, ttl: None }));
     };
     for part in fragment.parts {
         let (listener, filter) = (part.listeners.first(), part.filters.first());
         let (kind, named, sha256, line) = match (listener, filter) {
-            (Some(listener), _) => (FragmentKind::Listener, &listener.value.name, listener.sha256, listener.line),
-            (None, Some(filter)) => (FragmentKind::Filter, &filter.value.name, filter.sha256, filter.line),
+            (Some(listener), _) => (Supply::Listeners, &listener.value.name, listener.sha256, listener.line),
+            (None, Some(filter)) => (Supply::Filters, &filter.value.name, filter.sha256, filter.line),
             (None, None) => continue,
         };
         let named = named.clone();
@@ -158,12 +159,12 @@ pub(super) fn of_document(
     for cluster in fragment.clusters {
         let references = references(&cluster.value, Strength::Hard, dns);
         let (name, line) = (cluster.value.name.clone(), format!("line {}", cluster.line));
-        add(FragmentKind::Cluster, &name, cluster.sha256, line, Payload::Cluster(cluster.value), references);
+        add(Supply::Clusters, &name, cluster.sha256, line, Payload::Cluster(cluster.value), references);
     }
     for service in fragment.endpoints {
         let (name, line) = (service.value.name.clone(), format!("line {}", service.line));
         let endpoints = Arc::into_inner(service.value).map_or_else(Vec::new, |service| service.endpoints);
-        add(FragmentKind::Endpoints, &name, service.sha256, line, Payload::Endpoints(endpoints), Box::default());
+        add(Supply::Endpoints, &name, service.sha256, line, Payload::Endpoints(endpoints), Box::default());
     }
     for refused in fragment.refused {
         let errors = refused.errors.into_iter().map(|(field, message)| FieldError { field, message });

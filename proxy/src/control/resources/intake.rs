@@ -10,7 +10,7 @@ use crate::{
         load::loader,
         source::{
             directory::{FileState, Listing},
-            http::{self, Fetched, Verdict},
+            http::{Fetched, Verdict},
         },
         store::{SourceId, SourceOptions},
     },
@@ -35,10 +35,6 @@ impl Keeper {
         let version: Arc<str> = match &etag {
             Some(etag) => etag.as_str().into(),
             None => hex(&sha256(&body))[..16].into(),
-        };
-        let format = match format {
-            http::Format::Json => Format::Json,
-            http::Format::Yaml => Format::Yaml,
         };
         let text = String::from_utf8(body.into()).map_err(|e| e.to_string());
         let offered = text.and_then(|text| self.offer(&source, text, format, version, is_delta));

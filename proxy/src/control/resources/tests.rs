@@ -9,10 +9,7 @@ use crate::{
     config::Format,
     control::{
         load::loader,
-        source::{
-            directory::FileState,
-            http::{self, Verdict},
-        },
+        source::{directory::FileState, http::Verdict},
     },
     worker::mailbox::NextState,
 };
@@ -75,7 +72,7 @@ impl Fixture {
         self.keeper.fetched(Fetched {
             source: "plane".into(),
             body: document.to_string().into(),
-            format: http::Format::Json,
+            format: Format::Json,
             etag: None,
             is_delta,
             arrived: tokio::time::Instant::now(),

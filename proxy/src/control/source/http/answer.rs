@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Parts};
 
-use crate::outbound::{Body, BodyError};
+use crate::{
+    config::Format,
+    outbound::{Body, BodyError},
+};
 
 /// The limit on a full state, in bytes.
 const MAX_FULL: u64 = 256 << 20;
@@ -27,15 +30,6 @@ const DELTA_BASE: HeaderName = HeaderName::from_static("delta-base");
 
 /// The only instance manipulation: a document with the changed resources and the names of the removed ones.
 pub(super) const RESOURCES: &str = "resources";
-
-/// The format of a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// JSON.
-    Json,
-    /// YAML.
-    Yaml,
-}
 
 /// A valid head of an answer.
 #[derive(Debug)]

@@ -26,13 +26,11 @@ use self::{
 use super::status::SourceStatus;
 use crate::{
     alloc,
-    config::model::HttpSource,
+    config::{Format, model::HttpSource},
     digest::sha256,
     outbound::{Client, Dial, Server, TokenFile},
     upstream::Backoff,
 };
-
-pub use self::answer::Format;
 
 /// The time that a server gets for an answer's head, in addition to `wait`.
 const HEAD_TIME: Duration = Duration::from_secs(10);

@@ -5,10 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{
-    super::{Format, Verdict},
-    resuming, with, with_token,
-};
+use super::{super::Verdict, resuming, with, with_token};
+use crate::config::Format;
 
 #[tokio::test(start_paused = true)]
 async fn requests_name_the_applied_version_and_what_was_refused() {
