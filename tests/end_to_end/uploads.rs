@@ -319,8 +319,9 @@ fn a_body_without_a_window_is_not_too_slow() {
             h2.answer(stream, 200, length.as_bytes());
         }
     });
+    // Updates of the two windows are sent at different times: the stream's must not be the one that is exhausted.
     let listener = "limits: {body_rate: 1000}\ntimeouts: {body_grace: 500ms}\n\
-                    http2: {stream_window: 128KiB, connection_window: 128KiB}";
+                    http2: {stream_window: 256KiB, connection_window: 128KiB}";
     let proxy = Proxy::start(Config::to_with(&upstream, "protocol: h2").listener(listener));
     let mut client = proxy.h2();
     client.ping();
