@@ -1,6 +1,9 @@
 //! A worker's mailbox for clusters: their states change often, some a thousand times a second, and only the latest one of
 //! each matters. A newer one replaces an older one that the worker has not taken yet, so the mailbox never holds more than
 //! one per cluster, however slow the worker is.
+//!
+//! The first change after a while is taken at once. What follows is collected for [`PAUSE`], so that many small changes wake
+//! the worker a few hundred times a second and not a thousand times: being woken costs more than a change.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -8,7 +11,7 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep_until};
 
 use crate::upstream::{Cluster, ClusterHandle, ClusterId};
 
@@ -37,11 +40,21 @@ pub enum NextState {
     },
 }
 
+/// How long updates are collected before the next ones are taken.
+const PAUSE: Duration = Duration::from_millis(3);
+
 /// A worker's mailbox.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    updates: Mutex<FxHashMap<ClusterId, ClusterUpdate>>,
+    waiting: Mutex<Waiting>,
     arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    updates: FxHashMap<ClusterId, ClusterUpdate>,
+    /// When updates were last taken.
+    taken: Option<Instant>,
 }
 
 impl Mailbox {
@@ -51,36 +64,44 @@ impl Mailbox {
             return;
         }
         {
-            let mut waiting = self.updates();
+            let updates_waiting = &mut self.waiting().updates;
             for update in updates {
                 // Of two updates, the earlier one says since when the worker is behind.
-                let since =
-                    waiting.get(&update.handle.id()).map_or(update.since, |older| older.since.min(update.since));
-                waiting.insert(update.handle.id(), ClusterUpdate { since, ..update.clone() });
+                let older = updates_waiting.get(&update.handle.id());
+                let since = older.map_or(update.since, |older| older.since.min(update.since));
+                updates_waiting.insert(update.handle.id(), ClusterUpdate { since, ..update.clone() });
             }
         }
         self.arrived.notify_one();
     }
 
-    /// Waits until there are updates, and takes them all.
+    /// Waits until there are updates and the pause since the last ones is over, and takes them all.
     pub async fn take(&self) -> Vec<ClusterUpdate> {
         loop {
-            let waiting = self.try_take();
-            if !waiting.is_empty() {
-                return waiting;
+            match self.next_time() {
+                None => self.arrived.notified().await,
+                Some(at) if at > Instant::now() => sleep_until(at.into()).await,
+                Some(_) => return self.try_take(),
             }
-            self.arrived.notified().await;
         }
     }
 
     /// Takes all updates that are there.
     pub fn try_take(&self) -> Vec<ClusterUpdate> {
-        std::mem::take(&mut *self.updates()).into_values().collect()
+        let mut waiting = self.waiting();
+        waiting.taken = Some(Instant::now());
+        std::mem::take(&mut waiting.updates).into_values().collect()
+    }
+
+    /// When the updates that are there can be taken; `None` without any.
+    fn next_time(&self) -> Option<Instant> {
+        let waiting = self.waiting();
+        (!waiting.updates.is_empty()).then(|| waiting.taken.map_or_else(Instant::now, |taken| taken + PAUSE))
     }
 
     /// A panic during a change leaves the map intact.
-    fn updates(&self) -> MutexGuard<'_, FxHashMap<ClusterId, ClusterUpdate>> {
-        self.updates.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,6 +139,22 @@ mod tests {
         let gone = ClusterUpdate { next: NextState::Gone { last: cluster, grace: Duration::ZERO }, ..last.clone() };
         mailbox.post(&[last, gone]);
         assert!(matches!(mailbox.take().await[..], [ClusterUpdate { next: NextState::Gone { .. }, .. }]));
+    }
+
+    #[tokio::test]
+    async fn updates_soon_after_others_are_collected() {
+        let (clusters, mailbox, start) = (Clusters::default(), Mailbox::default(), Instant::now());
+        let first = Instant::now();
+        mailbox.post(&[update(&clusters, "a", 1, start)]);
+        assert_eq!(mailbox.take().await.len(), 1);
+        mailbox.post(&[update(&clusters, "a", 2, start)]);
+        let posts = async {
+            tokio::task::yield_now().await;
+            mailbox.post(&[update(&clusters, "b", 1, start)]);
+        };
+        let (taken, ()) = tokio::join!(mailbox.take(), posts);
+        assert_eq!(taken.len(), 2, "the second one was not taken before the third");
+        assert!(first.elapsed() >= PAUSE);
     }
 
     #[tokio::test]
