@@ -4,7 +4,8 @@
 //! Durations are strings with a unit (`us`, `ms`, `s`, `m`, `h`), such as `250ms`. They are parsed late, so that an
 //! invalid one is reported together with all other errors.
 //!
-//! Lists that can be long are boxed slices: a `Vec` has room for four items at least, and a [`Rule`] is large.
+//! Lists that can be long are boxed slices: a `Vec` has room for four items at least. The parts of a [`Rule`] that few
+//! routes have are boxed, because there can be thousands of routes at once before they are compiled.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -57,25 +58,25 @@ pub struct Rule {
     /// Action: forward the request to this cluster.
     pub cluster: Option<String>,
     /// Action: forward the request to one of several clusters.
-    pub split: Option<Split>,
+    pub split: Option<Box<Split>>,
     /// Action: redirect the client.
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<Box<Redirect>>,
     /// Action: respond directly.
-    pub respond: Option<Respond>,
+    pub respond: Option<Box<Respond>>,
 
     /// Replaces the matched prefix (or the whole path, with `match.path.exact`). The query is kept. With
     /// `match.path.prefix`, a trailing `/` of either does not matter: `/api` replaced by `/` turns `/api/users` into
     /// `/users`. Only with `cluster` and `split`.
     pub prefix_rewrite: Option<String>,
     /// Replaces parts of the path. The query is kept. Only with `cluster` and `split`.
-    pub regex_rewrite: Option<RegexRewrite>,
+    pub regex_rewrite: Option<Box<RegexRewrite>>,
     /// Replaces the request's host. Only with `cluster` and `split`.
     pub host_rewrite: Option<String>,
     /// Changes to the request's headers. Only with `cluster` and `split`.
-    pub request_headers: Option<HeaderOps>,
+    pub request_headers: Option<Box<HeaderOps>>,
     /// Changes to the response's headers: the upstream's, a redirect's or a direct response's. Not applied to responses
     /// that the proxy generates because the upstream failed.
-    pub response_headers: Option<HeaderOps>,
+    pub response_headers: Option<Box<HeaderOps>>,
     /// Timeout for the whole exchange, from the request's last byte to the response's last, instead of the cluster's
     /// `request_timeout` and `response_head_timeout`; `0s`: unlimited. Default: the cluster's. Only with `cluster` and
     /// `split`.
@@ -84,9 +85,9 @@ pub struct Rule {
     /// Only with `cluster` and `split`.
     pub idle_timeout: Option<String>,
     /// When a request is retried. Default: the cluster's. Only with `cluster` and `split`.
-    pub retry: Option<Retry>,
+    pub retry: Option<Box<Retry>>,
     /// Sends a copy of requests to another cluster and discards its responses. Only with `cluster` and `split`.
-    pub mirror: Option<Mirror>,
+    pub mirror: Option<Box<Mirror>>,
     /// The part of a request that selects the cluster's endpoint if its balancer places keys, or several: the first that
     /// the request has. Random if it has none. Default: random. Only with `cluster` and `split`.
     #[serde(default)]

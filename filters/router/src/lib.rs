@@ -82,7 +82,7 @@ impl Filter for Router {
                 domains.wrong("a virtual host needs a domain; write `*` for all hosts");
             }
             host.domains.iter().enumerate().for_each(|(d, domain)| hosts.add(domain, i as u32, &domains.item(d)));
-            tables.push(Table::compile(&host, &place, &mut names, setup));
+            tables.push(Table::compile(host, &place, &mut names, setup));
         }
         mistakes.finish()?;
         Ok(Router {

@@ -44,14 +44,16 @@ type Bucket = Vec<u32>;
 
 impl Table {
     /// Compiles the routes of the virtual host at `place` and reports errors in them.
-    pub(crate) fn compile(config: &VirtualHost, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
-        let mut table = Table { rules: Vec::with_capacity(config.routes.len()), ..Table::default() };
-        for (i, rule) in config.routes.iter().enumerate() {
+    pub(crate) fn compile(mut host: VirtualHost, place: &Place, names: &mut HeaderNames, setup: &mut Setup) -> Self {
+        let routes = std::mem::take(&mut host.routes);
+        let mut table = Table { rules: Vec::with_capacity(routes.len()), ..Table::default() };
+        // Each route is dropped once it is compiled, so that the next ones reuse its memory.
+        for (i, rule) in routes.into_iter().enumerate() {
             let (place, number) = (place.field("routes").item(i), i as u32);
             let matches = place.field("match");
             let name = match &rule.name {
-                Some(name) => format!("{}/{name}", config.name()),
-                None => format!("{}/{i}", config.name()),
+                Some(name) => format!("{}/{name}", host.name()),
+                None => format!("{}/{i}", host.name()),
             };
             let matched = match &rule.matches.path {
                 Some(path) => table.add_path(path, number, &matches.field("path")),
@@ -62,7 +64,7 @@ impl Table {
             };
             let conditions = Conditions::compile(&rule.matches, &matches, names, setup);
             // A rule with an error is left out, which shifts later numbers: the table will not be used.
-            if let Some(action) = Action::compile(rule, name, matched, &place, names, setup) {
+            if let Some(action) = Action::compile(&rule, name, matched, &place, names, setup) {
                 table.rules.push(Rule { conditions, action });
             }
         }
