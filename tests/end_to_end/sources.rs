@@ -224,6 +224,34 @@ fn kept_resources_serve_after_a_restart_without_the_source() {
 }
 
 #[test]
+fn resources_that_were_kept_of_another_server_are_not_used() {
+    let (plane, other, one) = (Plane::new(), Plane::new(), Upstream::saying("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let config = |plane: &Plane, keep: bool| {
+        let sources = plane.sources().replace("http: {", &format!("http: {{keep: {keep}, "));
+        let cache = format!("cache_dir: '{}'", cache.path().display());
+        Config::new().top(&sources).top(&cache).routes("{cluster: api}")
+    };
+    let file = cache.path().join("sources/plane.json");
+    plane.full(json!({"clusters": [cluster("api", &[&one])]}));
+    let mut proxy = Proxy::start(config(&plane, true));
+    wait_until("the cluster to come", || text(&proxy) == "one");
+    proxy.signal(Signal::TERM);
+    proxy.wait_exit();
+    assert!(file.exists());
+
+    for plane in [&plane, &other] {
+        plane.shared.state.lock().unwrap().fails = true;
+    }
+    assert_eq!(text(&Proxy::start(config(&plane, true))), "one");
+    assert_eq!(Proxy::start(config(&other, true)).get("/").status(), 503);
+    // Without `keep`, nothing stays that a later process with it could take for recent.
+    let proxy = Proxy::start(config(&plane, false));
+    wait_until("the file to be removed", || !file.exists());
+    assert_eq!(proxy.get("/").status(), 503);
+}
+
+#[test]
 fn refused_resource_comes_after_a_restart_if_nothing_is_wrong_with_it_any_more() {
     let (plane, one, two) = (Plane::new(), Upstream::saying("one"), Upstream::saying("two"));
     let cache = tempfile::tempdir().unwrap();

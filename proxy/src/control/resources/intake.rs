@@ -118,9 +118,22 @@ impl Keeper {
         if !is_delta && !fragment.removed.is_empty() {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
+        self.warn_of_missing_sources(name, &fragment);
         let batch = documents::of_document(fragment, (id, name), self.dns, version, &running.config.supplies, is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
         self.settle();
         Ok(())
+    }
+
+    /// Not an error: the configuration's files may add the source later.
+    fn warn_of_missing_sources(&self, source: &str, fragment: &Fragment) {
+        for cluster in &fragment.clusters {
+            let named = cluster.value.discovery.as_ref().and_then(|discovery| discovery.source.as_deref());
+            if let Some(missing) = named.filter(|named| !self.sources.contains_key(*named)) {
+                let cluster = &*cluster.value.name;
+                let message = "the cluster takes its endpoints from a source that does not exist";
+                tracing::warn!(target: target::CONFIG, source, cluster, missing, "{message}");
+            }
+        }
     }
 }

@@ -10,12 +10,14 @@ use super::{
     running::Running,
 };
 use crate::{
+    config::model,
     control::{source::kept::KeptFile, store::Store},
     observe::target,
 };
 
 /// The accepted resources of a source.
 pub(super) struct Kept {
+    url: String,
     version: Option<String>,
     resources: Vec<(Arc<str>, Arc<Payload>)>,
 }
@@ -23,6 +25,8 @@ pub(super) struct Kept {
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Content {
+    /// Where the source was. The state of another server is not used.
+    url: String,
     /// The version that the source gave its last document, if any.
     pub(super) version: Option<String>,
     /// The resources, as a document.
@@ -40,7 +44,7 @@ impl Kept {
             resources
                 .extend(own.map(|(_, resource)| (name_in_document(name, view.key).into(), resource.payload.clone())));
         }
-        Kept { version: version.filter(|_| is_whole), resources }
+        Kept { url: url(&running.config).to_owned(), version: version.filter(|_| is_whole), resources }
     }
 
     /// Writes the file. It takes a while.
@@ -59,14 +63,27 @@ impl Kept {
         }
         let document =
             json!({ "listeners": listeners, "filters": filters, "clusters": clusters, "endpoints": endpoints });
-        let content = serde_json::to_vec(&Content { version: self.version, document }).unwrap_or_default();
+        let content = Content { url: self.url, version: self.version, document };
+        let content = serde_json::to_vec(&content).unwrap_or_default();
         if let Err(e) = KeptFile::new(cache, source).store(&content) {
             tracing::warn!(target: target::CONFIG, source, "cannot keep the source's resources: {e}");
         }
     }
 }
 
-/// Reads the file of a source; `None` if there is none, or it is damaged.
-pub(super) fn load(cache: &Path, source: &str) -> Option<Content> {
-    serde_json::from_slice(&KeptFile::new(cache, source).load()?).ok()
+/// Reads the file of a source; `None` if there is none, it is damaged, or it is of a source at another URL.
+pub(super) fn load(cache: &Path, source: &model::Source) -> Option<Content> {
+    let file = KeptFile::new(cache, &source.name).load()?;
+    serde_json::from_slice(&file).ok().filter(|content: &Content| content.url == url(source))
+}
+
+/// Removes the file of a source that no longer has `keep: true`: with it later, it would be far out of date.
+pub(super) fn forget(cache: &Path, source: &str) {
+    if let Err(e) = KeptFile::new(cache, source).remove() {
+        tracing::warn!(target: target::CONFIG, source, "cannot remove the resources that were kept of the source: {e}");
+    }
+}
+
+fn url(source: &model::Source) -> &str {
+    source.http.as_ref().map_or("", |http| &http.url)
 }

@@ -371,8 +371,11 @@ impl Keeper {
                 None => {
                     let id = self.store.add_source(name.clone(), SourceOptions { rank: 1, ..SourceOptions::default() });
                     let Ok(mut running) = Running::new(id, source, &self.registry) else { continue };
-                    let kept =
-                        self.cache.as_deref().filter(|_| running.keeps()).and_then(|dir| memory::load(dir, &name));
+                    let kept = self
+                        .cache
+                        .as_deref()
+                        .filter(|_| running.keeps())
+                        .and_then(|dir| memory::load(dir, &running.config));
                     running.version = kept.as_ref().and_then(|kept| kept.version.clone());
                     self.sources.insert(name.clone(), running);
                     if let Some(kept) = kept {
@@ -385,6 +388,10 @@ impl Keeper {
                     running.start(&dir, &self.out)
                 }
             };
+            let has_file = self.sources.get(&name).is_some_and(Running::keeps);
+            if let Some(cache) = self.cache.as_deref().filter(|_| !has_file) {
+                memory::forget(cache, &name);
+            }
             if let Err(e) = started {
                 tracing::error!(target: target::CONFIG, source = &*name, "the source cannot be used: {e}");
             }

@@ -49,6 +49,16 @@ impl KeptFile {
         files::replace(&self.path, &file, 0o600)
     }
 
+    /// Removes the file if it exists.
+    ///
+    /// # Errors The file cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the content, unless the file does not exist or is damaged, which is logged.
     pub fn load(&self) -> Option<Vec<u8>> {
         let error = match files::read(&self.path, MAX_BYTES) {
@@ -118,7 +128,9 @@ mod tests {
         }
         fs::write(kept.path(), &file).unwrap();
         assert!(kept.load().is_some());
-        fs::remove_file(kept.path()).unwrap();
+        kept.remove().unwrap();
+        assert_eq!(kept.load(), None);
+        kept.remove().expect("there is nothing to remove");
         fs::create_dir(kept.path()).unwrap();
         assert_eq!(kept.load(), None);
     }
