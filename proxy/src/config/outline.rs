@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use rustc_hash::FxHashMap;
+
 use super::{
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
@@ -192,7 +194,7 @@ pub(super) fn check(outlines: &[(usize, &Outline)], problems: &mut Vec<Diagnosti
 struct Names<'n> {
     kind: Kind,
     /// Each name with the file and the place of its first definition.
-    first: HashMap<&'n str, (usize, Span)>,
+    first: FxHashMap<&'n str, (usize, Span)>,
     complete: bool,
     files: usize,
     suggestions: std::cell::Cell<usize>,
@@ -201,7 +203,8 @@ struct Names<'n> {
 impl<'n> Names<'n> {
     fn of(kind: Kind, outlines: &[(usize, &'n Outline)], problems: &mut Vec<Diagnostic>) -> Names<'n> {
         let all = || outlines.iter().map(|(file, outline)| (*file, &outline.names[kind as usize]));
-        let mut first: HashMap<&str, (usize, Span)> = HashMap::with_capacity(all().map(|(_, names)| names.len()).sum());
+        let mut first: FxHashMap<&str, (usize, Span)> = FxHashMap::default();
+        first.reserve(all().map(|(_, names)| names.len()).sum());
         for (file, defined) in all() {
             for (name, span) in defined {
                 match first.get(&**name) {

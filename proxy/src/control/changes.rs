@@ -6,11 +6,12 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
 };
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -343,7 +344,7 @@ fn compare_section(kind: Kind, old: &[Entry<'_>], new: &[Entry<'_>], all: &mut V
     }
 }
 
-fn by_name<'e, 'c>(entries: &'e [Entry<'c>]) -> HashMap<&'e str, &'e Entry<'c>> {
+fn by_name<'e, 'c>(entries: &'e [Entry<'c>]) -> FxHashMap<&'e str, &'e Entry<'c>> {
     entries.iter().map(|entry| (entry.name, entry)).collect()
 }
 

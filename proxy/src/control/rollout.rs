@@ -1,7 +1,8 @@
 //! Applies what was built: publishes clusters, sends each worker its [`Delta`], and follows up on what the change removed.
 
-use std::{collections::HashSet, rc::Rc, sync::Arc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
+use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
 
 use super::{
@@ -136,8 +137,10 @@ impl Rollout {
     /// Waits for the addresses of the host names of new and changed clusters, so that these begin with endpoints.
     async fn look_up(&self, config: &model::Config, clusters: &[(ClusterHandle, Arc<Cluster>)]) -> Known {
         self.discovery.configure(&config.dns);
-        let named = config.clusters.iter().filter(|cluster| cluster.dns().is_some()).map(|cluster| &*cluster.name);
-        let named: HashSet<&str> = named.collect();
+        let changed: FxHashSet<&str> = clusters.iter().map(|(handle, _)| &**handle.name()).collect();
+        let named =
+            config.clusters.iter().filter(|cluster| changed.contains(&*cluster.name) && cluster.dns().is_some());
+        let named: FxHashSet<&str> = named.map(|cluster| &*cluster.name).collect();
         let named = clusters.iter().filter(|(handle, _)| named.contains(&**handle.name()));
         let services: Vec<Arc<str>> =
             named.filter_map(|(_, cluster)| Some((**cluster.service.as_ref()?).into())).collect();

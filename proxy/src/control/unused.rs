@@ -1,9 +1,10 @@
 //! Warnings about unused parts of the configuration: filters in no chain, listeners without a destination, clusters
 //! that nothing refers to. A filter in no chain is the most serious case: requests that it should deny are allowed.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
+use rustc_hash::FxHashSet;
 use serde_json::Value as Json;
 
 use crate::{
@@ -59,9 +60,9 @@ pub(crate) fn warnings(loaded: &Loaded, ticking: &[&str]) -> Vec<Diagnostic> {
 
 /// Returns the clusters that no listener leads to and no filter may refer to. Built-in filters refer to clusters in
 /// their configuration; others in any text that they are given, or in their code.
-fn unused_clusters(loaded: &Loaded) -> HashSet<&str> {
+fn unused_clusters(loaded: &Loaded) -> FxHashSet<&str> {
     let config = &loaded.config;
-    let mut unused: HashSet<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let mut unused: FxHashSet<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
     for listener in &config.listeners {
         let tcp = &listener.tcp;
         let shares = tcp.clusters.iter().map(|share| &share.cluster);
@@ -77,7 +78,7 @@ fn unused_clusters(loaded: &Loaded) -> HashSet<&str> {
     }
     // One pass over each text finds all names, however many there are.
     let names: Vec<&str> = unused.iter().copied().collect();
-    let Ok(search) = AhoCorasick::new(&names) else { return HashSet::new() };
+    let Ok(search) = AhoCorasick::new(&names) else { return FxHashSet::default() };
     let mut look = |text: &[u8]| {
         search.find_overlapping_iter(text).for_each(|found| _ = unused.remove(names[found.pattern()]));
     };

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
+
 use crate::{
     config::{
         ConfigSource, FileResources, Fragment,
@@ -32,14 +34,17 @@ pub(super) enum Payload {
 const FILE: Kinds = Kinds::NONE.with(Kind::Listener).with(Kind::Filter).with(Kind::Cluster);
 const DOCUMENT: Kinds = FILE.with(Kind::Endpoints);
 
-/// All resources of the configuration's files.
+/// The resources of the configuration's files. With the files that were applied `before`, only what they have not: most
+/// included files stay the same.
 pub(super) fn of_files(
     files: &ConfigSource,
+    before: Option<&ConfigSource>,
     version: &Arc<str>,
     (source, dns): (SourceId, SourceId),
 ) -> Batch<Payload> {
     let mut changes = Vec::new();
-    for file in files.files() {
+    let changed = files.files().iter().filter(|file| before.is_none_or(|before| !has_file(before, file)));
+    for file in changed {
         let path: Arc<std::path::Path> = std::path::Path::new(file.name()).into();
         let mut add = |kind, name: &str, sha256, span, payload, references: Box<[Reference]>| {
             let origin = Origin::File { file: path.clone(), span };
@@ -59,7 +64,26 @@ pub(super) fn of_files(
             add(Kind::Cluster, &cluster.value.name, cluster.sha256, cluster.span, payload, references);
         }
     }
-    Batch { source, full: FILE, policy: Policy::AllOrNothing, changes }
+    if let Some(before) = before {
+        let set: FxHashSet<Key> = changes.iter().map(Change::key).cloned().collect();
+        let gone = before.files().iter().filter(|file| !has_file(files, file)).flat_map(keys);
+        changes.extend(gone.filter(|key| !set.contains(key)).map(Change::Remove));
+    }
+    let full = if before.is_some() { Kinds::NONE } else { FILE };
+    Batch { source, full, policy: Policy::AllOrNothing, changes }
+}
+
+/// Whether these are files of a configuration. A file that has not changed is not read again.
+fn has_file(files: &ConfigSource, file: &Arc<FileResources>) -> bool {
+    files.files().iter().any(|one| Arc::ptr_eq(one, file))
+}
+
+/// The keys of a file's resources.
+fn keys(file: &Arc<FileResources>) -> impl Iterator<Item = Key> {
+    let listeners = file.listeners.iter().map(|one| Key::new(Kind::Listener, one.value.name.as_str()));
+    let filters = file.filters.iter().map(|one| Key::new(Kind::Filter, one.value.name.as_str()));
+    let clusters = file.clusters.iter().map(|one| Key::new(Kind::Cluster, one.value.name.as_str()));
+    listeners.chain(filters).chain(clusters)
 }
 
 /// The state of a source that supplies nothing.

@@ -195,6 +195,8 @@ struct Keeper {
     /// The moment from which the store's time counts.
     start: Instant,
     files: SourceId,
+    /// The files that were applied last.
+    applied: Option<Arc<ConfigSource>>,
     /// DNS, as a source of endpoints.
     dns: SourceId,
     /// The running sources by name.
@@ -231,6 +233,7 @@ impl Keeper {
             store,
             start,
             files,
+            applied: None,
             dns,
             sources,
             lane,
@@ -433,11 +436,15 @@ impl Keeper {
         }));
     }
 
-    fn apply_files(&mut self, files: &ConfigSource, version: u64) {
-        let version: Arc<str> = version.to_string().into();
-        if let Err(e) = self.store.offer(documents::of_files(files, &version, (self.files, self.dns)), self.now()) {
+    fn apply_files(&mut self, files: &Arc<ConfigSource>, version: u64) {
+        let (version, before): (Arc<str>, _) = (version.to_string().into(), self.applied.take());
+        let batch = documents::of_files(files, before.as_deref(), &version, (self.files, self.dns));
+        match self.store.offer(batch, self.now()) {
+            Ok(_) => self.applied = Some(files.clone()),
             // Names are unique within the files.
-            tracing::error!(target: target::CONFIG, "the store does not accept the configuration's files: {e}");
+            Err(e) => {
+                tracing::error!(target: target::CONFIG, "the store does not accept the configuration's files: {e}");
+            }
         }
         self.settle();
         for (source, resource) in build::mended(&self.store, &self.build) {

@@ -5,11 +5,12 @@
 //! VM gets the same ones, and a filter whose answers still hold in another configuration need not be configured again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustc_hash::FxHashSet;
 use tollgate_abi::{doc, fast::variant};
 
 use crate::digest::sha256;
@@ -21,7 +22,7 @@ pub type FilterNames = HashMap<String, BTreeSet<String>>;
 #[derive(Debug, Clone, Default)]
 pub struct KnownNames {
     /// The clusters that the configuration defines.
-    pub clusters: Arc<HashSet<Arc<str>>>,
+    pub clusters: Arc<FxHashSet<Arc<str>>>,
     /// Whether a source may supply other clusters at any time. Then any name is accepted: requests for a cluster that is
     /// not there get 503.
     pub more_may_come: bool,
