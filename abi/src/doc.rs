@@ -56,8 +56,9 @@ pub struct WeightedCluster {
     pub weight: u32,
 }
 
-/// When and how often a failed request is retried.
-#[derive(Debug, Clone, PartialEq)]
+/// When and how often a failed request is retried. Optional fields are not sent if they are missing, because older hosts do
+/// not know all of them.
+#[derive(Debug, Clone, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Retry {
     /// The conditions for a retry.
@@ -66,8 +67,90 @@ pub struct Retry {
     pub attempts: u32,
     /// The timeout of each attempt in milliseconds.
     pub per_try_timeout_ms: Option<u64>,
+    /// Milliseconds without a byte in either direction after which an attempt that has no response yet ends, and is retried
+    /// like one that was reset.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub per_try_idle_timeout_ms: Option<u64>,
     /// Maximum delay before the first retry in milliseconds; it doubles with each retry.
     pub backoff_ms: u64,
+    /// Maximum delay before any retry in milliseconds. Default: ten times `backoff_ms`.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub max_backoff_ms: Option<u64>,
+    /// Delays that the upstream's responses request.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub rate_limited_backoff: Option<RateLimitedBackoff>,
+    /// Statuses that are retried in addition to those of `on`.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    pub retriable_status_codes: Vec<u16>,
+    /// A response that meets one of these conditions is retried.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    pub retriable_headers: Vec<HeaderMatch>,
+    /// Only requests that meet one of these conditions are retried. Empty: all.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    pub retriable_request_headers: Vec<HeaderMatch>,
+}
+
+/// Delays before retries that the upstream's responses request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct RateLimitedBackoff {
+    /// The headers that hold the delay; the first one with a valid delay of at most `max_ms` counts.
+    pub reset_headers: Vec<ResetHeader>,
+    /// Maximum delay in milliseconds. Longer ones are ignored.
+    pub max_ms: u64,
+}
+
+/// A response header that says when a request may be sent again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct ResetHeader {
+    /// The header's name.
+    pub name: String,
+    /// The form of its value.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub format: ResetFormat,
+}
+
+/// The form of a time in a [`ResetHeader`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub enum ResetFormat {
+    /// A number of seconds or, as `Retry-After` allows, a date (RFC 9110 section 10.2.3).
+    #[default]
+    Seconds,
+    /// Seconds since 1970, in UTC.
+    UnixTimestamp,
+}
+
+/// A condition on a header: its name and at most one of `exact`, `prefix`, `suffix`, `regex` and `present`; the name alone
+/// means `present: true`. Several fields of one name are one value, joined by `, `. Values are case-sensitive. A missing
+/// header meets only `present: false` and any condition negated by `invert`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
+pub struct HeaderMatch {
+    /// The header's name.
+    pub name: String,
+    /// The whole value.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub exact: Option<String>,
+    /// The beginning of the value.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub prefix: Option<String>,
+    /// The end of the value.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub suffix: Option<String>,
+    /// A regular expression (the syntax of Rust's `regex` crate, on bytes) that matches the whole value.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub regex: Option<String>,
+    /// Whether the header must be present, with any value, or absent.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub present: Option<bool>,
+    /// Negates the condition.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "core::ops::Not::not"))]
+    pub invert: bool,
 }
 
 /// A reason to retry a request. The names are Envoy's.

@@ -58,6 +58,7 @@ mod proxy_protocol;
 mod queues;
 mod response_heads;
 mod retries;
+mod retry_options;
 mod reuse;
 mod shared_vms;
 mod slow_peers;

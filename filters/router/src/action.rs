@@ -12,6 +12,7 @@ use crate::{
     hosts::split_port,
     place::{Place, quoted},
     redirect::{self, Redirect},
+    retry::retry,
     rewrite::{Matched, PatternRewrite, PrefixRewrite},
 };
 
@@ -231,23 +232,6 @@ fn filters(config: &BTreeMap<String, String>, place: &Place, setup: &mut Setup) 
         place.take_placed(setup.variant(place.field(filter).path(), filter, variant)).is_some()
     };
     config.iter().filter(known).map(|(filter, variant)| (filter.clone(), variant.clone())).collect()
-}
-
-fn retry(config: &config::Retry, place: &Place) -> doc::Retry {
-    if config.on.is_empty() {
-        place.field("on").wrong("is empty");
-    }
-    if !(1..=10).contains(&config.attempts) {
-        place.field("attempts").wrong(format!("must be 1 to 10, not {}", config.attempts));
-    }
-    let per_try = config.per_try_timeout.as_ref().and_then(|t| place.field("per_try_timeout").millis(t));
-    let backoff = config.backoff.as_ref().map_or(Some(25), |t| place.field("backoff").millis(t));
-    doc::Retry {
-        on: config.on.clone(),
-        attempts: config.attempts,
-        per_try_timeout_ms: per_try.filter(|ms| *ms > 0),
-        backoff_ms: backoff.unwrap_or_default(),
-    }
 }
 
 fn mirror(config: &config::Mirror, place: &Place, setup: &mut Setup) -> Option<doc::Mirror> {

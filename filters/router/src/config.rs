@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
-use tollgate_sdk::doc::RetryOn;
+use tollgate_sdk::doc::{ResetFormat, ResetHeader, RetryOn};
 
 /// The filter's configuration.
 #[derive(Debug, Deserialize)]
@@ -312,17 +312,44 @@ pub struct HeaderOps {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Retry {
-    /// The conditions for a retry: `connect_failure`, `reset`, `5xx`, `gateway_error`, `retriable_4xx`, `rate_limited`.
-    /// Default: `[connect_failure, reset]`.
+    /// The conditions for a retry: `connect_failure`, `reset`, `5xx`, `gateway_error`, `retriable_4xx`, `rate_limited`,
+    /// and those of gRPC. Default: `[connect_failure, reset]`.
     #[serde(default = "retry_on")]
     pub on: Vec<RetryOn>,
+    /// Statuses that are retried in addition to those of `on`. 200 to 599. Default: none.
+    #[serde(default)]
+    pub retriable_status_codes: Vec<u16>,
+    /// Conditions on the response's headers: a response that meets one of them is retried. Default: none.
+    #[serde(default)]
+    pub retriable_headers: Vec<HeaderMatch>,
+    /// Conditions on the request's headers: only requests that meet one of them are retried. Default: all.
+    #[serde(default)]
+    pub retriable_request_headers: Vec<HeaderMatch>,
     /// Maximum number of retries, not counting the first attempt. 1 to 10. Default: 1.
     #[serde(default = "one")]
     pub attempts: u32,
     /// Timeout of each attempt, including the first; `0s`: unlimited. Default: only the route's.
     pub per_try_timeout: Option<String>,
+    /// Time without a byte in either direction after which an attempt that has no response yet ends; `0s`: unlimited.
+    /// Default: only the stream's idle timeout.
+    pub per_try_idle_timeout: Option<String>,
     /// Maximum delay before the first retry; it doubles with each retry. Default: `25ms`.
     pub backoff: Option<String>,
+    /// Maximum delay before any retry. Default: ten times `backoff`.
+    pub max_backoff: Option<String>,
+    /// Delays before retries that the upstream's responses request, instead of `backoff`.
+    pub rate_limited_backoff: Option<RateLimitedBackoff>,
+}
+
+/// Delays before retries that the upstream's responses request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitedBackoff {
+    /// The response headers that hold the delay, in order of precedence. Default: `[{name: retry-after}]`.
+    #[serde(default = "retry_after")]
+    pub reset_headers: Vec<ResetHeader>,
+    /// The longest delay; longer ones are ignored. Default: `300s`.
+    pub max: Option<String>,
 }
 
 /// Where a copy of some requests is sent.
@@ -350,6 +377,10 @@ fn moved_permanently() -> u16 {
 
 fn retry_on() -> Vec<RetryOn> {
     vec![RetryOn::ConnectFailure, RetryOn::Reset]
+}
+
+fn retry_after() -> Vec<ResetHeader> {
+    vec![ResetHeader { name: "retry-after".into(), format: ResetFormat::Seconds }]
 }
 
 /// A list, or a single string instead of one.

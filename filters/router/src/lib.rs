@@ -14,6 +14,7 @@ mod literal;
 mod matcher;
 mod place;
 mod redirect;
+mod retry;
 mod rewrite;
 mod table;
 

@@ -160,7 +160,7 @@ fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
 }
 
 /// A regular expression that must match a whole value.
-fn whole(pattern: &str) -> Result<Regex, String> {
+pub(crate) fn whole(pattern: &str) -> Result<Regex, String> {
     // Compiled alone first: an unbalanced bracket must not pair with the text added around it.
     regex(pattern)?;
     regex(&format!(r"\A(?:{pattern})\z"))

@@ -220,16 +220,50 @@ fn options_are_passed_to_the_host() {
         attempts: 2,
         per_try_timeout_ms: Some(500),
         backoff_ms: 10,
+        ..doc::Retry::default()
     };
     assert_eq!(route.retry, Some(retry));
     assert_eq!(route.mirror, Some(doc::Mirror { cluster: "shadow".into(), per_million: 1 }));
 }
 
 #[test]
+fn every_option_of_retries_is_passed_to_the_host() {
+    let retry = |retry: Value| route(json!({"cluster": "c", "retry": retry})).retry.unwrap();
+    let given = retry(json!({
+        "on": [],
+        "per_try_idle_timeout": "2s",
+        "max_backoff": "3s",
+        "rate_limited_backoff": {"reset_headers": [{"name": "X-Reset", "format": "unix_timestamp"}], "max": "1m"},
+        "retriable_status_codes": [425, 404],
+        "retriable_headers": [{"name": "x-retry"}, {"name": "x-b", "regex": "a|b", "invert": true}],
+        "retriable_request_headers": [{"name": "x-safe", "exact": "1"}],
+    }));
+    let header = |name: &str| doc::HeaderMatch { name: name.into(), ..doc::HeaderMatch::default() };
+    let reset_headers = vec![doc::ResetHeader { name: "X-Reset".into(), format: doc::ResetFormat::UnixTimestamp }];
+    let expected = doc::Retry {
+        attempts: 1,
+        per_try_idle_timeout_ms: Some(2000),
+        backoff_ms: 25,
+        max_backoff_ms: Some(3000),
+        rate_limited_backoff: Some(doc::RateLimitedBackoff { reset_headers, max_ms: 60_000 }),
+        retriable_status_codes: vec![425, 404],
+        retriable_headers: vec![
+            header("x-retry"),
+            doc::HeaderMatch { regex: Some("a|b".into()), invert: true, ..header("x-b") },
+        ],
+        retriable_request_headers: vec![doc::HeaderMatch { exact: Some("1".into()), ..header("x-safe") }],
+        ..doc::Retry::default()
+    };
+    assert_eq!(given, expected);
+    let defaults = retry(json!({"rate_limited_backoff": {}})).rate_limited_backoff.unwrap();
+    assert_eq!((&*defaults.reset_headers[0].name, defaults.max_ms), ("retry-after", 300_000));
+}
+
+#[test]
 fn options_have_defaults() {
     let route = route(json!({"cluster": "c", "retry": {"per_try_timeout": "0s"}, "mirror": {"cluster": "shadow"}}));
     let on = vec![RetryOn::ConnectFailure, RetryOn::Reset];
-    assert_eq!(route.retry, Some(doc::Retry { on, attempts: 1, per_try_timeout_ms: None, backoff_ms: 25 }));
+    assert_eq!(route.retry, Some(doc::Retry { on, attempts: 1, backoff_ms: 25, ..doc::Retry::default() }));
     assert_eq!(route.mirror.unwrap().per_million, 1_000_000);
     assert_eq!((route.timeout_ms, route.idle_timeout_ms, route.prefix, route.host), (None, None, None, None));
 }

@@ -46,7 +46,7 @@ impl<'p> Attempts<'p> {
             policy,
             left: policy.map_or(0, |p| p.attempts),
             detours: RetryPolicy::detours(policy),
-            backoff: Backoff::new(policy.map_or(Duration::ZERO, |p| p.backoff)),
+            backoff: policy.map_or_else(|| Backoff::new(Duration::ZERO), RetryPolicy::backoff),
             tried: Vec::new(),
             permit: None,
         }
@@ -83,8 +83,18 @@ impl<'p> Attempts<'p> {
         cluster: &Cluster,
         balance: Option<u64>,
     ) -> Result<NextAttempt, NoAttempt> {
-        let policy = self.policy.filter(|policy| policy.lists(conditions) && policy.attempts > 0);
-        policy.ok_or(NoAttempt::NotRetried)?;
+        self.policy.filter(|policy| policy.lists(conditions)).ok_or(NoAttempt::NotRetried)?;
+        self.retry_listed(None, cluster, balance)
+    }
+
+    /// The next attempt after a failure that the policy covers. The upstream may have requested a delay.
+    pub fn retry_listed(
+        &mut self,
+        requested: Option<Duration>,
+        cluster: &Cluster,
+        balance: Option<u64>,
+    ) -> Result<NextAttempt, NoAttempt> {
+        self.policy.filter(|policy| policy.attempts > 0).ok_or(NoAttempt::NotRetried)?;
         if self.left > 0 {
             self.permit = self.permit.take().or_else(|| cluster.try_retry());
         }
@@ -93,7 +103,7 @@ impl<'p> Attempts<'p> {
         }
         self.left -= 1;
         let endpoint = cluster.pick(balance, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
-        Ok(NextAttempt { endpoint, wait: self.backoff.next_wait() })
+        Ok(NextAttempt { endpoint, wait: requested.unwrap_or_else(|| self.backoff.next_wait()) })
     }
 }
 
@@ -111,7 +121,7 @@ mod tests {
     }
 
     fn policy(on: RetryOn, attempts: u32) -> RetryPolicy {
-        RetryPolicy { on: [on].into(), attempts, per_try_timeout: None, backoff: Duration::from_millis(10) }
+        RetryPolicy { on: [on].into(), attempts, backoff: Duration::from_millis(10), ..RetryPolicy::default() }
     }
 
     /// Lets all attempts fail to connect: the addresses in order, and why there was no other.
@@ -153,6 +163,26 @@ mod tests {
         assert_eq!(second.retry(&[RetryOn::ServerError], &cluster, None).unwrap_err(), NoAttempt::Exhausted);
         drop(first);
         assert!(second.retry(&[RetryOn::ServerError], &cluster, None).is_ok());
+    }
+
+    #[test]
+    fn delays_are_those_of_the_policy_or_what_the_upstream_requests() {
+        let (base, max) = (Duration::from_millis(10), Duration::from_millis(25));
+        let policy = RetryPolicy { backoff: base, max_backoff: Some(max), ..policy(RetryOn::ServerError, 4) };
+        let cluster = cluster(2, 10);
+        let mut longest = [Duration::ZERO; 4];
+        for _ in 0..500 {
+            let mut attempts = Attempts::new(Some(&policy));
+            for longest in &mut longest {
+                *longest = attempts.retry(&[RetryOn::ServerError], &cluster, None).unwrap().wait.max(*longest);
+            }
+        }
+        for (longest, ceiling) in longest.into_iter().zip([base, base * 2, max, max]) {
+            assert!(longest <= ceiling && longest > ceiling * 9 / 10, "{longest:?} {ceiling:?}");
+        }
+        let requested = Duration::from_secs(7);
+        let next = Attempts::new(Some(&policy)).retry_listed(Some(requested), &cluster, None).unwrap();
+        assert_eq!(next.wait, requested);
     }
 
     #[test]

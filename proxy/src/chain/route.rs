@@ -10,7 +10,7 @@ use super::{
     head::{BadHeader, HeaderOps, RequestHead, is_host},
     variants::RouteFilters,
 };
-use crate::upstream::{ClusterHandle, RetryPolicy};
+use crate::upstream::{BadRetryPolicy, ClusterHandle, RetryPolicy};
 
 /// A route, validated and resolved.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -74,12 +74,7 @@ impl Route {
             clusters: weighted.into(),
             timeout: doc.timeout_ms.map(bound),
             idle_timeout: doc.idle_timeout_ms.map(bound),
-            retry: doc.retry.map(|r| RetryPolicy {
-                on: r.on.into(),
-                attempts: r.attempts.min(10),
-                per_try_timeout: r.per_try_timeout_ms.and_then(bound),
-                backoff: Duration::from_millis(r.backoff_ms),
-            }),
+            retry: doc.retry.map(RetryPolicy::of_route).transpose().map_err(|BadRetryPolicy| Status::BadArgument)?,
             mirror: doc.mirror.map(|m| Ok((find(&m.cluster)?, m.per_million))).transpose()?,
             host: doc.host.map(Bytes::from),
             prefix: doc.prefix.map(|p| (p.strip as usize, p.with.into())),

@@ -23,6 +23,7 @@ mod excerpt;
 mod explain;
 mod filter_errors;
 mod fragment;
+mod header_match;
 mod include;
 mod json;
 mod load;
@@ -33,6 +34,7 @@ mod parse;
 mod paths;
 mod redact;
 mod resources;
+mod retry;
 mod schema;
 mod semantics;
 mod sockets;
@@ -54,6 +56,7 @@ pub use self::{
     effective::Supplied,
     filter_errors::{Answer, Reported, all_mistakes},
     fragment::{Fragment, RefusedResource, ServiceEndpoints},
+    header_match::{BadHeaderMatch, HeaderMatcher},
     include::{Dependencies, SearchedFolder},
     load::{ExternalChecks, Loaded, Loader, load, parse, read_tree},
     model::Config,

@@ -15,6 +15,7 @@ use super::{
     load::{Check, ExternalChecks},
     model::Config,
     node::{Key, Node, Span, Value},
+    retry,
     source::Source,
     sources, tls,
     units::{Address, ByteSize, Duration, ServerName},
@@ -70,6 +71,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     for check in clusters.iter().filter_map(|cluster| cluster.get("health_check")) {
         health_check(check, problems);
     }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("retry")) {
+        retry::check(section, problems);
+    }
 }
 
 /// Adds the warnings that need the model's defaults, for a file without errors.
@@ -105,20 +109,8 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
             let pointer = format!("/clusters/{i}/health_check/timeout");
             warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
         }
-        let per_try = cluster.retry.as_ref().and_then(|retry| retry.per_try_timeout);
-        let whole = cluster.request_timeout.and_then(|time| time.bound());
-        let bounds = [("response_head_timeout", cluster.head_timeout()), ("request_timeout", whole)];
-        let least = bounds.into_iter().filter_map(|(name, time)| Some((name, time?))).min_by_key(|(_, time)| *time);
-        let (Some(per_try), Some((name, least))) = (per_try, least) else { continue };
-        if per_try.0 > least {
-            let pointer = format!("/clusters/{i}/retry/per_try_timeout");
-            let message = format!(
-                "`per_try_timeout` ({per_try}) is longer than the cluster's `{name}` ({}) and has no effect",
-                Duration(least)
-            );
-            warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
-        }
     }
+    retry::warn(source, config, warnings);
 }
 
 /// Rejects file names that look like a format or a misspelled `stdout`.

@@ -25,6 +25,8 @@ pub(super) enum DeadlineKind {
     Age,
     /// The time for one attempt.
     PerTry,
+    /// The idle timeout of one attempt.
+    PerTryIdle,
     /// The minimum rate of the request's body.
     Pace,
     /// The idle timeout.
@@ -41,6 +43,7 @@ impl DeadlineKind {
             DeadlineKind::Call => LocalFailure::Deadline,
             DeadlineKind::Age => LocalFailure::StreamAge,
             DeadlineKind::PerTry => LocalFailure::PerTryTimeout,
+            DeadlineKind::PerTryIdle => LocalFailure::PerTryIdleTimeout,
             DeadlineKind::Pace => LocalFailure::SlowUpload,
             DeadlineKind::Idle if awaits_client => LocalFailure::SlowBody,
             DeadlineKind::Idle => LocalFailure::Idle,
@@ -54,11 +57,20 @@ impl DeadlineKind {
             DeadlineKind::Head => Some("`response_head_timeout`"),
             DeadlineKind::Total => Some("`request_timeout` or the route's `timeout`"),
             DeadlineKind::PerTry => Some("`per_try_timeout`"),
+            DeadlineKind::PerTryIdle => Some("`per_try_idle_timeout`"),
             DeadlineKind::Idle if !awaits_client => Some("`timeouts.idle`"),
             // Set by the client or the listener, or caused by the client.
             DeadlineKind::Call | DeadlineKind::Age | DeadlineKind::Pace | DeadlineKind::Idle => None,
         }
     }
+}
+
+/// The idle timeout of an attempt.
+#[derive(Clone, Copy)]
+struct PerTryIdle {
+    limit: Duration,
+    /// It does not run before this moment.
+    from: Instant,
 }
 
 /// The deadlines of a stream.
@@ -72,6 +84,7 @@ pub(super) struct Deadline {
     age: Option<Duration>,
     idle: Option<Duration>,
     per_try: Option<Instant>,
+    per_try_idle: Option<PerTryIdle>,
     /// The minimum upload rate, enforced until the response begins: a client that sends while it receives may have
     /// little to send.
     min_rate: Option<Rc<MinRate>>,
@@ -103,6 +116,7 @@ impl Deadline {
             age: listener.config.timeouts.stream_age.bound(),
             idle,
             per_try: None,
+            per_try_idle: None,
             min_rate: None,
             sleep: None,
         }
@@ -130,14 +144,29 @@ impl Deadline {
         self.idle
     }
 
-    /// Starts the time for an attempt.
-    pub(super) fn begin_try(&mut self, limit: Option<Duration>) {
+    /// Starts the times for an attempt.
+    pub(super) fn begin_try(&mut self, limit: Option<Duration>, idle: Option<Duration>) {
         self.per_try = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self.per_try_idle = idle.map(|limit| PerTryIdle { limit, from: Instant::now() });
     }
 
-    /// Ends the time for the attempt, which has got its response; the total limits remain.
+    /// Restarts the attempt's idle timeout: the proxy was waiting for the client.
+    pub(super) fn restart_idle_try(&mut self) {
+        if let Some(idle) = &mut self.per_try_idle {
+            idle.from = Instant::now();
+        }
+    }
+
+    /// Ends the times for the attempt, which has got its response; the total limits remain.
     pub(super) fn end_try(&mut self) {
-        self.per_try = None;
+        (self.per_try, self.per_try_idle) = (None, None);
+    }
+
+    /// Returns whether a timeout for the response expires within this time.
+    pub(super) fn expires_within(&self, time: Duration) -> bool {
+        let whole = self.whole().map(|(at, _)| at);
+        let next = [whole, self.after_request(self.head)].into_iter().flatten().min();
+        next.is_some_and(|at| at.saturating_duration_since(Instant::now()) <= time)
     }
 
     /// Records that the response has begun.
@@ -192,8 +221,11 @@ impl Deadline {
             .map(|at| (at, DeadlineKind::Idle));
         let head = self.after_request(self.head).map(|at| (at, DeadlineKind::Head));
         let per_try = self.per_try.map(|at| (at, DeadlineKind::PerTry));
+        let active = || self.stream.progress.active.get();
+        let idle_try = self.per_try_idle.and_then(|idle| idle.from.max(active()).checked_add(idle.limit));
+        let idle_try = idle_try.map(|at| (at, DeadlineKind::PerTryIdle));
         let pace = self.min_rate.as_ref().and_then(|pace| pace.due()).map(|at| (at, DeadlineKind::Pace));
-        [self.whole(), head, per_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [self.whole(), head, per_try, idle_try, pace, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a timeout has expired.

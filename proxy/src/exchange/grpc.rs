@@ -132,15 +132,15 @@ pub(super) fn has_failed(stream: &Stream, fields: &HeaderMap) -> bool {
     stream.grpc.get().is_some() && grpc::status(fields).is_some_and(grpc::is_server_failure)
 }
 
-/// Returns the retry conditions that a response consisting only of a head with a status meets.
-pub(super) fn retries(stream: &Stream, fields: &HeaderMap) -> Option<&'static [RetryOn]> {
+/// Returns the retry condition that a response consisting only of a head with a status meets.
+pub(super) fn retry_condition(stream: &Stream, fields: &HeaderMap) -> Option<RetryOn> {
     stream.grpc.get()?;
     Some(match grpc::status(fields)? {
-        1 => &[RetryOn::GrpcCancelled],
-        4 => &[RetryOn::GrpcDeadlineExceeded],
-        8 => &[RetryOn::GrpcResourceExhausted],
-        13 => &[RetryOn::GrpcInternal],
-        14 => &[RetryOn::GrpcUnavailable],
+        1 => RetryOn::GrpcCancelled,
+        4 => RetryOn::GrpcDeadlineExceeded,
+        8 => RetryOn::GrpcResourceExhausted,
+        13 => RetryOn::GrpcInternal,
+        14 => RetryOn::GrpcUnavailable,
         _ => return None,
     })
 }

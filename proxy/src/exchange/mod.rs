@@ -5,6 +5,7 @@
 //! response filters process the upstream's response, and [`response`] forwards that. Every failure becomes a [`reply`],
 //! with one status and one response flag. [`stream_guard`] updates metrics and the access log, however the stream ends.
 
+mod attempt;
 mod deadline;
 mod dispatch;
 mod grpc;
@@ -18,6 +19,7 @@ mod rejection;
 mod reply;
 pub(crate) mod request;
 mod response;
+mod retry_state;
 mod serve;
 mod stream_guard;
 #[cfg(test)]

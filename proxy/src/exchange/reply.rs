@@ -68,6 +68,8 @@ pub enum LocalFailure {
     StreamAge,
     /// The timeout of the last attempt expired.
     PerTryTimeout,
+    /// The last attempt was idle for too long.
+    PerTryIdleTimeout,
     /// The upstream was silent for too long.
     Idle,
     /// The client sent nothing of the request's body for too long.
@@ -157,6 +159,9 @@ impl LocalFailure {
             LocalFailure::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
             LocalFailure::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
             LocalFailure::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
+            LocalFailure::PerTryIdleTimeout => {
+                (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_IDLE_TIMEOUT)
+            }
             LocalFailure::Idle => (S::GATEWAY_TIMEOUT, flag::IDLE_TIMEOUT, detail::STREAM_IDLE_TIMEOUT),
             LocalFailure::SlowBody => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TIMEOUT),
             LocalFailure::SlowUpload => (S::REQUEST_TIMEOUT, flag::DOWNSTREAM_TIMEOUT, detail::REQUEST_BODY_TOO_SLOW),
@@ -202,6 +207,7 @@ impl LocalFailure {
             | LocalFailure::Deadline
             | LocalFailure::StreamAge
             | LocalFailure::PerTryTimeout
+            | LocalFailure::PerTryIdleTimeout
             | LocalFailure::Idle
             | LocalFailure::SlowBody
             | LocalFailure::SlowUpload

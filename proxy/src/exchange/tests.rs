@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -28,6 +28,8 @@ use tollgate_abi::{
     doc::RetryOn,
     fast::{flag, phase},
 };
+
+mod retry_options;
 
 use super::{ListenerContext, outcome::StreamClosed, serve};
 use crate::{
@@ -56,6 +58,8 @@ enum Step {
     Hang,
     Answer(u16),
     AnswerAfter(Duration, u16),
+    /// Answers with this field.
+    AnswerWith(u16, (&'static str, &'static str)),
 }
 
 /// A request that has reached the upstream.
@@ -100,6 +104,7 @@ impl Upstream {
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         let (method, path) = (parts.method.to_string(), parts.uri.to_string());
         self.arrived.borrow_mut().push(Arrived { endpoint, method, path, fields: parts.headers, body });
+        let mut field = None;
         let status = match self.next() {
             Step::Refuse | Step::Reset => return Err(io::ErrorKind::ConnectionReset.into()),
             Step::Hang => pending().await,
@@ -108,9 +113,16 @@ impl Upstream {
                 sleep(wait).await;
                 status
             }
+            Step::AnswerWith(status, with) => {
+                field = Some(with);
+                status
+            }
         };
         let mut response = Response::new(Full::from("from upstream"));
         *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+        if let Some((name, value)) = field {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
         Ok(response)
     }
 }
@@ -235,8 +247,8 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn retrying(on: &[RetryOn], attempts: u32) -> Option<model::Retry> {
-    let backoff = units::Duration::millis(10);
-    Some(model::Retry { on: on.into(), attempts, per_try_timeout: None, backoff })
+    let policy: model::Retry = serde_json::from_value(json!({"attempts": attempts, "backoff": "10ms"})).ok()?;
+    Some(model::Retry { on: on.into(), ..policy })
 }
 
 #[test]

@@ -86,6 +86,7 @@ details! {
     RESPONSE_HEAD_TIMEOUT "response_head_timeout",
     RESPONSE_TIMEOUT "response_timeout",
     PER_TRY_TIMEOUT "per_try_timeout",
+    PER_TRY_IDLE_TIMEOUT "per_try_idle_timeout",
     GRPC_DEADLINE "grpc_deadline",
     STREAM_AGE "stream_age",
     STREAM_IDLE_TIMEOUT "stream_idle_timeout",

@@ -29,6 +29,7 @@ mod membership;
 mod mux;
 pub mod pool;
 mod priority;
+mod rate_limited;
 pub mod reason;
 mod retry_policy;
 mod settings;
@@ -55,8 +56,9 @@ pub use self::{
     health::HealthChecks,
     membership::{Member, Membership},
     pool::{Dial, PoolOptions, Pools, ProtocolChoice, WaitTime},
+    rate_limited::RateLimitedBackoff,
     reason::{ConnectError, FailureCategory},
-    retry_policy::{CONNECTING, RetryPolicy},
+    retry_policy::{BadRetryPolicy, CONNECTING, RetryPolicy},
     settings::{ClusterSettings, Limits},
     stats::{ClusterStats, STATUS_CLASSES, TcpBytes},
     table::ClusterTable,

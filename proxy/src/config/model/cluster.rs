@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration, EndpointAddress},
-    Balancer, ClusterTls, Discovery, DnsQuery, Http2, is_default,
+    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Http2, Retry, RetryBudget, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -201,26 +201,6 @@ pub enum MetadataValue {
     Boolean(bool),
 }
 
-/// A retry policy: which failures are retried, and how often.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Retry {
-    /// Conditions that trigger a retry.
-    #[serde(default = "default::retry_on")]
-    pub on: Vec<tollgate_abi::doc::RetryOn>,
-    /// Maximum number of retries, not counting the first attempt.
-    #[serde(default = "default::retry_attempts")]
-    #[schemars(range(max = 10))]
-    pub attempts: u32,
-    /// Timeout of each attempt, including the first (504 after the last one).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub per_try_timeout: Option<Duration>,
-    /// The longest delay before the first retry. It doubles with every retry, up to ten times this value; the actual
-    /// delay is a random part of it (full jitter).
-    #[serde(default = "default::backoff")]
-    pub backoff: Duration,
-}
-
 /// Limits of a cluster (circuit breaking), over all workers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -262,23 +242,6 @@ impl Default for ClusterLimits {
     }
 }
 
-/// A limit on concurrent retries, as a share of the in-flight requests, so that retries cannot multiply an overload.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RetryBudget {
-    /// Concurrent retries in percent of the in-flight requests.
-    #[schemars(range(min = 0.0, max = 100.0))]
-    pub percent: f64,
-    /// Concurrent retries that are always allowed.
-    pub min_concurrent: u32,
-}
-
-impl Default for RetryBudget {
-    fn default() -> Self {
-        RetryBudget { percent: 20.0, min_concurrent: 3 }
-    }
-}
-
 /// The protocol spoken to a cluster's endpoints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -302,59 +265,8 @@ pub enum ProxyProtocolVersion {
     V2,
 }
 
-/// Active health checks of a cluster's endpoints. Endpoints start as healthy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct HealthCheck {
-    /// The kind of check.
-    pub check: Check,
-    /// Time between the starts of two checks.
-    #[serde(default = "default::check_interval")]
-    pub interval: Duration,
-    /// Timeout of a check.
-    #[serde(default = "default::check_timeout")]
-    pub timeout: Duration,
-    /// Consecutive failures after which an endpoint is unhealthy.
-    #[serde(default = "default::unhealthy_threshold")]
-    #[schemars(range(min = 1))]
-    pub unhealthy_threshold: u32,
-    /// Consecutive successes after which an endpoint is healthy again.
-    #[serde(default = "default::healthy_threshold")]
-    #[schemars(range(min = 1))]
-    pub healthy_threshold: u32,
-    /// If fewer than this percentage of the endpoints are healthy, all of them are used: the checks themselves are then
-    /// more likely to be at fault, and the remaining endpoints would be overloaded.
-    #[serde(default = "default::panic_threshold")]
-    #[schemars(range(max = 100))]
-    pub panic_threshold: u32,
-}
-
-/// The kind of health check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Check {
-    /// A `GET` request that must be answered with a status from 200 to 299.
-    Http {
-        /// The request path.
-        #[schemars(pattern("^/"))]
-        path: String,
-        /// The request's host. Default: the cluster's name.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        host: Option<String>,
-    },
-    /// A `grpc.health.v1.Health/Check` call that must return `SERVING`.
-    Grpc {
-        /// The service to check; empty for the server as a whole.
-        #[serde(default)]
-        service: String,
-    },
-    /// A TCP connection that must be established.
-    Tcp {},
-}
-
 mod default {
     use super::Duration;
-    use tollgate_abi::doc::RetryOn;
 
     /// Default of `response_head_timeout`.
     pub(super) const RESPONSE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
@@ -364,29 +276,5 @@ mod default {
     }
     pub(super) fn max_grpc_timeout() -> Duration {
         Duration::secs(3600)
-    }
-    pub(super) fn retry_on() -> Vec<RetryOn> {
-        vec![RetryOn::ConnectFailure, RetryOn::Reset]
-    }
-    pub(super) fn retry_attempts() -> u32 {
-        1
-    }
-    pub(super) fn backoff() -> Duration {
-        Duration::millis(25)
-    }
-    pub(super) fn check_interval() -> Duration {
-        Duration::secs(10)
-    }
-    pub(super) fn check_timeout() -> Duration {
-        Duration::secs(1)
-    }
-    pub(super) fn unhealthy_threshold() -> u32 {
-        3
-    }
-    pub(super) fn healthy_threshold() -> u32 {
-        2
-    }
-    pub(super) fn panic_threshold() -> u32 {
-        50
     }
 }

@@ -15,12 +15,17 @@ mod cluster;
 mod compile;
 mod dns;
 mod filter;
+mod health_check;
 mod listener;
+mod retry;
 mod source;
 mod tls;
 mod workload;
 
-pub use self::{balancer::*, cluster::*, compile::*, dns::*, filter::*, listener::*, source::*, tls::*, workload::*};
+pub use self::{
+    balancer::*, cluster::*, compile::*, dns::*, filter::*, health_check::*, listener::*, retry::*, source::*, tls::*,
+    workload::*,
+};
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
 const ANY: [&str; 5] = ["object", "array", "string", "number", "boolean"];

@@ -31,7 +31,13 @@ struct Prepared {
 
 /// Names a field of the route that is not supported.
 pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
+    let in_retry = |is: fn(&Retry) -> bool| route.retry.as_ref().is_some_and(is);
     let fields = [
+        ("retry.per_try_idle_timeout", in_retry(|retry| retry.per_try_idle_timeout_ms.is_some())),
+        ("retry.max_backoff", in_retry(|retry| retry.max_backoff_ms.is_some())),
+        ("retry.rate_limited_backoff", in_retry(|retry| retry.rate_limited_backoff.is_some())),
+        ("retry.retriable_headers", in_retry(|retry| !retry.retriable_headers.is_empty())),
+        ("retry.retriable_request_headers", in_retry(|retry| !retry.retriable_request_headers.is_empty())),
         ("mirror", route.mirror.is_some()),
         ("idle_timeout", route.idle_timeout_ms.is_some()),
         ("filters", !route.filters.is_empty()),
@@ -61,7 +67,6 @@ fn say_retry(retry: &Retry, says: &mut Vec<(&'static str, String)>) {
         RetryOn::ServerError => Some("5xx"),
         RetryOn::GatewayError => Some("gateway-error"),
         RetryOn::Retriable4xx => Some("retriable-4xx"),
-        RetryOn::RateLimited => Some("retriable-status-codes"),
         _ => None,
     };
     let grpc = |on: &RetryOn| match on {
@@ -77,11 +82,14 @@ fn say_retry(retry: &Retry, says: &mut Vec<(&'static str, String)>) {
             says.push((name, words.join(",")));
         }
     };
-    say("x-envoy-retry-on", retry.on.iter().filter_map(http).collect());
-    say("x-envoy-retry-grpc-on", retry.on.iter().filter_map(grpc).collect());
+    let mut statuses: Vec<String> = retry.retriable_status_codes.iter().map(u16::to_string).collect();
     if retry.on.contains(&RetryOn::RateLimited) {
-        says.push(("x-envoy-retriable-status-codes", "429".into()));
+        statuses.push("429".into());
     }
+    let by_status = (!statuses.is_empty()).then_some("retriable-status-codes");
+    say("x-envoy-retry-on", retry.on.iter().filter_map(http).chain(by_status).collect());
+    say("x-envoy-retry-grpc-on", retry.on.iter().filter_map(grpc).collect());
+    say("x-envoy-retriable-status-codes", statuses.iter().map(String::as_str).collect());
     says.push(("x-envoy-max-retries", retry.attempts.to_string()));
     if let Some(ms) = retry.per_try_timeout_ms {
         says.push(("x-envoy-upstream-rq-per-try-timeout-ms", ms.to_string()));

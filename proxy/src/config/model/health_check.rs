@@ -1,0 +1,76 @@
+//! The `health_check` section of a cluster.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::super::units::Duration;
+
+/// Active health checks of a cluster's endpoints. Endpoints start as healthy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// The kind of check.
+    pub check: Check,
+    /// Time between the starts of two checks.
+    #[serde(default = "default::check_interval")]
+    pub interval: Duration,
+    /// Timeout of a check.
+    #[serde(default = "default::check_timeout")]
+    pub timeout: Duration,
+    /// Consecutive failures after which an endpoint is unhealthy.
+    #[serde(default = "default::unhealthy_threshold")]
+    #[schemars(range(min = 1))]
+    pub unhealthy_threshold: u32,
+    /// Consecutive successes after which an endpoint is healthy again.
+    #[serde(default = "default::healthy_threshold")]
+    #[schemars(range(min = 1))]
+    pub healthy_threshold: u32,
+    /// If fewer than this percentage of the endpoints are healthy, all of them are used: the checks themselves are then
+    /// more likely to be at fault, and the remaining endpoints would be overloaded.
+    #[serde(default = "default::panic_threshold")]
+    #[schemars(range(max = 100))]
+    pub panic_threshold: u32,
+}
+
+/// The kind of health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Check {
+    /// A `GET` request that must be answered with a status from 200 to 299.
+    Http {
+        /// The request path.
+        #[schemars(pattern("^/"))]
+        path: String,
+        /// The request's host. Default: the cluster's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+    },
+    /// A `grpc.health.v1.Health/Check` call that must return `SERVING`.
+    Grpc {
+        /// The service to check; empty for the server as a whole.
+        #[serde(default)]
+        service: String,
+    },
+    /// A TCP connection that must be established.
+    Tcp {},
+}
+
+mod default {
+    use super::Duration;
+
+    pub(super) fn check_interval() -> Duration {
+        Duration::secs(10)
+    }
+    pub(super) fn check_timeout() -> Duration {
+        Duration::secs(1)
+    }
+    pub(super) fn unhealthy_threshold() -> u32 {
+        3
+    }
+    pub(super) fn healthy_threshold() -> u32 {
+        2
+    }
+    pub(super) fn panic_threshold() -> u32 {
+        50
+    }
+}
