@@ -1,4 +1,5 @@
-//! Deadlines of a whole stream: the client's (`grpc-timeout`) and the listener's (`stream_age`).
+//! Deadlines of a whole stream: the client's (`grpc-timeout`), a trusted proxy's (`deadline_header`) and the listener's
+//! (`stream_age`).
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
@@ -7,7 +8,11 @@ use std::{
 
 use crate::{
     grpc::head_only,
-    harness::{Config, Message, Proxy, Upstream, answer, in_time, wait_until},
+    harness::{
+        Config, Message, Proxy, Upstream, answer,
+        exchange::{Everywhere, Request},
+        in_time, wait_until,
+    },
 };
 
 fn call(proxy: &Proxy, timeout: &str) -> Message {
@@ -258,4 +263,79 @@ fn a_body_that_filters_wait_for_times_out() {
         assert_eq!(client.read().status(), status, "{timeouts}");
         assert_eq!(proxy.entry_for("/waits")["details"], details);
     }
+}
+
+/// The time that the upstream was told, in milliseconds.
+fn told(request: &Message) -> Option<u64> {
+    request.field("x-deadline").map(|value| value.parse().expect("a number"))
+}
+
+/// A deadline is believed from a trusted proxy only; from others, and if it is invalid, the header is removed.
+#[test]
+fn a_deadline_in_a_header_is_passed_on_less_the_time_used() {
+    let upstream = Upstream::saying("ok");
+    let config = |hops: u32| {
+        Config::to_with(&upstream, "").listener(&format!("trusted_hops: {hops}\ndeadline_header: X-Deadline"))
+    };
+    let proxy = Everywhere::start(config(1));
+    for (value, least, most) in [("60000", 50_000, 60_000), ("1000000000", 999_000_000, 1_000_000_000)] {
+        proxy.each(&Request::get("/").with(&[("x-deadline", value)]), |version, outcome| {
+            assert_eq!(outcome.status(), 200);
+            let left = told(&upstream.take_requests()[0]).expect("a deadline");
+            assert!(left >= least && left < most, "{version:?}: {left} of {value}");
+        });
+    }
+    for invalid in ["soon", "-1", "1.5", "60000, 60000"] {
+        assert_eq!(proxy.status(&Request::get("/").with(&[("x-deadline", invalid)])), 200);
+        assert!(upstream.take_requests().iter().all(|request| told(request).is_none()), "{invalid}");
+    }
+    let untrusting = Everywhere::start(config(0));
+    assert_eq!(untrusting.status(&Request::get("/").with(&[("x-deadline", "0")])), 200);
+    assert!(upstream.take_requests().iter().all(|request| told(request).is_none()));
+}
+
+#[test]
+fn a_request_ends_at_the_deadline_in_its_header() {
+    let listener = "trusted_hops: 1\ndeadline_header: x-deadline";
+    let fields = [("x-deadline", "200")];
+    let silent = Upstream::silent();
+    let proxy = Proxy::start(Config::to_with(&silent, "").listener(listener));
+    assert_eq!(proxy.request("GET", "/a", &fields, b"").status(), 504);
+    proxy.entry_for("/a").expect(504, "UT").because("request_deadline");
+
+    // Retries do not prolong it, and each attempt is told less.
+    let upstream = Upstream::replying(|_| answer(503, &[], ""));
+    let options = "retry: {on: [5xx], attempts: 2, backoff: 10ms}";
+    let proxy = Proxy::start(Config::to_with(&upstream, options).listener(listener));
+    assert_eq!(proxy.request("GET", "/b", &[("x-deadline", "60000")], b"").status(), 503);
+    let told: Vec<_> = upstream.requests().iter().map(told).collect();
+    assert!(told.len() == 3 && told.is_sorted_by(|one, next| one >= next), "{told:?}");
+
+    // After the response has begun, it is cut off.
+    let upstream = Upstream::scripted(|mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+        connection.wait_for_end();
+    });
+    in_time(|millis| {
+        let proxy = Proxy::start(Config::to(&upstream).listener(listener));
+        let mut client = proxy.client();
+        client.send_request("GET", "/c", &[("x-deadline", &millis.to_string())], b"");
+        let text = client.wire.read_to_end();
+        let entry = proxy.entry_for("/c");
+        (entry["status"] == 200).then(|| {
+            assert!(text.ends_with(b"half"), "{}", text.escape_ascii());
+            entry.expect(200, "UT").because("request_deadline");
+        })
+    });
+}
+
+/// What filters do to the header counts.
+#[test]
+fn filters_can_set_the_deadline() {
+    let silent = Upstream::silent();
+    let config = Config::to_with(&silent, "").listener("deadline_header: x-deadline");
+    let proxy = Proxy::start(config.routes("{cluster: web, request_headers: {set: {x-deadline: '200'}}}"));
+    assert_eq!(proxy.get("/").status(), 504);
+    proxy.entry_for("/").expect(504, "UT").because("request_deadline");
 }

@@ -428,6 +428,8 @@ pub struct Stream {
     pub times: StreamTimes,
     /// Set if the request is gRPC.
     pub grpc: OnceCell<GrpcCall>,
+    /// The deadline that a trusted client or proxy has set in a header.
+    pub deadline: Cell<Option<Instant>>,
     /// Its progress.
     pub progress: Rc<StreamProgress>,
     start_time: OnceCell<SystemTime>,
@@ -466,6 +468,7 @@ impl Stream {
             request_id,
             times: StreamTimes::default(),
             grpc: OnceCell::new(),
+            deadline: Cell::new(None),
             progress,
             start_time: OnceCell::new(),
             wakers: RefCell::default(),

@@ -49,6 +49,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
         server_names(listener, problems);
         upgrades(listener, problems);
         header_bytes(listener, problems);
+        deadline_header(listener, problems);
         if let Some(via) = listener.get("via") {
             one_line("`via`", via, problems);
         }
@@ -159,6 +160,35 @@ fn header_bytes(listener: &Node, problems: &mut Vec<Diagnostic>) {
     if serde_json::from_value::<ByteSize>(node.to_json()).is_ok_and(|size| size.0 == 0) {
         let help = "it must be 1B or greater; the default is 64KiB".to_owned();
         problems.push(Diagnostic::error(node.span, "the limit for request heads must not be 0").help(help));
+    }
+}
+
+/// Reports a header for deadlines that cannot hold one, or that is never read.
+fn deadline_header(listener: &Node, problems: &mut Vec<Diagnostic>) {
+    /// Fields with a meaning of their own.
+    const TAKEN: [&str; 9] = [
+        "connection",
+        "content-length",
+        "expect",
+        "grpc-timeout",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let Some(node) = listener.get("deadline_header") else { return };
+    let Some(name) = node.as_str() else { return };
+    let mut wrong = |message: String| problems.push(Diagnostic::error(node.span, message));
+    if listener.get("protocol").and_then(Node::as_str) == Some("tcp") {
+        return wrong("`deadline_header` has no effect with `protocol: tcp`: TCP connections have no headers".to_owned());
+    }
+    match http::HeaderName::from_bytes(name.as_bytes()) {
+        Err(_) => wrong(format!("`{}` is not the name of a header", clip(name))),
+        Ok(parsed) if TAKEN.contains(&parsed.as_str()) => {
+            wrong(format!("`{name}` has another meaning: use a header of your own, such as x-request-timeout-ms"));
+        }
+        Ok(_) => {}
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{
     ListenerContext,
     deadline::{Deadline, DeadlineKind},
+    deadline_header,
     grpc,
     outcome::Interrupted,
     upgrade::Upgrade,
@@ -91,6 +92,9 @@ impl<'s> OutgoingHead<'s> {
         }
         if let Some(left) = grpc::time_left(stream, deadline) {
             replaced.push((TIMEOUT, Some(left)));
+        }
+        if let Some((name, left)) = deadline_header::time_left(listener, stream, deadline) {
+            replaced.push((name, Some(left)));
         }
         if let Some(token) = upgrade.and_then(Upgrade::token) {
             replaced.push((header::UPGRADE, Some(token.clone())));

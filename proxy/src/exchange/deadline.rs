@@ -21,6 +21,8 @@ pub(super) enum DeadlineKind {
     Total,
     /// The timeout set by a gRPC client.
     Call,
+    /// The deadline that a trusted client or proxy has set in a header.
+    Request,
     /// The listener's maximum age of a stream.
     Age,
     /// The time for one attempt.
@@ -41,6 +43,7 @@ impl DeadlineKind {
             DeadlineKind::Head => LocalFailure::HeadTimeout,
             DeadlineKind::Total => LocalFailure::Timeout,
             DeadlineKind::Call => LocalFailure::Deadline,
+            DeadlineKind::Request => LocalFailure::RequestDeadline,
             DeadlineKind::Age => LocalFailure::StreamAge,
             DeadlineKind::PerTry => LocalFailure::PerTryTimeout,
             DeadlineKind::PerTryIdle => LocalFailure::PerTryIdleTimeout,
@@ -60,7 +63,11 @@ impl DeadlineKind {
             DeadlineKind::PerTryIdle => Some("`per_try_idle_timeout`"),
             DeadlineKind::Idle if !awaits_client => Some("`timeouts.idle`"),
             // Set by the client or the listener, or caused by the client.
-            DeadlineKind::Call | DeadlineKind::Age | DeadlineKind::Pace | DeadlineKind::Idle => None,
+            DeadlineKind::Call
+            | DeadlineKind::Request
+            | DeadlineKind::Age
+            | DeadlineKind::Pace
+            | DeadlineKind::Idle => None,
         }
     }
 }
@@ -192,8 +199,9 @@ impl Deadline {
     pub(super) fn whole(&self) -> Option<(Instant, DeadlineKind)> {
         let total = self.after_request(self.total).map(|at| (at, DeadlineKind::Total));
         let call = self.stream.grpc.get().and_then(|call| call.deadline.get()).map(|at| (at, DeadlineKind::Call));
+        let request = self.stream.deadline.get().map(|at| (at, DeadlineKind::Request));
         let age = self.oldest().map(|at| (at, DeadlineKind::Age));
-        [total, call, age].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [total, call, request, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Returns the total timeout if it had expired at `now`. For streams that always have something to move, and so

@@ -6,7 +6,7 @@ use super::{
     ListenerContext,
     attempt::{AttemptError, AttemptTarget, OutgoingHead, attempt},
     deadline::Deadline,
-    grpc, mirror,
+    deadline_header, grpc, mirror,
     outcome::{Interrupted, ResponseGuards, UpstreamBody, UpstreamResponse},
     reply::LocalFailure,
     retry_state::RetryState,
@@ -52,6 +52,7 @@ pub(super) async fn run(
     }
     // A client that sets its own timeout is exempt from the cluster's, which applies to clients that do not.
     let own = grpc::set_deadline(stream, cluster.max_grpc_timeout);
+    deadline_header::set(listener, stream);
     let (head, of_cluster) = if own { (None, None) } else { (cluster.response_head_timeout, cluster.request_timeout) };
     let total = route.timeout.unwrap_or(of_cluster);
     let idle = route.idle_timeout.unwrap_or(listener.config.timeouts.idle.bound());

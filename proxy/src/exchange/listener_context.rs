@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 
-use http::{HeaderValue, Version};
+use http::{HeaderName, HeaderValue, Version};
 
 use super::{
     GrpcMethodMetrics,
@@ -31,6 +31,8 @@ pub struct ListenerContext {
     pub via: Via,
     /// The value of `Alt-Svc`, if HTTP/3 is enabled.
     pub alt_svc: Option<HeaderValue>,
+    /// The header with a request's deadline.
+    pub deadline_header: Option<HeaderName>,
     /// Maximum bytes of a body that are buffered.
     pub buffered_body: usize,
     /// TLS settings, if enabled.
@@ -57,6 +59,8 @@ impl ListenerContext {
             default_route: None,
             via: Via::new(&config.via),
             alt_svc: alt_svc(&config),
+            // The configuration has been checked.
+            deadline_header: config.deadline_header.as_ref().and_then(|name| name.parse().ok()),
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
             tls: None,
             access_log: None,

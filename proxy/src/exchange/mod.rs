@@ -7,6 +7,7 @@
 
 mod attempt;
 mod deadline;
+mod deadline_header;
 mod dispatch;
 mod grpc;
 mod grpc_methods;

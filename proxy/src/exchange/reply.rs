@@ -64,6 +64,8 @@ pub enum LocalFailure {
     Timeout,
     /// The timeout set by a gRPC client expired.
     Deadline,
+    /// The deadline in a request's header passed.
+    RequestDeadline,
     /// The stream reached the listener's maximum age.
     StreamAge,
     /// The timeout of the last attempt expired.
@@ -157,6 +159,9 @@ impl LocalFailure {
             }
             LocalFailure::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             LocalFailure::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
+            LocalFailure::RequestDeadline => {
+                (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::REQUEST_DEADLINE)
+            }
             LocalFailure::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
             LocalFailure::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
             LocalFailure::PerTryIdleTimeout => {
@@ -205,6 +210,7 @@ impl LocalFailure {
             LocalFailure::HeadTimeout
             | LocalFailure::Timeout
             | LocalFailure::Deadline
+            | LocalFailure::RequestDeadline
             | LocalFailure::StreamAge
             | LocalFailure::PerTryTimeout
             | LocalFailure::PerTryIdleTimeout

@@ -10,7 +10,7 @@ use http::{
 };
 use tollgate_abi::spelling;
 
-use super::{ListenerContext, grpc, reply::LocalFailure, upgrade::Upgrade};
+use super::{ListenerContext, deadline_header, grpc, reply::LocalFailure, upgrade::Upgrade};
 use crate::{
     chain::{
         RequestHead, Stream,
@@ -177,6 +177,7 @@ pub(super) fn begin(
         IncomingRequest { client: origin.client, head, original_path, version, request_id: origin.request_id };
     let stream = Stream::new(connection, progress, listener.chain.pin(|| fastrand::u64(..)), arrival);
     grpc::begin(&stream);
+    deadline_header::begin(listener, &stream);
     PreparedRequest { stream, failure, upgrade, listed, expects: present.expect }
 }
 

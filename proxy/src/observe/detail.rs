@@ -88,6 +88,7 @@ details! {
     PER_TRY_TIMEOUT "per_try_timeout",
     PER_TRY_IDLE_TIMEOUT "per_try_idle_timeout",
     GRPC_DEADLINE "grpc_deadline",
+    REQUEST_DEADLINE "request_deadline",
     STREAM_AGE "stream_age",
     STREAM_IDLE_TIMEOUT "stream_idle_timeout",
     FILTER_FAILED "filter_failed",

@@ -48,6 +48,11 @@ pub struct Listener {
     /// directly, and their `X-Forwarded-*` and `X-Request-Id` headers are replaced.
     #[serde(default)]
     pub trusted_hops: u32,
+    /// The name of a header with the milliseconds that a request may take, from the arrival of its head to the end of its
+    /// response (504, or the stream is aborted if the response has begun). The upstream is told the remaining time. Only
+    /// with `trusted_hops` above 0; otherwise the header is removed, as are invalid ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_header: Option<String>,
     /// The name in the `Via` header (RFC 9110 section 7.6.3) of requests and responses. Empty: no `Via` header.
     #[serde(default = "default::via")]
     pub via: String,
