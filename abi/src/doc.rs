@@ -26,6 +26,10 @@ pub struct Route {
     pub idle_timeout_ms: Option<u64>,
     /// When a request is retried. Default: the cluster's.
     pub retry: Option<Retry>,
+    /// When a request whose response is late is also sent to another endpoint. Default: the cluster's. Not sent if missing,
+    /// because older hosts do not know it.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub hedging: Option<Hedging>,
     /// Also sends a copy of requests to another cluster, whose responses are discarded.
     pub mirror: Option<Mirror>,
     /// Replaces the request's host.
@@ -151,6 +155,17 @@ pub struct HeaderMatch {
     /// Negates the condition.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "core::ops::Not::not"))]
     pub invert: bool,
+}
+
+/// When a request whose response is late is also sent to another endpoint.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields, default))]
+pub struct Hedging {
+    /// Milliseconds that a request that was sent waits for its response before the second attempt. Default: the time
+    /// within which 95 % of the cluster's responses of the last minute began.
+    pub delay_ms: Option<u64>,
+    /// The methods of requests that may be sent twice. Default: idempotent ones. Empty: none.
+    pub methods: Option<Vec<String>>,
 }
 
 /// A reason to retry a request. The names are Envoy's.

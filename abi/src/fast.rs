@@ -244,6 +244,8 @@ pub mod flag {
     pub const DOWNSTREAM_TIMEOUT: u32 = 1 << 18;
     /// `OM`: a body exceeded the buffer limit.
     pub const BODY_TOO_LARGE: u32 = 1 << 19;
+    /// `HG`: the request was also sent to a second endpoint (hedging).
+    pub const HEDGED: u32 = 1 << 20;
 
     /// The flags that filters may set.
     pub const BY_FILTERS: u32 = NO_ROUTE | RATE_LIMITED | UNAUTHORIZED | FAULT_INJECTED | DELAY_INJECTED;
@@ -270,6 +272,7 @@ pub mod flag {
         (IDLE_TIMEOUT, "SI"),
         (DOWNSTREAM_TIMEOUT, "DT"),
         (BODY_TOO_LARGE, "OM"),
+        (HEDGED, "HG"),
     ];
 }
 

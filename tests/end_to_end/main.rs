@@ -38,6 +38,7 @@ mod grpc;
 mod grpc_calls;
 mod grpc_web;
 mod health_checks;
+mod hedging;
 mod hosts;
 mod hot_swap;
 mod http2;

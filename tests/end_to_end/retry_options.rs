@@ -59,9 +59,7 @@ fn requests_without_the_headers_are_not_retried() {
     let upstream = Upstream::replying(|_| answer(500, &[], ""));
     let options = "retry: {on: [5xx], retriable_request_headers: [{name: x-safe}, {name: x-risky, present: false}]}";
     let proxy = Proxy::start(Config::to_with(&upstream, options));
-    for (fields, attempts) in
-        [(&[][..], 2), (&[("x-risky", "1")], 1), (&[("x-risky", "1"), ("x-safe", "")], 2)]
-    {
+    for (fields, attempts) in [(&[][..], 2), (&[("x-risky", "1")], 1), (&[("x-risky", "1"), ("x-safe", "")], 2)] {
         proxy.request("GET", "/", fields, b"");
         assert_eq!(upstream.take_requests().len(), attempts, "{fields:?}");
     }
@@ -77,7 +75,8 @@ fn the_upstream_can_request_the_delay() {
     });
     // Without the header's delay, half of the retries would wait for more than half an hour.
     let headers = "reset_headers: [{name: x-gone}, {name: X-Reset}]";
-    let policy = format!("{{on: [rate_limited], attempts: 1, backoff: 1h, rate_limited_backoff: {{{headers}, max: 1h}}}}");
+    let policy =
+        format!("{{on: [rate_limited], attempts: 1, backoff: 1h, rate_limited_backoff: {{{headers}, max: 1h}}}}");
     let proxy = Proxy::start(Config::to_with(&upstream, &format!("retry: {policy}")));
     for _ in 0..5 {
         assert_eq!(proxy.get("/0").status(), 200);

@@ -12,7 +12,7 @@ use crate::{
     hosts::split_port,
     place::{Place, quoted},
     redirect::{self, Redirect},
-    retry::retry,
+    retry::{hedging, retry},
     rewrite::{Matched, PatternRewrite, PrefixRewrite},
 };
 
@@ -81,6 +81,7 @@ fn refuse_options(rule: &Rule, action: &str, place: &Place) {
         ("timeout", rule.timeout.is_some()),
         ("idle_timeout", rule.idle_timeout.is_some()),
         ("retry", rule.retry.is_some()),
+        ("hedging", rule.hedging.is_some()),
         ("mirror", rule.mirror.is_some()),
         ("hash_key", !rule.hash_key.keys.is_empty()),
         ("filters", !rule.filters.is_empty()),
@@ -154,6 +155,7 @@ impl Forward {
             timeout_ms: millis("timeout", &rule.timeout),
             idle_timeout_ms: millis("idle_timeout", &rule.idle_timeout),
             retry: rule.retry.as_ref().map(|r| retry(r, &place.field("retry"))),
+            hedging: rule.hedging.as_ref().map(|h| hedging(h, &place.field("hedging"))),
             mirror: rule.mirror.as_ref().and_then(|m| mirror(m, &place.field("mirror"), setup)),
             host,
             prefix: None,

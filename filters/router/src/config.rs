@@ -86,6 +86,9 @@ pub struct Rule {
     pub idle_timeout: Option<String>,
     /// When a request is retried. Default: the cluster's. Only with `cluster` and `split`.
     pub retry: Option<Box<Retry>>,
+    /// A second attempt at another endpoint for requests whose response is late. Default: the cluster's. Only with `cluster`
+    /// and `split`.
+    pub hedging: Option<Box<Hedging>>,
     /// Sends a copy of requests to another cluster and discards its responses. Only with `cluster` and `split`.
     pub mirror: Option<Box<Mirror>>,
     /// The part of a request that selects the cluster's endpoint if its balancer places keys, or several: the first that
@@ -350,6 +353,17 @@ pub struct RateLimitedBackoff {
     pub reset_headers: Vec<ResetHeader>,
     /// The longest delay; longer ones are ignored. Default: `300s`.
     pub max: Option<String>,
+}
+
+/// When a request whose response is late is also sent to another endpoint.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hedging {
+    /// How long a request that was sent waits for its response before the second attempt. Default: the time within which
+    /// 95 % of the cluster's responses of the last minute began.
+    pub delay: Option<String>,
+    /// The methods of requests that may be sent twice. Default: idempotent ones. An empty list disables hedging.
+    pub methods: Option<Vec<String>>,
 }
 
 /// Where a copy of some requests is sent.

@@ -149,7 +149,7 @@ impl ValueCondition {
 }
 
 /// Validates a method.
-fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
+pub(crate) fn method(method: &str, place: &Place) -> Option<Box<[u8]>> {
     match method_mistake(method) {
         None => Some(method.as_bytes().into()),
         Some(message) => {

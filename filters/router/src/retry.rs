@@ -1,11 +1,11 @@
-//! A route's retry policy.
+//! A route's policies for retries and hedging.
 
 use tollgate_sdk::doc;
 
 use crate::{
-    config::{HeaderMatch, RateLimitedBackoff, Retry},
+    config::{HeaderMatch, Hedging, RateLimitedBackoff, Retry},
     headers,
-    matcher::whole,
+    matcher::{method, whole},
     place::Place,
 };
 
@@ -47,6 +47,17 @@ pub(crate) fn retry(config: &Retry, place: &Place) -> doc::Retry {
         retriable_status_codes: config.retriable_status_codes.clone(),
         retriable_headers: conditions("retriable_headers", &config.retriable_headers),
         retriable_request_headers: conditions("retriable_request_headers", &config.retriable_request_headers),
+    }
+}
+
+/// The hedging at `place`, as the host reads it. Reports errors in it.
+pub(crate) fn hedging(config: &Hedging, place: &Place) -> doc::Hedging {
+    for (i, name) in config.methods.iter().flatten().enumerate() {
+        method(name, &place.field("methods").item(i));
+    }
+    doc::Hedging {
+        delay_ms: config.delay.as_ref().and_then(|text| place.field("delay").millis(text)),
+        methods: config.methods.clone(),
     }
 }
 

@@ -260,6 +260,15 @@ fn every_option_of_retries_is_passed_to_the_host() {
 }
 
 #[test]
+fn hedging_is_passed_to_the_host() {
+    let hedging = |hedging: Value| route(json!({"cluster": "c", "hedging": hedging})).hedging.unwrap();
+    let methods = Some(vec!["POST".to_owned()]);
+    assert_eq!(hedging(json!({"delay": "50ms", "methods": ["POST"]})), doc::Hedging { delay_ms: Some(50), methods });
+    assert_eq!(hedging(json!({})), doc::Hedging::default());
+    assert_eq!(route(json!({"cluster": "c"})).hedging, None);
+}
+
+#[test]
 fn options_have_defaults() {
     let route = route(json!({"cluster": "c", "retry": {"per_try_timeout": "0s"}, "mirror": {"cluster": "shadow"}}));
     let on = vec![RetryOn::ConnectFailure, RetryOn::Reset];

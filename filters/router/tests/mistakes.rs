@@ -274,6 +274,9 @@ fn options() {
     wrong(limited(json!({"reset_headers": []})), reset, "is empty");
     let name = "`a b` is not a valid header name";
     wrong(limited(json!({"reset_headers": [{"name": "a b"}]})), &format!("{reset}[0].name"), name);
+    wrong(option("hedging", json!({"delay": "1 parsec"})), "hedging.delay", time);
+    let method = "`get` matches no method: write `GET`";
+    wrong(option("hedging", json!({"methods": ["GET", "get"]})), "hedging.methods[1]", method);
     wrong(option("mirror", json!({"cluster": "missing"})), "mirror.cluster", "there is no cluster `missing`");
     let percent = "101 is not a percentage from 0 to 100";
     wrong(option("mirror", json!({"cluster": "c", "percent": 101})), "mirror.percent", percent);

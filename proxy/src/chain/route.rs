@@ -10,7 +10,7 @@ use super::{
     head::{BadHeader, HeaderOps, RequestHead, is_host},
     variants::RouteFilters,
 };
-use crate::upstream::{BadRetryPolicy, ClusterHandle, RetryPolicy};
+use crate::upstream::{BadMethod, BadRetryPolicy, ClusterHandle, HedgingPolicy, RetryPolicy};
 
 /// A route, validated and resolved.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,8 @@ pub struct Route {
     pub idle_timeout: Option<Option<Duration>>,
     /// The retry policy; `None`: the cluster's.
     pub retry: Option<RetryPolicy>,
+    /// When a second attempt is made; `None`: the cluster's.
+    pub hedging: Option<HedgingPolicy>,
     /// The destination of mirrored requests, and their number per million.
     pub mirror: Option<(ClusterHandle, u32)>,
     host: Option<Bytes>,
@@ -75,6 +77,7 @@ impl Route {
             timeout: doc.timeout_ms.map(bound),
             idle_timeout: doc.idle_timeout_ms.map(bound),
             retry: doc.retry.map(RetryPolicy::of_route).transpose().map_err(|BadRetryPolicy| Status::BadArgument)?,
+            hedging: doc.hedging.map(HedgingPolicy::of_route).transpose().map_err(|BadMethod| Status::BadArgument)?,
             mirror: doc.mirror.map(|m| Ok((find(&m.cluster)?, m.per_million))).transpose()?,
             host: doc.host.map(Bytes::from),
             prefix: doc.prefix.map(|p| (p.strip as usize, p.with.into())),
@@ -92,6 +95,7 @@ impl Route {
             timeout: None,
             idle_timeout: None,
             retry: None,
+            hedging: None,
             mirror: None,
             host: None,
             prefix: None,

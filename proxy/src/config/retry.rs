@@ -1,8 +1,8 @@
-//! Checks of a cluster's `retry` that a JSON Schema cannot express: conditions on headers, times that contradict each other,
+//! Checks of a cluster's `retry` and `hedging` that a JSON Schema cannot express: conditions on headers, times that contradict each other,
 //! options without effect on TCP connections.
 
 use http::HeaderName;
-use tollgate_abi::doc::HeaderMatch;
+use tollgate_abi::{doc::HeaderMatch, spelling};
 
 use super::{
     Config, HeaderMatcher,
@@ -14,7 +14,7 @@ use super::{
     units::Duration,
 };
 
-/// Checks the section of one cluster.
+/// Checks the `retry` of one cluster.
 pub(super) fn check(retry: &Node, problems: &mut Vec<Diagnostic>) {
     for name in ["retriable_headers", "retriable_request_headers"] {
         for condition in retry.get(name).map_or(&[][..], Node::items) {
@@ -38,33 +38,53 @@ pub(super) fn check(retry: &Node, problems: &mut Vec<Diagnostic>) {
     let time = |name: &str| Some((retry.get(name)?, retry.get(name)?.as_str()?.parse::<Duration>().ok()?));
     let base = time("backoff").map_or(Duration::millis(25), |(_, base)| base);
     if let Some((node, max)) = time("max_backoff").filter(|(_, max)| *max < base) {
-        let message = format!("`max_backoff` ({max}) is shorter than `backoff` ({base}), the longest delay before the first retry");
+        let message = format!(
+            "`max_backoff` ({max}) is shorter than `backoff` ({base}), the longest delay before the first retry"
+        );
         problems.push(Diagnostic::error(node.span, message));
+    }
+}
+
+/// Checks the `hedging` of one cluster.
+pub(super) fn check_hedging(hedging: &Node, problems: &mut Vec<Diagnostic>) {
+    for node in hedging.get("methods").map_or(&[][..], Node::items) {
+        if let Some(name) = node.as_str().filter(|name| !spelling::is_method(name.as_bytes())) {
+            let message = format!("`{}` is not a method", clip(name));
+            let help = "write a method in upper case, such as GET".to_owned();
+            problems.push(Diagnostic::error(node.span, message).help(help));
+        }
     }
 }
 
 /// Warns of options of a cluster's policy that have no effect.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
     for (i, cluster) in config.clusters.iter().enumerate() {
+        let tcp = config.listeners.iter().find(|listener| is_of_tcp(listener, &cluster.name));
+        if let Some(listener) = tcp.filter(|_| cluster.hedging.is_some()) {
+            let message = format!("`hedging` has no effect on the TCP connections of listener `{}`", listener.name);
+            let pointer = format!("/clusters/{i}/hedging");
+            warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
+        }
         let Some(retry) = &cluster.retry else { continue };
         let mut warn = |field: &str, message: String| {
             let pointer = format!("/clusters/{i}/retry/{field}");
             warnings.push(Diagnostic::warning(source.locate(&pointer, "").span, message));
         };
-        for (name, time) in [
-            ("per_try_timeout", retry.per_try_timeout),
-            ("per_try_idle_timeout", retry.per_try_idle_timeout),
-        ] {
+        for (name, time) in
+            [("per_try_timeout", retry.per_try_timeout), ("per_try_idle_timeout", retry.per_try_idle_timeout)]
+        {
             if let (Some(time), Some((other, least))) = (time, least_bound(cluster))
                 && time.0 > least
             {
                 let least = Duration(least);
-                warn(name, format!("`{name}` ({time}) is longer than the cluster's `{other}` ({least}) and has no effect"));
+                warn(
+                    name,
+                    format!("`{name}` ({time}) is longer than the cluster's `{other}` ({least}) and has no effect"),
+                );
             }
         }
-        let mut tcp = config.listeners.iter().filter(|listener| is_of_tcp(listener, &cluster.name));
-        if let Some(listener) = tcp.next()
-            && let options = http_only(retry)
+        let options = http_only(retry);
+        if let Some(listener) = tcp
             && let Some(first) = options.first()
         {
             let (names, has) = (list(&options), if options.len() > 1 { "have" } else { "has" });

@@ -75,6 +75,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     for section in clusters.iter().filter_map(|cluster| cluster.get("retry")) {
         retry::check(section, problems);
     }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("hedging")) {
+        retry::check_hedging(section, problems);
+    }
 }
 
 /// Adds the warnings that need the model's defaults, for a file without errors.
@@ -181,7 +184,9 @@ fn deadline_header(listener: &Node, problems: &mut Vec<Diagnostic>) {
     let Some(name) = node.as_str() else { return };
     let mut wrong = |message: String| problems.push(Diagnostic::error(node.span, message));
     if listener.get("protocol").and_then(Node::as_str) == Some("tcp") {
-        return wrong("`deadline_header` has no effect with `protocol: tcp`: TCP connections have no headers".to_owned());
+        return wrong(
+            "`deadline_header` has no effect with `protocol: tcp`: TCP connections have no headers".to_owned(),
+        );
     }
     match http::HeaderName::from_bytes(name.as_bytes()) {
         Err(_) => wrong(format!("`{}` is not the name of a header", clip(name))),

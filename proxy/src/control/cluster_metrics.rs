@@ -88,7 +88,7 @@ fn labels(cluster: &Cluster, more: &[(&str, &str)]) -> Labels {
 /// Registers what every cluster counts.
 fn show_counts(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
     type Read = fn(&ClusterStats) -> &AtomicU64;
-    let shown: [(&str, &str, Kind, Read); 14] = [
+    let shown: [(&str, &str, Kind, Read); 16] = [
         ("tollgate_cluster_requests_active", "In-flight requests.", Kind::Gauge, |s| &s.active),
         ("tollgate_cluster_connections", "Open connections, including idle ones.", Kind::Gauge, |s| &s.connections),
         ("tollgate_cluster_connections_idle", "Connections without a request.", Kind::Gauge, |s| &s.idle),
@@ -112,7 +112,16 @@ fn show_counts(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), Metr
             &s.downloads_evicted
         }),
         ("tollgate_cluster_retries_total", "Requests that were retried.", Kind::Counter, |s| &s.retries),
-        ("tollgate_cluster_retry_overflows_total", "Retries over the budget.", Kind::Counter, |s| &s.retry_overflows),
+        (
+            "tollgate_cluster_retry_overflows_total",
+            "Retries and second attempts over the retry budget.",
+            Kind::Counter,
+            |s| &s.retry_overflows,
+        ),
+        ("tollgate_cluster_hedges_total", "Second attempts of hedged requests.", Kind::Counter, |s| &s.hedges),
+        ("tollgate_cluster_hedges_won_total", "Second attempts whose response was used.", Kind::Counter, |s| {
+            &s.hedges_won
+        }),
     ];
     for (name, help, kind, read) in shown {
         let all = clusters.clone();

@@ -1,6 +1,15 @@
 //! One attempt at an endpoint: the request as it is sent, its timeouts, and what is learned from its outcome.
 
-use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, Response, Version, header, response};
 use smallvec::SmallVec;
@@ -9,8 +18,7 @@ use tokio::time::Instant;
 use super::{
     ListenerContext,
     deadline::{Deadline, DeadlineKind},
-    deadline_header,
-    grpc,
+    deadline_header, grpc,
     outcome::Interrupted,
     upgrade::Upgrade,
     upload::Upload,
@@ -29,8 +37,8 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        self, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, RequestError, RequestErrorKind,
-        UsageGuard,
+        self, AttemptTimer, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, RequestError,
+        RequestErrorKind, UsageGuard,
     },
 };
 
@@ -67,6 +75,10 @@ pub(super) struct OutgoingHead<'s> {
     replaced: SmallVec<[(HeaderName, Option<HeaderValue>); 2]>,
     /// The announced length of a body that filters may change.
     promised: Option<u64>,
+    /// Whether interim responses are dropped.
+    drops_interim: bool,
+    /// The local address of the connection that carries the request.
+    local: Cell<Option<SocketAddr>>,
 }
 
 impl<'s> OutgoingHead<'s> {
@@ -100,7 +112,7 @@ impl<'s> OutgoingHead<'s> {
             replaced.push((header::UPGRADE, Some(token.clone())));
             replaced.push((header::CONNECTION, Some(HeaderValue::from_static("upgrade"))));
         }
-        OutgoingHead { listener, stream, host: None, replaced, promised }
+        OutgoingHead { listener, stream, host: None, replaced, promised, drops_interim: false, local: Cell::new(None) }
     }
 
     /// Addresses the head to this endpoint.
@@ -117,12 +129,12 @@ impl<'s> OutgoingHead<'s> {
 
 impl Head for OutgoingHead<'_> {
     fn carried(&self, local: Option<SocketAddr>) {
-        self.stream.state.borrow_mut().upstream_local = local;
+        self.local.set(local);
     }
 
     fn interim(&self, response: response::Parts) {
         // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
-        if !self.listener.config.interim_responses || self.stream.version < Version::HTTP_11 {
+        if self.drops_interim || !self.listener.config.interim_responses || self.stream.version < Version::HTTP_11 {
             return;
         }
         let response::Parts { status, version, headers: mut fields, .. } = response;
@@ -149,6 +161,7 @@ impl Head for OutgoingHead<'_> {
 }
 
 /// The target of an attempt.
+#[derive(Clone, Copy)]
 pub(super) struct AttemptTarget<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) endpoint: &'a Arc<Endpoint>,
@@ -165,78 +178,131 @@ pub(super) struct AttemptTarget<'a> {
 pub(super) async fn attempt(
     listener: &ListenerContext,
     stream: &Rc<Stream>,
-    attempt_target: AttemptTarget<'_>,
+    target: AttemptTarget<'_>,
     upload: &Rc<Upload>,
     deadline: &mut Deadline,
 ) -> Result<Response<PooledBody>, AttemptError> {
-    let AttemptTarget { cluster, endpoint, upgrade, usage: place, new_connection, alone } = &attempt_target;
-    let first = stream.state.borrow().attempts == 1 && upload.is_empty();
-    // Nothing has been awaited since `routed`, so it can be reused.
-    let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
-    stream.times.tried.set(Some(start));
-    let head = OutgoingHead::new(listener, stream, upload, deadline, *upgrade).to(endpoint);
-    upload.promise(head.promised);
-    let connection = &stream.connection;
-    let client = endpoint.transport.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
-    let sending = async {
-        match upgrade {
+    let attempt = Attempt::begin(listener, stream, target, upload, deadline);
+    let result = {
+        let mut sending = pin!(attempt.send());
+        poll_fn(|cx| match sending.as_mut().poll(cx) {
+            // First: the upload's failure is the cause of what then happens to the connection.
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => poll_end(stream, upload, deadline, cx).map(Err),
+        })
+        .await
+    };
+    attempt.end(&result);
+    result
+}
+
+/// Ready when something other than the attempt itself ends it: a filter or a timeout.
+pub(super) fn poll_end(
+    stream: &Stream,
+    upload: &Upload,
+    deadline: &mut Deadline,
+    cx: &mut Context<'_>,
+) -> Poll<AttemptError> {
+    match interrupted(stream) {
+        Some(Outcome::Reply(reply)) => {
+            return Poll::Ready(AttemptError::Interrupted(Interrupted::Reply(Box::new(reply), 0)));
+        }
+        Some(Outcome::Closed) => return Poll::Ready(AttemptError::Interrupted(Interrupted::Closed)),
+        _ => stream.register(Direction::Response, cx),
+    }
+    loop {
+        match deadline.poll(cx) {
+            Poll::Ready(DeadlineKind::PerTryIdle) if upload.awaits_client() => deadline.restart_idle_try(),
+            passed => return passed.map(AttemptError::TimedOut),
+        }
+    }
+}
+
+/// An attempt under way. Dropped without [`Attempt::end`], it was cancelled.
+pub(super) struct Attempt<'a> {
+    listener: &'a ListenerContext,
+    stream: &'a Rc<Stream>,
+    upload: &'a Rc<Upload>,
+    target: AttemptTarget<'a>,
+    head: OutgoingHead<'a>,
+    pub(super) start: Instant,
+    timer: AttemptTimer<'a>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Prepares the request as it will be sent.
+    pub(super) fn begin(
+        listener: &'a ListenerContext,
+        stream: &'a Rc<Stream>,
+        target: AttemptTarget<'a>,
+        upload: &'a Rc<Upload>,
+        deadline: &Deadline,
+    ) -> Attempt<'a> {
+        let first = stream.state.borrow().attempts == 1 && upload.is_empty();
+        // Nothing has been awaited since `routed`, so it can be reused.
+        let start = stream.times.routed.get().filter(|_| first).unwrap_or_else(Instant::now);
+        stream.times.tried.set(Some(start));
+        let head = OutgoingHead::new(listener, stream, upload, deadline, target.upgrade).to(target.endpoint);
+        upload.promise(head.promised);
+        let timer = target.cluster.time_attempt(target.endpoint, start).after(&stream.times.request_end);
+        Attempt { listener, stream, upload, target, head, start, timer }
+    }
+
+    /// Does not pass on interim responses, because another attempt does.
+    pub(super) fn without_interim(mut self) -> Attempt<'a> {
+        self.head.drops_interim = true;
+        self
+    }
+
+    /// Sends the request, and waits for the head of the response.
+    pub(super) async fn send(&self) -> Result<Response<PooledBody>, AttemptError> {
+        let AttemptTarget { cluster, endpoint, upgrade, usage: place, new_connection, alone } = &self.target;
+        let (connection, pools) = (&self.stream.connection, &self.listener.pools);
+        let client = endpoint.transport.proxy_protocol.map(|_| Addresses::new(connection.peer, connection.local));
+        let sent = match upgrade {
             // No request is sent to the endpoint: the client will talk to it. Boxed, so that ordinary requests do not
             // reserve the space.
-            Some(Upgrade::Connect) => Box::pin(listener.pools.tunnel(cluster, endpoint, client, place)).await,
+            Some(Upgrade::Connect) => Box::pin(pools.tunnel(cluster, endpoint, client, place)).await,
             _ => {
-                let on_behalf_of = Some(stream.client.ip());
                 let choice = ProtocolChoice {
                     client,
                     new: *new_connection,
-                    uploads: upload.is_unfinished(),
+                    uploads: self.upload.is_unfinished(),
                     usage: Some(place),
-                    trailers: upload.has_filtered_trailers(),
+                    trailers: self.upload.has_filtered_trailers(),
                     alone: *alone,
-                    on_behalf_of,
+                    on_behalf_of: Some(self.stream.client.ip()),
                 };
-                listener.pools.send(cluster, endpoint, choice, &head, upload.body()).await
+                pools.send(cluster, endpoint, choice, &self.head, self.upload.body()).await
             }
-        }
-    };
-    let timer = cluster.time_attempt(endpoint, start).after(&stream.times.request_end);
-    let mut sending = pin!(sending);
-    let result = poll_fn(|cx| {
-        // Check the upload first: its failure is the cause of what then happens to the connection.
-        if let Poll::Ready(result) = sending.as_mut().poll(cx) {
-            return Poll::Ready(result.map_err(|RequestError { kind, .. }| AttemptError::Failed(kind)));
-        }
-        match interrupted(stream) {
-            Some(Outcome::Reply(reply)) => {
-                return Poll::Ready(Err(AttemptError::Interrupted(Interrupted::Reply(Box::new(reply), 0))));
-            }
-            Some(Outcome::Closed) => return Poll::Ready(Err(AttemptError::Interrupted(Interrupted::Closed))),
-            _ => stream.register(Direction::Response, cx),
-        }
-        loop {
-            match deadline.poll(cx) {
-                Poll::Ready(DeadlineKind::PerTryIdle) if upload.awaits_client() => deadline.restart_idle_try(),
-                passed => return passed.map(|passed| Err(AttemptError::TimedOut(passed))),
-            }
-        }
-    });
-    let result = result.await;
-    let now = Instant::now();
-    match &result {
-        Ok(response) if is_failure(stream, response) => timer.failed(now),
-        Ok(_) => timer.answered(now),
-        Err(error) if error.is_of_endpoint(upload) => timer.failed(now),
-        Err(AttemptError::Failed(_)) => timer.discard(),
-        Err(AttemptError::TimedOut(_) | AttemptError::Interrupted(_)) => drop(timer),
+        };
+        sent.map_err(|RequestError { kind, .. }| AttemptError::Failed(kind))
     }
-    if let Err(error) = &result {
-        explain(stream, &attempt_target, error, upload, now - start);
-        upload.rests();
+
+    /// Records the outcome, which decides the stream's unless another attempt follows.
+    pub(super) fn end(self, result: &Result<Response<PooledBody>, AttemptError>) {
+        let Attempt { stream, upload, target, head, start, timer, .. } = self;
+        let now = Instant::now();
+        match result {
+            Ok(response) if is_failure(stream, response) => timer.failed(now),
+            Ok(_) => timer.answered(now),
+            Err(error) if error.is_of_endpoint(upload) => timer.failed(now),
+            Err(AttemptError::Failed(_)) => timer.discard(),
+            Err(AttemptError::TimedOut(_) | AttemptError::Interrupted(_)) => drop(timer),
+        }
+        if let Err(error) = result {
+            explain(stream, &target, error, upload, now - start);
+            upload.rests();
+        }
+        if let Some(local) = head.local.get() {
+            stream.state.borrow_mut().upstream_local = Some(local);
+        }
+        stream.times.tried.set(Some(start));
+        stream.times.response_start.set(result.is_ok().then_some(now));
+        stream.progress.active.set(now);
+        let response = result.as_ref().ok().map(|r| (r.status().as_u16(), (now - start).as_micros() as u64));
+        target.cluster.stats().attempt(observe::shard(), response);
     }
-    stream.times.response_start.set(result.is_ok().then_some(now));
-    stream.progress.active.set(now);
-    let response = result.as_ref().ok().map(|r| (r.status().as_u16(), (now - start).as_micros() as u64));
-    cluster.stats().attempt(observe::shard(), response);
-    result
 }
 
 /// Reports why an attempt failed in the access log, in the endpoint's status and in the log.
@@ -277,4 +343,3 @@ fn explain(
     }
     stream.upstream_failed(why);
 }
-

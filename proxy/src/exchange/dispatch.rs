@@ -6,7 +6,9 @@ use super::{
     ListenerContext,
     attempt::{AttemptError, AttemptTarget, OutgoingHead, attempt},
     deadline::Deadline,
-    deadline_header, grpc, mirror,
+    deadline_header, grpc,
+    hedging::{Hedge, hedged},
+    mirror,
     outcome::{Interrupted, ResponseGuards, UpstreamBody, UpstreamResponse},
     reply::LocalFailure,
     retry_state::RetryState,
@@ -46,8 +48,11 @@ pub(super) async fn run(
     // Of the cluster as it is now: retries go by the policy that the request began with.
     let first = Arc::clone(&cluster);
     let policy = route.retry.as_ref().or(first.retry.as_ref());
+    let hedging = route.hedging.as_ref().or(first.hedging.as_ref());
+    // What switches protocols cannot be done twice.
+    let hedging = hedging.filter(|hedging| upgrade.is_none() && hedging.allows(&stream.state.borrow().request.method));
     // HTTP/2 upstreams may report that they have not processed a request, which is then retried without any policy.
-    if policy.is_some() || cluster.transport.protocol != ClusterProtocol::H1 {
+    if policy.is_some() || hedging.is_some() || cluster.transport.protocol != ClusterProtocol::H1 {
         upload.keep(listener.buffered_body);
     }
     // A client that sets its own timeout is exempt from the cluster's, which applies to clients that do not.
@@ -76,7 +81,7 @@ pub(super) async fn run(
     let mut retry_state = RetryState::new(policy, stream);
     let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| failure(LocalFailure::NoEndpoint))?;
     loop {
-        let active = endpoint.start();
+        let mut active = endpoint.start();
         {
             let mut state = stream.state.borrow_mut();
             state.endpoint = Some(active.endpoint().address.clone());
@@ -92,7 +97,23 @@ pub(super) async fn run(
             new_connection: retry_state.new_connection,
             alone: retry_state.alone,
         };
-        let result = attempt(listener, stream, attempt_target, upload, &mut deadline).await;
+        let result = match hedging {
+            // Only once, so that hedging and retries do not multiply.
+            Some(policy) if stream.state.borrow().attempts == 1 => {
+                let hedge = Hedge { policy, retry_state: &retry_state, balance: selected.balance };
+                // Boxed, so that other requests do not reserve the space.
+                let hedged = hedged(listener, stream, attempt_target, upload, &mut deadline, hedge);
+                let (result, second) = Box::pin(hedged).await;
+                if let Some(mut second) = second {
+                    if second.decided {
+                        std::mem::swap(&mut active, &mut second.active);
+                    }
+                    retry_state.failed_at(second.active.endpoint());
+                }
+                result
+            }
+            _ => attempt(listener, stream, attempt_target, upload, &mut deadline).await,
+        };
         let reason = match &result {
             Ok(response) => retry_state.reason_of_response(response, stream, &deadline),
             Err(error) => retry_state.reason_of_failure(error, stream),
@@ -176,4 +197,3 @@ async fn pause(
     })
     .await
 }
-

@@ -11,6 +11,7 @@ mod deadline_header;
 mod dispatch;
 mod grpc;
 mod grpc_methods;
+mod hedging;
 mod listener_context;
 mod min_rate;
 mod mirror;

@@ -159,9 +159,7 @@ impl LocalFailure {
             }
             LocalFailure::Timeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::RESPONSE_TIMEOUT),
             LocalFailure::Deadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::GRPC_DEADLINE),
-            LocalFailure::RequestDeadline => {
-                (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::REQUEST_DEADLINE)
-            }
+            LocalFailure::RequestDeadline => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::REQUEST_DEADLINE),
             LocalFailure::StreamAge => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::STREAM_AGE),
             LocalFailure::PerTryTimeout => (S::GATEWAY_TIMEOUT, flag::UPSTREAM_TIMEOUT, detail::PER_TRY_TIMEOUT),
             LocalFailure::PerTryIdleTimeout => {

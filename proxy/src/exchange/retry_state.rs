@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Method, Response};
+use http::Response;
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{
@@ -66,6 +66,11 @@ impl<'p> RetryState<'p> {
         RetryState { attempts, policy, repeated: false, unprocessed: 0, new_connection: false, alone: false }
     }
 
+    /// Notes that an attempt at this endpoint is not worth repeating.
+    pub(super) fn failed_at(&mut self, endpoint: &Arc<Endpoint>) {
+        self.attempts.failed_at(endpoint);
+    }
+
     pub(super) fn reason_of_response<B>(
         &self,
         response: &Response<B>,
@@ -94,7 +99,7 @@ impl<'p> RetryState<'p> {
             AttemptError::Failed(RequestErrorKind::Reset {
                 again: again @ (Retryable::NewConnection | Retryable::Alone),
                 ..
-            }) if !self.repeated && is_idempotent(&stream.state.borrow().request.method) => {
+            }) if !self.repeated && stream.state.borrow().request.method.is_idempotent() => {
                 RetryReason::Stale { alone: *again == Retryable::Alone }
             }
             AttemptError::Failed(RequestErrorKind::Reset { .. } | RequestErrorKind::Protocol { .. })
@@ -147,9 +152,4 @@ impl<'p> RetryState<'p> {
 /// Returns whether an HTTP/2 connection was closed gracefully (GOAWAY).
 fn is_go_away(error: &io::Error) -> bool {
     error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>()).is_some_and(h2::Error::is_go_away)
-}
-
-/// RFC 9110 section 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }

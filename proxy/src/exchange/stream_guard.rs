@@ -95,7 +95,7 @@ impl Drop for StreamGuard {
         let (listener, stream) = (&self.listener, &self.stream);
         {
             let mut state = stream.state.borrow_mut();
-            if !self.complete.get() && state.flags & !flag::BY_FILTERS == 0 {
+            if !self.complete.get() && state.flags & !(flag::BY_FILTERS | flag::HEDGED) == 0 {
                 let (flags, details) = match self.unsaid() {
                     _ if has_worker_ended() => (flag::UPSTREAM_TIMEOUT, Some(detail::SHUTDOWN)),
                     Some(failure) => (failure.flags(), Some(failure.details())),

@@ -29,6 +29,7 @@ use tollgate_abi::{
     fast::{flag, phase},
 };
 
+mod hedging;
 mod retry_options;
 
 use super::{ListenerContext, outcome::StreamClosed, serve};
@@ -164,6 +165,7 @@ struct Setup {
 
 struct Exchange {
     context: Rc<ListenerContext>,
+    cluster: Arc<Cluster>,
     upstream: Rc<Upstream>,
     ended: Rc<RefCell<Ended>>,
 }
@@ -189,7 +191,8 @@ impl Setup {
         config.retry = self.retry;
         let clusters = Clusters::default();
         let web = clusters.handle("web");
-        clusters.publish(&web, &Cluster::new(&config, None));
+        let cluster = Cluster::new(&config, None);
+        clusters.publish(&web, &cluster);
 
         let seen = Rc::new(RefCell::new(Ended::default()));
         let record = seen.clone();
@@ -208,7 +211,7 @@ impl Setup {
         let mut context = ListenerContext::new(Arc::new(listener), chain, metrics, pools);
         context.pools.adopt(&clusters);
         context.default_route = (!self.unrouted).then(|| Arc::new(Route::to_cluster(web)));
-        Exchange { context: Rc::new(context), upstream, ended: seen }
+        Exchange { context: Rc::new(context), cluster, upstream, ended: seen }
     }
 }
 

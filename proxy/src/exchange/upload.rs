@@ -240,6 +240,12 @@ impl Upload {
         self.empty || !self.begun.get() || !self.kept.borrow().lost
     }
 
+    /// Returns whether an attempt has read the whole body and all of it is kept, so that another attempt can read it at
+    /// the same time.
+    pub(super) fn is_wholly_kept(&self) -> bool {
+        self.empty || (self.ended.get() && !self.kept.borrow().lost)
+    }
+
     /// Copies everything read from now on to a mirror.
     pub(super) fn set_tee(&self, tee: MirrorTee) {
         *self.tee.borrow_mut() = Some(tee);
@@ -571,6 +577,9 @@ impl http_body::Body for UploadBody {
             upload.ended.set(true);
             return self.check(None);
         };
+        if matches!(sent, UploadFrame::Trailers(_)) {
+            upload.ended.set(true);
+        }
         let mut kept = upload.kept.borrow_mut();
         if !kept.lost {
             kept.bytes += sent.weight();

@@ -4,7 +4,8 @@ use std::{sync::LazyLock, time::Duration};
 
 use tokio::time::Instant;
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+// Not tokio's clock, which tests set forward: times before the start would all be alike.
+static START: LazyLock<Instant> = LazyLock::new(|| Instant::from_std(std::time::Instant::now()));
 
 /// The milliseconds since the clock was first read.
 pub(super) fn now() -> u64 {

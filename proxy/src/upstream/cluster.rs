@@ -241,8 +241,12 @@ impl Cluster {
     /// Acquires a permit for one retry in the retry budget, released when the guard is dropped. `None` if the budget is
     /// exhausted.
     pub fn try_retry(&self) -> Option<RetryGuard> {
+        self.take_from_budget(&self.stats.retries)
+    }
+
+    pub(super) fn take_from_budget(&self, taken: &AtomicU64) -> Option<RetryGuard> {
         let guard = self.retry_budget.try_acquire(self.stats.active.load(Relaxed));
-        let total = if guard.is_some() { &self.stats.retries } else { &self.stats.retry_overflows };
+        let total = if guard.is_some() { taken } else { &self.stats.retry_overflows };
         total.fetch_add(1, Relaxed);
         guard
     }

@@ -23,6 +23,8 @@ mod endpoint_pool;
 pub mod failure;
 pub(crate) mod head;
 pub mod health;
+mod hedging;
+mod latency_window;
 mod link;
 mod locality;
 mod membership;
@@ -54,6 +56,7 @@ pub use self::{
     failure::{MOST_INTERIM, ProtocolError, RequestError, RequestErrorKind, Retryable},
     head::Head,
     health::HealthChecks,
+    hedging::{BadMethod, HedgingPolicy},
     membership::{Member, Membership},
     pool::{Dial, PoolOptions, Pools, ProtocolChoice, WaitTime},
     rate_limited::RateLimitedBackoff,

@@ -36,7 +36,8 @@ impl RateLimitedBackoff {
 /// Returns the delay in a value; `None` if it is not valid, or a time that has passed.
 fn delay(value: &str, format: ResetFormat, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
-    let number = || value.parse().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit())).map(Duration::from_secs);
+    let number =
+        || value.parse().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit())).map(Duration::from_secs);
     match format {
         ResetFormat::Seconds => number().or_else(|| httpdate::parse_http_date(value).ok()?.duration_since(now).ok()),
         ResetFormat::UnixTimestamp => SystemTime::UNIX_EPOCH.checked_add(number()?)?.duration_since(now).ok(),
@@ -52,7 +53,8 @@ mod tests {
     fn wait(headers: &[(&str, ResetFormat)], fields: &[(&'static str, &'static str)]) -> Option<Duration> {
         let headers: Vec<_> =
             headers.iter().map(|(name, format)| ResetHeader { name: (*name).to_owned(), format: *format }).collect();
-        let fields = fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let fields =
+            fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         RateLimitedBackoff::new(&headers, Duration::from_secs(300)).unwrap().wait(&fields.collect(), now)
     }
@@ -105,6 +107,8 @@ mod tests {
         assert!(is(wait(&headers, &[("retry-after", "1"), ("x-reset", "1")]), 1.0));
         assert!(is(wait(&headers, &[("retry-after", "1")]), 1.0));
         assert_eq!(wait(&headers, &[("x-other", "1")]), None);
-        assert!(RateLimitedBackoff::new(&[ResetHeader { name: "a b".into(), format: Seconds }], Duration::MAX).is_none());
+        assert!(
+            RateLimitedBackoff::new(&[ResetHeader { name: "a b".into(), format: Seconds }], Duration::MAX).is_none()
+        );
     }
 }

@@ -66,7 +66,8 @@ impl RetryPolicy {
     pub fn of_route(doc: doc::Retry) -> Result<RetryPolicy, BadRetryPolicy> {
         let bound = |ms: Option<u64>| ms.filter(|ms| *ms > 0).map(Duration::from_millis);
         let headers = |conditions: Vec<doc::HeaderMatch>| {
-            let compiled = conditions.into_iter().map(HeaderMatcher::try_from).collect::<Result<_, _>>();
+            let compiled =
+                conditions.into_iter().map(HeaderMatcher::try_from).collect::<Result<Box<[HeaderMatcher]>, _>>();
             compiled.map_err(|_| BadRetryPolicy)
         };
         let rate_limited = |r: doc::RateLimitedBackoff| {

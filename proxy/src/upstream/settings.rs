@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{RetryPolicy, balancer::PeakEwma, budget::RetryBudget, transport::Transport};
+use super::{HedgingPolicy, RetryPolicy, balancer::PeakEwma, budget::RetryBudget, transport::Transport};
 use crate::config::model::{self, BalancerPolicy};
 
 /// A cluster's settings. Read by all workers and immutable.
@@ -20,6 +20,8 @@ pub struct ClusterSettings {
     pub max_grpc_timeout: Option<Duration>,
     /// The retry policy of routes without their own.
     pub retry: Option<RetryPolicy>,
+    /// The hedging of routes that do not set their own.
+    pub hedging: Option<HedgingPolicy>,
     /// How its endpoints are reached.
     pub transport: Arc<Transport>,
     /// Limits on its resources (circuit breaking).
@@ -57,6 +59,7 @@ impl ClusterSettings {
             request_timeout: config.request_timeout.and_then(|time| time.bound()),
             max_grpc_timeout: config.max_grpc_timeout.bound(),
             retry: config.retry.as_ref().map(RetryPolicy::new),
+            hedging: config.hedging.as_ref().map(HedgingPolicy::new),
             transport,
             limits: Limits::new(config),
             health_check: config.health_check.clone().map(Box::new),

@@ -1,8 +1,11 @@
 //! The statistics of a cluster, which survive every change of it.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
-use super::{cluster::next_id, uploads::ClientShares};
+use super::{cluster::next_id, latency_window::LatencyWindow, uploads::ClientShares};
 use crate::observe::{
     LogLimiter, Shard,
     metrics::{Distribution, LatencyCells, LazyShards},
@@ -56,8 +59,14 @@ pub struct ClusterStats {
     pub(super) shares: ClientShares,
     /// Total: retries allowed by the budget.
     pub retries: AtomicU64,
-    /// Total: retries refused by the budget.
+    /// Total: retries and second attempts refused by the budget.
     pub retry_overflows: AtomicU64,
+    /// Total: second attempts of hedged requests.
+    pub hedges: AtomicU64,
+    /// Total: of those, the ones whose response was used.
+    pub hedges_won: AtomicU64,
+    /// How long responses took, if hedging asks for it.
+    pub(super) response_times: OnceLock<Box<LatencyWindow>>,
     /// Rate limit of the log on filters' calls that could not be sent.
     pub(super) warned_unsent: LogLimiter,
 }
@@ -115,6 +124,9 @@ impl ClusterStats {
             shares: ClientShares::default(),
             retries: zero(),
             retry_overflows: zero(),
+            hedges: zero(),
+            hedges_won: zero(),
+            response_times: OnceLock::new(),
             warned_unsent: LogLimiter::default(),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration, EndpointAddress},
-    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Http2, Retry, RetryBudget, is_default,
+    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, Retry, RetryBudget, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -63,6 +63,9 @@ pub struct Cluster {
     /// The retry policy of routes that do not set their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// A second attempt at another endpoint for requests whose response is late. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedging: Option<Hedging>,
     /// Limits (circuit breaking) that keep an overloaded cluster from affecting the rest of the proxy.
     #[serde(default)]
     pub limits: ClusterLimits,

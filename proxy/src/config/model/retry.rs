@@ -1,4 +1,4 @@
-//! The `retry` and `retry_budget` sections of a cluster.
+//! The `retry`, `hedging` and `retry_budget` sections of a cluster.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,21 @@ impl Default for RateLimitedBackoff {
         let retry_after = ResetHeader { name: "retry-after".to_owned(), format: Default::default() };
         RateLimitedBackoff { reset_headers: vec![retry_after], max: Duration::secs(300) }
     }
+}
+
+/// Hedging: a request whose response is late is also sent to another endpoint. The first response is used, and the other
+/// attempt is cancelled.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hedging {
+    /// How long a request that was sent waits for its response before the second attempt. Default: the time within which
+    /// 95 % of the responses of the last minute began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Duration>,
+    /// The methods of requests that may be sent twice. Default: the idempotent ones (GET, HEAD, OPTIONS, TRACE, PUT,
+    /// DELETE). An empty list disables hedging.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub methods: Option<Vec<String>>,
 }
 
 /// A limit on concurrent retries, as a share of the in-flight requests, so that retries cannot multiply an overload.

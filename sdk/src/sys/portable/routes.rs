@@ -39,6 +39,7 @@ pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
         ("retry.retriable_headers", in_retry(|retry| !retry.retriable_headers.is_empty())),
         ("retry.retriable_request_headers", in_retry(|retry| !retry.retriable_request_headers.is_empty())),
         ("mirror", route.mirror.is_some()),
+        ("hedging", route.hedging.is_some()),
         ("idle_timeout", route.idle_timeout_ms.is_some()),
         ("filters", !route.filters.is_empty()),
     ];
