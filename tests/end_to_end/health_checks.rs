@@ -162,3 +162,25 @@ fn endpoints_further_away_and_of_lower_priority_serve_while_others_are_unhealthy
     wait_for_health(&proxy, &[true, false, true]);
     assert_eq!(answering(&proxy), ["near"]);
 }
+
+/// Each kind has its own reasons to fail; all must succeed.
+#[test]
+fn several_checks_and_other_statuses_are_possible() {
+    let wanted = Arc::new(AtomicBool::new(true));
+    let says = wanted.clone();
+    let upstream = Upstream::replying(move |request| match request.target() {
+        "/teapot" => answer(418, &[], ""),
+        "/moved" => answer(if says.load(SeqCst) { 301 } else { 200 }, &[], ""),
+        _ => answer(200, &[], "ok"),
+    });
+    let kinds = "[{http: {path: /teapot, expected_statuses: [200-299, 418]}}, {tcp: {}}, {http: {path: /moved, expected_statuses: [300-399]}}]";
+    let options = format!(
+        "health_check: {{check: {kinds}, interval: 20ms, timeout: 20s, unhealthy_threshold: 1, healthy_threshold: 1, initially: unhealthy}}"
+    );
+    let proxy = Proxy::start(Config::to_with(&upstream, &options));
+    wait_for_health(&proxy, &[true]);
+    assert_eq!(proxy.get("/").text(), "ok");
+    wanted.store(false, SeqCst);
+    wait_for_health(&proxy, &[false]);
+    assert_eq!(endpoints(&proxy)[0]["check_error"], "the status is 200 OK");
+}

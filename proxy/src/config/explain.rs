@@ -237,6 +237,9 @@ fn wrong_format(node: &Node, around: &Json, connect: bool) -> (String, Option<St
             return (format!("`{value}` is not a socket address"), Some(address_help(&value, connect)));
         }
         schema::CIDR => ("range of IP addresses", "write an address or a range of them, such as 10.0.0.0/8"),
+        schema::STATUSES => {
+            ("status or a range of statuses", "write a number from 100 to 599, or two, such as 200-399")
+        }
         schema::HOST_NAME => ("host name", "write a name, such as api.internal"),
         schema::SERVER_NAME if value == "*" => {
             ("server name", "leave it out: other names go to `tcp.clusters`, or else to the listener's `cluster`")

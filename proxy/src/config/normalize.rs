@@ -89,11 +89,13 @@ fn write_out(node: &mut Node, schema: &Json, name: &str) {
     let kind = match &node.value {
         Value::Bool(_) => "boolean",
         Value::String(_) => "string",
+        Value::Map(_) if schema[schema::ONE_OR_MANY] == true => "object",
         _ => return,
     };
     let inner = Node { span: node.span, value: std::mem::replace(&mut node.value, Value::Null) };
     node.value = match SHORT.iter().find(|(section, short, _)| *section == name && *short == kind) {
         Some((_, _, field)) => Value::Map(vec![(Key { name: (*field).to_owned(), span: node.span }, inner)]),
+        None if kind == "object" => Value::Seq(vec![inner]),
         None if kind == "string" && schema["type"] == "array" && takes_text(&schema["items"]) => {
             Value::Seq(vec![inner])
         }

@@ -9,7 +9,7 @@ use super::{
     model::{CaUrl, Config},
     normalize::SHORT,
     spiffe::SpiffeId,
-    units::{Address, ByteSize, Cidr, Duration, ServerName, is_host_name},
+    units::{Address, ByteSize, Cidr, Duration, ServerName, StatusRange, is_host_name},
 };
 
 /// Custom `format` names in the schema, for checks beyond what a pattern can express.
@@ -18,6 +18,9 @@ pub(super) const SIZE: &str = "tollgate-size";
 pub(super) const WORKERS: &str = "tollgate-workers";
 pub(super) const ADDRESS: &str = "tollgate-address";
 pub(super) const ENDPOINT_ADDRESS: &str = "tollgate-endpoint-address";
+pub(super) const STATUSES: &str = "tollgate-statuses";
+/// Marks a list for which its only item can be written instead.
+pub(super) const ONE_OR_MANY: &str = "x-one-or-many";
 pub(super) const HOST_NAME: &str = "tollgate-host-name";
 pub(super) const SOCKET_ADDRESS: &str = "socket-address";
 pub(super) const CIDR: &str = "tollgate-cidr";
@@ -66,6 +69,7 @@ fn build(schema: &Value) -> Validator {
         .with_format(ENDPOINT_ADDRESS, |s: &str| Address::of_endpoint(s).is_ok())
         .with_format(HOST_NAME, is_host_name)
         .with_format(SOCKET_ADDRESS, |s: &str| s.parse::<std::net::SocketAddr>().is_ok())
+        .with_format(STATUSES, |s: &str| s.parse::<StatusRange>().is_ok())
         .with_format(CIDR, |s: &str| s.parse::<Cidr>().is_ok())
         .with_format(SERVER_NAME, |s: &str| s.parse::<ServerName>().is_ok())
         .with_format(SPIFFE_ID, |s: &str| s.parse::<SpiffeId>().is_ok())
@@ -172,7 +176,8 @@ fn shorten(schema: &Value) -> Value {
                     };
                 }
             }
-            match schema["type"] == "array" && takes_text(&schema["items"]) {
+            let one = schema[ONE_OR_MANY] == true || takes_text(&schema["items"]);
+            match schema["type"] == "array" && one {
                 true => either(Value::Object(new), vec![schema["items"].clone()]),
                 false => Value::Object(new),
             }

@@ -332,7 +332,7 @@ fn ports(endpoints: &Node, problems: &mut Vec<Diagnostic>) {
 
 /// Reports health checks that cannot work, or that would run without pause.
 fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
-    for name in ["interval", "timeout"] {
+    for name in ["interval", "unhealthy_interval", "timeout"] {
         let Some(node) = check.get(name) else { continue };
         if node.as_str().and_then(|text| text.parse::<Duration>().ok()).is_some_and(|time| time.0.is_zero()) {
             problems.push(
@@ -341,7 +341,11 @@ fn health_check(check: &Node, problems: &mut Vec<Diagnostic>) {
             );
         }
     }
-    let Some(http) = check.get("check").and_then(|check| check.get("http")) else { return };
+    let kinds = check.get("check").map_or(&[][..], Node::items);
+    kinds.iter().filter_map(|kind| kind.get("http")).for_each(|http| http_check(http, problems));
+}
+
+fn http_check(http: &Node, problems: &mut Vec<Diagnostic>) {
     let text = |name: &str| http.get(name).and_then(|node| Some((node, node.as_str()?)));
     // A path without a leading slash is reported elsewhere.
     if let Some((node, path)) = text("path").filter(|(_, path)| path.starts_with('/'))

@@ -46,6 +46,15 @@ pub enum ServerName {
     Below(Box<str>),
 }
 
+/// HTTP statuses: one (`204`), or all from a first to a last one (`200-399`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StatusRange {
+    /// The first status.
+    pub first: u16,
+    /// The last status.
+    pub last: u16,
+}
+
 /// The number of worker threads: `auto` or 1 to 1024.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Workers {
@@ -75,6 +84,75 @@ impl ByteSize {
     /// Returns the size as an HTTP/2 window, within the protocol's limits (RFC 9113 section 6.9.1).
     pub fn window(self) -> u32 {
         u32::try_from(self.0).unwrap_or(u32::MAX).clamp(1 << 10, i32::MAX as u32)
+    }
+}
+
+impl StatusRange {
+    /// Whether it has this status.
+    pub fn contains(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
+impl FromStr for StatusRange {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (first, last) = s.split_once('-').unwrap_or((s, s));
+        let status = |text: &str| text.parse().ok().filter(|n| text.len() == 3 && (100..=599).contains(n));
+        match (status(first), status(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(StatusRange { first, last }),
+            _ => Err(format!("`{s}` is neither a status nor a range of statuses")),
+        }
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.first == self.last {
+            true => write!(f, "{}", self.first),
+            false => write!(f, "{}-{}", self.first, self.last),
+        }
+    }
+}
+
+impl Serialize for StatusRange {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.first == self.last {
+            true => s.serialize_u16(self.first),
+            false => s.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StatusRange {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl de::Visitor<'_> for Either {
+            type Value = StatusRange;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status or a range of statuses")
+            }
+            fn visit_str<E: de::Error>(self, s: &str) -> Result<StatusRange, E> {
+                s.parse().map_err(E::custom)
+            }
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<StatusRange, E> {
+                n.to_string().parse().map_err(E::custom)
+            }
+        }
+        d.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for StatusRange {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "StatusRange".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": 100, "maximum": 599, "format": "tollgate-statuses" })
     }
 }
 

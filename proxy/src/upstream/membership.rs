@@ -102,6 +102,9 @@ impl Membership {
                 None => {
                     let (hostname, known) = (config.hostname.as_deref(), known.get(address).copied());
                     let endpoint = Endpoint::new(address, hostname, &settings.transport, known);
+                    if known.is_none() && settings.starts_unhealthy() {
+                        endpoint.state.healthy.store(false, Relaxed);
+                    }
                     endpoint.resolve(config.resolved.as_ref());
                     let last = members.last();
                     let locality = shared(config.locality.as_deref(), last.and_then(|last| last.locality.as_ref()));

@@ -73,6 +73,13 @@ impl ClusterSettings {
     }
 }
 
+impl ClusterSettings {
+    /// Whether endpoints get no requests before a health check has succeeded.
+    pub(super) fn starts_unhealthy(&self) -> bool {
+        self.health_check.as_ref().is_some_and(|check| check.initially == model::InitialHealth::Unhealthy)
+    }
+}
+
 /// Limits of a cluster over all workers (circuit breaking).
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

@@ -71,6 +71,8 @@ struct EndpointCheck {
     cluster: RefCell<Arc<Cluster>>,
     /// Consecutive results that contradict the endpoint's current state.
     contrary: Cell<u32>,
+    /// Whether the endpoint has been unhealthy from the start, so that the first result decides.
+    awaited: Cell<bool>,
 }
 
 impl HealthChecks {
@@ -96,10 +98,19 @@ impl HealthChecks {
                 other => {
                     self.cancel(other.map(|other| (endpoint.id, other)));
                     let (config, cluster) = (config.clone(), RefCell::new(cluster.clone()));
-                    // Spread the checks, so that endpoints are not all probed at the same moment, nor by all proxies.
-                    let first = Instant::now() + config.interval.0.min(LONGEST_WAIT).mul_f64(fastrand::f64());
+                    let awaited = !endpoint.is_healthy() && endpoint.check_error().is_none();
+                    // Spread the checks, so that endpoints are not all probed at the same moment, nor by all proxies. Those
+                    // that get no requests until then are probed at once.
+                    let spread = if awaited { config.jitter.0 } else { config.interval.0 };
+                    let first = Instant::now() + spread.min(LONGEST_WAIT).mul_f64(fastrand::f64());
                     let waiting = CheckState::Waiting(self.due.insert_at((handle.id(), endpoint.id), first));
-                    let check = EndpointCheck { endpoint: endpoint.clone(), config, cluster, contrary: Cell::new(0) };
+                    let check = EndpointCheck {
+                        endpoint: endpoint.clone(),
+                        config,
+                        cluster,
+                        contrary: Cell::new(0),
+                        awaited: Cell::new(awaited),
+                    };
                     Scheduled { check: Rc::new(check), state: waiting }
                 }
             };
@@ -142,9 +153,9 @@ impl HealthChecks {
         let Some(scheduled) = scheduled(&mut self.running, id) else { return };
         let check = scheduled.check.clone();
         let probe = async move {
-            let next = Instant::now() + check.config.interval.0.min(LONGEST_WAIT);
+            let start = Instant::now();
             check.probe().await;
-            (id, next)
+            (id, start + check.pause())
         };
         scheduled.state = CheckState::Probing(self.probes.spawn_local(probe));
     }
@@ -172,6 +183,13 @@ fn scheduled(running: &mut HashMap<ClusterId, ClusterChecks>, (cluster, endpoint
 }
 
 impl EndpointCheck {
+    /// The time from the start of one probe to the start of the next one.
+    fn pause(&self) -> Duration {
+        let config = &self.config;
+        let interval = config.unhealthy_interval.filter(|_| !self.endpoint.is_healthy()).unwrap_or(config.interval).0;
+        interval.saturating_add(config.jitter.0.mul_f64(fastrand::f64())).min(LONGEST_WAIT)
+    }
+
     async fn probe(&self) {
         let cluster = self.cluster.borrow().clone();
         let result = probe::ask(&cluster, &self.endpoint, &self.config).await;
@@ -186,29 +204,41 @@ impl EndpointCheck {
         self.cluster.borrow().stats().checks[usize::from(result.is_ok())].fetch_add(1, Relaxed);
         let was = self.endpoint.is_healthy();
         self.endpoint.state.check_error.store(result.as_ref().err().cloned().map(Arc::new));
+        let awaited = self.awaited.take();
         if result.is_ok() == was {
-            return self.contrary.set(0);
+            self.contrary.set(0);
+            if awaited {
+                self.announce(result, awaited);
+            }
+            return;
         }
         self.contrary.set(self.contrary.get() + 1);
-        let threshold = if was { self.config.unhealthy_threshold } else { self.config.healthy_threshold };
+        let threshold = match was {
+            true => self.config.unhealthy_threshold,
+            false if awaited => 1,
+            false => self.config.healthy_threshold,
+        };
         if self.contrary.get() >= threshold {
             self.contrary.set(0);
             self.endpoint.set_healthy(!was);
-            self.announce(result);
+            self.announce(result, awaited);
         }
     }
 
-    /// Logs and applies a change of the endpoint's state.
-    fn announce(&self, result: Result<(), String>) {
+    /// Logs and applies a change of the endpoint's state, or what the `first` result says about it.
+    fn announce(&self, result: Result<(), String>, first: bool) {
         let cluster = self.cluster.borrow().clone();
         let selection = cluster.apply_health();
         let (healthy, all) = cluster.health();
         let (name, endpoint) = (&*cluster.name, &self.endpoint.address);
         match result {
-            Ok(()) => tracing::info!(
-                target: target::UPSTREAM,
-                cluster = name, %endpoint, "healthy again; {healthy} of {all} are healthy"
-            ),
+            Ok(()) => {
+                let again = if first { "" } else { " again" };
+                tracing::info!(
+                    target: target::UPSTREAM,
+                    cluster = name, %endpoint, "healthy{again}; {healthy} of {all} are healthy"
+                );
+            }
             Err(error) => {
                 tracing::warn!(
                     target: target::UPSTREAM,

@@ -94,21 +94,29 @@ impl ProbeFailure {
 
 /// Probes an endpoint of a cluster.
 pub(super) async fn ask(cluster: &Cluster, endpoint: &Endpoint, check: &HealthCheck) -> Result<(), ProbeFailure> {
-    let asking = async {
-        let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(ProbeFailure::Connect)?;
-        match &check.check {
-            Check::Tcp {} => Ok(()),
-            Check::Http { path, host } => {
-                let uri = uri(endpoint, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
-                http(socket, version, uri).await
-            }
-            Check::Grpc { service } => {
-                let uri = uri(endpoint, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
-                serving(socket, service, uri).await
+    for kind in &check.check {
+        let one = timeout(check.timeout.0, ask_one(cluster, endpoint, kind));
+        one.await.unwrap_or(Err(ProbeFailure::Timeout))?;
+    }
+    Ok(())
+}
+
+async fn ask_one(cluster: &Cluster, endpoint: &Endpoint, kind: &Check) -> Result<(), ProbeFailure> {
+    let (socket, version) = connect::open(cluster, endpoint, None, true).await.map_err(ProbeFailure::Connect)?;
+    match kind {
+        Check::Tcp {} => Ok(()),
+        Check::Http { path, host, expected_statuses } => {
+            let uri = uri(endpoint, &authority(host.as_deref(), cluster, &endpoint.address), path)?;
+            match http(socket, version, uri).await? {
+                status if expected_statuses.iter().any(|range| range.contains(status.as_u16())) => Ok(()),
+                status => Err(ProbeFailure::Status(status)),
             }
         }
-    };
-    timeout(check.timeout.0, asking).await.unwrap_or(Err(ProbeFailure::Timeout))
+        Check::Grpc { service } => {
+            let uri = uri(endpoint, &authority(None, cluster, &endpoint.address), grpc::PATH)?;
+            serving(socket, service, uri).await
+        }
+    }
 }
 
 /// Returns the host for the request: the configured one, or else the cluster's name, or else (if that is not a valid
@@ -125,7 +133,7 @@ fn uri(endpoint: &Endpoint, host: &Authority, path: &str) -> Result<Uri, http::E
     Uri::builder().scheme(scheme).authority(host.clone()).path_and_query(path).build()
 }
 
-async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), ProbeFailure> {
+async fn http(socket: Stream, version: Version, uri: Uri) -> Result<StatusCode, ProbeFailure> {
     let request = Request::get(&uri).header(USER_AGENT, AGENT);
     let (response, _driver) = match version {
         Version::H2 { .. } => send_h2(socket, request.body(Full::default())?).await?,
@@ -136,10 +144,7 @@ async fn http(socket: Stream, version: Version, uri: Uri) -> Result<(), ProbeFai
             send_h1(socket, request.body(Full::default())?).await?
         }
     };
-    match response.status() {
-        status if status.is_success() => Ok(()),
-        status => Err(ProbeFailure::Status(status)),
-    }
+    Ok(response.status())
 }
 
 async fn serving(socket: Stream, service: &str, uri: Uri) -> Result<(), ProbeFailure> {

@@ -137,7 +137,7 @@ fn response_head_timeout_applies_unless_the_total_is_set() {
 fn checked(balancer: serde_json::Value, weights: [u32; 4], unhealthy: &[usize]) -> Arc<Cluster> {
     let endpoint = |(n, weight): (usize, u32)| json!({"address": format!("192.0.2.{n}:80"), "weight": weight});
     let endpoints: Vec<_> = weights.into_iter().enumerate().map(endpoint).collect();
-    let check = json!({"check": {"tcp": {}}, "panic_threshold": 0});
+    let check = json!({"check": [{"tcp": {}}], "panic_threshold": 0});
     let config = json!({"name": "test", "endpoints": endpoints, "balancer": balancer, "health_check": check});
     let cluster = Cluster::new(&serde_json::from_value(config).unwrap(), None);
     make_unhealthy(&cluster, unhealthy);
@@ -249,7 +249,7 @@ fn spread(balancer: serde_json::Value, endpoints: &[(u32, &str)]) -> Arc<Cluster
         json!({"address": format!("192.0.2.{n}:80"), "priority": priority, "locality": locality})
     };
     let endpoints: Vec<_> = endpoints.iter().enumerate().map(endpoint).collect();
-    let check = json!({"check": {"tcp": {}}});
+    let check = json!({"check": [{"tcp": {}}]});
     let config = json!({"name": "test", "endpoints": endpoints, "balancer": balancer, "health_check": check});
     let node = model::Locality { region: "eu".into(), zone: "a".into(), sub_zone: String::new() };
     Cluster::with_tls(&serde_json::from_value(config).unwrap(), None, None, 1, &Arc::new(node))

@@ -19,7 +19,13 @@ use crate::upstream::Clusters;
 fn config(addresses: &[SocketAddr], options: serde_json::Value) -> model::Cluster {
     let mut config = super::super::tests::config(addresses);
     let check = options.get("health_check").cloned();
-    config.health_check = check.map(|check| serde_json::from_value(check).unwrap());
+    config.health_check = check.map(|mut check| {
+        // The short form for a single kind is expanded when a file is read.
+        if check["check"].is_object() {
+            check["check"] = json!([check["check"]]);
+        }
+        serde_json::from_value(check).unwrap()
+    });
     if let Some(protocol) = options.get("protocol") {
         config.protocol = serde_json::from_value(protocol.clone()).unwrap();
     }
@@ -391,5 +397,57 @@ fn checks_that_are_gone_leave_neither_timers_nor_tasks() {
         checks.probes.join_next().await.unwrap().unwrap_err();
         checks.remove(&handle());
         assert_eq!((checks.due.len(), checks.running.len()), (0, 0));
+    });
+}
+
+/// The first result decides about an endpoint that is unhealthy from the start, and the thresholds about the following ones.
+#[test]
+fn endpoints_can_be_unhealthy_until_their_first_check() {
+    run(async {
+        for (results, healthy) in
+            [("+", true), ("-", false), ("-+", false), ("-++", true), ("+-", true), ("+---", false)]
+        {
+            let config = config(&addresses::<1>(), never(json!({"initially": "unhealthy", "healthy_threshold": 2})));
+            let cluster = Cluster::new(&config, None);
+            let endpoint = cluster.members()[0].endpoint.clone();
+            assert!(!endpoint.is_healthy(), "also before the checks know the cluster");
+            let mut checks = HealthChecks::default();
+            checks.set(&handle(), &cluster);
+            assert!(!endpoint.is_healthy());
+            for result in results.chars() {
+                check_of(&checks, &cluster, 0).note(if result == '+' { Ok(()) } else { Err("unwell".to_owned()) });
+            }
+            assert_eq!(endpoint.is_healthy(), healthy, "{results}");
+        }
+    });
+}
+
+#[test]
+fn only_endpoints_that_join_are_unhealthy_from_the_start() {
+    run(async {
+        let before = Cluster::new(&config(&addresses::<1>(), json!({})), None);
+        let options = never(json!({"initially": "unhealthy"}));
+        let after = Cluster::new(&config(&addresses::<2>(), options), Some(&before));
+        let healthy: Vec<_> = after.members().iter().map(|member| member.endpoint.is_healthy()).collect();
+        assert_eq!(healthy, [true, false]);
+    });
+}
+
+#[test]
+fn pauses_depend_on_health_and_are_jittered() {
+    run(async {
+        let options =
+            json!({"interval": "10s", "unhealthy_interval": "1s", "jitter": "500ms", "unhealthy_threshold": 1});
+        let mut check = json!({"check": {"tcp": {}}});
+        check.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let cluster = Cluster::new(&config(&addresses::<1>(), json!({"health_check": check})), None);
+        let mut checks = HealthChecks::default();
+        checks.set(&handle(), &cluster);
+        for (healthy, base) in [(true, 10.0), (false, 1.0)] {
+            turn(&checks, &cluster, 0, healthy);
+            let pauses: Vec<_> = (0..200).map(|_| check_of(&checks, &cluster, 0).pause().as_secs_f64()).collect();
+            assert!(pauses.iter().all(|pause| (base..=base + 0.5).contains(pause)), "{pauses:?}");
+            assert!(pauses.iter().any(|pause| *pause > base + 0.4) && pauses.iter().any(|pause| *pause < base + 0.1));
+        }
     });
 }
