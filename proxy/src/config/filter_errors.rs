@@ -317,7 +317,7 @@ mod tests {
         );
         let loaded = Loader::default().env(env).parse("x.yaml", &text, Format::Yaml).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(Path::new(loaded.source.name()), Path::new("x.yaml"));
-        let said = read(&loaded.config.filters[0].config).unwrap_err().unwrap();
+        let said = read(&loaded.config.filters[0].config.value()).unwrap_err().unwrap();
         (loaded.source.all_mistakes("/filters/0/config", "filter `f`", said, read), loaded.source)
     }
 

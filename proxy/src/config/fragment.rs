@@ -379,7 +379,7 @@ mod tests {
         let mut fragment = loader.fragment("d.yaml", Path::new("/"), text, Format::Yaml).unwrap();
         let file = Arc::new(fragment.parts.remove(0));
         let effective = files.with(&[Supplied { file, is_accepted: true }], None).unwrap();
-        assert_eq!(effective.config.filters[0].config["a"]["b"], "value of TOKEN");
+        assert_eq!(effective.config.filters[0].config.value()["a"]["b"], "value of TOKEN");
         let (shown, supplied) = effective.shown_apart(&files);
         assert_eq!((&shown["filters"], shown["listeners"][0]["name"].as_str()), (&serde_json::json!([]), Some("l")));
         assert_eq!(supplied["filters"][0]["config"]["a"]["b"], "${TOKEN}");
@@ -389,7 +389,7 @@ mod tests {
         let mut fragment = loader.fragment("d.yaml", Path::new("/"), text, Format::Yaml).unwrap();
         let file = Arc::new(fragment.parts.remove(0));
         let lingering = files.with(&[Supplied { file, is_accepted: true }], Some(&effective.source)).unwrap();
-        assert_eq!(lingering.config.filters[0].config["a"]["b"], "value of TOKEN");
+        assert_eq!(lingering.config.filters[0].config.value()["a"]["b"], "value of TOKEN");
         assert_eq!(lingering.shown_apart(&files).1["filters"][0]["config"]["a"]["b"], "${TOKEN}");
     }
 
@@ -407,7 +407,7 @@ mod tests {
             (web.address.to_string(), &*web.chain),
             ("unix:/etc/tollgate/web.sock".to_owned(), &["router".to_owned()][..])
         );
-        assert_eq!(filter.filters[0].value.config, serde_json::json!({"a": 1}));
+        assert_eq!(filter.filters[0].value.config.value(), serde_json::json!({"a": 1}));
         let (_, written) = filter.supplied().unwrap();
         assert_eq!(written["wasm"], "builtin:router");
         let gone = [(Supply::Listeners, "old".to_owned()), (Supply::Filters, "older".to_owned())];

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::selections::escaped;
 use crate::{
-    config::{Answer, Diagnostic, Loaded, Reported, model},
+    config::{
+        Answer, Diagnostic, Loaded, Reported,
+        model::{self, JsonText},
+    },
     observe::MetricError,
     wasm::{Instance, InstantiateError, Plugin, Sharing, TemplateRoot, VmTemplate},
 };
@@ -36,8 +39,8 @@ pub(super) fn configured(
             Ok(typed) => {
                 let (filter, old) = (&mut filters[failed.filter], part.plugin.clone());
                 match &failed.variant {
-                    Some(name) => _ = filter.variants.insert(name.clone(), typed),
-                    None => filter.config = typed,
+                    Some(name) => _ = filter.variants.insert(name.clone(), (&typed).into()),
+                    None => filter.config = (&typed).into(),
                 }
                 let replaced = old.configured_as(filter).map_err(|e| vec![Diagnostic::error(None, e.to_string())])?;
                 let replaced = Arc::new(replaced);
@@ -89,13 +92,13 @@ impl Part<'_> {
     }
 
     /// The configuration as it is in the file.
-    fn config(&self) -> &serde_json::Value {
+    fn config(&self) -> &JsonText {
         let filter = &self.loaded.config.filters[self.index()];
         self.variant.and_then(|name| filter.variants.get(name)).unwrap_or(&filter.config)
     }
 
     /// The filter with only this configuration.
-    fn alone(&self, config: &serde_json::Value) -> Result<Arc<Plugin>, MetricError> {
+    fn alone(&self, config: &JsonText) -> Result<Arc<Plugin>, MetricError> {
         let filter = model::Filter::clone(&self.loaded.config.filters[self.index()]);
         let alone = model::Filter { config: config.clone(), variants: BTreeMap::new(), ..filter };
         self.plugin.configured_as(&alone).map(Arc::new)
@@ -125,7 +128,7 @@ impl Part<'_> {
             }
         };
         let again = |config: &serde_json::Value| {
-            let Ok(plugin) = self.alone(config) else { return Err(None) };
+            let Ok(plugin) = self.alone(&config.into()) else { return Err(None) };
             match VmTemplate::of(plugin).instantiate().map_err(|failed| failed.error) {
                 Ok(_) => Ok(()),
                 Err(InstantiateError::Config(said)) => Err(Some(said)),

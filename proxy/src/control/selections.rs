@@ -61,7 +61,8 @@ pub(super) fn warnings(loaded: &Loaded, selections: &[(&str, &BTreeSet<(String, 
 fn place(selecting: &Filter, index: usize, filter: &str, variant: &str) -> String {
     let configs = selecting.variants.iter().map(|(name, config)| (format!("variants/{}", escaped(name)), config));
     let mut configs = [("config".to_owned(), &selecting.config)].into_iter().chain(configs);
-    let found = configs.find_map(|(field, config)| find(config, &format!("/filters/{index}/{field}"), filter, variant));
+    let found = configs
+        .find_map(|(field, config)| find(&config.value(), &format!("/filters/{index}/{field}"), filter, variant));
     found.unwrap_or_else(|| format!("/filters/{index}/name"))
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use rustc_hash::FxHashSet;
-use serde_json::Value as Json;
 
 use crate::{
     builtins,
     config::{
         Diagnostic, Loaded,
-        model::{Filter, Protocol},
+        model::{Filter, JsonText, Protocol},
     },
     wasm::CompiledModule,
 };
@@ -71,7 +70,7 @@ fn unused_clusters(loaded: &Loaded) -> FxHashSet<&str> {
     }
     let (builtin, others): (Vec<_>, Vec<_>) = config.filters.iter().partition(|filter| is_builtin(filter));
     for config in builtin.into_iter().flat_map(configs) {
-        each_text(config, &mut |text| _ = unused.remove(text));
+        config.each_text(&mut |text| _ = unused.remove(text));
     }
     if unused.is_empty() || others.is_empty() {
         return unused;
@@ -83,8 +82,9 @@ fn unused_clusters(loaded: &Loaded) -> FxHashSet<&str> {
         search.find_overlapping_iter(text).for_each(|found| _ = unused.remove(names[found.pattern()]));
     };
     for filter in others {
-        configs(filter).for_each(|config| each_text(config, &mut |text| look(text.as_bytes())));
-        each_text(&filter.vm_config, &mut |text| look(text.as_bytes()));
+        configs(filter)
+            .chain([&filter.vm_config])
+            .for_each(|config| config.each_text(&mut |text| look(text.as_bytes())));
         filter.env.values().for_each(|value| look(value.as_bytes()));
         if let Ok(module) = CompiledModule::read(&loaded.source.resolve(&filter.wasm), &config.compile) {
             look(&module);
@@ -94,23 +94,10 @@ fn unused_clusters(loaded: &Loaded) -> FxHashSet<&str> {
 }
 
 /// Returns a filter's configuration and those of its variants.
-fn configs(filter: &Arc<Filter>) -> impl Iterator<Item = &Json> {
+fn configs(filter: &Arc<Filter>) -> impl Iterator<Item = &JsonText> {
     filter.variants.values().chain([&filter.config])
 }
 
 fn is_builtin(filter: &Filter) -> bool {
     builtins::name(&filter.wasm).is_some()
-}
-
-/// Calls a function with every text in a value.
-fn each_text<'v>(value: &'v Json, call: &mut dyn FnMut(&'v str)) {
-    match value {
-        Json::String(text) => call(text),
-        Json::Array(items) => items.iter().for_each(|item| each_text(item, call)),
-        Json::Object(fields) => fields.iter().for_each(|(name, value)| {
-            call(name);
-            each_text(value, call);
-        }),
-        _ => {}
-    }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::units::{ByteSize, Duration};
+use super::{
+    super::units::{ByteSize, Duration},
+    JsonText,
+};
 
 /// A WebAssembly filter and its configuration.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -18,17 +21,17 @@ pub struct Filter {
     pub wasm: String,
     /// Configuration that is passed to the filter: a string verbatim, anything else (map, list, number, boolean) as
     /// JSON.
-    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[serde(default, skip_serializing_if = "JsonText::is_null")]
     #[schemars(extend("type" = super::ANY))]
-    pub config: serde_json::Value,
+    pub config: JsonText,
     /// Other configurations of the filter, by name, in the same form as `config`. A route selects one with `filters`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("additionalProperties" = serde_json::json!({"type": super::ANY})))]
-    pub variants: BTreeMap<String, serde_json::Value>,
+    pub variants: BTreeMap<String, JsonText>,
     /// Configuration that is passed to the filter's VM when it starts, in the same form as `config`.
-    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[serde(default, skip_serializing_if = "JsonText::is_null")]
     #[schemars(extend("type" = super::ANY))]
-    pub vm_config: serde_json::Value,
+    pub vm_config: JsonText,
     /// The name under which a module that has several root contexts registers the one to use.
     #[serde(default)]
     pub root_id: String,

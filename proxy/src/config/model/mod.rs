@@ -16,6 +16,7 @@ mod compile;
 mod dns;
 mod filter;
 mod health_check;
+mod json_text;
 mod listener;
 mod retry;
 mod source;
@@ -23,8 +24,8 @@ mod tls;
 mod workload;
 
 pub use self::{
-    balancer::*, cluster::*, compile::*, dns::*, filter::*, health_check::*, listener::*, retry::*, source::*, tls::*,
-    workload::*,
+    balancer::*, cluster::*, compile::*, dns::*, filter::*, health_check::*, json_text::JsonText, listener::*,
+    retry::*, source::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

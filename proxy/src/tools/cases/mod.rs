@@ -117,7 +117,7 @@ async fn run_steps(
     let clusters = std::iter::once((&default.0, &default.1)).chain(&loaded.file.clusters).chain(&case.clusters);
     let script = Script::new(clusters);
     let mut filter: Filter = loaded.filter.clone();
-    filter.config = case.config.clone().unwrap_or(filter.config);
+    filter.config = case.config.as_ref().map_or(filter.config, Into::into);
     let (template, clusters, registry, configured) = world::configure(engine, code, &filter, &script)?;
     let configured = match (configured, &case.refused) {
         (Ok(instance), None) => {

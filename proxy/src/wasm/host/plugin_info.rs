@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
+
 use super::filter_log::FilterLog;
 use crate::wasm::stores::env::{FilterStore, VmIdStore};
 
@@ -16,9 +18,9 @@ pub struct PluginInfo {
     /// Filters with the same `vm_id` share data, and perhaps a VM.
     pub vm_id: String,
     /// Its configuration.
-    pub config: Vec<u8>,
+    pub config: Bytes,
     /// Its VM's configuration.
-    pub vm_config: Vec<u8>,
+    pub vm_config: Bytes,
     /// Its environment.
     pub env: BTreeMap<String, String>,
     /// Its log.

@@ -147,15 +147,6 @@ pub struct Plugin {
     pub(super) host_memory_limit: usize,
 }
 
-/// A configuration value as the filter receives it: text verbatim, null as empty, everything else as JSON.
-fn bytes(value: &serde_json::Value) -> Vec<u8> {
-    match value {
-        serde_json::Value::Null => Vec::new(),
-        serde_json::Value::String(text) => text.clone().into_bytes(),
-        value => value.to_string().into_bytes(),
-    }
-}
-
 impl Plugin {
     /// Creates the filter of this configuration with this module.
     pub fn new(
@@ -171,12 +162,12 @@ impl Plugin {
             vm_store: env.shared.vm_store(&vm_id),
             store: env.shared.filter_store(&config.name),
             vm_id,
-            config: bytes(&config.config),
-            vm_config: bytes(&config.vm_config),
+            config: config.config.to_guest(),
+            vm_config: config.vm_config.to_guest(),
             env: config.env.clone(),
             log: Arc::new(FilterLog::default()),
         };
-        let variant = |config| Arc::new(PluginInfo { config: bytes(config), ..info.clone() });
+        let variant = |config: &model::JsonText| Arc::new(PluginInfo { config: config.to_guest(), ..info.clone() });
         Ok(Plugin {
             variants: config.variants.iter().map(|(name, config)| (name.clone(), variant(config))).collect(),
             info: Arc::new(info),

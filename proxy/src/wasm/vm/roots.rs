@@ -238,7 +238,7 @@ mod tests {
             root.map(|root| (root.plugin.info.name.clone(), root.identity.root, root.identity.info().config.clone()))
         };
         let of = |name: &str, variant: bool| {
-            let config = if variant { b"1".to_vec() } else { Vec::new() };
+            let config = bytes::Bytes::from_static(if variant { b"1" } else { b"" });
             Some((name.to_owned(), usize::from(variant), config))
         };
         let numbers = || roots.filters().iter().map(|root| root.identity.number).collect::<Vec<_>>();
