@@ -32,7 +32,7 @@ use crate::{
 const SPARES: usize = 2;
 
 /// If no spare is left, an instance that takes less processor time than this to create is created on the worker.
-const CHEAP: Duration = Duration::from_millis(1);
+pub(super) const CHEAP: Duration = Duration::from_millis(1);
 
 /// The worker gives up creating one if it takes longer than this nevertheless.
 const CREATION_LIMIT: Duration = Duration::from_millis(5);
