@@ -182,7 +182,8 @@ impl Server {
         let health = health::start().context("the health checks cannot start")?;
         let mailboxes = workers.iter().map(|worker| worker.mailbox.clone()).chain([health.clone()]).collect();
         let (found, discovered) = mpsc::unbounded_channel();
-        let discovery = Discovery::start(&builder.registry, found).context("the thread for DNS cannot start")?;
+        let discovery =
+            Discovery::start(&builder.registry, found).context("the thread that finds endpoints cannot start")?;
         cluster_metrics::show_discovery(&builder.registry, &builder.clusters, &discovery.table)?;
         let found = (discovery.clone(), discovered);
         let resources = Resources::start(builder.clusters.clone(), count, mailboxes, &builder.registry, found)?;

@@ -25,7 +25,7 @@ mod deadlines;
 mod descriptors;
 #[cfg(feature = "http3")]
 mod differential;
-mod dns;
+mod discovery;
 mod downloads;
 mod draining;
 mod early_data;

@@ -12,7 +12,7 @@ use super::{
     explain::{clip, list},
     load::Loader,
     model::{Cluster, Endpoint, Supply},
-    node::{Key, Node, Value},
+    node::{Key, Node, Span, Value},
     normalize,
     outline::Outline,
     parse::{Format, Variables, tree},
@@ -27,6 +27,9 @@ use super::{
 
 /// What a document may contain.
 const SECTIONS: [&str; 5] = ["listeners", "filters", "clusters", "endpoints", "removed"];
+
+/// The most errors of a file of endpoints that are told.
+const MOST_ERRORS: usize = 5;
 
 /// The resources of a document.
 #[derive(Debug, Default)]
@@ -125,6 +128,49 @@ impl Loader<'_> {
             }
         }
         if problems.is_empty() { Ok(fragment) } else { Err(Diagnostics::new(&Arc::new(source), problems)) }
+    }
+
+    /// Reads a file that has only a cluster's field `endpoints`.
+    ///
+    /// # Errors What is wrong, with the line and the column.
+    pub fn endpoints(&self, path: &Path, text: String, format: Format) -> Result<Vec<Endpoint>, String> {
+        let mut source = Source::new(path, text);
+        let found = tree(source.text(), format);
+        let (node, mut problems) = match found {
+            Ok(ParseResult { node, problems }) => (node, problems),
+            Err(errors) => (Node { span: Span::default(), value: Value::Null }, errors),
+        };
+        let root = node.span;
+        let list = match node.value {
+            Value::Map(entries) => {
+                let (list, others): (Vec<_>, Vec<_>) =
+                    entries.into_iter().partition(|(key, _)| key.name == "endpoints");
+                problems.extend(others.iter().map(|(key, _)| {
+                    let message = format!("unknown field `{}`", clip(&key.name));
+                    Diagnostic::error(key.span, message).help("the file has only `endpoints`".to_owned())
+                }));
+                list.into_iter().next()
+            }
+            _ => None,
+        };
+        if list.is_none() && problems.is_empty() {
+            let help = "write `endpoints: [10.0.0.1:80]`, or `endpoints: []` for none".to_owned();
+            problems.push(Diagnostic::error(source.first_line(root), "the field `endpoints` is missing").help(help));
+        }
+        let Some(list) = list.filter(|_| problems.is_empty()) else {
+            return Err(Diagnostics::new(&Arc::new(source), problems).to_string());
+        };
+        // As the endpoints of a service, whose name is not in the file.
+        let name = Key { name: "name".to_owned(), span: root };
+        let entry = Node { span: root, value: Value::Map(vec![(name, Node::quoted("endpoints", root)), list]) };
+        let (mut fragment, start) = (Fragment::default(), source.position(root.start));
+        self.entry(&mut source, Supply::Endpoints, (entry, start), &mut fragment, &mut problems);
+        let service = fragment.endpoints.pop().and_then(|service| Arc::into_inner(service.value));
+        service.map(|service| service.endpoints).ok_or_else(|| {
+            let errors = fragment.refused.iter().flat_map(|refused| &refused.errors).take(MOST_ERRORS);
+            let line = |(at, message): &(String, String)| format!("{}:{at}: {message}", path.display());
+            errors.map(line).collect::<Vec<_>>().join("\n")
+        })
     }
 
     /// Reads an entry of a section, which begins at a position.
@@ -353,6 +399,30 @@ mod tests {
         assert!(errors[..3].iter().all(|error| error.contains("${TOKEN}")), "{errors:?}");
         assert!(!format!("{errors:?}").contains("hunter2"), "{errors:?}");
         assert!(errors[3].contains("(the port is missing"), "with advice: {errors:?}");
+    }
+
+    #[test]
+    fn file_of_endpoints_is_checked_like_those_of_a_cluster() {
+        let read =
+            |text: &str, format| Loader::default().endpoints(Path::new("/run/web.yaml"), text.to_owned(), format);
+        let list =
+            read("endpoints:\n- 10.0.0.1:80\n- {address: '10.0.0.2:80', weight: 3, priority: 1}\n", Format::Yaml);
+        let list: Vec<_> = list.unwrap().iter().map(|e| (e.address.to_string(), e.weight, e.priority)).collect();
+        assert_eq!(list, [("10.0.0.1:80".to_owned(), 1, 0), ("10.0.0.2:80".to_owned(), 3, 1)]);
+        assert_eq!(read(r#"{"endpoints": []}"#, Format::Json), Ok(Vec::new()));
+        for (text, wrong) in [
+            ("", "web.yaml:1:1: error: the field `endpoints` is missing"),
+            ("- 10.0.0.1:80", "web.yaml:1:1: error: the field `endpoints` is missing"),
+            ("endpoints: [10.0.0.1:80", "web.yaml:1:"),
+            ("endpoints: []\nretry: {}", "web.yaml:2:1: error: unknown field `retry` (the file has only `endpoints`)"),
+            ("endpoints:\n- 10.0.0.1:80\n- nowhere", "web.yaml:3:3: "),
+            ("endpoints:\n- {address: '10.0.0.1:80', wieght: 1}", "web.yaml:2:29: unknown field `wieght`"),
+            ("endpoints: [api.internal:80]", "web.yaml:1:13: the addresses of a service cannot have host names"),
+            ("endpoints: {}", "web.yaml:1:12: "),
+        ] {
+            let error = read(text, Format::Yaml).unwrap_err();
+            assert!(error.contains(wrong), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -44,8 +44,11 @@ pub(super) fn resolve_listener(
     }
 }
 
-/// Resolves the addresses of a cluster.
+/// Resolves the addresses of a cluster, and the path of its endpoints' file: equal paths are watched once.
 pub(super) fn resolve_cluster(source: &Source, cluster: &mut Cluster, pointer: &str, problems: &mut Vec<Diagnostic>) {
+    if let Some(file) = cluster.discovery.as_mut().and_then(|discovery| discovery.file.as_mut()) {
+        *file = source.resolve(&*file);
+    }
     let unix = |(_, endpoint): &(usize, &mut Endpoint)| matches!(endpoint.address, Address::Unix(_));
     for (j, endpoint) in cluster.endpoints.iter_mut().enumerate().filter(unix) {
         resolve(source, &mut endpoint.address, &format!("{pointer}/endpoints/{j}/address"), problems);

@@ -3,7 +3,7 @@
 
 use super::{
     diagnostic::Diagnostic,
-    model::{Config, DnsDiscovery, HttpSource},
+    model::{Config, Discovery, DnsDiscovery, HttpSource},
     node::{Node, Span, Value},
     source::Source,
     units::{Address, Duration},
@@ -56,19 +56,38 @@ fn discovery(span: Span, node: Option<&Node>, problems: &mut Vec<Diagnostic>) {
     let mut report = |span, message: &str, help: &str| {
         problems.push(Diagnostic::error(span, message).help(help.to_owned()));
     };
-    let dns = match (node.entry("source"), node.entry("dns")) {
-        (Some(_), Some((key, _))) => {
-            return report(key.span, "a cluster has either `source` or `dns`", "remove one of them");
+    let given: Vec<_> = Discovery::KINDS.iter().filter_map(|kind| node.entry(kind)).collect();
+    let (kind, found) = match given[..] {
+        [(kind, found)] => (&*kind.name, found),
+        [] => {
+            let kinds = Discovery::KINDS.map(|kind| format!("`{kind}`"));
+            let help = format!("add one of {}", kinds.join(", "));
+            return report(span, "`discovery` does not say where the endpoints come from", &help);
         }
-        (None, None) => {
-            return report(span, "`discovery` does not say where the endpoints come from", "add `source` or `dns`");
+        [(first, _), (second, _), ..] => {
+            let message = format!("a cluster has either `{}` or `{}`", first.name, second.name);
+            return report(second.span, &message, "remove one of them");
         }
-        (Some(_), None) => return,
-        (None, Some((_, dns))) => dns,
     };
-    if let Some((key, _)) = node.entry("service") {
-        report(key.span, "`service` is a name in a source", "the name in DNS is `dns.name`");
+    match kind {
+        "source" => return,
+        "dns" => dns(found, problems),
+        _ => {}
     }
+    if let Some((key, _)) = node.entry("service") {
+        let help = match kind {
+            "dns" => "the name in DNS is `dns.name`".to_owned(),
+            _ => "remove it, or name the `source`".to_owned(),
+        };
+        problems.push(Diagnostic::error(key.span, "`service` is a name in a source").help(help));
+    }
+}
+
+/// Checks what is looked up in DNS.
+fn dns(dns: &Node, problems: &mut Vec<Diagnostic>) {
+    let mut report = |span, message: &str, help: &str| {
+        problems.push(Diagnostic::error(span, message).help(help.to_owned()));
+    };
     if let Some((key, _)) = dns.entry("name") {
         match (dns.get("mode").and_then(Node::as_str), dns.entry("port")) {
             (Some("srv"), Some((key, _))) => report(key.span, "SRV records contain the ports", "remove `port`"),

@@ -52,7 +52,7 @@ pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), 
     )
 }
 
-/// Registers what is known of clusters whose endpoints are looked up in DNS.
+/// Registers what is known of clusters whose endpoints come and go by themselves.
 pub(crate) fn show_discovery(
     registry: &Registry,
     clusters: &Arc<Clusters>,
@@ -63,7 +63,7 @@ pub(crate) fn show_discovery(
         registry.collect_fn(name, help, Kind::Gauge, move || {
             let of = |cluster: &Arc<Cluster>| {
                 let state = table.get(cluster.service.as_ref()?)?;
-                Some((labels(cluster, &[("source", "dns")]), read(&state)?))
+                Some((labels(cluster, &[("source", state.source)]), read(&state)?))
             };
             all.all().iter().filter_map(of).collect()
         })
@@ -75,7 +75,7 @@ pub(crate) fn show_discovery(
     )?;
     row(
         "tollgate_cluster_discovery_attempts",
-        "Lookups of a cluster's endpoints in a row without a usable answer.",
+        "Attempts in a row to find a cluster's endpoints, without a usable answer.",
         |state| Some(state.attempts.into()),
     )
 }

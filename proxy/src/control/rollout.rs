@@ -6,7 +6,7 @@ use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc::WeakUnboundedSender, oneshot};
 
 use super::{
-    discovery::{Discovery, Known},
+    discovery::{Discovery, Known, Settings},
     load::cache_dir,
     resources::Resources,
     snapshot::{Built, SnapshotBuilder},
@@ -134,16 +134,16 @@ impl Rollout {
         snapshot
     }
 
-    /// Waits for the addresses of the host names of new and changed clusters, so that these begin with endpoints.
+    /// Waits for the endpoints of new and changed clusters that have to be found, so that these begin with endpoints.
     async fn look_up(&self, config: &model::Config, clusters: &[(ClusterHandle, Arc<Cluster>)]) -> Known {
-        self.discovery.configure(&config.dns);
+        self.discovery.configure(Settings::of(config));
         let changed: FxHashSet<&str> = clusters.iter().map(|(handle, _)| &**handle.name()).collect();
-        let named =
-            config.clusters.iter().filter(|cluster| changed.contains(&*cluster.name) && cluster.dns().is_some());
-        let named: FxHashSet<&str> = named.map(|cluster| &*cluster.name).collect();
-        let named = clusters.iter().filter(|(handle, _)| named.contains(&**handle.name()));
+        let found =
+            config.clusters.iter().filter(|cluster| changed.contains(&*cluster.name) && cluster.query().is_some());
+        let found: FxHashSet<&str> = found.map(|cluster| &*cluster.name).collect();
+        let found = clusters.iter().filter(|(handle, _)| found.contains(&**handle.name()));
         let services: Vec<Arc<str>> =
-            named.filter_map(|(_, cluster)| Some((**cluster.service.as_ref()?).into())).collect();
+            found.filter_map(|(_, cluster)| Some((**cluster.service.as_ref()?).into())).collect();
         match services.is_empty() {
             true => Known::default(),
             false => self.discovery.endpoints(services, config.dns.initial_wait.0).await,

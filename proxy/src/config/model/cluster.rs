@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration, EndpointAddress},
-    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, Retry, RetryBudget, is_default,
+    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, Query, Retry, RetryBudget, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -81,11 +81,11 @@ pub fn service(source: &str, name: &str) -> String {
 }
 
 impl Cluster {
-    /// Returns what it looks up in DNS, if anything.
-    pub fn dns(&self) -> Option<DnsQuery> {
+    /// Returns what has to be looked for; `None` if its endpoints are listed here, or a source supplies them.
+    pub fn query(&self) -> Option<Query> {
         match &self.discovery {
-            Some(discovery) => discovery.dns.clone().map(DnsQuery::Name),
-            None if self.has_host_names() => Some(DnsQuery::Endpoints(self.endpoints.clone())),
+            Some(discovery) => discovery.query(),
+            None if self.has_host_names() => Some(Query::Dns(DnsQuery::Endpoints(self.endpoints.clone()))),
             None => None,
         }
     }
@@ -94,14 +94,14 @@ impl Cluster {
         self.endpoints.iter().any(|endpoint| matches!(endpoint.address, Address::Host(..)))
     }
 
-    /// Whether its endpoints come from a source or from DNS.
+    /// Whether its endpoints are not, or not only, those that are listed here.
     pub fn is_discovered(&self) -> bool {
         self.discovery.is_some() || self.has_host_names()
     }
 
-    /// Returns the name of its endpoints among those of all sources and of DNS; `None` if they are listed here.
+    /// Returns the name of its endpoints among those of all sources; `None` if they are listed here.
     pub fn service(&self) -> Option<String> {
-        match (self.dns(), &self.discovery) {
+        match (self.query(), &self.discovery) {
             (Some(query), _) => Some(query.to_string()),
             (None, Some(Discovery { source, service: name, .. })) => {
                 Some(service(source.as_deref()?, name.as_deref().unwrap_or(&self.name)))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration},
-    Endpoint,
+    Endpoint, OnEmpty,
 };
 
 /// How host names are looked up.
@@ -24,8 +24,8 @@ pub struct Dns {
     pub hosts: PathBuf,
     /// How long a name server may take to answer.
     pub timeout: Duration,
-    /// How long a start or a reload waits for the first answers about new names. After that, clusters without answers have
-    /// no endpoints until the answers arrive.
+    /// How long a start or a reload waits for the first answers about new names, and for those of other kinds of
+    /// `discovery`. After that, clusters without answers have no endpoints until the answers arrive.
     pub initial_wait: Duration,
 }
 
@@ -138,20 +138,7 @@ pub enum AddressFamilies {
     PreferIpv6,
 }
 
-/// What happens when a name has no addresses any more.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnEmpty {
-    /// The endpoints stay until at least three answers in a row were empty, over at least 30 s.
-    #[default]
-    Keep,
-    /// The endpoints are removed.
-    Remove,
-}
-
 /// What a cluster looks up in DNS.
-///
-/// Its text is the name of the service under which the result is a resource, so clusters that ask for the same share it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DnsQuery {
     /// A name.
@@ -164,12 +151,8 @@ fn socket_addresses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "string", "format": "socket-address" } })
 }
 
-/// The beginning of a service's name.
-const PREFIX: &str = "dns:";
-
 impl fmt::Display for DnsQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(PREFIX)?;
         let json = match self {
             DnsQuery::Name(name) => serde_json::to_string(name),
             DnsQuery::Endpoints(list) => {
@@ -188,8 +171,7 @@ impl fmt::Display for DnsQuery {
 impl FromStr for DnsQuery {
     type Err = String;
 
-    fn from_str(service: &str) -> Result<Self, String> {
-        let text = service.strip_prefix(PREFIX).ok_or("not a service in DNS")?;
+    fn from_str(text: &str) -> Result<Self, String> {
         let read = |e: serde_json::Error| e.to_string();
         if text.starts_with('{') {
             return serde_json::from_str(text).map(DnsQuery::Name).map_err(read);
@@ -229,13 +211,13 @@ mod tests {
         let weighted = vec![endpoint(json!({"address": "api.internal.:80", "weight": 3, "metadata": {"a": 1}}))];
         let unix = vec![endpoint(json!({"address": "[::1]:80"})), endpoint(json!({"address": "unix:/a"}))];
         let name = DnsDiscovery { mode: DnsMode::Srv, ..DnsDiscovery::new("_http._tcp.api", 80) };
-        assert_eq!(DnsQuery::Endpoints(plain.clone()).to_string(), "dns:api.internal:80,[::1]:81");
+        assert_eq!(DnsQuery::Endpoints(plain.clone()).to_string(), "api.internal:80,[::1]:81");
         for query in
             [DnsQuery::Endpoints(plain), DnsQuery::Endpoints(weighted), DnsQuery::Endpoints(unix), DnsQuery::Name(name)]
         {
             assert_eq!(query.to_string().parse(), Ok(query));
         }
-        for text in ["", "web", "dns:", "dns:web", "dns:{", "dns:[1]"] {
+        for text in ["", "web", "{", "[1]"] {
             assert!(text.parse::<DnsQuery>().is_err(), "{text}");
         }
     }

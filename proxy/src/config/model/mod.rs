@@ -13,6 +13,7 @@ use super::units::{Address, ByteSize, Duration, Workers};
 mod balancer;
 mod cluster;
 mod compile;
+mod discovery;
 mod dns;
 mod filter;
 mod health_check;
@@ -24,8 +25,8 @@ mod tls;
 mod workload;
 
 pub use self::{
-    balancer::*, cluster::*, compile::*, dns::*, filter::*, health_check::*, json_text::JsonText, listener::*,
-    retry::*, source::*, tls::*, workload::*,
+    balancer::*, cluster::*, compile::*, discovery::*, dns::*, filter::*, health_check::*, json_text::JsonText,
+    listener::*, retry::*, source::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration},
-    ClusterTls, DnsDiscovery,
+    ClusterTls,
 };
 
 /// A source of resources that are not in the configuration's files. Each resource is accepted or refused
@@ -100,21 +100,6 @@ pub struct HttpSource {
 pub struct DirectorySource {
     /// The directory. Its files with the extensions `.yaml`, `.yml`, `.json` and `.toml` are read, except hidden ones.
     pub path: PathBuf,
-}
-
-/// Where a cluster's endpoints come from, if they are not listed in the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Discovery {
-    /// The name of the source that supplies the endpoints. Either this or `dns`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// The name under which the source supplies them. Default: the cluster's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service: Option<String>,
-    /// A name in DNS whose addresses are the endpoints.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dns: Option<DnsDiscovery>,
 }
 
 mod default {

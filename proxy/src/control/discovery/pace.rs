@@ -1,27 +1,29 @@
-//! How fast lookups start, so that a thousand names whose time to live ends together do not make a burst of queries.
+//! How fast something may start again and again: a burst after a pause, and then one at a time.
 
 use std::time::Duration;
 
-/// The time between the starts of two lookups.
-const GAP: Duration = Duration::from_millis(2);
-
-/// How many lookups may start without a gap after a pause.
-const BURST: u32 = 16;
-
-/// When the next lookup may start, since a fixed moment.
-#[derive(Debug, Default)]
+/// When the next start may be, since a fixed moment.
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// The time between two starts.
+    gap: Duration,
+    /// How many may follow each other without a gap after a pause.
+    burst: u32,
     next: Duration,
 }
 
 impl Pace {
+    pub(super) fn new(gap: Duration, burst: u32) -> Pace {
+        Pace { gap, burst, next: Duration::ZERO }
+    }
+
     /// Takes a turn. Otherwise returns when there is one.
     pub(super) fn take(&mut self, now: Duration) -> Result<(), Duration> {
-        let earliest = now.saturating_sub(GAP * BURST);
+        let earliest = now.saturating_sub(self.gap * self.burst);
         if self.next > now {
             return Err(self.next);
         }
-        self.next = self.next.max(earliest) + GAP;
+        self.next = self.next.max(earliest) + self.gap;
         Ok(())
     }
 }
@@ -32,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_thousand_names_take_two_seconds() {
-        let (mut pace, mut now) = (Pace::default(), Duration::from_secs(60));
+        let (mut pace, mut now) = (Pace::new(Duration::from_millis(2), 16), Duration::from_secs(60));
         let start = now;
         let mut at = Vec::new();
         while at.len() < 1_000 {

@@ -1,4 +1,4 @@
-//! What lookups have found, by service: shared with the admin listener and metrics.
+//! What is known of services: shared with the admin listener and metrics.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,19 +14,21 @@ use crate::observe::access_log::timestamp;
 #[derive(Debug, Default)]
 pub(crate) struct Table(Mutex<FxHashMap<Arc<str>, ServiceState>>);
 
-/// The state of a service that is looked up.
+/// The state of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ServiceState {
+    /// The kind of source.
+    pub(crate) source: &'static str,
     /// When the last usable answer arrived; of several names, the oldest such time. `None`: one has none yet.
     pub(crate) answered: Option<SystemTime>,
-    /// Lookups in a row without a usable answer.
+    /// Attempts in a row without a usable answer.
     pub(crate) attempts: u32,
     /// The last error, even if there was an answer since.
     pub(crate) error: Option<(SystemTime, Arc<str>)>,
 }
 
 impl Table {
-    /// The state of a service; `None` if it is not looked up.
+    /// The state of a service; `None` if nothing looks for its endpoints.
     pub(crate) fn get(&self, service: &str) -> Option<ServiceState> {
         self.lock().get(service).cloned()
     }
@@ -50,7 +52,7 @@ impl ServiceState {
         let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default().as_secs();
         let error = self.error.as_ref().map(|(at, error)| json!({ "at": timestamp::text(*at), "error": &**error }));
         json!({
-            "source": "dns",
+            "source": self.source,
             "service": service,
             "last_answer": self.answered.map(timestamp::text),
             "age_seconds": self.answered.map(age),

@@ -40,7 +40,7 @@ pub(super) fn of_files(
     files: &ConfigSource,
     before: Option<&ConfigSource>,
     version: &Arc<str>,
-    (source, dns): (SourceId, SourceId),
+    (source, discovery): (SourceId, SourceId),
 ) -> Batch<Payload> {
     let mut changes = Vec::new();
     let changed = files.files().iter().filter(|file| before.is_none_or(|before| !has_file(before, file)));
@@ -59,7 +59,7 @@ pub(super) fn of_files(
         }
         for cluster in &file.clusters {
             // Soft: the files are applied whether a source has answered or not.
-            let references = references(&cluster.value, Strength::Soft, dns);
+            let references = references(&cluster.value, Strength::Soft, discovery);
             let payload = Payload::Cluster(cluster.value.clone());
             add(Kind::Cluster, &cluster.value.name, cluster.sha256, cluster.span, payload, references);
         }
@@ -138,7 +138,7 @@ fn kind(supply: Supply) -> Kind {
 pub(super) fn of_document(
     fragment: Fragment,
     origin: (SourceId, &Arc<str>),
-    dns: SourceId,
+    discovery: SourceId,
     version: &Arc<str>,
     supplies: &[Supply],
     is_delta: bool,
@@ -181,7 +181,7 @@ pub(super) fn of_document(
         add(kind, &named, sha256, format!("line {line}"), payload, references);
     }
     for cluster in fragment.clusters {
-        let references = references(&cluster.value, Strength::Hard, dns);
+        let references = references(&cluster.value, Strength::Hard, discovery);
         let (name, line) = (cluster.value.name.clone(), format!("line {}", cluster.line));
         add(Supply::Clusters, &name, cluster.sha256, line, Payload::Cluster(cluster.value), references);
     }
@@ -201,13 +201,13 @@ pub(super) fn of_document(
     Batch { source, full: if is_delta { Kinds::NONE } else { DOCUMENT }, policy: Policy::PerResource, changes }
 }
 
-/// The endpoints of a service that was looked up in DNS.
-pub(super) fn of_lookup(service: &Arc<str>, endpoints: Vec<model::Endpoint>, source: SourceId) -> Batch<Payload> {
+/// The endpoints of a service that were found.
+pub(super) fn of_discovery(service: &Arc<str>, endpoints: Vec<model::Endpoint>, source: SourceId) -> Batch<Payload> {
     // The addresses of a host are not a part of its JSON.
     let resolved: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.resolved.as_ref()).collect();
     let sha256 = sha256(format!("{}{resolved:?}", serde_json::to_string(&endpoints).unwrap_or_default()).as_bytes());
     let origin = Origin::Source {
-        source: "dns".into(),
+        source: service.split(':').next().unwrap_or_default().into(),
         type_name: Kind::Endpoints.as_str().into(),
         name: service.clone(),
         field: "".into(),
@@ -225,8 +225,8 @@ pub(super) fn of_lookup(service: &Arc<str>, endpoints: Vec<model::Endpoint>, sou
 }
 
 /// The references of a cluster: to the endpoints of its service, if it has one.
-fn references(cluster: &model::Cluster, strength: Strength, dns: SourceId) -> Box<[Reference]> {
-    let source = cluster.dns().map(|_| dns);
+fn references(cluster: &model::Cluster, strength: Strength, discovery: SourceId) -> Box<[Reference]> {
+    let source = cluster.query().map(|_| discovery);
     let service = cluster.service().map(|service| Key::new(Kind::Endpoints, service));
     service.into_iter().map(|key| Reference { key, strength, source }).collect()
 }

@@ -1,4 +1,4 @@
-//! What sources send: documents, changed files of directories, and endpoints from DNS. They are read and offered to the store.
+//! What sources send: documents, changed files of directories, and endpoints that were found. They are read and offered to the store.
 
 use std::sync::Arc;
 
@@ -95,10 +95,10 @@ impl Keeper {
         }
     }
 
-    /// Handles endpoints that were looked up.
+    /// Handles endpoints that were found.
     pub(super) fn discovered(&mut self, Discovered { service, endpoints, arrived }: Discovered) {
         self.since = arrived;
-        let batch = documents::of_lookup(&service, endpoints, self.dns);
+        let batch = documents::of_discovery(&service, endpoints, self.discovery);
         if let Err(e) = self.store.offer(batch, self.now()) {
             tracing::error!(target: target::CONFIG, "the store does not accept endpoints of `{service}`: {e}");
         }
@@ -119,7 +119,8 @@ impl Keeper {
             return Err("a full state has no `removed`: what it lacks is removed".to_owned());
         }
         self.warn_of_missing_sources(name, &fragment);
-        let batch = documents::of_document(fragment, (id, name), self.dns, version, &running.config.supplies, is_delta);
+        let batch =
+            documents::of_document(fragment, (id, name), self.discovery, version, &running.config.supplies, is_delta);
         self.store.offer(batch, self.now()).map_err(|e| e.to_string())?;
         self.settle();
         Ok(())

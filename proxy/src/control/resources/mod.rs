@@ -197,8 +197,8 @@ struct Keeper {
     files: SourceId,
     /// The files that were applied last.
     applied: Option<Arc<ConfigSource>>,
-    /// DNS, as a source of endpoints.
-    dns: SourceId,
+    /// What finds endpoints, as a source of them.
+    discovery: SourceId,
     /// The running sources by name.
     sources: FxHashMap<Arc<str>, Running>,
     lane: ClusterLane,
@@ -225,7 +225,7 @@ impl Keeper {
     fn new(lane: ClusterLane, build: BuildLane, registry: Registry, out: Outputs) -> Keeper {
         let mut store = Store::new(INITIAL_FETCH_TIMEOUT);
         let files = store.add_source("file", SourceOptions { rank: 0, ..SourceOptions::default() });
-        let dns = store.add_source("dns", SourceOptions { rank: 1, subscribes: true, refetch: false });
+        let discovery = store.add_source("discovery", SourceOptions { rank: 1, subscribes: true, refetch: false });
         let start = Instant::now();
         let (sources, grace) = (FxHashMap::default(), Duration::ZERO);
         let (certificates, dir, cache) = (JoinSet::new(), PathBuf::new(), None);
@@ -234,7 +234,7 @@ impl Keeper {
             start,
             files,
             applied: None,
-            dns,
+            discovery,
             sources,
             lane,
             build,
@@ -438,7 +438,7 @@ impl Keeper {
 
     fn apply_files(&mut self, files: &Arc<ConfigSource>, version: u64) {
         let (version, before): (Arc<str>, _) = (version.to_string().into(), self.applied.take());
-        let batch = documents::of_files(files, before.as_deref(), &version, (self.files, self.dns));
+        let batch = documents::of_files(files, before.as_deref(), &version, (self.files, self.discovery));
         match self.store.offer(batch, self.now()) {
             Ok(_) => self.applied = Some(files.clone()),
             // Names are unique within the files.
@@ -466,7 +466,7 @@ impl Keeper {
                 Event::Removed(Key { kind: Kind::Cluster, name }) => {
                     self.lane.remove_cluster(&name, self.grace, self.since);
                 }
-                Event::Wants { source: Some(source), key, want } if source == self.dns => match want {
+                Event::Wants { source: Some(source), key, want } if source == self.discovery => match want {
                     Want::More | Want::Again => self.out.discovery.want(&key.name),
                     Want::NoMore => self.out.discovery.unwant(&key.name),
                 },

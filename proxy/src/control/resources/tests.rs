@@ -398,7 +398,7 @@ fn listener_may_use_filters_of_its_own_source_and_of_the_files_only() {
     let text = json!({"filters": [filter(1)]}).to_string();
     let fragment = loader().fragment("other", Path::new("/"), text, Format::Json).unwrap();
     let (source, supplies) = ((other, &"other".into()), [model::Supply::Filters]);
-    let batch = documents::of_document(fragment, source, fixture.keeper.dns, &"1".into(), &supplies, false);
+    let batch = documents::of_document(fragment, source, fixture.keeper.discovery, &"1".into(), &supplies, false);
     fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
     fixture.keeper.settle();
     assert_eq!(fixture.build(), ["f?"]);
@@ -421,7 +421,8 @@ fn error_about_a_chain_names_the_variable_and_not_what_it_holds() {
     let fragment = loader.fragment("plane", Path::new("/"), text, Format::Json).unwrap();
     let (source, name) = (fixture.keeper.sources["plane"].id, "plane".into());
     let supplies = [model::Supply::Listeners];
-    let batch = documents::of_document(fragment, (source, &name), fixture.keeper.dns, &"1".into(), &supplies, false);
+    let batch =
+        documents::of_document(fragment, (source, &name), fixture.keeper.discovery, &"1".into(), &supplies, false);
     fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
     fixture.keeper.store.tick(Duration::from_secs(60));
     fixture.keeper.settle();
@@ -437,8 +438,14 @@ fn cluster_takes_the_endpoints_of_the_source_that_it_names() {
     let text = json!({"endpoints": [cluster("web", 3)]}).to_string();
     let fragment = loader().fragment("other", Path::new("/"), text, Format::Json).unwrap();
     let supplies = [model::Supply::Endpoints];
-    let batch =
-        documents::of_document(fragment, (other, &"other".into()), fixture.keeper.dns, &"1".into(), &supplies, false);
+    let batch = documents::of_document(
+        fragment,
+        (other, &"other".into()),
+        fixture.keeper.discovery,
+        &"1".into(),
+        &supplies,
+        false,
+    );
     fixture.keeper.store.offer(batch, Duration::ZERO).unwrap();
     fixture.keeper.settle();
     assert_eq!(fixture.updates(), [""; 0]);

@@ -3,15 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::answer::{Answer, Combined, Found};
+use super::{
+    super::empty::{self, EmptyAnswers},
+    answer::{Answer, Combined, Found},
+};
 use crate::config::model::OnEmpty;
-
-/// With [`OnEmpty::Keep`], how many answers in a row must be empty before the endpoints are removed, and over what time.
-const EMPTY_ANSWERS: u32 = 3;
-const EMPTY_TIME: Duration = Duration::from_secs(30);
-
-/// The longest time between lookups of a name without addresses.
-const EMPTY_RETRY: Duration = Duration::from_secs(10);
 
 /// The time before the first lookup after a failed one. It doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -24,11 +20,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct NameState {
     /// The last answer with addresses.
     answer: Option<Arc<Answer>>,
-    /// Empty answers in a row, and when the first of them arrived.
-    empties: u32,
-    empty_since: Duration,
-    /// Whether they are enough to remove the endpoints.
-    is_gone: bool,
+    empty: EmptyAnswers,
     /// Lookups in a row that have failed.
     failures: u32,
     /// Lookups in a row without a usable answer.
@@ -78,7 +70,7 @@ impl NameState {
                 if self.answer.as_deref() != Some(&answer) {
                     self.answer = Some(Arc::new(answer));
                 }
-                (self.empties, self.is_gone, self.attempts) = (0, false, 0);
+                (self.empty, self.attempts) = (EmptyAnswers::default(), 0);
                 self.answered = Some(now);
                 match error {
                     None => {
@@ -93,16 +85,11 @@ impl NameState {
                 }
             }
             Combined::Empty => {
-                if self.empties == 0 {
-                    self.empty_since = now;
-                }
-                self.empties = self.empties.saturating_add(1);
-                let time = now.saturating_sub(self.empty_since);
-                self.is_gone |= self.answer.is_none() || self.empties >= EMPTY_ANSWERS && time >= EMPTY_TIME;
+                self.empty.record(now, self.answer.is_some());
                 self.failures = 0;
                 self.attempts = self.attempts.saturating_add(1);
                 self.error = Some((now, "the name has no addresses".into()));
-                (Outcome::Empty, ttl.min(EMPTY_RETRY.max(limits.min_ttl)))
+                (Outcome::Empty, ttl.min(empty::RETRY.max(limits.min_ttl)))
             }
             Combined::Unknown(error) => {
                 self.failures = self.failures.saturating_add(1);
@@ -127,16 +114,12 @@ impl NameState {
 
     /// Whether the name has ever been answered, even that it has no addresses.
     pub(super) fn is_known(&self) -> bool {
-        self.answer.is_some() || self.empties > 0
+        self.answer.is_some() || self.empty.is_last()
     }
 
     /// The answer that is used now; `None` if the name has no addresses, or none are known.
     pub(super) fn answer(&self, on_empty: OnEmpty) -> Option<&Arc<Answer>> {
-        let is_gone = match on_empty {
-            OnEmpty::Keep => self.is_gone,
-            OnEmpty::Remove => self.empties > 0,
-        };
-        self.answer.as_ref().filter(|_| !is_gone)
+        self.answer.as_ref().filter(|_| !self.empty.remove(on_empty))
     }
 }
 

@@ -35,7 +35,11 @@ fn host_name_stands_for_all_its_addresses() {
     let resources: serde_json::Value = serde_json::from_slice(&proxy.admin("GET", "/resources", "").body).unwrap();
     let service = resources["resources"].as_array().unwrap().iter().find(|resource| resource["kind"] == "endpoints");
     let service = service.unwrap_or_else(|| panic!("{resources:#}"));
-    assert_eq!((&service["state"], &service["accepted"]["source"]), (&json!("accepted"), &json!("dns")), "{service}");
+    assert_eq!(
+        (&service["state"], &service["accepted"]["source"]),
+        (&json!("accepted"), &json!("discovery")),
+        "{service}"
+    );
     assert_eq!(service["discovery"]["service"], service["name"]);
 
     zone.set("api.test", &[4]);

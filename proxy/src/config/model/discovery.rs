@@ -1,0 +1,132 @@
+//! Clusters whose endpoints are not listed: where they come from.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{DnsDiscovery, DnsQuery};
+
+/// Where a cluster's endpoints come from, if they are not listed in the cluster: one of the fields, or `source` with
+/// `service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Discovery {
+    /// The name of the source that supplies the endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The name under which the source supplies them. Default: the cluster's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// A name in DNS whose addresses are the endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsDiscovery>,
+    /// A file with the field `endpoints`, as a cluster has it. It is read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+impl Discovery {
+    /// The fields that say where the endpoints come from.
+    pub const KINDS: [&str; 3] = ["source", "dns", "file"];
+
+    /// Returns what has to be looked for; `None` if a source supplies the endpoints.
+    pub fn query(&self) -> Option<Query> {
+        let dns = self.dns.clone().map(|dns| Query::Dns(DnsQuery::Name(dns)));
+        dns.or_else(|| self.file.clone().map(Query::File))
+    }
+}
+
+/// What happens when there are no endpoints any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnEmpty {
+    /// The endpoints stay until at least three answers in a row were empty, over at least 30 s.
+    #[default]
+    Keep,
+    /// The endpoints are removed.
+    Remove,
+}
+
+/// What a cluster asks for, if its endpoints are neither listed nor supplied by a source.
+///
+/// Its text, `KIND:WHAT`, is the name of the service under which the result is a resource, so clusters that ask for the same
+/// share it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Query {
+    /// The addresses of names.
+    Dns(DnsQuery),
+    /// What a file contains.
+    File(PathBuf),
+}
+
+impl Query {
+    /// The kinds of which each service has a watch of its own.
+    pub const WATCHED: [&str; 1] = ["file"];
+
+    /// Returns the kind of source.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Query::Dns(_) => "dns",
+            Query::File(_) => "file",
+        }
+    }
+
+    /// Returns what happens when there are no endpoints any more.
+    pub fn on_empty(&self) -> OnEmpty {
+        match self {
+            Query::Dns(DnsQuery::Name(name)) => name.on_empty,
+            Query::Dns(DnsQuery::Endpoints(_)) => OnEmpty::Keep,
+            // Somebody has written that there are none.
+            Query::File(_) => OnEmpty::Remove,
+        }
+    }
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.kind())?;
+        match self {
+            Query::Dns(query) => query.fmt(f),
+            Query::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl FromStr for Query {
+    type Err = String;
+
+    fn from_str(service: &str) -> Result<Self, String> {
+        let (kind, what) = service.split_once(':').ok_or("its kind is missing")?;
+        match kind {
+            "dns" => what.parse().map(Query::Dns),
+            "file" => Ok(Query::File(Path::new(what).to_owned())),
+            _ => Err(format!("unknown kind `{kind}`")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{super::units::Address, Endpoint},
+        *,
+    };
+
+    #[test]
+    fn queries_are_read_back() {
+        let endpoint = |address: &str| Endpoint::new(Address::of_endpoint(address).unwrap(), 1);
+        let plain = DnsQuery::Endpoints(vec![endpoint("api.internal:80"), endpoint("[::1]:81")]);
+        assert_eq!(Query::Dns(plain.clone()).to_string(), "dns:api.internal:80,[::1]:81");
+        for query in [Query::Dns(plain), Query::File("/etc/tollgate/a:b.yaml".into())] {
+            assert_eq!(query.to_string().parse(), Ok(query));
+        }
+        for text in ["", "web", "dns:web", "other:web"] {
+            assert!(text.parse::<Query>().is_err(), "{text}");
+        }
+    }
+}
