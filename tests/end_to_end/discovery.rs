@@ -1,7 +1,11 @@
 //! Endpoints that come and go by themselves.
 
+#[cfg(feature = "consul")]
+mod consul;
 mod dns;
 mod files;
+#[cfg(feature = "consul")]
+mod seen;
 
 use std::net::{Ipv4Addr, TcpListener};
 

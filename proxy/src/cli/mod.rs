@@ -147,9 +147,11 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
 
 /// Returns the version, the target, the features and the built-in filters.
 fn version() -> String {
-    let http3 = if cfg!(feature = "http3") { "http3" } else { "none" };
+    let features = [("consul", cfg!(feature = "consul")), ("http3", cfg!(feature = "http3"))];
+    let features: Vec<_> = features.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect();
+    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
     let (version, arch, os) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);
-    format!("tollgate {version}\ntarget   {arch}-{os}\nfeatures {http3}\nfilters  {}", builtins::NAMES.join(", "))
+    format!("tollgate {version}\ntarget   {arch}-{os}\nfeatures {features}\nfilters  {}", builtins::NAMES.join(", "))
 }
 
 #[cfg(test)]

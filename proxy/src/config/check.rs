@@ -101,6 +101,9 @@ impl Values<'_> {
         let (source, dir) = (self.source, self.dir);
         let complete = |config: &mut Config, problems: &mut Vec<Diagnostic>| {
             sockets::resolve(source, &mut config.admin.address, "/admin/address", problems);
+            if let Some(address) = &mut config.consul.address {
+                sockets::resolve(source, address, "/consul/address", problems);
+            }
             for (i, entry) in config.sources.iter_mut().enumerate() {
                 if let Some(address) = entry.http.as_mut().and_then(|http| http.address.as_mut()) {
                     sockets::resolve(source, address, &format!("/sources/{i}/http/address"), problems);

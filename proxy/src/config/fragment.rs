@@ -416,7 +416,7 @@ mod tests {
             ("endpoints: [10.0.0.1:80", "web.yaml:1:"),
             ("endpoints: []\nretry: {}", "web.yaml:2:1: error: unknown field `retry` (the file has only `endpoints`)"),
             ("endpoints:\n- 10.0.0.1:80\n- nowhere", "web.yaml:3:3: "),
-            ("endpoints:\n- {address: '10.0.0.1:80', wieght: 1}", "web.yaml:2:29: unknown field `wieght`"),
+            ("endpoints:\n- {address: '10.0.0.1:80', wieght: 1}", "web.yaml:2:28: unknown field `wieght`"),
             ("endpoints: [api.internal:80]", "web.yaml:1:13: the addresses of a service cannot have host names"),
             ("endpoints: {}", "web.yaml:1:12: "),
         ] {

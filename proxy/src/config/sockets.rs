@@ -47,7 +47,9 @@ pub(super) fn resolve_listener(
 /// Resolves the addresses of a cluster, and the path of its endpoints' file: equal paths are watched once.
 pub(super) fn resolve_cluster(source: &Source, cluster: &mut Cluster, pointer: &str, problems: &mut Vec<Diagnostic>) {
     if let Some(file) = cluster.discovery.as_mut().and_then(|discovery| discovery.file.as_mut()) {
-        *file = source.resolve(&*file);
+        let path = source.resolve(&*file);
+        // In the working directory, the directory of the configuration's file may be empty.
+        *file = std::path::absolute(&path).unwrap_or(path);
     }
     let unix = |(_, endpoint): &(usize, &mut Endpoint)| matches!(endpoint.address, Address::Unix(_));
     for (j, endpoint) in cluster.endpoints.iter_mut().enumerate().filter(unix) {
@@ -64,12 +66,17 @@ mod tests {
         let text = "admin: {address: 'unix:admin.sock'}\n\
             listeners: [{name: a, address: 'unix:./a.sock', addresses: ['unix:/run/b.sock', '127.0.0.1:1'], cluster: c}]\n\
             sources: [{name: s, http: {url: 'http://s', address: 'unix:s.sock'}}]\n\
+            consul: {address: 'unix:consul.sock'}\n\
             clusters: [{name: c, endpoints: [{address: 'unix:../app/c.sock'}]}]";
         let config = parse("/etc/tollgate/x.yaml", text, Format::Yaml).unwrap().config;
         let listener = &config.listeners[0];
         let all = [&config.admin.address, &listener.address, &listener.addresses[0], &listener.addresses[1]];
         let server = config.sources[0].http.as_ref().and_then(|http| http.address.as_ref());
-        let all = all.into_iter().chain(server).chain([&config.clusters[0].endpoints[0].address]);
+        let all = all
+            .into_iter()
+            .chain(server)
+            .chain(&config.consul.address)
+            .chain([&config.clusters[0].endpoints[0].address]);
         let all = all.map(ToString::to_string);
         assert_eq!(
             all.collect::<Vec<_>>(),
@@ -79,6 +86,7 @@ mod tests {
                 "unix:/run/b.sock",
                 "127.0.0.1:1",
                 "unix:/etc/tollgate/s.sock",
+                "unix:/etc/tollgate/consul.sock",
                 "unix:/etc/tollgate/../app/c.sock"
             ]
         );

@@ -3,7 +3,7 @@
 
 use super::{
     diagnostic::Diagnostic,
-    model::{Config, Discovery, DnsDiscovery, HttpSource},
+    model::{ClusterTls, Config, Consul, Discovery, DnsDiscovery, HttpSource},
     node::{Node, Span, Value},
     source::Source,
     units::{Address, Duration},
@@ -40,6 +40,7 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
             problems.push(Diagnostic::error(node.span, wrong));
         }
     }
+    consul(root, problems);
     for cluster in items(root, "clusters") {
         let Some((key, _)) = cluster.entry("discovery") else { continue };
         if !cluster.get("endpoints").map_or(&[][..], Node::items).is_empty() {
@@ -47,6 +48,23 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
             problems.push(Diagnostic::error(key.span, both).help("remove one of them".to_owned()));
         }
         discovery(key.span, cluster.get("discovery"), problems);
+    }
+}
+
+/// Checks how Consul is reached.
+fn consul(root: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(consul) = root.get("consul") else { return };
+    let url = consul.get("url").and_then(|node| Some((node, node.as_str()?)));
+    if let Some((node, url)) = url
+        && url.starts_with("http")
+        && let Err(wrong) = url.parse::<HttpUrl>()
+    {
+        problems.push(Diagnostic::error(node.span, wrong));
+    }
+    let wait = consul.get("wait").and_then(|node| Some((node, node.as_str()?.parse::<Duration>().ok()?)));
+    if let Some((node, wait)) = wait.filter(|(_, wait)| !(1..=600).contains(&wait.0.as_secs())) {
+        let message = format!("Consul holds queries for 1s to 10m, not for {wait}");
+        problems.push(Diagnostic::error(node.span, message).help("leave it out for the default, 5m".to_owned()));
     }
 }
 
@@ -72,11 +90,16 @@ fn discovery(span: Span, node: Option<&Node>, problems: &mut Vec<Diagnostic>) {
     match kind {
         "source" => return,
         "dns" => dns(found, problems),
+        "consul" if !cfg!(feature = "consul") => {
+            let message = "this build of Tollgate does not support Consul: it was built without the feature `consul`";
+            problems.push(Diagnostic::error(found.span, message));
+        }
         _ => {}
     }
     if let Some((key, _)) = node.entry("service") {
         let help = match kind {
             "dns" => "the name in DNS is `dns.name`".to_owned(),
+            "consul" => "the name in Consul is `consul.service`".to_owned(),
             _ => "remove it, or name the `source`".to_owned(),
         };
         problems.push(Diagnostic::error(key.span, "`service` is a name in a source").help(help));
@@ -114,28 +137,40 @@ fn dns(dns: &Node, problems: &mut Vec<Diagnostic>) {
 
 /// Adds the warnings that need the model, for a file without errors.
 pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnostic>) {
-    for (i, http) in config.sources.iter().enumerate().filter_map(|(i, entry)| Some((i, entry.http.as_ref()?))) {
-        for (field, message, help) in of_http(http) {
-            let span = source.locate(&format!("/sources/{i}/http/{field}"), "").span;
+    let mut add = |place: &str, found: Vec<(&str, String, Option<&str>)>| {
+        for (field, message, help) in found {
+            let span = source.locate(&format!("{place}/{field}"), "").span;
             warnings.push(Diagnostic::warning(span, message).help(help.map(str::to_owned)));
         }
+    };
+    for (i, http) in config.sources.iter().enumerate().filter_map(|(i, entry)| Some((i, entry.http.as_ref()?))) {
+        let HttpSource { url, address, token_file, tls, .. } = http;
+        let found = of_server(url, address.as_ref(), token_file.is_some(), tls.as_ref());
+        add(&format!("/sources/{i}/http"), found);
     }
+    let Consul { url, address, token_file, tls, .. } = &config.consul;
+    add("/consul", of_server(url, address.as_ref(), token_file.is_some(), tls.as_ref()));
 }
 
-/// Returns warnings about an HTTP source: the field, the message and help.
-fn of_http(http: &HttpSource) -> Vec<(&'static str, String, Option<&'static str>)> {
+/// Returns warnings about a server: the field, the message and help.
+fn of_server(
+    url: &str,
+    address: Option<&Address>,
+    has_token: bool,
+    tls: Option<&ClusterTls>,
+) -> Vec<(&'static str, String, Option<&'static str>)> {
     let mut all = Vec::new();
-    let Ok(url) = http.url.parse::<HttpUrl>() else { return all };
-    let stays_here = match &http.address {
+    let Ok(url) = url.parse::<HttpUrl>() else { return all };
+    let stays_here = match address {
         None => url.is_loopback(),
         Some(address) => address.inet().is_none_or(|address| address.ip().to_canonical().is_loopback()),
     };
-    if http.token_file.is_some() && !url.is_tls && !stays_here {
+    if has_token && !url.is_tls && !stays_here {
         let message = format!("the token is sent to `{}` without encryption", url.host);
         let help = "write https://, or connect to a unix socket of this machine (`address`)";
         all.push(("url", message, Some(help)));
     }
-    match &http.tls {
+    match tls {
         Some(_) if !url.is_tls => {
             all.push(("tls", "`tls` has no effect: the URL begins with http://".to_owned(), Some("write https://")));
         }
@@ -145,7 +180,7 @@ fn of_http(http: &HttpSource) -> Vec<(&'static str, String, Option<&'static str>
         }
         _ => {}
     }
-    if http.address.as_ref().and_then(Address::inet).is_some_and(|address| address.port() == 0) {
+    if address.and_then(Address::inet).is_some_and(|address| address.port() == 0) {
         all.push(("address", "port 0 cannot be connected to".to_owned(), None));
     }
     all
@@ -183,13 +218,16 @@ mod tests {
             ("{url: 'https://control.test', tls: {insecure: true}}", "certificates are not verified"),
             ("{url: 'https://control.test', address: '10.0.0.1:0'}", "port 0 cannot be connected to"),
         ] {
+            let consul = format!("consul: {http}\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]");
             let text =
                 format!("sources: [{{name: s, http: {http}}}]\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]");
-            let loaded = parse("c.yaml", &text, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
-            let warnings = loaded.warnings.render(false);
-            match expected {
-                "" => assert!(!warnings.contains("c.yaml:1:"), "{http}: {warnings}"),
-                text => assert!(warnings.contains(text), "{http}: {warnings}"),
+            for text in [text, consul] {
+                let loaded = parse("c.yaml", &text, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
+                let warnings = loaded.warnings.render(false);
+                match expected {
+                    "" => assert!(!warnings.contains("c.yaml:1:"), "{text}: {warnings}"),
+                    expected => assert!(warnings.contains(expected), "{text}: {warnings}"),
+                }
             }
         }
     }

@@ -68,6 +68,22 @@ pub(crate) fn show_discovery(
             all.all().iter().filter_map(of).collect()
         })
     };
+    let (all, states) = (clusters.clone(), table.clone());
+    registry.collect_fn(
+        "tollgate_cluster_discovery_endpoints",
+        "Endpoints in the last answer, by the states that the source knows.",
+        Kind::Gauge,
+        move || {
+            let of = |cluster: &Arc<Cluster>| {
+                let state = states.get(cluster.service.as_ref()?)?;
+                let row = |(name, count): &(&str, usize)| {
+                    (labels(cluster, &[("source", state.source), ("state", name)]), *count as f64)
+                };
+                Some(state.states.iter().map(row).collect::<Vec<_>>())
+            };
+            all.all().iter().filter_map(of).flatten().collect()
+        },
+    )?;
     row(
         "tollgate_cluster_discovery_last_answer_timestamp_seconds",
         "The time of the last usable answer about a cluster's endpoints.",

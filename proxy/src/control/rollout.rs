@@ -13,7 +13,7 @@ use super::{
     status::Status,
 };
 use crate::{
-    config::{Loaded, model},
+    config::Loaded,
     listener::socket,
     observe::{log::LogHandle, target},
     snapshot::{Delta, Snapshot},
@@ -41,7 +41,7 @@ impl Rollout {
     /// Delivers a configuration to the workers, and waits until all of them have applied it.
     pub(crate) async fn apply(&mut self, built: Built) -> Arc<Snapshot> {
         let Built { snapshot, clusters, vms, settings, joined, mut sockets, env } = built;
-        let found = self.look_up(&snapshot.loaded.config, &clusters).await;
+        let found = self.look_up(&snapshot.loaded, &clusters).await;
         for listener in &snapshot.listeners {
             listener.shared.set_limit(listener.config.limits.connections);
         }
@@ -135,8 +135,9 @@ impl Rollout {
     }
 
     /// Waits for the endpoints of new and changed clusters that have to be found, so that these begin with endpoints.
-    async fn look_up(&self, config: &model::Config, clusters: &[(ClusterHandle, Arc<Cluster>)]) -> Known {
-        self.discovery.configure(Settings::of(config));
+    async fn look_up(&self, loaded: &Loaded, clusters: &[(ClusterHandle, Arc<Cluster>)]) -> Known {
+        let Loaded { config, source, .. } = loaded;
+        self.discovery.configure(Settings::of(config, source.dir()));
         let changed: FxHashSet<&str> = clusters.iter().map(|(handle, _)| &**handle.name()).collect();
         let found =
             config.clusters.iter().filter(|cluster| changed.contains(&*cluster.name) && cluster.query().is_some());

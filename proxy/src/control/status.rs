@@ -296,6 +296,14 @@ fn tls_files(snapshot: &Snapshot) -> Value {
     snapshot.tls.files().iter().map(file).collect()
 }
 
+/// Returns the numbers of a cluster's endpoints. Without health checks, all with a weight count as healthy.
+fn endpoints_by_state(cluster: &Cluster) -> Value {
+    let (healthy, weighted) = cluster.health();
+    let unhealthy = weighted.saturating_sub(healthy);
+    let unused = cluster.members().len().saturating_sub(weighted);
+    json!({ "healthy": healthy, "unhealthy": unhealthy, "without_weight": unused })
+}
+
 /// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.
 fn cluster_json(cluster: &Cluster) -> Value {
     let endpoints = cluster.members().iter().map(|member| {
@@ -325,6 +333,7 @@ fn cluster_json(cluster: &Cluster) -> Value {
         "requests_pending": stats.pending.load(Ordering::Relaxed),
         "connections": stats.connections.load(Ordering::Relaxed),
         "connections_idle": stats.idle.load(Ordering::Relaxed),
+        "endpoints_by_state": endpoints_by_state(cluster),
         "endpoints": endpoints.collect::<Vec<_>>(),
     })
 }

@@ -13,6 +13,9 @@ mod connection;
 mod error;
 mod grpc;
 mod redirect;
+mod retry_after;
+#[cfg(test)]
+pub mod script;
 mod server;
 mod tls;
 mod token;
@@ -25,6 +28,7 @@ pub use self::{
     client::Client,
     error::{BodyError, ConnectError, Error},
     grpc::{Call, CallError, Messages},
+    retry_after::retry_after,
     server::{AddressFilter, Dial, Protocol, Server, Version},
     token::TokenFile,
 };

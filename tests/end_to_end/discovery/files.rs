@@ -78,7 +78,7 @@ fn broken_or_missing_file_keeps_the_last_endpoints_and_shows_why() {
     let file = proxy.dir().join("endpoints.yaml");
     let error = || shown(&proxy, "web")["discovery"]["last_error"]["error"].as_str().unwrap_or_default().to_owned();
     for (text, wrong) in [
-        ("endpoints:\n- 127.0.0.1:80\n- {address: nowhere}\n", "endpoints.yaml:3:12: "),
+        ("endpoints:\n- 127.0.0.1:80\n- {address: nowhere}\n", "endpoints.yaml:3:13: "),
         ("endpoints: [", "endpoints.yaml:1:"),
         ("endpoints:\n- {address: '127.0.0.1:80', wieght: 1}\n", "endpoints.yaml:2:29: unknown field `wieght`"),
         ("", "endpoints.yaml:1:1: error: the field `endpoints` is missing"),

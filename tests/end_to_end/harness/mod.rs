@@ -3,6 +3,8 @@
 
 mod client;
 mod config;
+#[cfg(feature = "consul")]
+pub mod consul;
 mod entry;
 pub mod envoy;
 pub mod exchange;

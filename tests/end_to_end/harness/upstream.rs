@@ -105,7 +105,8 @@ impl Upstream {
         Upstream::scripted_on(TcpListener::bind("127.0.0.1:0").expect("a port"), serve)
     }
 
-    fn scripted_on(listener: TcpListener, serve: impl Fn(Answers) + Send + Sync + 'static) -> Upstream {
+    /// The same on this socket.
+    pub fn scripted_on(listener: TcpListener, serve: impl Fn(Answers) + Send + Sync + 'static) -> Upstream {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared::default());
         let (theirs, serve) = (shared.clone(), Arc::new(serve));

@@ -9,7 +9,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{DnsDiscovery, DnsQuery};
+use super::{ConsulDiscovery, DnsDiscovery, DnsQuery};
 
 /// Where a cluster's endpoints come from, if they are not listed in the cluster: one of the fields, or `source` with
 /// `service`.
@@ -25,6 +25,9 @@ pub struct Discovery {
     /// A name in DNS whose addresses are the endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsDiscovery>,
+    /// A service in Consul's catalog whose instances are the endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consul: Option<ConsulDiscovery>,
     /// A file with the field `endpoints`, as a cluster has it. It is read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
@@ -32,12 +35,13 @@ pub struct Discovery {
 
 impl Discovery {
     /// The fields that say where the endpoints come from.
-    pub const KINDS: [&str; 3] = ["source", "dns", "file"];
+    pub const KINDS: [&str; 4] = ["source", "dns", "consul", "file"];
 
     /// Returns what has to be looked for; `None` if a source supplies the endpoints.
     pub fn query(&self) -> Option<Query> {
         let dns = self.dns.clone().map(|dns| Query::Dns(DnsQuery::Name(dns)));
-        dns.or_else(|| self.file.clone().map(Query::File))
+        let consul = || self.consul.clone().map(|consul| Query::Consul(Box::new(consul)));
+        dns.or_else(consul).or_else(|| self.file.clone().map(Query::File))
     }
 }
 
@@ -60,18 +64,21 @@ pub enum OnEmpty {
 pub enum Query {
     /// The addresses of names.
     Dns(DnsQuery),
+    /// The instances of a service in Consul's catalog.
+    Consul(Box<ConsulDiscovery>),
     /// What a file contains.
     File(PathBuf),
 }
 
 impl Query {
     /// The kinds of which each service has a watch of its own.
-    pub const WATCHED: [&str; 1] = ["file"];
+    pub const WATCHED: [&str; 2] = ["consul", "file"];
 
     /// Returns the kind of source.
     pub fn kind(&self) -> &'static str {
         match self {
             Query::Dns(_) => "dns",
+            Query::Consul(_) => "consul",
             Query::File(_) => "file",
         }
     }
@@ -81,6 +88,7 @@ impl Query {
         match self {
             Query::Dns(DnsQuery::Name(name)) => name.on_empty,
             Query::Dns(DnsQuery::Endpoints(_)) => OnEmpty::Keep,
+            Query::Consul(service) => service.on_empty,
             // Somebody has written that there are none.
             Query::File(_) => OnEmpty::Remove,
         }
@@ -92,6 +100,7 @@ impl fmt::Display for Query {
         write!(f, "{}:", self.kind())?;
         match self {
             Query::Dns(query) => query.fmt(f),
+            Query::Consul(service) => service.fmt(f),
             Query::File(path) => path.display().fmt(f),
         }
     }
@@ -104,6 +113,7 @@ impl FromStr for Query {
         let (kind, what) = service.split_once(':').ok_or("its kind is missing")?;
         match kind {
             "dns" => what.parse().map(Query::Dns),
+            "consul" => what.parse().map(|service| Query::Consul(Box::new(service))),
             "file" => Ok(Query::File(Path::new(what).to_owned())),
             _ => Err(format!("unknown kind `{kind}`")),
         }
@@ -122,7 +132,9 @@ mod tests {
         let endpoint = |address: &str| Endpoint::new(Address::of_endpoint(address).unwrap(), 1);
         let plain = DnsQuery::Endpoints(vec![endpoint("api.internal:80"), endpoint("[::1]:81")]);
         assert_eq!(Query::Dns(plain.clone()).to_string(), "dns:api.internal:80,[::1]:81");
-        for query in [Query::Dns(plain), Query::File("/etc/tollgate/a:b.yaml".into())] {
+        let consul = Query::Consul(Box::new(ConsulDiscovery::new("web")));
+        assert_eq!(consul.to_string(), "consul:web");
+        for query in [Query::Dns(plain), consul, Query::File("/etc/tollgate/a:b.yaml".into())] {
             assert_eq!(query.to_string().parse(), Ok(query));
         }
         for text in ["", "web", "dns:web", "other:web"] {

@@ -13,6 +13,7 @@ use super::units::{Address, ByteSize, Duration, Workers};
 mod balancer;
 mod cluster;
 mod compile;
+mod consul;
 mod discovery;
 mod dns;
 mod filter;
@@ -25,8 +26,8 @@ mod tls;
 mod workload;
 
 pub use self::{
-    balancer::*, cluster::*, compile::*, discovery::*, dns::*, filter::*, health_check::*, json_text::JsonText,
-    listener::*, retry::*, source::*, tls::*, workload::*,
+    balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*, health_check::*,
+    json_text::JsonText, listener::*, retry::*, source::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
@@ -64,6 +65,9 @@ pub struct Config {
     /// How host names are looked up.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dns: Dns,
+    /// How Consul is reached, by clusters whose endpoints are the instances of a service.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub consul: Consul,
     /// Where clusters and endpoints come from, other than the files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,

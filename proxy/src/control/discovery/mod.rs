@@ -2,9 +2,11 @@
 //! [resources](super::resources).
 //!
 //! A [service](Query) is what a cluster asks for, so equal clusters share it. `services` keeps what is known of each,
-//! `dns` looks names up periodically, `watches` runs the watches of all other kinds (`file`), and `table` is what
+//! `dns` looks names up periodically, `watches` runs the watches of all other kinds (`consul`, `file`), and `table` is what
 //! operators see. A failure never takes endpoints away, and an empty answer only by the rule of `empty`.
 
+#[cfg(feature = "consul")]
+mod consul;
 mod dns;
 mod empty;
 mod file;
@@ -14,6 +16,7 @@ mod table;
 mod watches;
 
 use std::{
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -32,13 +35,13 @@ use self::{
 };
 use super::watch::Watcher;
 use crate::{
-    config::model::{Config, Dns, Query},
+    config::model::{Config, Consul, Dns, Query},
     observe::{Registry, target},
 };
 
 pub(crate) use self::{
     services::{Discovered, Known},
-    table::{ServiceState, Table},
+    table::{ServiceState, SuppliedBy, Table},
 };
 
 /// The most threads for reading files and resolving the names of servers.
@@ -48,12 +51,23 @@ const MAX_BLOCKING: usize = 4;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Settings {
     dns: Dns,
+    consul: Consul,
+    /// The directory of relative paths.
+    dir: PathBuf,
 }
 
 impl Settings {
-    /// The settings of a configuration.
-    pub(crate) fn of(config: &Config) -> Settings {
-        Settings { dns: config.dns.clone() }
+    /// The settings of a configuration in this directory.
+    pub(crate) fn of(config: &Config, dir: &Path) -> Settings {
+        Settings { dns: config.dns.clone(), consul: config.consul.clone(), dir: dir.to_owned() }
+    }
+
+    /// Whether watches of this kind have to start over.
+    fn differ_for(&self, other: &Settings, query: &Query) -> bool {
+        match query {
+            Query::Dns(_) | Query::File(_) => false,
+            Query::Consul(_) => self.consul != other.consul || self.dir != other.dir,
+        }
     }
 }
 
@@ -175,6 +189,7 @@ impl Finders {
     fn handle(&mut self, request: Request, watcher: &mut Watcher) {
         match request {
             Request::Configure(settings) => {
+                self.watches.configure(&self.settings, &settings);
                 self.settings = *settings;
                 self.dns.configure(&self.settings.dns, watcher);
             }

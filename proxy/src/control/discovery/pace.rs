@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(super) struct Pace {
     /// The time between two starts.
     gap: Duration,
-    /// How many may follow each other without a gap after a pause.
+    /// How many may follow each other without a gap at the beginning and after a pause.
     burst: u32,
     next: Duration,
 }
@@ -19,11 +19,12 @@ impl Pace {
 
     /// Takes a turn. Otherwise returns when there is one.
     pub(super) fn take(&mut self, now: Duration) -> Result<(), Duration> {
-        let earliest = now.saturating_sub(self.gap * self.burst);
-        if self.next > now {
-            return Err(self.next);
+        // `next` is later by this time, so that there can be a burst from the first moment on.
+        let lead = self.gap * self.burst;
+        if self.next > now + lead {
+            return Err(self.next - lead);
         }
-        self.next = self.next.max(earliest) + self.gap;
+        self.next = self.next.max(now) + self.gap;
         Ok(())
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! A new kind of source is a variant of [`Query`], an arm of [`Watches::begin`], and a function that never returns:
 //!
-//! * It calls [`Reporter::answered`] with *all* endpoints for each usable answer, changed or not. What has not changed goes
-//!   no further. The rule of [`OnEmpty`] is applied here; the watch only has to ask again within [`empty::RETRY`] after an
+//! * It calls [`Reporter::answered`] with *all* endpoints for each usable answer, changed or not ([`Answer`]). What has not
+//!   changed goes no further. The rule of [`OnEmpty`] is applied here; the watch only has to ask again within [`empty::RETRY`] after an
 //!   empty answer, and [`Query::on_empty`] says which rule its kind has.
 //! * It calls [`Reporter::failed`] for everything else, and tries again with a growing pause. Failures take nothing away.
 //! * It is dropped at any await when nothing uses the service any more, or the settings of its kind have changed.
@@ -26,13 +26,30 @@ use crate::{
     observe::{Counter, MetricError, Registry, shard, target},
 };
 
+/// A usable answer.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// All endpoints.
+    pub(super) endpoints: Vec<Endpoint>,
+    /// What is wrong nevertheless, such as what was left out, or why there are none.
+    pub(super) note: Option<String>,
+    /// The numbers of endpoints by the states that the source knows, those that are left out included.
+    pub(super) states: Vec<(&'static str, usize)>,
+}
+
+impl From<Vec<Endpoint>> for Answer {
+    fn from(endpoints: Vec<Endpoint>) -> Answer {
+        Answer { endpoints, ..Answer::default() }
+    }
+}
+
 /// What a watch has learnt.
 pub(super) struct Report {
     service: Arc<str>,
     /// The number of the watch; reports of an earlier one are obsolete.
     number: u64,
     arrived: Instant,
-    result: Result<Vec<Endpoint>, String>,
+    result: Result<Answer, String>,
 }
 
 /// Takes what a watch learns about its service.
@@ -44,8 +61,8 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// The endpoints of the service are these, whether they have changed or not.
-    pub(super) fn answered(&self, endpoints: Vec<Endpoint>) {
-        self.report(Ok(endpoints));
+    pub(super) fn answered(&self, answer: impl Into<Answer>) {
+        self.report(Ok(answer.into()));
     }
 
     /// It is unknown which endpoints the service has now, for this reason.
@@ -53,7 +70,7 @@ impl Reporter {
         self.report(Err(error));
     }
 
-    fn report(&self, result: Result<Vec<Endpoint>, String>) {
+    fn report(&self, result: Result<Answer, String>) {
         let (service, number) = (self.service.clone(), self.number);
         // The thread ends with the process.
         let _ = self.reports.send(Report { service, number, arrived: Instant::now(), result });
@@ -108,13 +125,32 @@ impl Watches {
         self.all.remove(service);
     }
 
-    fn begin(&mut self, service: &Arc<str>, query: &Query, _settings: &Settings) -> (u64, AbortHandle) {
+    /// Starts those over for which other settings matter. What they have found stays until they find something else.
+    pub(super) fn configure(&mut self, before: &Settings, settings: &Settings) {
+        let differ = |watch: &Watch| before.differ_for(settings, &watch.query);
+        let all = self.all.iter().filter(|(_, watch)| differ(watch));
+        let all: Vec<_> = all.map(|(service, watch)| (service.clone(), watch.query.clone())).collect();
+        for (service, query) in all {
+            let (number, task) = self.begin(&service, &query, settings);
+            if let Some(watch) = self.all.get_mut(&service) {
+                watch.task.abort();
+                (watch.number, watch.task) = (number, task);
+            }
+        }
+    }
+
+    fn begin(&mut self, service: &Arc<str>, query: &Query, settings: &Settings) -> (u64, AbortHandle) {
         self.number += 1;
         let reporter = Reporter { service: service.clone(), number: self.number, reports: self.reports.clone() };
         let task = match query {
             Query::File(path) => spawn_local(self.files.watch(path.clone(), reporter)),
-            // Names are looked up elsewhere.
-            Query::Dns(_) => spawn_local(std::future::ready(())),
+            #[cfg(feature = "consul")]
+            Query::Consul(service) => {
+                let Settings { consul, dir, .. } = settings.clone();
+                spawn_local(super::consul::watch((**service).clone(), consul, dir, reporter))
+            }
+            // Names are looked up elsewhere, and the configuration's checks refuse what is not a part of this build.
+            _ => spawn_local(std::future::ready(())),
         };
         (self.number, task.abort_handle())
     }
@@ -124,32 +160,35 @@ impl Watches {
         let Report { service, number, arrived, result } = report;
         let Some(watch) = self.all.get_mut(&service).filter(|watch| watch.number == number) else { return };
         let (kind, state) = (watch.query.kind(), &mut watch.state);
-        let error = match result {
-            Ok(endpoints) if !endpoints.is_empty() => {
+        let (error, is_failure) = match result {
+            Ok(Answer { endpoints, note, states }) if !endpoints.is_empty() => {
                 let outcome = if watch.endpoints == endpoints { Outcome::Unchanged } else { Outcome::Changed };
                 (watch.endpoints, watch.empty) = (endpoints, EmptyAnswers::default());
                 if std::mem::take(&mut state.attempts) > 0 {
                     tracing::info!(target: target::UPSTREAM, service = &*service, "endpoints found again");
                 }
-                state.answered = Some(SystemTime::now());
+                (state.answered, state.states) = (Some(SystemTime::now()), states);
                 self.counters.count(kind, outcome);
-                None
+                (note, false)
             }
-            Ok(_) => {
+            Ok(Answer { note, states, .. }) => {
                 watch.empty.record(self.start.elapsed(), !watch.endpoints.is_empty());
+                state.states = states;
                 self.counters.count(kind, Outcome::Empty);
-                Some("there are no endpoints".to_owned())
+                (Some(note.unwrap_or_else(|| "there are no endpoints".to_owned())), true)
             }
             Err(error) => {
                 self.counters.count(kind, Outcome::Failed);
-                Some(error)
+                (Some(error), true)
             }
         };
         if let Some(error) = error {
-            if state.attempts == 0 {
-                tracing::warn!(target: target::UPSTREAM, service = &*service, "endpoints not found: {error}");
+            if is_failure {
+                if state.attempts == 0 {
+                    tracing::warn!(target: target::UPSTREAM, service = &*service, "endpoints not found: {error}");
+                }
+                state.attempts = state.attempts.saturating_add(1);
             }
-            state.attempts = state.attempts.saturating_add(1);
             state.error = Some((SystemTime::now(), error.into()));
         }
         if watch.empty.remove(watch.query.on_empty()) {
@@ -157,6 +196,24 @@ impl Watches {
         }
         let is_known = watch.state.answered.is_some() || watch.empty.is_last();
         services.set(&service, watch.state.clone(), (watch.endpoints.clone(), is_known), arrived);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! For tests of a single watch.
+
+    use super::*;
+
+    /// A reporter, and its reports.
+    pub(in super::super) fn reporter() -> (Reporter, mpsc::UnboundedReceiver<Report>) {
+        let (reports, all) = mpsc::unbounded_channel();
+        (Reporter { service: "test".into(), number: 1, reports }, all)
+    }
+
+    /// What a report says.
+    pub(in super::super) fn result(report: Report) -> Result<Answer, String> {
+        report.result
     }
 }
 

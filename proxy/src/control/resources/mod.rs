@@ -43,7 +43,7 @@ use self::{
     running::{Outputs, Running},
 };
 use super::{
-    discovery::{Discovered, Discovery},
+    discovery::{Discovered, Discovery, SuppliedBy},
     source::{directory::Listing, http::Fetched},
     store::{Event, FieldError, Key, Kind, Outcome, Resource, SourceId, SourceOptions, Store, Transaction, View, Want},
     supplied::{Part, RefusedPart},
@@ -399,6 +399,12 @@ impl Keeper {
                 tracing::error!(target: target::CONFIG, source = &*name, "the source cannot be used: {e}");
             }
         }
+        let running = self.sources.values();
+        self.out.discovery.table.set_sources(running.map(|running| {
+            let kind = if running.config.directory.is_some() { "directory" } else { "http" };
+            let status = running.status.clone();
+            (status.name().clone(), SuppliedBy { kind, status })
+        }));
     }
 
     /// Plans to write the resources of changed sources to disk.

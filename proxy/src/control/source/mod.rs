@@ -14,6 +14,6 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Percent-encodes a name, for use in a header or as the name of a file.
-fn encoded(name: &str) -> Cow<'_, str> {
+pub(in crate::control) fn encoded(name: &str) -> Cow<'_, str> {
     utf8_percent_encode(name, &RESERVED).into()
 }

@@ -371,6 +371,7 @@ impl Finder {
             answered: oldest.map(wall),
             attempts: names.iter().map(|name| name.state.attempts).max().unwrap_or_default(),
             error: last.map(|(at, error)| (wall(at), error)),
+            states: Vec::new(),
         };
         let are_tried = names.iter().all(|name| name.is_tried);
         let is_known = are_tried && names.iter().any(|name| name.state.is_known());

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response::Par
 
 use crate::{
     config::Format,
-    outbound::{Body, BodyError},
+    outbound::{Body, BodyError, retry_after},
 };
 
 /// The limit on a full state, in bytes.
@@ -18,9 +18,6 @@ const MAX_FULL: u64 = 256 << 20;
 
 /// The limit on a delta, in bytes.
 const MAX_DELTA: u64 = 16 << 20;
-
-/// The longest wait that a server can request with `Retry-After`.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// RFC 3229, section 10.5.2.
 const IM: HeaderName = HeaderName::from_static("im");
@@ -170,14 +167,4 @@ fn format(headers: &HeaderMap) -> Result<Format, String> {
     } else {
         Err(format!("the server's answer is `{given}`, neither application/json nor application/yaml"))
     }
-}
-
-/// Returns the wait of `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let given = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match !given.is_empty() && given.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => Duration::from_secs(given.parse().unwrap_or(u64::MAX)),
-        false => httpdate::parse_http_date(given).ok()?.duration_since(now).unwrap_or_default(),
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
 }

@@ -195,7 +195,7 @@ async fn closed_connection_is_opened_again_without_an_error() {
 #[tokio::test(start_paused = true)]
 async fn server_that_cannot_be_reached_is_an_error() {
     with(json!({}), async |mut rig| {
-        rig.arriving.close();
+        rig.script.arriving.close();
         while rig.attempts() < 3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -211,9 +211,9 @@ async fn client_ends_when_documents_are_not_expected_any_more() {
         rig.request().await;
         rig.fetched.close();
         drop(rig.fetched);
-        let open = rig.open.as_mut().unwrap();
+        let open = rig.script.open.as_mut().unwrap();
         assert_eq!(tokio::io::AsyncReadExt::read(open, &mut [0]).await.unwrap(), 0, "the connection is closed");
-        assert!(rig.arriving.recv().await.is_none(), "no other connection is opened");
+        assert!(rig.script.arriving.recv().await.is_none(), "no other connection is opened");
     })
     .await;
 }

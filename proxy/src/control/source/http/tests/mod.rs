@@ -1,5 +1,4 @@
-//! Tests of the HTTP source against a scripted server, which reads requests and writes bytes. Where time matters, the
-//! connections are pipes and tokio's clock is paused, so that waits take no time and can be checked to the millisecond.
+//! Tests of the HTTP source against a [scripted server](crate::outbound::script).
 
 mod failures;
 mod hostile;
@@ -7,126 +6,49 @@ mod pace;
 mod protocol;
 
 use std::{
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::{mpsc, oneshot},
     task::LocalSet,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::{Fetched, HttpPoller, Verdict};
 use crate::{
-    config::{model::HttpSource, url::HttpUrl},
+    config::model::HttpSource,
     control::source::status::SourceStatus,
     observe::Registry,
-    outbound::{ConnectError, Dial, Version},
+    outbound::script::{Asked, LONG, Script},
 };
-
-/// Longer than anything that the client does by itself.
-const LONG: Duration = Duration::from_secs(100_000);
-
-/// Connects to the scripted server.
-struct Pipes {
-    url: HttpUrl,
-    dialled: mpsc::UnboundedSender<DuplexStream>,
-}
-
-impl Dial for Pipes {
-    type Io = DuplexStream;
-
-    fn url(&self) -> &HttpUrl {
-        &self.url
-    }
-
-    async fn dial(&self) -> Result<(DuplexStream, Version), ConnectError> {
-        let (ours, theirs) = duplex(64 << 10);
-        self.dialled.send(theirs).map_err(|_| ConnectError::NoAddress(self.url.host.clone()))?;
-        Ok((ours, Version::Http1))
-    }
-}
-
-/// A request as the server receives it.
-struct Asked {
-    head: String,
-    at: Instant,
-    /// The number of the connection, from 1.
-    connection: usize,
-}
-
-impl Asked {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (found, value) = line.split_once(": ")?;
-            found.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-
-    /// The version that the request names.
-    fn version(&self) -> Option<&str> {
-        self.header("if-none-match")
-    }
-}
 
 /// The scripted server with everything around the client.
 struct Rig {
-    arriving: mpsc::UnboundedReceiver<DuplexStream>,
-    open: Option<DuplexStream>,
-    connections: usize,
+    script: Script,
     fetched: mpsc::Receiver<Fetched>,
     status: Arc<SourceStatus>,
     registry: Registry,
 }
 
+impl Deref for Rig {
+    type Target = Script;
+
+    fn deref(&self) -> &Script {
+        &self.script
+    }
+}
+
+impl DerefMut for Rig {
+    fn deref_mut(&mut self) -> &mut Script {
+        &mut self.script
+    }
+}
+
 impl Rig {
-    /// Returns the next request, on the open connection or on a new one.
-    async fn request(&mut self) -> Asked {
-        let receiving = async {
-            loop {
-                if self.open.is_none() {
-                    self.open = self.arriving.recv().await;
-                    self.connections += 1;
-                }
-                let mut head = Vec::new();
-                while let Ok(byte) = self.open.as_mut().expect("the client runs").read_u8().await {
-                    head.push(byte);
-                    if head.ends_with(b"\r\n\r\n") {
-                        let head = String::from_utf8(head).unwrap();
-                        return Asked { head, at: Instant::now(), connection: self.connections };
-                    }
-                }
-                self.open = None;
-            }
-        };
-        timeout(LONG, receiving).await.expect("the client asks")
-    }
-
-    /// Writes bytes; whether the client still reads them.
-    async fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        match &mut self.open {
-            Some(open) => open.write_all(bytes.as_ref()).await.is_ok(),
-            None => false,
-        }
-    }
-
-    /// Closes the connection.
-    fn close(&mut self) {
-        self.open = None;
-    }
-
-    /// Writes an answer. `head` is the status and headers, one a line.
-    async fn answer(&mut self, head: &str, body: &str) {
-        let head = head.trim().lines().map(str::trim).collect::<Vec<_>>().join("\r\n");
-        let length =
-            if head.starts_with("304") { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        self.write(format!("HTTP/1.1 {head}\r\n{length}\r\n{body}")).await;
-    }
-
     /// Answers with a full state.
     async fn full(&mut self, etag: &str, body: &str) {
         self.answer(&format!("200 OK\nContent-Type: application/json\nETag: {etag}"), body).await;
@@ -199,12 +121,11 @@ async fn with_token(settings: Value, token_file: Option<PathBuf>, test: impl Asy
 
 async fn resuming(settings: Value, token_file: Option<PathBuf>, etag: Option<&str>, test: impl AsyncFnOnce(Rig)) {
     let config = config(settings);
-    let (dialled, arriving) = mpsc::unbounded_channel();
+    let (pipes, script) = Script::at(config.url.parse().unwrap());
     let (out, fetched) = mpsc::channel(1);
     let registry = Registry::new(1);
     let status = SourceStatus::new(&registry, "central").unwrap();
     let config = HttpSource { token_file, ..config };
-    let pipes = Pipes { url: config.url.parse().unwrap(), dialled };
     let poller = HttpPoller::dialling(pipes, &config, Path::new(""), status.clone(), out);
     let poller = match etag {
         Some(etag) => poller.resuming(etag),
@@ -218,7 +139,7 @@ async fn resuming(settings: Value, token_file: Option<PathBuf>, etag: Option<&st
             _ = ended => {}
         }
     });
-    tasks.run_until(test(Rig { arriving, open: None, connections: 0, fetched, status, registry })).await;
+    tasks.run_until(test(Rig { script, fetched, status, registry })).await;
     drop(end);
     timeout(LONG, tasks).await.expect("the client and its connection end");
 }
