@@ -418,7 +418,7 @@ mod tests {
             ("endpoints:\n- 10.0.0.1:80\n- nowhere", "web.yaml:3:3: "),
             ("endpoints:\n- {address: '10.0.0.1:80', wieght: 1}", "web.yaml:2:28: unknown field `wieght`"),
             ("endpoints: [api.internal:80]", "web.yaml:1:13: the addresses of a service cannot have host names"),
-            ("endpoints: {}", "web.yaml:1:12: "),
+            ("endpoints: {}", "web.yaml:1:1: expected a list"),
         ] {
             let error = read(text, Format::Yaml).unwrap_err();
             assert!(error.contains(wrong), "{text}: {error}");
