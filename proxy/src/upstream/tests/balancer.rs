@@ -245,7 +245,10 @@ fn keys_stay_while_a_large_table_is_built() {
         assert_eq!(table.previous_owner(key, &after.candidates), (owner < 9).then_some(owner));
     }
     await_table(&after);
-    assert_eq!(table.previous_owner(7, &after.candidates), None, "the table before is dropped");
+    // The table before is dropped right after this one is there.
+    while table.previous_owner(7, &after.candidates).is_some() {
+        std::thread::yield_now();
+    }
 }
 
 #[test]
