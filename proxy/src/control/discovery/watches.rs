@@ -139,6 +139,7 @@ impl Watches {
         }
     }
 
+    #[cfg_attr(not(feature = "consul"), expect(unused_variables, reason = "files need no settings"))]
     fn begin(&mut self, service: &Arc<str>, query: &Query, settings: &Settings) -> (u64, AbortHandle) {
         self.number += 1;
         let reporter = Reporter { service: service.clone(), number: self.number, reports: self.reports.clone() };
