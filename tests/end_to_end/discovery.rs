@@ -7,7 +7,12 @@ mod files;
 #[cfg(feature = "consul")]
 mod seen;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -52,6 +57,32 @@ fn endpoints(proxy: &Proxy, cluster: &str) -> Vec<String> {
     let endpoints = shown(proxy, cluster)["endpoints"].clone();
     let address = |endpoint: &Value| endpoint["address"].as_str().expect("text").to_owned();
     endpoints.as_array().expect("a list").iter().map(address).collect()
+}
+
+/// Does something while four clients send requests, each with a pause after a response. All get 200. Returns their number.
+fn under_traffic(proxy: &Proxy, pause: Duration, work: impl FnOnce()) -> usize {
+    let (is_over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = proxy.client();
+                while !is_over.load(Ordering::SeqCst) {
+                    client.send_request("GET", "/", &[("Host", "api.test")], b"");
+                    assert_eq!(client.read().status(), 200);
+                    sent.fetch_add(1, Ordering::SeqCst);
+                    thread::sleep(pause);
+                }
+            });
+        }
+        work();
+        is_over.store(true, Ordering::SeqCst);
+    });
+    sent.into_inner()
+}
+
+/// The upstreams of a farm of five that are there in a round: others in each, some of them the same as before.
+fn of_round(round: u8) -> Vec<u8> {
+    (1..=5).filter(|n| !(round / 5 + n).is_multiple_of(3) || round % 5 == *n - 1).collect()
 }
 
 /// The bodies of a few responses, each once.

@@ -1,14 +1,13 @@
 //! Endpoints from a server that answers like Consul, and fails in all ways.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use super::{Farm, bodies, endpoints, shown};
+use super::{Farm, bodies, endpoints, of_round, shown, under_traffic};
 use crate::harness::{
     Config, Proxy,
     consul::{Consul, Fault, instance},
@@ -258,22 +257,10 @@ fn no_request_fails_while_instances_and_servers_come_and_go() {
     let (farm, mut consul) = (Farm::new(5), Consul::start());
     consul.set_healthy("web", &farm.at(&[1]));
     let proxy = Proxy::start(config(&consul, WEB));
-    let (is_over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let mut client = proxy.client();
-                while !is_over.load(Ordering::SeqCst) {
-                    client.send_request("GET", "/", &[("Host", "api.test")], b"");
-                    assert_eq!(client.read().status(), 200);
-                    sent.fetch_add(1, Ordering::SeqCst);
-                    // Not as fast as it can: other tests run at the same time.
-                    thread::sleep(std::time::Duration::from_millis(4));
-                }
-            });
-        }
+    // Not as fast as they can: other tests run at the same time.
+    let sent = under_traffic(&proxy, Duration::from_millis(4), || {
         for round in 0..10u8 {
-            let next: Vec<u8> = (1..=5).filter(|n| (round / 5 + n) % 3 != 0 || round % 5 == *n - 1).collect();
+            let next = of_round(round);
             match round % 10 {
                 1 => consul.fail(Some(Fault::Status(500, "", "rpc error"))),
                 3 => consul.fail(Some(Fault::Garbage)),
@@ -282,7 +269,7 @@ fn no_request_fails_while_instances_and_servers_come_and_go() {
                 9 => consul.fail(Some(Fault::CutOff)),
                 _ => {}
             }
-            thread::sleep(std::time::Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
             consul.set_healthy("web", &farm.at(&next));
             consul.fail(None);
             if round % 10 == 5 {
@@ -290,8 +277,7 @@ fn no_request_fails_while_instances_and_servers_come_and_go() {
             }
             wait_until("the instances to be used", || endpoints(&proxy, "web") == farm.at(&next));
         }
-        is_over.store(true, Ordering::SeqCst);
     });
-    assert!(sent.load(Ordering::SeqCst) > 100, "{sent:?}");
+    assert!(sent > 100, "{sent:?}");
     assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "5xx")]), 0.0);
 }

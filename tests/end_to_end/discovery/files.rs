@@ -4,14 +4,12 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 
-use super::{Farm, bodies, endpoints, shown};
+use super::{Farm, bodies, endpoints, of_round, shown, under_traffic};
 use crate::harness::{Config, Proxy, run_in, wait_until};
 
 const FILE: &str = "discovery: {file: endpoints.yaml}";
@@ -170,22 +168,10 @@ fn no_request_fails_while_a_file_changes_all_the_time() {
     let farm = Farm::new(5);
     let proxy = Proxy::start_with(config(FILE), &[("endpoints.yaml", content(&farm, &[1]).as_bytes())]);
     let file = proxy.dir().join("endpoints.yaml");
-    let (is_over, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                let mut client = proxy.client();
-                while !is_over.load(Ordering::SeqCst) {
-                    client.send_request("GET", "/", &[("Host", "api.test")], b"");
-                    assert_eq!(client.read().status(), 200);
-                    sent.fetch_add(1, Ordering::SeqCst);
-                    // Not as fast as it can: other tests run at the same time.
-                    thread::sleep(std::time::Duration::from_millis(1));
-                }
-            });
-        }
+    // Not as fast as they can: other tests run at the same time.
+    let sent = under_traffic(&proxy, Duration::from_millis(1), || {
         for round in 0..100u8 {
-            let next: Vec<u8> = (1..=5).filter(|n| (round / 5 + n) % 3 != 0 || round % 5 == *n - 1).collect();
+            let next = of_round(round);
             match round % 4 {
                 1 => replace(&file, "endpoints: {"),
                 2 => drop(fs::remove_file(&file)),
@@ -194,8 +180,7 @@ fn no_request_fails_while_a_file_changes_all_the_time() {
             replace(&file, &content(&farm, &next));
             wait_until("the endpoints to be used", || endpoints(&proxy, "web") == addresses(&farm, &next));
         }
-        is_over.store(true, Ordering::SeqCst);
     });
-    assert!(sent.load(Ordering::SeqCst) > 1_000, "{sent:?}");
+    assert!(sent > 1_000, "{sent:?}");
     assert_eq!(proxy.metrics().sum("tollgate_requests_total", &[("class", "5xx")]), 0.0);
 }
