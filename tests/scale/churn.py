@@ -2,7 +2,8 @@
 
 1,000 clusters of 10 endpoints come from the source. Requests pass three filters and are shared out to 20 of the clusters, which
 change once a second like all others. Updates arrive in batches of 20, or each in an answer of its own. The proxy has half of the
-processors; the load generator, the upstreams and the source have the others. Rounds without and with updates alternate.
+processors; the load generator, the upstreams and the source have the others. Rounds without and with updates alternate. A round
+in which the load generator itself was late says nothing about the proxy, and is repeated.
 """
 
 import time
@@ -16,6 +17,9 @@ from table import milliseconds, percent, spread
 MODES = {"no updates": None, "in batches of 20": 20, "one at a time": 1}
 # More than the endpoints of a cluster, so that updates have ports to move to.
 UPSTREAMS = 12
+# The lateness of the load generator at the 99th percentile (it counts only while a connection is free) from which a round is repeated,
+# and how many rounds there are at most for each that is wanted.
+LATE_US, ATTEMPTS = 1000, 4
 
 
 def run(context):
@@ -71,13 +75,23 @@ def run(context):
     measure(None, min(seconds, 3))  # Opens the connections.
     result = {"clusters": clusters, "updates_per_second": updates, "requests_per_second": requests,
               "pairs": {mode: [] for mode in MODES}, "long": {}}
-    for _ in range(rounds):
-        for mode, batch in MODES.items():
-            result["pairs"][mode].append(measure(batch, seconds))
+    result["repeated"] = []
+    strict = context.pick(True, False)
+    for attempt in range(1, ATTEMPTS * rounds + 1):
+        runs = {mode: measure(batch, seconds) for mode, batch in MODES.items()}
+        needed = len(result["pairs"]["no updates"]) + ATTEMPTS * rounds - attempt < rounds
+        if needed or not strict or all(run["generator_lag_p99_us"] <= LATE_US for run in runs.values()):
+            for mode, run in runs.items():
+                result["pairs"][mode].append(run)
+        else:
+            result["repeated"].append(runs)
+        if len(result["pairs"]["no updates"]) == rounds:
+            break
     for mode, batch in MODES.items():
         if batch:
             result["long"][mode] = measure(batch, long)
     every = [run for runs in result["pairs"].values() for run in runs] + list(result["long"].values())
+    every += [run for runs in result["repeated"] for run in runs.values()]
     with_updates = [run for run in every if run["source"]]
     context.fact("no request failed", all(run["failed"] == 0 for run in every))
     context.fact("no filter got a new instance", all(run["new_instances"] == 0 for run in every))
@@ -115,4 +129,6 @@ def table_of_long(result):
 
 
 def table(result):
-    return table_of_pairs(result) + "\n" + table_of_long(result)
+    repeated = len(result["repeated"])
+    note = f"{repeated} rounds of each kind were repeated, because the load generator itself was late by over {LATE_US / 1000:.0f} ms."
+    return table_of_pairs(result) + "\n" + table_of_long(result) + (f"\n{note}\n" if repeated else "")

@@ -119,9 +119,10 @@ class Context:
 class Process:
     """A process that ends with this one."""
 
-    def __init__(self, command, log, cpus=None, **options):
+    def __init__(self, command, log, cpus=None, nice=0, **options):
         def prepare():
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.nice(nice)
             if cpus:
                 os.sched_setaffinity(0, cpus)
 
@@ -185,13 +186,16 @@ class Process:
 
 
 class Plane(Process):
-    """The HTTP source: source.py, which this class controls over its standard input."""
+    """The HTTP source: source.py, which this class controls over its standard input.
+
+    It has the lowest priority, since what is measured is the proxy, and not a source that takes a processor from the load generator.
+    """
 
     def __init__(self, context, port, **options):
         command = [sys.executable, os.path.join(HERE, "source.py"), "--port", str(port)]
         for name, value in options.items():
             command += [f"--{name}", str(value)]
-        super().__init__(command, context.path("source.log"), cpus=context.other_cpus,
+        super().__init__(command, context.path("source.log"), cpus=context.other_cpus, nice=19,
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         context.processes.append(self)
         self.result()
