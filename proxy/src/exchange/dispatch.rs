@@ -47,8 +47,8 @@ pub(super) async fn run(
     };
     // Of the cluster as it is now: retries go by the policy that the request began with.
     let first = Arc::clone(&cluster);
-    let policy = route.retry.as_ref().or(first.retry.as_ref());
-    let hedging = route.hedging.as_ref().or(first.hedging.as_ref());
+    let policy = route.retry.as_ref().or(first.retry.as_deref());
+    let hedging = route.hedging.as_ref().or(first.hedging.as_deref());
     // What switches protocols cannot be done twice.
     let hedging = hedging.filter(|hedging| upgrade.is_none() && hedging.allows(&stream.state.borrow().request.method));
     // HTTP/2 upstreams may report that they have not processed a request, which is then retried without any policy.

@@ -188,7 +188,7 @@ impl Setup {
         });
         let endpoints = json!([{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]);
         let mut config: model::Cluster = merged(json!({"name": "web", "endpoints": endpoints}), &self.cluster);
-        config.retry = self.retry;
+        config.retry = self.retry.map(Box::new);
         let clusters = Clusters::default();
         let web = clusters.handle("web");
         let cluster = Cluster::new(&config, None);

@@ -49,7 +49,7 @@ pub(super) async fn run(
     let first = listener.clusters.get(&handle, stream.start).ok_or(TcpFailure::NoCluster)?;
     let mut cluster = Arc::clone(&first);
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
-    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or(first.retry.as_ref());
+    let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or(first.retry.as_deref());
     let (mut attempts, start) = (Attempts::new(retry), tokio::time::Instant::now());
     let key = balance_key(stream, selected.as_ref());
     let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;

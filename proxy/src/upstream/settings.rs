@@ -19,9 +19,9 @@ pub struct ClusterSettings {
     /// The longest timeout that a gRPC client may set; `None`: unlimited.
     pub max_grpc_timeout: Option<Duration>,
     /// The retry policy of routes without their own.
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<Box<RetryPolicy>>,
     /// The hedging of routes that do not set their own.
-    pub hedging: Option<HedgingPolicy>,
+    pub hedging: Option<Box<HedgingPolicy>>,
     /// How its endpoints are reached.
     pub transport: Arc<Transport>,
     /// Limits on its resources (circuit breaking).
@@ -58,11 +58,11 @@ impl ClusterSettings {
             response_head_timeout: config.head_timeout(),
             request_timeout: config.request_timeout.and_then(|time| time.bound()),
             max_grpc_timeout: config.max_grpc_timeout.bound(),
-            retry: config.retry.as_ref().map(RetryPolicy::new),
-            hedging: config.hedging.as_ref().map(HedgingPolicy::new),
+            retry: config.retry.as_deref().map(|retry| Box::new(RetryPolicy::new(retry))),
+            hedging: config.hedging.as_deref().map(|hedging| Box::new(HedgingPolicy::new(hedging))),
             transport,
             limits: Limits::new(config),
-            health_check: config.health_check.clone().map(Box::new),
+            health_check: config.health_check.clone(),
             service: config.service().map(Into::into),
             balancer: Arc::new(config.balancer.clone()),
             node: Arc::clone(node),

@@ -22,7 +22,7 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
     /// Where the endpoints come from, if they are not listed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub discovery: Option<Discovery>,
+    pub discovery: Option<Box<Discovery>>,
     /// The protocol spoken to the endpoints.
     #[serde(default)]
     pub protocol: ClusterProtocol,
@@ -31,13 +31,13 @@ pub struct Cluster {
     pub http2: Http2,
     /// TLS to the endpoints. Without it, connections are plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<ClusterTls>,
+    pub tls: Option<Box<ClusterTls>>,
     /// The version of the PROXY protocol header to send at the start of each connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocolVersion>,
     /// Active health checks. Unhealthy endpoints receive no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub health_check: Option<HealthCheck>,
+    pub health_check: Option<Box<HealthCheck>>,
     /// How an endpoint is chosen for each request: an algorithm, or a section with its options.
     #[serde(default)]
     pub balancer: Balancer,
@@ -62,10 +62,10 @@ pub struct Cluster {
     pub max_grpc_timeout: Duration,
     /// The retry policy of routes that do not set their own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry: Option<Retry>,
+    pub retry: Option<Box<Retry>>,
     /// A second attempt at another endpoint for requests whose response is late. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hedging: Option<Hedging>,
+    pub hedging: Option<Box<Hedging>>,
     /// Limits (circuit breaking) that keep an overloaded cluster from affecting the rest of the proxy.
     #[serde(default)]
     pub limits: ClusterLimits,
@@ -101,7 +101,7 @@ impl Cluster {
 
     /// Returns the name of its endpoints among those of all sources; `None` if they are listed here.
     pub fn service(&self) -> Option<String> {
-        match (self.query(), &self.discovery) {
+        match (self.query(), self.discovery.as_deref()) {
             (Some(query), _) => Some(query.to_string()),
             (None, Some(Discovery { source, service: name, .. })) => {
                 Some(service(source.as_deref()?, name.as_deref().unwrap_or(&self.name)))
