@@ -6,12 +6,14 @@ processors; the load generator, the upstreams and the source have the others. Ro
 in which the load generator itself was late says nothing about the proxy, and is repeated.
 """
 
+import os
+import sys
 import time
 
 import client
 import configs
 import table as markdown
-from harness import Plane, free_ports, wait_for
+from harness import Commanded, free_ports, wait_for
 from table import milliseconds, percent, spread
 
 MODES = {"no updates": None, "in batches of 20": 20, "one at a time": 1}
@@ -28,7 +30,12 @@ def run(context):
     rounds, seconds, long = context.pick((context.args.rounds, 8, context.args.seconds), (1, 1, 2))
     ports = context.upstreams(UPSTREAMS, context.other_cpus)
     plane, port, admin = free_ports(3)
-    source = Plane(context, plane, clusters=clusters, ports=",".join(map(str, ports)))
+    # It has the lowest priority, since what is measured is the proxy, and not a source that takes a processor from the load generator.
+    source = context.own(Commanded(
+        [sys.executable, os.path.join(os.path.dirname(__file__), "source.py"), "--port", str(plane),
+         "--clusters", str(clusters), "--ports", ",".join(map(str, ports))],
+        context.path("source.log"), cpus=context.other_cpus, nice=19))
+    source.answer()
 
     config = configs.base(admin, len(context.proxy_cpus))
     split = [{"cluster": f"c{index}"} for index in range(used)]
@@ -47,14 +54,14 @@ def run(context):
                             "--expect-status", "200", cpus=context.other_cpus)
         time.sleep(0.5)
         if batch:
-            source.update(batch, updates, seconds + 1)
+            source.tell(batch=batch, rate=updates, seconds=seconds + 1)
         time.sleep(0.5)
         metrics, usage = proxy.metrics(), proxy.usage()
         time.sleep(seconds - 0.2)
         used = proxy.usage().since(usage)
         after = proxy.metrics()
         report = load.finish()
-        supplied = source.result() if batch else None
+        supplied = source.answer() if batch else None
         answered = after.sum("tollgate_requests_total") - metrics.sum("tollgate_requests_total")
         created = "tollgate_filter_instances_created_total"
         return {

@@ -1,5 +1,7 @@
 """Configurations of the proxy and of Envoy."""
 
+import envoy_config
+
 FILTERS = ("access", "limits", "routes")
 
 
@@ -55,34 +57,9 @@ def hosts(count):
 
 def envoy(admin, port, count, upstream):
     """The same clusters and hosts for Envoy."""
-    def endpoint(address):
-        host, number = address.split(":")
-        return {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(number)}}}}
-
-    def one(index):
-        endpoints = [endpoint(address) for address in spread_addresses(index, upstream)]
-        return {
-            "name": f"c{index}", "type": "STATIC", "connect_timeout": "5s",
-            "load_assignment": {"cluster_name": f"c{index}", "endpoints": [{"lb_endpoints": endpoints}]},
-        }
-
-    package = "type.googleapis.com/envoy.extensions.filters"
-    router = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{package}.http.router.v3.Router"}}
+    clusters = [envoy_config.cluster(f"c{index}", spread_addresses(index, upstream)) for index in range(count)]
     virtual_hosts = [
         {"name": f"h{index}", "domains": [f"c{index}.test"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": f"c{index}"}}]}
         for index in range(count)
     ]
-    manager = {
-        "@type": f"{package}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "public", "codec_type": "HTTP1", "http_filters": [router],
-        "route_config": {"virtual_hosts": virtual_hosts},
-    }
-    address = lambda number: {"socket_address": {"address": "127.0.0.1", "port_value": number}}
-    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-    return {
-        "admin": {"address": address(admin)},
-        "static_resources": {
-            "listeners": [{"name": "public", "address": address(port), "filter_chains": [chain]}],
-            "clusters": [one(index) for index in range(count)],
-        },
-    }
+    return envoy_config.bootstrap(admin, port, virtual_hosts, clusters)

@@ -14,7 +14,7 @@ import time
 import client
 import configs
 import table as markdown
-from harness import HERE, free_ports, wait_for
+from harness import free_ports, wait_for
 from table import spread
 
 # The number of clusters in an included file.
@@ -24,7 +24,7 @@ FILE = 100
 def run(context):
     count, changes = context.pick((10000, 5), (300, 2))
     ports = free_ports(2)
-    context.start([sys.executable, os.path.join(HERE, "upstream.py"), *map(str, ports)], "upstream")
+    context.start([sys.executable, os.path.join(os.path.dirname(__file__), "upstream.py"), *map(str, ports)], "upstream")
     wait_for(lambda: client.status(ports[1], "/") == 200, "the upstream")
     result = {"clusters": count, "rows": {}}
     rows = result["rows"]
@@ -145,14 +145,8 @@ def touch(port, hosts, path):
 def envoy(context, count, ports):
     """Measures Envoy with the same clusters."""
     port, admin = free_ports(2)
-    path = context.write("envoy.json", configs.envoy(admin, port, count, ports[0]))
-    command = [context.envoy(), "-c", path, "--disable-hot-restart", "-l", "error",
-               "--concurrency", str(len(os.sched_getaffinity(0)))]
-    began = time.monotonic()
-    process = context.start(command, "envoy")
-    process.admin = admin
-    process.wait_ready("/ready", 600)
-    row = {"ready_seconds": time.monotonic() - began, "cpu_seconds": process.usage().total, "changes": []}
+    process = context.start_envoy(configs.envoy(admin, port, count, ports[0]), admin, seconds=600)
+    row = {"ready_seconds": process.ready_seconds, "cpu_seconds": process.usage().total, "changes": []}
     time.sleep(1)
     row["untouched"] = process.memory()
     row["failed_requests"] = touch(port, count, "/close")

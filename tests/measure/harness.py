@@ -1,4 +1,4 @@
-"""Starts and ends the processes of a scenario: the proxy, upstreams, the load generator, and Envoy.
+"""Starts and ends the processes of a scenario: the proxy, upstreams, load generators, Envoy and nginx.
 
 All of them listen on the loopback interface. They end with the scenario, whether it succeeds or not, and with this process.
 """
@@ -11,15 +11,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 
 import client
 import procfs
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PR_SET_PDEATHSIG = 1
 ENVOYS = ("target/interop/envoy/envoy/_bin/envoy", "target/peers/cache/envoy/_bin/envoy")
 LIBC = ctypes.CDLL(None)
@@ -52,10 +50,15 @@ class Context:
         return self
 
     def __exit__(self, *_):
-        for process in reversed(self.processes):
-            process.stop()
+        self.stop()
         if not self.args.keep:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def stop(self):
+        """Ends all processes."""
+        for process in reversed(self.processes):
+            process.stop()
+        self.processes.clear()
 
     def pick(self, full, small):
         """Returns the value for this size of the scenario."""
@@ -85,7 +88,10 @@ class Context:
         return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
     def start(self, command, name, **options):
-        process = Process(command, self.path(f"{name}.log"), **options)
+        return self.own(Process(command, self.path(f"{name}.log"), **options))
+
+    def own(self, process):
+        """Ends a process with the scenario. Returns it."""
         self.processes.append(process)
         return process
 
@@ -103,6 +109,18 @@ class Context:
         """Starts the proxy and waits until it is ready."""
         began = time.monotonic()
         process = self.start([executable or self.tollgate, "run", config], name, cpus=cpus)
+        process.admin = admin
+        process.wait_ready("/ready", seconds)
+        process.ready_seconds = time.monotonic() - began
+        return process
+
+    def start_envoy(self, config, admin, name="envoy", seconds=120):
+        """Starts Envoy and waits until it is ready."""
+        began = time.monotonic()
+        path = self.write(f"{name}.json", config)
+        command = [self.envoy(), "-c", path, "--disable-hot-restart", "-l", "error",
+                   "--concurrency", str(len(os.sched_getaffinity(0)))]
+        process = self.start(command, name)
         process.admin = admin
         process.wait_ready("/ready", seconds)
         process.ready_seconds = time.monotonic() - began
@@ -145,7 +163,7 @@ class Process:
         with open(self.log, errors="replace") as file:
             return "".join(file.readlines()[-count:])
 
-    def finish(self, interrupt=False):
+    def output(self, interrupt=False):
         """Waits for the end, or brings it about, and returns the JSON that the process has printed."""
         if interrupt:
             self.child.send_signal(signal.SIGINT)
@@ -156,7 +174,11 @@ class Process:
             raise Failed(f"{self.command[:3]} did not end in time") from None
         if self.child.returncode not in ((0, 128 + signal.SIGINT) if interrupt else (0,)):
             raise Failed(f"{' '.join(self.command)} failed:\n{self.last_lines()}")
-        report = json.loads(out)
+        return json.loads(out)
+
+    def finish(self, interrupt=False):
+        """Returns the report of the proxy's load generator."""
+        report = self.output(interrupt)
         errors = report["errors"]
         # What was due at the interruption is no failure.
         report["failed"] = errors["total"] - (errors["by_kind"]["unsent"] if interrupt else 0)
@@ -185,30 +207,20 @@ class Process:
                 stream.close()
 
 
-class Plane(Process):
-    """The HTTP source: source.py, which this class controls over its standard input.
+class Commanded(Process):
+    """A process that is told what to do over its standard input: a line of JSON for each command, and one for each answer."""
 
-    It has the lowest priority, since what is measured is the proxy, and not a source that takes a processor from the load generator.
-    """
+    def __init__(self, command, log, **options):
+        super().__init__(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, **options)
 
-    def __init__(self, context, port, **options):
-        command = [sys.executable, os.path.join(HERE, "source.py"), "--port", str(port)]
-        for name, value in options.items():
-            command += [f"--{name}", str(value)]
-        super().__init__(command, context.path("source.log"), cpus=context.other_cpus, nice=19,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        context.processes.append(self)
-        self.result()
+    def tell(self, **command):
+        self.child.stdin.write(json.dumps(command) + "\n")
 
-    def update(self, batch, rate, seconds):
-        """Starts to supply updates."""
-        self.child.stdin.write(json.dumps({"batch": batch, "rate": rate, "seconds": seconds}) + "\n")
-
-    def result(self):
-        """Waits until all updates are supplied."""
+    def answer(self):
+        """Waits for the next answer."""
         line = self.child.stdout.readline()
         if not line:
-            raise Failed(f"the source ended:\n{self.last_lines()}")
+            raise Failed(f"{' '.join(self.command)} ended:\n{self.last_lines()}")
         return json.loads(line)
 
 

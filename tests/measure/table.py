@@ -26,3 +26,8 @@ def milliseconds(seconds, digits=1):
 
 def percent(share, digits=1):
     return f"{share * 100:.{digits}f} %"
+
+
+def goals(rows):
+    """Returns a table of goals: what is to be reached, what was measured, and whether that is enough."""
+    return table(["goal", "measured", ""], [[goal, measured, "met" if met else "**missed**"] for goal, measured, met in rows])
