@@ -49,6 +49,10 @@ peers *ARGS:
 scale *ARGS:
     tests/scale/run.sh {{ARGS}}
 
+# Measure with upstreams that are slow, fail, hang, restart or are overloaded
+resilience *ARGS:
+    tests/resilience/run.sh {{ARGS}}
+
 # Start the proxy with three upstreams
 quickstart *ARGS:
     examples/quickstart.sh {{ARGS}}
