@@ -10,7 +10,7 @@ import sys
 import proxies
 import table as markdown
 from table import percent
-from traffic import Load, Upstreams, count, quantile
+from traffic import Load, Upstreams, count, lateness, quantile
 
 # Not a divisor of the number of upstreams: with round robin, each should get some.
 POST_EVERY = 7
@@ -86,4 +86,5 @@ def table(result):
         rows = [[label, f"{row['get_p50']:.0f}", f"{row['get_p99']:.0f}", f"{row['post_p99']:.0f}", percent(row["extra"]),
                  f"{row['repeated_posts']} of {row['posts']}"] for label, row in runs.items()]
         parts.append(markdown.table([f"slow: {case}", "GET: p50", "p99", "POST: p99", "extra load", "repeated POSTs"], rows))
+    parts.append(lateness(result))
     return "\n".join(parts)

@@ -10,7 +10,7 @@ import proxies
 import table as markdown
 from envoy_config import typed
 from table import percent
-from traffic import Load, Upstreams, seconds, summary
+from traffic import Load, Upstreams, lateness, seconds, summary
 
 SLOTS, SERVICE = 10, 0.05
 CAPACITY = round(SLOTS / SERVICE)
@@ -76,4 +76,4 @@ def table(result):
         rows.append([label, percent(row["goodput"]), part(rejected), part(row["failed"] - rejected),
                      time(row["good"]["p50"]), time(row["good"]["p99"])])
     header = [f"{result['offered']} requests/s, {result['length']} s", "goodput", "rejected (503)", "no response", "p50 of good ones, ms", "p99"]
-    return markdown.table(header, rows)
+    return markdown.table(header, rows) + "\n" + lateness(result)

@@ -87,14 +87,14 @@ def checks(interval, unhealthy, healthy):
     }}
 
 
-def envoy_retries(attempts):
-    """Retries at hosts that the request has not tried, with the budget that Tollgate has by default. Fields of route and cluster."""
+def envoy_retries(attempts, percent=20):
+    """Retries at hosts that the request has not tried, with a budget: by default that of Tollgate. Fields of route and cluster."""
     predicate = typed("envoy.retry_host_predicates.previous_hosts", "retry.host.previous_hosts.v3.PreviousHostsPredicate")
     policy = {
         "retry_on": "connect-failure,reset,gateway-error", "num_retries": attempts,
         "retry_host_predicate": [predicate], "host_selection_retry_max_attempts": 5,
     }
-    budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
+    budget = {"budget_percent": {"value": percent}, "min_retry_concurrency": 3}
     return {"retry_policy": policy}, {"circuit_breakers": {"thresholds": [{"retry_budget": budget}]}}
 
 

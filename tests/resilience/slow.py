@@ -13,7 +13,7 @@ import plot
 import proxies
 import table as markdown
 from table import percent
-from traffic import Load, Upstreams, count, seconds, summary
+from traffic import Load, Upstreams, count, lateness, seconds, summary
 
 SERVICE = {"service": 0.005, "spread": 0.005, "delay": 0.0, "fail": 0.0, "hang": False}
 PHASES = {
@@ -105,8 +105,7 @@ def table(result):
         parts.append(markdown.table([f"{phase}, {end - begin} s", "share, first", "rest", "p50", "p99", "failures"], rows))
     if goals := goals_of(result):
         parts.append(markdown.goals(goals))
-    lates = [late["p99"] for late in result["late_ms"].values()]
-    parts.append(f"The load generator sent 99 % of the requests at most {max(lates, default=0):.0f} ms too late.\n")
+    parts.append(lateness(result))
     return "\n".join(parts)
 
 

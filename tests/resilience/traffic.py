@@ -60,9 +60,9 @@ class Load:
         time.sleep(max(0, self.start + seconds - time.monotonic()))
 
     def records(self):
-        """Returns the records of each proxy, and how late the generator was."""
+        """Returns the records of each proxy, and by how many milliseconds the generator was late, at the 99th percentile."""
         report = self.process.output()
-        return report["records"], report["late_ms"]
+        return report["records"], report["late_ms"]["p99"]
 
 
 def summary(records, begin=0, end=float("inf")):
@@ -77,6 +77,12 @@ def summary(records, begin=0, end=float("inf")):
         "requests": len(chosen), "failed": sum(failures.values()), "failures": failures,
         "p50": quantile(took, 0.5), "p99": quantile(took, 0.99),
     }
+
+
+def lateness(result):
+    """Says how far the load generator was behind, of which latencies are a part."""
+    late = max(result["late_ms"].values(), default=0)
+    return f"The load generator sent 99 % of the requests at most {late:.0f} ms too late.\n"
 
 
 def quantile(ordered, share):
