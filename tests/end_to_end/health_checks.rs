@@ -11,7 +11,7 @@ use crate::harness::{Config, Proxy, Upstream, answer, wait_until};
 
 /// Health checks that finish quickly.
 const CHECK: &str = "health_check: {check: {http: {path: /up, host: up.example}}, interval: 20ms, timeout: 20s,
-                     unhealthy_threshold: 2, healthy_threshold: 2, panic_threshold: PANIC}";
+                     unhealthy_threshold: 2, healthy_threshold: 2}";
 
 /// An upstream that responds with its name, and whose health the test controls.
 struct Moody {
@@ -33,7 +33,7 @@ impl Moody {
 
 fn config(upstreams: &[&Moody], panic: u32) -> Config {
     let endpoints: Vec<_> = upstreams.iter().map(|moody| moody.upstream.address).collect();
-    let options = CHECK.replace("PANIC", &panic.to_string());
+    let options = format!("{CHECK}\nbalancer: {{panic_threshold: {panic}}}");
     Config::new().listener("cluster: web").cluster("web", &endpoints, &options)
 }
 
@@ -147,8 +147,7 @@ fn endpoints_further_away_and_of_lower_priority_serve_while_others_are_unhealthy
         format!("{{address: '{address}', priority: {priority}, locality: {{region: eu, zone: {zone}}}}}")
     };
     let endpoints = [endpoint(&spare, 1, "a"), endpoint(&far, 0, "b"), endpoint(&near, 0, "a")].join(", ");
-    let options = CHECK.replace("PANIC", "50");
-    let options = format!("endpoints: [{endpoints}]\nbalancer: {{locality: failover}}\n{options}");
+    let options = format!("endpoints: [{endpoints}]\nbalancer: {{locality: failover}}\n{CHECK}");
     let config = Config::new().top("node: {region: eu, zone: a}").listener("cluster: web");
     let proxy = Proxy::start(config.cluster("web", &[] as &[&str], &options));
     assert_eq!(answering(&proxy), ["near"]);

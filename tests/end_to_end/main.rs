@@ -51,6 +51,7 @@ mod last_words;
 mod limits;
 mod mirror;
 mod mutations;
+mod outliers;
 mod overload;
 mod own_log;
 mod paths;

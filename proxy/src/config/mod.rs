@@ -29,6 +29,7 @@ mod json;
 mod load;
 mod node;
 mod normalize;
+mod outlier;
 mod outline;
 mod parse;
 mod paths;

@@ -15,7 +15,7 @@ use super::{
     load::{Check, ExternalChecks},
     model::Config,
     node::{Key, Node, Span, Value},
-    retry,
+    outlier, retry,
     source::Source,
     sources, tls,
     units::{Address, ByteSize, Duration, ServerName},
@@ -77,6 +77,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     }
     for section in clusters.iter().filter_map(|cluster| cluster.get("hedging")) {
         retry::check_hedging(section, problems);
+    }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("outlier_detection")) {
+        outlier::check(section, problems);
     }
 }
 

@@ -3,7 +3,7 @@
 
 /// The section (the schema's name; empty for the root), what was written there, and the advice. What was written is a
 /// field, a variant, or the type of a value.
-const MEANT: [(&str, &[&str], &str); 42] = [
+const MEANT: [(&str, &[&str], &str); 50] = [
     ("", &["static_resources"], "`listeners`, `filters` and `clusters` are top-level fields"),
     ("", &["upstreams", "upstream", "backends", "services"], "did you mean `clusters`?"),
     ("", &["frontends", "entrypoints"], "did you mean `listeners`?"),
@@ -60,6 +60,22 @@ const MEANT: [(&str, &[&str], &str); 42] = [
         &["slow_start", "choice_count", "hash_balance_factor", "table_size", "minimum_ring_size"],
         "this is an option of `balancer`: write `balancer: {policy: NAME, OPTION: VALUE}`",
     ),
+    (
+        "Cluster",
+        &["circuit_breakers", "circuit_breaker"],
+        "circuit breakers are `limits`: write `limits: {connections: N, pending: N, requests: N, retries: N}`",
+    ),
+    ("ClusterLimits", &["max_connections"], "did you mean `connections`?"),
+    ("ClusterLimits", &["max_pending_requests", "pending_requests"], "did you mean `pending`?"),
+    ("ClusterLimits", &["max_requests"], "did you mean `requests`?"),
+    ("ClusterLimits", &["max_retries"], "did you mean `retries`?"),
+    ("Cluster", &["outlier_ejection", "outlier", "passive_health_check"], "did you mean `outlier_detection`?"),
+    (
+        "HealthCheck",
+        &["panic_threshold"],
+        "this is an option of `balancer`: write `balancer: {policy: NAME, panic_threshold: PERCENT}`",
+    ),
+    ("Balancer", &["healthy_panic_threshold"], "did you mean `panic_threshold`?"),
     (
         "BalancerPolicy",
         &["rendezvous", "ip_hash", "source"],

@@ -12,17 +12,19 @@ use std::{
 use super::discovery::{ServiceState, Table};
 use crate::{
     observe::{Kind, MetricError, Registry, metrics::Labels},
-    upstream::{Cluster, ClusterStats, Clusters, STATUS_CLASSES},
+    upstream::{Cluster, ClusterStats, Clusters, OutlierRule, OutlierTotals, STATUS_CLASSES},
 };
 
 /// Registers the metrics of all clusters.
 pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
     show_counts(registry, clusters)?;
     show_traffic(registry, clusters)?;
+    show_outliers(registry, clusters)?;
+    show_remaining(registry, clusters)?;
     let all = clusters.clone();
     registry.collect_fn(
         "tollgate_cluster_endpoints_healthy",
-        "Healthy endpoints of clusters with health checks.",
+        "Healthy endpoints of clusters with health checks, without ejected ones.",
         Kind::Gauge,
         move || {
             let checked = all.all().into_iter().filter(|cluster| cluster.is_checked());
@@ -32,7 +34,7 @@ pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), 
     let all = clusters.clone();
     registry.collect_fn(
         "tollgate_cluster_endpoints",
-        "Endpoints with a weight, by health. Without health checks, all are healthy.",
+        "Endpoints with a weight, by health. Ejected ones are unhealthy; without health checks, all others are healthy.",
         Kind::Gauge,
         move || {
             let of = |cluster: Arc<Cluster>| {
@@ -147,6 +149,59 @@ fn show_counts(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), Metr
         })?;
     }
     Ok(())
+}
+
+/// Registers what the limits of clusters still allow.
+fn show_remaining(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    let all = clusters.clone();
+    registry.collect_fn(
+        "tollgate_cluster_limit_remaining",
+        "What a limit (circuit breaker) of a cluster still allows.",
+        Kind::Gauge,
+        move || {
+            let of = |cluster: Arc<Cluster>| {
+                let remaining = cluster.remaining().by_name();
+                remaining.map(|(limit, left)| (labels(&cluster, &[("limit", limit)]), left as f64))
+            };
+            all.all().into_iter().flat_map(of).collect()
+        },
+    )
+}
+
+/// Registers what clusters with outlier detection count.
+fn show_outliers(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    type Read = fn(&OutlierTotals) -> f64;
+    let row = |name: &str, help: &str, kind: Kind, read: Read| {
+        let all = clusters.clone();
+        registry.collect_fn(name, help, kind, move || {
+            let of = |cluster: &Arc<Cluster>| Some((labels(cluster, &[]), read(&cluster.outliers()?)));
+            all.all().iter().filter_map(of).collect()
+        })
+    };
+    row("tollgate_cluster_outliers_ejected", "Endpoints that are ejected.", Kind::Gauge, |totals| {
+        totals.active as f64
+    })?;
+    row(
+        "tollgate_cluster_outlier_overflows_total",
+        "Outliers that were not ejected because too many were already.",
+        Kind::Counter,
+        |totals| totals.overflows as f64,
+    )?;
+    let by_rule = |name: &str, help: &str, read: fn(&OutlierTotals) -> [u64; 7]| {
+        let all = clusters.clone();
+        registry.collect_fn(name, help, Kind::Counter, move || {
+            let of = |cluster: &Arc<Cluster>| {
+                let counts = cluster.outliers().map(|totals| read(&totals)).into_iter().flatten();
+                let rows = counts.zip(OutlierRule::NAMES);
+                rows.map(|(count, rule)| (labels(cluster, &[("rule", rule)]), count as f64)).collect::<Vec<_>>()
+            };
+            all.all().iter().flat_map(of).collect()
+        })
+    };
+    by_rule("tollgate_cluster_outlier_ejections_total", "Ejections, by rule.", |totals| totals.ejections)?;
+    by_rule("tollgate_cluster_outlier_detections_total", "Outliers that were found, by rule.", |totals| {
+        totals.detections
+    })
 }
 
 /// Registers what clusters count from their first request on.

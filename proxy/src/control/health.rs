@@ -1,11 +1,12 @@
-//! The thread of the health checks: probes must neither wait for the control plane's work nor hold it up.
+//! The thread of the health checks and of outlier detection: they must neither wait for the control plane's work nor hold it
+//! up. As it alone decides which endpoints are in use, the decisions never contradict each other.
 
 use std::{io, sync::Arc, thread};
 
 use tokio::task::LocalSet;
 
 use crate::{
-    upstream::HealthChecks,
+    upstream::{HealthChecks, OutlierDetectors},
     worker::mailbox::{ClusterUpdate, Mailbox, NextState},
 };
 
@@ -18,16 +19,23 @@ pub(crate) fn start() -> io::Result<Arc<Mailbox>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("tollgate-health".into()).spawn(move || {
         LocalSet::new().block_on(&runtime, async {
-            let mut checks = HealthChecks::default();
+            let (mut checks, mut outliers) = (HealthChecks::default(), OutlierDetectors::default());
             loop {
                 let updates = tokio::select! {
                     updates = changes.take() => updates,
                     () = checks.advance() => continue,
+                    () = outliers.advance() => continue,
                 };
                 for ClusterUpdate { handle, next, .. } in updates {
                     match next {
-                        NextState::Is(cluster) => checks.set(&handle, &cluster),
-                        NextState::Gone { .. } => checks.remove(&handle),
+                        NextState::Is(cluster) => {
+                            checks.set(&handle, &cluster);
+                            outliers.set(&handle, &cluster);
+                        }
+                        NextState::Gone { .. } => {
+                            checks.remove(&handle);
+                            outliers.remove(&handle);
+                        }
                     }
                 }
             }

@@ -26,7 +26,7 @@ use crate::{
     digest::hex,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, ClusterHandle, Member},
+    upstream::{Cluster, ClusterHandle, Endpoint, Member},
     wasm::{Plugin, VmTemplate},
 };
 
@@ -296,7 +296,7 @@ fn tls_files(snapshot: &Snapshot) -> Value {
     snapshot.tls.files().iter().map(file).collect()
 }
 
-/// Returns the numbers of a cluster's endpoints. Without health checks, all with a weight count as healthy.
+/// Returns the numbers of a cluster's endpoints. Without health checks, all with a weight that are not ejected count as healthy.
 fn endpoints_by_state(cluster: &Cluster) -> Value {
     let (healthy, weighted) = cluster.health();
     let unhealthy = weighted.saturating_sub(healthy);
@@ -304,7 +304,8 @@ fn endpoints_by_state(cluster: &Cluster) -> Value {
     json!({ "healthy": healthy, "unhealthy": unhealthy, "without_weight": unused })
 }
 
-/// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks.
+/// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks, and
+/// whether it is an outlier only with outlier detection.
 fn cluster_json(cluster: &Cluster) -> Value {
     let endpoints = cluster.members().iter().map(|member| {
         let Member { endpoint, weight, priority, locality, metadata } = member;
@@ -316,6 +317,7 @@ fn cluster_json(cluster: &Cluster) -> Value {
             "locality": locality.as_deref().cloned().unwrap_or_default(),
             "metadata": metadata.as_deref().cloned().unwrap_or_default(),
             "healthy": cluster.is_checked().then(|| endpoint.is_healthy()),
+            "outlier": cluster.outlier_detection.is_some().then(|| outlier_json(endpoint)),
             "check_error": endpoint.check_error().map(|error| error.as_str().to_owned()),
             "last_error": endpoint.last_error().map(|error| {
                 json!({ "at": timestamp::text(error.at), "kind": error.trouble.name(), "error": error.text })
@@ -334,6 +336,23 @@ fn cluster_json(cluster: &Cluster) -> Value {
         "connections": stats.connections.load(Ordering::Relaxed),
         "connections_idle": stats.idle.load(Ordering::Relaxed),
         "endpoints_by_state": endpoints_by_state(cluster),
+        "remaining": cluster.remaining().by_name().into_iter().collect::<HashMap<_, _>>(),
         "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+/// Returns what outlier detection knows of an endpoint. Success rates are those of the last interval, if it had enough
+/// requests.
+fn outlier_json(endpoint: &Endpoint) -> Value {
+    let status = endpoint.outlier_status();
+    let ejection = status.as_ref().and_then(|status| status.ejection.as_ref());
+    json!({
+        "ejected": ejection.is_some(),
+        "rule": ejection.map(|ejection| ejection.rule.name()),
+        "ejected_at": ejection.map(|ejection| timestamp::text(ejection.at)),
+        "ejection_seconds": ejection.map(|ejection| ejection.time.as_secs_f64()),
+        "ejections": status.as_ref().map_or(0, |status| status.ejections),
+        "success_rate": status.as_ref().and_then(|status| status.success_rate),
+        "local_origin_success_rate": status.as_ref().and_then(|status| status.local_origin_success_rate),
     })
 }

@@ -37,8 +37,8 @@ use crate::{
     net::proxy_protocol::Addresses,
     observe::{self, target},
     upstream::{
-        self, AttemptTimer, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice, RequestError,
-        RequestErrorKind, UsageGuard,
+        self, AttemptOutcome, AttemptTimer, Cluster, Endpoint, FailureCategory, Head, PooledBody, ProtocolChoice,
+        RequestError, RequestErrorKind, UsageGuard,
     },
 };
 
@@ -290,6 +290,10 @@ impl<'a> Attempt<'a> {
             Err(AttemptError::Failed(_)) => timer.discard(),
             Err(AttemptError::TimedOut(_) | AttemptError::Interrupted(_)) => drop(timer),
         }
+        target.cluster.report(target.endpoint, || match result {
+            Ok(response) => grpc::outcome_of_head(stream, response),
+            Err(error) => error.is_of_endpoint(upload).then_some(AttemptOutcome::NoResponse),
+        });
         if let Err(error) = result {
             explain(stream, &target, error, upload, now - start);
             upload.rests();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
 use super::{deadline::Deadline, stream_guard};
@@ -14,7 +14,7 @@ use crate::{
         body::BodyError,
         grpc::{self, Code},
     },
-    upstream::Cluster,
+    upstream::{AttemptOutcome, Cluster},
 };
 
 /// Maximum length in bytes of a body that is used as a gRPC message; a longer one is a document for people.
@@ -130,6 +130,20 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
 /// Returns whether a response consists only of a head with a status that means that the server has failed or is overloaded.
 pub(super) fn has_failed(stream: &Stream, fields: &HeaderMap) -> bool {
     stream.grpc.get().is_some() && grpc::status(fields).is_some_and(grpc::is_server_failure)
+}
+
+/// Returns what a response's head says about its endpoint; `None` for a call that is still to end, with a status in the
+/// trailers.
+pub(super) fn outcome_of_head<B>(stream: &Stream, response: &Response<B>) -> Option<AttemptOutcome> {
+    match stream.grpc.get() {
+        Some(_) if response.status() == StatusCode::OK => outcome_of_trailers(response.headers()),
+        _ => Some(AttemptOutcome::Response(response.status().as_u16())),
+    }
+}
+
+/// Returns what the trailers of a call say about its endpoint.
+pub(super) fn outcome_of_trailers(trailers: &HeaderMap) -> Option<AttemptOutcome> {
+    Some(AttemptOutcome::Response(grpc::http_of(grpc::status(trailers)?)))
 }
 
 /// Returns the retry condition that a response consisting only of a head with a status meets.

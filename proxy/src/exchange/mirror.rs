@@ -20,7 +20,7 @@ use crate::{
     http::body::{Body, BodyError},
     net::proxy_protocol::Addresses,
     observe::target,
-    upstream::{Cluster, Pools, ProtocolChoice, RequestError, UsageGuard},
+    upstream::{AttemptOutcome, Cluster, Pools, ProtocolChoice, RequestError, UsageGuard},
 };
 
 /// Parts of a body by which a slow mirror may lag behind.
@@ -130,7 +130,9 @@ async fn send(
     // The copy takes as long as the client's upload.
     let timer = if matches!(body, Body::Empty) { timer } else { timer.without_latency() };
     let result = pools.send(cluster, endpoint, choice, head, body).await;
-    timer.end(result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind));
+    let outcome = result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind);
+    timer.end(outcome);
+    cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
     let mut body = result.map_err(failed).ok()?.into_body();
     // Read the body to its end, so that the connection can be reused.

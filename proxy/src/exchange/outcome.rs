@@ -10,7 +10,9 @@ use crate::{
     chain::{LocalReply, Stream},
     http::body::Body,
     observe::detail,
-    upstream::{ActiveGuard, Cluster, PooledBody, RequestGuard, Upgrading, UpstreamBodyError, UsageGuard},
+    upstream::{
+        ActiveGuard, AttemptOutcome, Cluster, PooledBody, RequestGuard, Upgrading, UpstreamBodyError, UsageGuard,
+    },
 };
 
 /// The response to a request.
@@ -86,6 +88,12 @@ impl ResponseGuards {
     pub(super) fn broken(&self, stream: &Stream, error: &UpstreamBodyError, bytes: u64) {
         let (trouble, why) = error.reason(bytes);
         self.endpoint.endpoint().note_failure(&self.request.cluster().name, trouble, &why);
+        self.report(|| Some(AttemptOutcome::NoResponse));
         stream.upstream_failed(why);
+    }
+
+    /// Counts what is only known after the response's head for the cluster's outlier detection.
+    pub(super) fn report(&self, outcome: impl FnOnce() -> Option<AttemptOutcome>) {
+        self.cluster().report(self.endpoint.endpoint(), outcome);
     }
 }

@@ -648,6 +648,9 @@ impl http_body::Body for ResponseBody {
                         data.len() as u64;
                 } else if let Some(trailers) = frame.trailers_ref() {
                     grpc::note(me.stream_guard.stream(), trailers);
+                    if let Some(guards) = me.guards.as_ref().filter(|_| me.stream_guard.stream().grpc.get().is_some()) {
+                        guards.report(|| grpc::outcome_of_trailers(trailers));
+                    }
                 }
                 // The last part is always recognised as such.
                 let is_wrong = |promised| me.sent > promised || (me.sent < promised && me.is_end_stream());

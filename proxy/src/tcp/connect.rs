@@ -19,7 +19,7 @@ use crate::{
     },
     net::{Stream, proxy_protocol::Addresses},
     observe::target,
-    upstream::{ActiveGuard, Cluster, DirectConnection, RequestGuard},
+    upstream::{ActiveGuard, AttemptOutcome, Cluster, DirectConnection, RequestGuard},
 };
 
 /// A connection to an endpoint, with the guards that count it as active.
@@ -69,6 +69,9 @@ pub(super) async fn run(
             Ok(_) => timer.answered(tokio::time::Instant::now()),
             Err(_) => timer.failed(tokio::time::Instant::now()),
         }
+        cluster.report(target, || {
+            Some(if result.is_ok() { AttemptOutcome::Connected } else { AttemptOutcome::NoResponse })
+        });
         let error = match result {
             Ok(opened) => {
                 let after = start.elapsed();

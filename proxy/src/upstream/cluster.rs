@@ -128,8 +128,8 @@ impl Cluster {
         &self.stats
     }
 
-    /// Picks an endpoint for a request; `None` if no endpoint has a weight, or none is healthy (unless so few are
-    /// healthy that the panic threshold applies). `hash` is the request's key, for balancers that place keys. Endpoints
+    /// Picks an endpoint for a request; `None` if no endpoint has a weight, or none is available (unless so few are
+    /// available that the panic threshold applies). `hash` is the request's key, for balancers that place keys. Endpoints
     /// that the request has `tried` are chosen only if there is no other.
     pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         self.membership.with_set(|set| set.pick(&self.context(hash, tried)).cloned())
@@ -155,14 +155,26 @@ impl Cluster {
         self.health_check.is_some()
     }
 
-    /// Returns the number of healthy endpoints with a weight, and the number of all with a weight.
+    /// Returns the number of available endpoints with a weight (healthy and not ejected), and the number of all with a weight.
     pub fn health(&self) -> (usize, usize) {
         self.membership.health()
     }
 
-    /// Decides whether to exclude unhealthy endpoints after the health of one has changed.
+    /// Decides which endpoints to exclude after one has become available or unavailable.
     pub(super) fn apply_health(&self) -> EndpointSelection {
         self.membership.apply_health(&self.settings)
+    }
+
+    /// Logs that the panic threshold applies, if it does.
+    pub(super) fn warn_of_panic(&self, selection: EndpointSelection) {
+        if selection == EndpointSelection::Panic {
+            tracing::warn!(
+                target: target::UPSTREAM,
+                cluster = &*self.name,
+                "less than {} % of the endpoints are healthy: sending requests to all endpoints",
+                self.balancer.panic_threshold()
+            );
+        }
     }
 
     /// Acquires a permit for one request (not per attempt), released when the guard is dropped. `None` if
@@ -238,6 +250,18 @@ impl Cluster {
         }
     }
 
+    /// Returns how much each of its limits still allows now.
+    pub fn remaining(&self) -> Remaining {
+        let (stats, limits) = (&self.stats, &self.limits);
+        let active = stats.active.load(Relaxed);
+        Remaining {
+            connections: limits.connections.saturating_sub(stats.connections.load(Relaxed)),
+            pending: limits.pending.saturating_sub(stats.pending.load(Relaxed)),
+            requests: limits.requests.saturating_sub(active),
+            retries: self.retry_budget.remaining(active),
+        }
+    }
+
     /// Acquires a permit for one retry in the retry budget, released when the guard is dropped. `None` if the budget is
     /// exhausted.
     pub fn try_retry(&self) -> Option<RetryGuard> {
@@ -249,6 +273,31 @@ impl Cluster {
         let total = if guard.is_some() { taken } else { &self.stats.retry_overflows };
         total.fetch_add(1, Relaxed);
         guard
+    }
+}
+
+/// What a cluster's limits (circuit breakers) still allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remaining {
+    /// Connections; a worker without one may open one in any case.
+    pub connections: u64,
+    /// Requests that wait for a connection.
+    pub pending: u64,
+    /// In-flight requests.
+    pub requests: u64,
+    /// Concurrent retries.
+    pub retries: u64,
+}
+
+impl Remaining {
+    /// By the name of the limit.
+    pub fn by_name(self) -> [(&'static str, u64); 4] {
+        [
+            ("connections", self.connections),
+            ("pending", self.pending),
+            ("requests", self.requests),
+            ("retries", self.retries),
+        ]
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     balancer::{JoinTime, LatencyCell},
     clock,
     cluster::next_id,
+    outlier::OutlierState,
     reason::FailureCategory,
     transport::Transport,
 };
@@ -57,6 +58,8 @@ pub(super) struct EndpointState {
     pub(super) healthy: AtomicBool,
     /// The error of the last health check; empty if it succeeded.
     pub(super) check_error: ArcSwapOption<String>,
+    /// What outlier detection counts, from the first attempt on.
+    pub(super) outlier: OnceLock<Box<OutlierState>>,
     /// The last error, however long ago.
     last_error: ArcSwapOption<LastError>,
     /// Rate limits of the log, per kind of failure. Most endpoints never fail.
@@ -88,6 +91,7 @@ impl EndpointState {
             joined: JoinTime::new(now),
             healthy: AtomicBool::new(true),
             check_error: ArcSwapOption::empty(),
+            outlier: OnceLock::new(),
             last_error: ArcSwapOption::empty(),
             log_limiters: OnceLock::new(),
         }

@@ -29,10 +29,10 @@ pub(super) fn weigh(used: &mut [Member], all: &[&Member], weights: &[LocalityWei
     for member in all.iter().filter(|member| member.weight > 0) {
         let health = health.entry(member.locality.as_deref()).or_insert(LevelHealth { healthy: 0, all: 0 });
         health.all += 1;
-        health.healthy += usize::from(member.endpoint.is_healthy());
+        health.healthy += usize::from(member.endpoint.is_available());
     }
     // In panic, unhealthy endpoints are used: then the weight counts as it is.
-    let uses_unhealthy = used.iter().any(|member| !member.endpoint.is_healthy());
+    let uses_unhealthy = used.iter().any(|member| !member.endpoint.is_available());
     let unknown = Locality::default();
     let mut shares: FxHashMap<Option<&Locality>, (f64, f64)> = FxHashMap::default();
     for member in &*used {

@@ -40,11 +40,11 @@ pub struct Membership {
 /// The endpoints of a cluster that are in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndpointSelection {
-    /// All endpoints, because all are healthy.
+    /// All endpoints, because all are available.
     All,
-    /// The healthy endpoints.
-    Healthy,
-    /// All endpoints of some priorities, because too few of them are healthy (panic threshold).
+    /// The available endpoints: those that are healthy and not ejected.
+    Available,
+    /// All endpoints of some priorities, because too few of them are available (panic threshold).
     Panic,
 }
 
@@ -137,10 +137,10 @@ impl Membership {
         Arc::new(membership)
     }
 
-    /// The number of healthy endpoints with a weight, and the number of all with a weight.
+    /// The number of available endpoints with a weight, and the number of all with a weight.
     pub(super) fn health(&self) -> (usize, usize) {
         let weighted = || self.members.iter().filter(|member| member.weight > 0);
-        (weighted().filter(|member| member.endpoint.is_healthy()).count(), weighted().count())
+        (weighted().filter(|member| member.endpoint.is_available()).count(), weighted().count())
     }
 
     /// Passes the priorities with the endpoints that are in use.
@@ -151,26 +151,30 @@ impl Membership {
         pick(self.available.load().as_ref().unwrap_or(&self.all))
     }
 
-    /// Decides which endpoints are in use after the health of one has changed: the healthy ones, and in priorities that are in
-    /// panic, all. Not done per request, so that requests do not pay for it.
+    /// Decides which endpoints are in use after one has become available or unavailable: the available ones, and in priorities
+    /// that are in panic, all. Not done per request, so that requests do not pay for it.
     pub(super) fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
-        let Some(check) = &settings.health_check else { return EndpointSelection::All };
+        if settings.health_check.is_none() && settings.outlier_detection.is_none() && !self.has_unhealthy.load(Relaxed)
+        {
+            return EndpointSelection::All;
+        }
         self.all.refresh();
-        let (healthy, all) = self.health();
-        if healthy == all {
+        let (available, all) = self.health();
+        if available == all {
             self.has_unhealthy.store(false, Relaxed);
             self.available.store(None);
             return EndpointSelection::All;
         }
-        let is_healthy = |member: &Member| member.endpoint.is_healthy();
+        let is_available = |member: &Member| member.endpoint.is_available();
         let before = self.with_set(Arc::clone);
-        let threshold = check.panic_threshold;
-        let (set, loads) = priorities(&self.config, &self.members, &self.levels, is_healthy, threshold, Some(&before));
+        let threshold = self.config.panic_threshold();
+        let (set, loads) =
+            priorities(&self.config, &self.members, &self.levels, is_available, threshold, Some(&before));
         self.available.store(Some(Arc::new(set)));
         self.has_unhealthy.store(true, Relaxed);
         match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
             true => EndpointSelection::Panic,
-            false => EndpointSelection::Healthy,
+            false => EndpointSelection::Available,
         }
     }
 

@@ -5,7 +5,7 @@
 //! worker's [`Pools`] hold the clusters that the worker uses now, and its connections, which are not shared, so that a
 //! request meets neither a lock nor another thread. The path of a request: [`Pools::cluster`] (which cluster?),
 //! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which connection?),
-//! and after a failure [`Cluster::try_retry`] and [`Backoff`].
+//! after an attempt [`Cluster::report`], and after a failure [`Cluster::try_retry`] and [`Backoff`].
 
 mod attempt;
 pub mod backoff;
@@ -29,6 +29,7 @@ mod link;
 mod locality;
 mod membership;
 mod mux;
+mod outlier;
 pub mod pool;
 mod priority;
 mod rate_limited;
@@ -48,7 +49,7 @@ pub use self::{
     backoff::Backoff,
     body::{PooledBody, Upgrading, UpstreamBodyError},
     budget::{RetryBudget, RetryGuard},
-    cluster::{Cluster, RequestGuard},
+    cluster::{Cluster, Remaining, RequestGuard},
     clusters::{ClusterHandle, ClusterId, Clusters},
     direct::DirectConnection,
     downloads::{Download, DownloadSink},
@@ -58,6 +59,7 @@ pub use self::{
     health::HealthChecks,
     hedging::{BadMethod, HedgingPolicy},
     membership::{Member, Membership},
+    outlier::{AttemptOutcome, Ejection, OutlierDetectors, OutlierRule, OutlierStatus, OutlierTotals},
     pool::{Dial, PoolOptions, Pools, ProtocolChoice, WaitTime},
     rate_limited::RateLimitedBackoff,
     reason::{ConnectError, FailureCategory},

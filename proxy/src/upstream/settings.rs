@@ -28,6 +28,8 @@ pub struct ClusterSettings {
     pub limits: Limits,
     /// Its endpoints' health checks.
     pub health_check: Option<Box<model::HealthCheck>>,
+    /// The rules by which its endpoints are ejected.
+    pub outlier_detection: Option<Box<model::OutlierDetection>>,
     /// The name under which a source or DNS supplies its endpoints, if they are not in its configuration.
     pub service: Option<Box<str>>,
     pub(super) balancer: Arc<model::Balancer>,
@@ -63,11 +65,16 @@ impl ClusterSettings {
             transport,
             limits: Limits::new(config),
             health_check: config.health_check.clone(),
+            outlier_detection: config.outlier_detection.clone(),
             service: config.service().map(Into::into),
             balancer: Arc::new(config.balancer.clone()),
             node: Arc::clone(node),
             peak_ewma: (config.balancer.policy == BalancerPolicy::PeakEwma).then(|| PeakEwma::new(&config.balancer)),
-            retry_budget: RetryBudget::new(&config.retry_budget, previous.map(|p| &p.retry_budget)),
+            retry_budget: RetryBudget::new(
+                &config.retry_budget,
+                config.limits.retries,
+                previous.map(|p| &p.retry_budget),
+            ),
             generation: previous.map_or(0, |previous| previous.generation + 1),
         })
     }

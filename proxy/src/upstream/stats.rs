@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::{cluster::next_id, latency_window::LatencyWindow, uploads::ClientShares};
+use super::{cluster::next_id, latency_window::LatencyWindow, outlier::OutlierStats, uploads::ClientShares};
 use crate::observe::{
     LogLimiter, Shard,
     metrics::{Distribution, LatencyCells, LazyShards},
@@ -20,6 +20,8 @@ pub struct ClusterStats {
     traffic: LazyShards<Traffic>,
     /// Failed and successful health checks.
     pub(super) checks: [AtomicU64; 2],
+    /// What its outlier detection counts, from when it runs.
+    pub(super) outliers: OnceLock<Box<OutlierStats>>,
     /// The position in the round-robin sequence. Here rather than in [`Cluster`], so that the cluster's cache lines are
     /// never written.
     pub(super) cursor: AtomicU64,
@@ -102,6 +104,7 @@ impl ClusterStats {
             id: next_id(),
             traffic: LazyShards::new(workers + 1),
             checks: Default::default(),
+            outliers: OnceLock::new(),
             // Start at a random position, so that proxies started together do not send their first requests to the same
             // endpoint.
             cursor: AtomicU64::new(fastrand::u32(..).into()),

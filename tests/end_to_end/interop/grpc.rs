@@ -92,7 +92,7 @@ fn health_checks_use_the_grpc_protocol() {
           interval: 100ms
           unhealthy_threshold: 1
           healthy_threshold: 1
-          panic_threshold: 0";
+        balancer: {panic_threshold: 0}";
     let addresses = [servers[0].address, servers[1].address];
     let config = Config::new().listener("cluster: web").cluster("web", &addresses, check);
     let proxy = Proxy::start(config);

@@ -61,6 +61,12 @@ pub struct Balancer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 100, max = 1_000_000))]
     pub overprovisioning_factor: Option<u32>,
+    /// If fewer than this percentage of the endpoints of a priority are healthy and not ejected, and those of all
+    /// priorities are too few, all of them are used: the checks are then more likely to be at fault, and the remaining
+    /// endpoints would be overloaded. Default: 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub panic_threshold: Option<u32>,
 }
 
 impl Balancer {
@@ -97,6 +103,11 @@ impl Balancer {
     /// Returns the overprovisioning factor in percent.
     pub fn overprovisioning_factor(&self) -> u32 {
         self.overprovisioning_factor.unwrap_or(140)
+    }
+
+    /// Returns the panic threshold in percent.
+    pub fn panic_threshold(&self) -> u32 {
+        self.panic_threshold.unwrap_or(50)
     }
 
     /// Returns the number of places of `maglev`.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration, EndpointAddress},
-    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, Query, Retry, RetryBudget, is_default,
+    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, OutlierDetection, Query, Retry,
+    RetryBudget, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -38,6 +39,9 @@ pub struct Cluster {
     /// Active health checks. Unhealthy endpoints receive no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health_check: Option<Box<HealthCheck>>,
+    /// Outlier ejection: endpoints that fail requests get none for a while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<Box<OutlierDetection>>,
     /// How an endpoint is chosen for each request: an algorithm, or a section with its options.
     #[serde(default)]
     pub balancer: Balancer,
@@ -216,6 +220,9 @@ pub struct ClusterLimits {
     /// In-flight requests. Further ones get 503 (flag `UO`).
     #[schemars(range(min = 1))]
     pub requests: u32,
+    /// Retries in progress, in addition to what `retry_budget` allows. Default: no further limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
     /// The share of the cluster's request capacity, in percent, that unfinished uploads (requests whose bodies are
     /// incomplete) and tunnels (upgrades and `CONNECT`) may occupy. The capacity is `connections` (with `protocol: h2`,
     /// multiplied by `http2.max_concurrent_streams` or what the endpoints allow), and at most `requests`. Further ones
@@ -237,6 +244,7 @@ impl Default for ClusterLimits {
             connections: 1024,
             pending: 1024,
             requests: 10_000,
+            retries: None,
             uploads: 75,
             uploads_per_client: 25,
             idle_timeout: Duration::secs(60),

@@ -35,11 +35,6 @@ pub struct HealthCheck {
     #[serde(default = "default::healthy_threshold")]
     #[schemars(range(min = 1))]
     pub healthy_threshold: u32,
-    /// If fewer than this percentage of the endpoints are healthy, all of them are used: the checks themselves are then
-    /// more likely to be at fault, and the remaining endpoints would be overloaded.
-    #[serde(default = "default::panic_threshold")]
-    #[schemars(range(max = 100))]
-    pub panic_threshold: u32,
 }
 
 /// The health of an endpoint before its first check.
@@ -100,8 +95,5 @@ mod default {
     }
     pub(super) fn healthy_threshold() -> u32 {
         2
-    }
-    pub(super) fn panic_threshold() -> u32 {
-        50
     }
 }

@@ -20,6 +20,7 @@ mod filter;
 mod health_check;
 mod json_text;
 mod listener;
+mod outlier;
 mod retry;
 mod source;
 mod tls;
@@ -27,7 +28,7 @@ mod workload;
 
 pub use self::{
     balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*, health_check::*,
-    json_text::JsonText, listener::*, retry::*, source::*, tls::*, workload::*,
+    json_text::JsonText, listener::*, outlier::*, retry::*, source::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

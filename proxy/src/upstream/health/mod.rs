@@ -1,5 +1,5 @@
-//! Active health checks: endpoints are probed periodically, and unhealthy ones are ejected from load balancing. There is
-//! no passive outlier detection.
+//! Active health checks: endpoints are probed periodically, and unhealthy ones are excluded from load balancing. Passive
+//! ones are in [`outlier`](super::outlier).
 //!
 //! [`HealthChecks`] schedules all probes: an endpoint that waits for its next one is an entry of a timer wheel, and only a
 //! running probe is a task. The results are stored in the [`Endpoint`], which workers and later states of the cluster
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::time::{DelayQueue, delay_queue};
 
-use super::{Cluster, ClusterHandle, ClusterId, Endpoint, clock, membership::EndpointSelection};
+use super::{Cluster, ClusterHandle, ClusterId, Endpoint, clock, outlier};
 use crate::{config::model, observe::target};
 
 /// The health checks of all clusters.
@@ -84,6 +84,7 @@ impl HealthChecks {
             if let Some(before) = before {
                 self.cancel(before);
                 cluster.members().iter().for_each(|member| member.endpoint.set_healthy(true));
+                cluster.apply_health();
             }
             return;
         };
@@ -204,24 +205,27 @@ impl EndpointCheck {
         self.cluster.borrow().stats().checks[usize::from(result.is_ok())].fetch_add(1, Relaxed);
         let was = self.endpoint.is_healthy();
         self.endpoint.state.check_error.store(result.as_ref().err().cloned().map(Arc::new));
-        let awaited = self.awaited.take();
-        if result.is_ok() == was {
+        let (awaited, has_passed) = (self.awaited.take(), result.is_ok());
+        if has_passed == was {
             self.contrary.set(0);
             if awaited {
                 self.announce(result, awaited);
             }
-            return;
+        } else {
+            self.contrary.set(self.contrary.get() + 1);
+            let threshold = match was {
+                true => self.config.unhealthy_threshold,
+                false if awaited => 1,
+                false => self.config.healthy_threshold,
+            };
+            if self.contrary.get() >= threshold {
+                self.contrary.set(0);
+                self.endpoint.set_healthy(!was);
+                self.announce(result, awaited);
+            }
         }
-        self.contrary.set(self.contrary.get() + 1);
-        let threshold = match was {
-            true => self.config.unhealthy_threshold,
-            false if awaited => 1,
-            false => self.config.healthy_threshold,
-        };
-        if self.contrary.get() >= threshold {
-            self.contrary.set(0);
-            self.endpoint.set_healthy(!was);
-            self.announce(result, awaited);
+        if has_passed && self.endpoint.is_ejected() {
+            outlier::passed_check(&self.cluster.borrow(), &self.endpoint);
         }
     }
 
@@ -246,14 +250,7 @@ impl EndpointCheck {
                 )
             }
         }
-        if selection == EndpointSelection::Panic {
-            tracing::warn!(
-                target: target::UPSTREAM,
-                cluster = name,
-                "less than {} % of the endpoints are healthy: sending requests to all endpoints",
-                self.config.panic_threshold
-            );
-        }
+        cluster.warn_of_panic(selection);
     }
 }
 

@@ -134,10 +134,11 @@ fn response_head_timeout_applies_unless_the_total_is_set() {
 }
 
 /// Four endpoints with health checks, the given ones of which are unhealthy.
-fn checked(balancer: serde_json::Value, weights: [u32; 4], unhealthy: &[usize]) -> Arc<Cluster> {
+fn checked(mut balancer: serde_json::Value, weights: [u32; 4], unhealthy: &[usize]) -> Arc<Cluster> {
+    balancer["panic_threshold"] = json!(0);
     let endpoint = |(n, weight): (usize, u32)| json!({"address": format!("192.0.2.{n}:80"), "weight": weight});
     let endpoints: Vec<_> = weights.into_iter().enumerate().map(endpoint).collect();
-    let check = json!({"check": [{"tcp": {}}], "panic_threshold": 0});
+    let check = json!({"check": [{"tcp": {}}]});
     let config = json!({"name": "test", "endpoints": endpoints, "balancer": balancer, "health_check": check});
     let cluster = Cluster::new(&serde_json::from_value(config).unwrap(), None);
     make_unhealthy(&cluster, unhealthy);

@@ -26,6 +26,9 @@ fn config(addresses: &[SocketAddr], options: serde_json::Value) -> model::Cluste
         }
         serde_json::from_value(check).unwrap()
     });
+    if let Some(balancer) = options.get("balancer") {
+        config.balancer = serde_json::from_value(balancer.clone()).unwrap();
+    }
     if let Some(protocol) = options.get("protocol") {
         config.protocol = serde_json::from_value(protocol.clone()).unwrap();
     }
@@ -41,6 +44,13 @@ fn never(more: serde_json::Value) -> serde_json::Value {
     let mut check = json!({"check": {"tcp": {}}, "interval": "8760h"});
     check.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     json!({ "health_check": check })
+}
+
+/// The same, with this panic threshold.
+fn never_with_panic_below(threshold: u32) -> serde_json::Value {
+    let mut options = never(json!({}));
+    options["balancer"] = json!({ "panic_threshold": threshold });
+    options
 }
 
 /// The handle of the only cluster of a test.
@@ -109,7 +119,7 @@ fn unhealthy_endpoints_are_excluded_unless_too_many_are() {
             (1, 4, [true; 4]),
             (0, 4, [false; 4]),
         ] {
-            let config = config(&addresses::<4>(), never(json!({"panic_threshold": threshold})));
+            let config = config(&addresses::<4>(), never_with_panic_below(threshold));
             let cluster = Cluster::new(&config, None);
             let mut checks = HealthChecks::default();
             checks.set(&handle(), &cluster);
@@ -139,7 +149,7 @@ fn endpoints_without_a_weight_do_not_count() {
 #[test]
 fn reload_keeps_results_that_are_still_valid() {
     run(async {
-        let config = config(&addresses::<2>(), never(json!({"panic_threshold": 0})));
+        let config = config(&addresses::<2>(), never_with_panic_below(0));
         let first = Cluster::new(&config, None);
         let mut checks = HealthChecks::default();
         checks.set(&handle(), &first);
@@ -334,8 +344,8 @@ fn grpc_checks_use_the_reported_status() {
 fn checks_repeat() {
     run(async {
         let address = saying(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
-        let check = json!({"check": {"http": {"path": "/"}}, "interval": "5ms", "unhealthy_threshold": 2, "panic_threshold": 0});
-        let config = config(&[address], json!({ "health_check": check }));
+        let check = json!({"check": {"http": {"path": "/"}}, "interval": "5ms", "unhealthy_threshold": 2});
+        let config = config(&[address], json!({"health_check": check, "balancer": {"panic_threshold": 0}}));
         let cluster = Cluster::new(&config, None);
         let mut checks = HealthChecks::default();
         checks.set(&handle(), &cluster);

@@ -14,7 +14,9 @@ use crate::{
         head,
     },
     http::body::Body,
-    upstream::{Cluster, Endpoint, FailureCategory, Pools, ProtocolChoice, RequestError, UpstreamBodyError},
+    upstream::{
+        AttemptOutcome, Cluster, Endpoint, FailureCategory, Pools, ProtocolChoice, RequestError, UpstreamBodyError,
+    },
     wasm::{
         Vm,
         host::{CallResponse, HttpCall},
@@ -65,14 +67,16 @@ pub(super) fn note_late(cluster: &Cluster, endpoint: Option<&Arc<Endpoint>>, lim
     if let Some(endpoint) = endpoint {
         let why = format!("no response to a filter's call within {limit:?}, the timeout set by the filter");
         endpoint.note_failure(&cluster.name, FailureCategory::Timeout, &why);
+        cluster.report(endpoint, || Some(AttemptOutcome::NoResponse));
     }
 }
 
 /// Records that the response to a call ended early.
 #[cold]
-pub(super) fn note_broken(cluster: &Cluster, endpoint: &Endpoint, error: &UpstreamBodyError, bytes: usize) {
+pub(super) fn note_broken(cluster: &Cluster, endpoint: &Arc<Endpoint>, error: &UpstreamBodyError, bytes: usize) {
     let (trouble, why) = error.reason(bytes as u64);
     endpoint.note_failure(&cluster.name, trouble, &why);
+    cluster.report(endpoint, || Some(AttemptOutcome::NoResponse));
 }
 
 type CalloutResult = (ResponseHead, Bytes, HeaderMap);
@@ -99,7 +103,9 @@ async fn exchange(
     };
     let timer = cluster.time_attempt(endpoint, start);
     let result = upstream.send(cluster, endpoint, ProtocolChoice::default(), head, body).await;
-    timer.end(result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind));
+    let outcome = result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind);
+    timer.end(outcome);
+    cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let response = result.map_err(failed)?;
     let (parts, mut body) = response.into_parts();
     let full = |_: BudgetExceeded| TOO_LARGE;

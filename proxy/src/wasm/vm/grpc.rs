@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::{
@@ -26,7 +26,7 @@ use crate::{
         body::{Body, BodyError},
         grpc::{self, CallStatus, Code, take_message},
     },
-    upstream::{Cluster, Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
+    upstream::{AttemptOutcome, Cluster, Endpoint, Pools, ProtocolChoice, UpstreamBodyError},
     wasm::{
         Vm,
         host::grpc::{CallCommand, CallEvent, GrpcCall},
@@ -171,6 +171,11 @@ async fn exchange(
         }
         response => timer.end(response.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind)),
     }
+    // With a status of 200, the call's own status counts, which is in the head or in the trailers.
+    cluster.report(endpoint, || match &response {
+        Ok(response) if response.status() == StatusCode::OK => outcome_of(grpc::status(response.headers())?),
+        response => AttemptOutcome::of(response.as_ref().map(|response| response.status()).map_err(|f| &f.kind)),
+    });
     let response = response.map_err(|failure| {
         failure.kind.note(cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())
@@ -221,6 +226,7 @@ async fn exchange(
     }
     let trailers = trailers.unwrap_or_default();
     let status = grpc::status(&trailers).unwrap_or(Code::Unknown.number());
+    cluster.report(endpoint, || outcome_of(status));
     let said = grpc::message(&trailers);
     if stream && !tell(CallEvent::Trailing(trailers)) {
         return Ok(None);
@@ -234,6 +240,11 @@ async fn exchange(
         }
     }
     Ok(Some((status, said)))
+}
+
+/// What a call's status says about its endpoint.
+fn outcome_of(status: u32) -> Option<AttemptOutcome> {
+    Some(AttemptOutcome::Response(grpc::http_of(status)))
 }
 
 fn exhausted(why: &str) -> CallStatus {
