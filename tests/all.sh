@@ -74,8 +74,10 @@ if [ -z "$absent" ]; then
     tests/quickstart.py
     step "scale: the measurements, small"
     TOLLGATE_PROFILE=quickstart tests/scale/run.sh --small
+    step "resilience: the measurements, small"
+    TOLLGATE_PROFILE=quickstart tests/resilience/run.sh --small
 else
-    echo "*** the quick start and the measurements of scale are NOT checked: missing:$absent; use --install to install the missing programs" >&2
+    echo "*** the quick start and the measurements of scale and resilience are NOT checked: missing:$absent; use --install to install the missing programs" >&2
     for program in $absent; do
         printf '%s\tquickstart\n' "$program" >>"$TOLLGATE_NOT_RUN"
     done
