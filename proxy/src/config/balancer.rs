@@ -50,19 +50,7 @@ pub(super) fn check(balancer: &Node, problems: &mut Vec<Diagnostic>) {
         }
     }
     if let Some(locality) = balancer.get("locality") {
-        let weights = locality.get("weights");
-        match (locality.get("policy").and_then(Node::as_str), weights) {
-            (Some("failover"), Some(weights)) => {
-                let help = "remove them, or set `policy: weighted`".to_owned();
-                let message = "`weights` have no effect with the policy `failover`";
-                problems.push(Diagnostic::error(weights.span, message.to_owned()).help(help));
-            }
-            (Some("weighted"), None) => {
-                let help = "write `locality: {policy: weighted, weights: [{region: NAME, weight: N}]}`".to_owned();
-                problems.push(Diagnostic::error(locality.span, "`weights` are missing".to_owned()).help(help));
-            }
-            _ => {}
-        }
+        check_locality(locality, problems);
     }
     let number = |name: &str| balancer.get(name).and_then(|node| Some((node, node.to_json().as_u64()?)));
     if let (Some((least, size)), Some((_, most))) = (number("minimum_ring_size"), number("maximum_ring_size"))
@@ -77,6 +65,32 @@ pub(super) fn check(balancer: &Node, problems: &mut Vec<Diagnostic>) {
         let next = (size..).find(|size| is_prime(*size)).unwrap_or(MOST_PLACES);
         let message = format!("`table_size` must be a prime number, and {size} is not");
         problems.push(Diagnostic::error(node.span, message).help(format!("the next one is {next}")));
+    }
+}
+
+/// The policy to which each option of `locality` belongs.
+const LOCALITY_OPTIONS: [(&str, &str); 3] =
+    [("weights", "weighted"), ("callers", "zone_aware"), ("minimum_cluster_size", "zone_aware")];
+
+fn check_locality(locality: &Node, problems: &mut Vec<Diagnostic>) {
+    let Some(policy) = locality.get("policy").and_then(Node::as_str) else { return };
+    for (option, of) in LOCALITY_OPTIONS {
+        if let Some(node) = locality.get(option).filter(|_| policy != of) {
+            let message = format!("`{option}` has no effect with the policy `{policy}`");
+            problems.push(Diagnostic::error(node.span, message).help(format!("remove it, or set `policy: {of}`")));
+        }
+    }
+    if policy == "weighted" && locality.get("weights").is_none() {
+        let help = "write `locality: {policy: weighted, weights: [{region: NAME, weight: N}]}`".to_owned();
+        problems.push(Diagnostic::error(locality.span, "`weights` are missing".to_owned()).help(help));
+    }
+    let callers = locality.get("callers").map_or(&[][..], |callers| match &callers.value {
+        Value::Seq(callers) => callers,
+        _ => &[],
+    });
+    for sub_zone in callers.iter().filter_map(|caller| caller.get("sub_zone")) {
+        let message = "`sub_zone` has no effect: requests are counted by zone".to_owned();
+        problems.push(Diagnostic::error(sub_zone.span, message).help("remove it".to_owned()));
     }
 }
 

@@ -104,7 +104,8 @@ mod tests {
         let config = serde_json::from_value(json!({"name": "web"})).unwrap();
         let cluster = Cluster::new(&config, None);
         let (fixed, learned) = (policy(json!({"delay": "50ms"})), policy(json!({})));
-        let now = Instant::now();
+        // The percentile is computed once per second of the clock, which may have started just now.
+        let now = Instant::now() + Duration::from_secs(2);
         assert_eq!(cluster.hedge_delay(&fixed, now), Some(Duration::from_millis(50)));
         (0..100).for_each(|_| cluster.note_first_attempt(&fixed, now, Duration::from_millis(1)));
         assert!(cluster.stats().response_times.get().is_none(), "a fixed delay needs no window");

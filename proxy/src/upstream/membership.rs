@@ -122,7 +122,7 @@ impl Membership {
         let levels = levels(&members, settings);
         let before = previous.map(|previous| previous.with_set(Arc::clone));
         // All are healthy until they are known not to be.
-        let (set, _) = priorities(&config, &members, &levels, |_| true, 0, before.as_deref());
+        let (set, _) = priorities(settings, &members, &levels, |_| true, 0, before.as_deref());
         let membership = Membership {
             config,
             all: Arc::new(set),
@@ -168,8 +168,7 @@ impl Membership {
         let is_available = |member: &Member| member.endpoint.is_available();
         let before = self.with_set(Arc::clone);
         let threshold = self.config.panic_threshold();
-        let (set, loads) =
-            priorities(&self.config, &self.members, &self.levels, is_available, threshold, Some(&before));
+        let (set, loads) = priorities(settings, &self.members, &self.levels, is_available, threshold, Some(&before));
         self.available.store(Some(Arc::new(set)));
         self.has_unhealthy.store(true, Relaxed);
         match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
@@ -225,7 +224,7 @@ fn health_of(members: &[Member], levels: &[u16], level: usize, is_healthy: impl 
 
 /// Shares the requests among the levels, and creates their balancers: over the healthy members, or all if a level is in panic.
 fn priorities(
-    config: &model::Balancer,
+    settings: &ClusterSettings,
     members: &[Member],
     levels: &[u16],
     is_healthy: impl Fn(&Member) -> bool,
@@ -234,30 +233,31 @@ fn priorities(
 ) -> (PrioritySet, Vec<LevelLoad>) {
     let count = levels.iter().max().map_or(1, |last| usize::from(*last) + 1);
     let health: Vec<_> = (0..count).map(|level| health_of(members, levels, level, &is_healthy)).collect();
-    let loads = priority::loads(&health, config.overprovisioning_factor(), panic_threshold);
+    let loads = priority::loads(&health, settings.balancer.overprovisioning_factor(), panic_threshold);
     let set = PrioritySet::new(loads.iter().enumerate().map(|(level, load)| {
         let is_used = |member: &Member| load.is_panicking || is_healthy(member);
         let before = before.and_then(|before| before.balancer(level));
-        (load.percent, balancer_of(config, members, levels, level, is_used, before))
+        (load.percent, balancer_of(settings, members, levels, level, is_used, before))
     }));
     (set, loads)
 }
 
 /// The balancer over the members of a level that are used.
 fn balancer_of(
-    config: &model::Balancer,
+    settings: &ClusterSettings,
     members: &[Member],
     levels: &[u16],
     level: usize,
     is_used: impl Fn(&Member) -> bool,
     before: Option<&Arc<Balancer>>,
 ) -> Arc<Balancer> {
+    let config = &settings.balancer;
     let all: Vec<_> = in_level(members, levels, level).collect();
     let used = || all.iter().copied().filter(|member| is_used(member));
-    match config.locality.as_ref().filter(|locality| !locality.weights.is_empty()) {
+    match config.locality.as_ref().filter(|locality| locality.policy != model::LocalityPolicy::Failover) {
         Some(locality) => {
             let mut used: Vec<Member> = used().cloned().collect();
-            locality::weigh(&mut used, &all, &locality.weights, config.overprovisioning_factor());
+            locality::weigh(&mut used, &all, locality, &settings.node, config.overprovisioning_factor());
             Balancer::new(config, &used, before)
         }
         None if used().count() == members.len() => Balancer::new(config, members, before),

@@ -175,6 +175,20 @@ pub struct LocalityBalancing {
     /// requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<LocalityWeight>,
+    /// `zone_aware`: the requests that the proxies of each zone send, relative to each other. The first entry that matches counts;
+    /// zones without one send none. Default: each zone sends the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub callers: Vec<LocalityWeight>,
+    /// `zone_aware`: with fewer endpoints in use, zones do not matter. Default: 6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_cluster_size: Option<u32>,
+}
+
+impl LocalityBalancing {
+    /// Returns the number of endpoints from which `zone_aware` considers zones.
+    pub fn minimum_cluster_size(&self) -> u32 {
+        self.minimum_cluster_size.unwrap_or(6)
+    }
 }
 
 /// How the localities of endpoints matter.
@@ -186,6 +200,8 @@ pub enum LocalityPolicy {
     Failover,
     /// Each locality gets requests in proportion to its weight.
     Weighted,
+    /// Requests stay in the proxy's zone as far as its endpoints can bear them.
+    ZoneAware,
 }
 
 /// The weight of some localities.
@@ -206,10 +222,18 @@ pub struct LocalityWeight {
     pub weight: u32,
 }
 
+fn is(wanted: &str, actual: &str) -> bool {
+    wanted.is_empty() || wanted == actual
+}
+
 impl LocalityWeight {
     /// Returns whether the weight is for this locality.
     pub fn matches(&self, locality: &Locality) -> bool {
-        let is = |wanted: &str, actual: &str| wanted.is_empty() || wanted == actual;
-        is(&self.region, &locality.region) && is(&self.zone, &locality.zone) && is(&self.sub_zone, &locality.sub_zone)
+        self.matches_zone(&locality.region, &locality.zone) && is(&self.sub_zone, &locality.sub_zone)
+    }
+
+    /// Returns whether the weight is for this zone, apart from its sub-zones.
+    pub fn matches_zone(&self, region: &str, zone: &str) -> bool {
+        is(&self.region, region) && is(&self.zone, zone)
     }
 }

@@ -351,3 +351,20 @@ fn weighted_localities_get_their_shares() {
         tolerance_is_met([15.0, 85.0], "a quarter");
     }
 }
+
+#[test]
+fn requests_stay_in_the_zone_of_the_proxy() {
+    for policy in policies() {
+        if policy["policy"] == "peak_ewma" {
+            continue;
+        }
+        let mut balancer = policy.clone();
+        balancer["locality"] = json!({"policy": "zone_aware", "minimum_cluster_size": 2});
+        let cluster = spread(balancer, &[(0, "eu/a"), (0, "eu/b"), (0, "eu/b"), (0, "us/a")]);
+        // A quarter of the endpoints for a third of the requests: three quarters stay, and the rest goes where there is room.
+        assert_percentages(&cluster, &[75.0, 12.5, 12.5, 0.0], &format!("{policy}"));
+        // Of three endpoints, a third is here.
+        make_unhealthy(&cluster, &[1]);
+        assert_percentages(&cluster, &[100.0, 0.0, 0.0, 0.0], "one less elsewhere");
+    }
+}
