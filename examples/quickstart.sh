@@ -65,7 +65,7 @@ case $profile in release) minutes=30 ;; *) minutes=8 ;; esac
 say "== building four filters, the proxy and a demo upstream (profile: $profile)"
 echo "   The first time, this takes about $(((minutes + cores - 1) / cores)) minutes here."
 run cargo filter router -p authz -p fault -p ratelimit
-# The quick start needs no Consul.
+# The quick start needs neither Consul nor Kubernetes.
 case $profile in quickstart) features="--no-default-features --features tollgate/http3" ;; *) features= ;; esac
 # shellcheck disable=SC2086 # The options are words.
 run cargo build --profile "$profile" $features -p tollgate -p demo-upstream

@@ -6,6 +6,8 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use tokio::io::AsyncRead;
 
+#[cfg(feature = "kubernetes")]
+use crate::control::discovery::kubernetes::{self, Replayed};
 use crate::{
     downstream::{flood::FrameLimiter, h2::flood::CountedFrames},
     exchange::request,
@@ -34,6 +36,12 @@ pub fn grpc_messages(pieces: &[&[u8]]) -> Result<(Vec<Bytes>, usize), u32> {
         }
     }
     Ok((messages, pending.len()))
+}
+
+/// Applies a watch of Kubernetes EndpointSlices, which arrives in these pieces, to an empty namespace.
+#[cfg(feature = "kubernetes")]
+pub fn endpoint_slices(pieces: &[&[u8]]) -> Replayed {
+    kubernetes::replay(pieces)
 }
 
 /// Returns a health check request for a service.

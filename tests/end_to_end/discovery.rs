@@ -4,11 +4,14 @@
 mod consul;
 mod dns;
 mod files;
-#[cfg(feature = "consul")]
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(all(feature = "consul", feature = "kubernetes"))]
 mod seen;
 
 use std::{
     net::{Ipv4Addr, TcpListener},
+    panic::{self, AssertUnwindSafe},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
@@ -74,8 +77,9 @@ fn under_traffic(proxy: &Proxy, pause: Duration, work: impl FnOnce()) -> usize {
                 }
             });
         }
-        work();
+        let result = panic::catch_unwind(AssertUnwindSafe(work));
         is_over.store(true, Ordering::SeqCst);
+        result.unwrap_or_else(|panic| panic::resume_unwind(panic));
     });
     sent.into_inner()
 }

@@ -147,7 +147,11 @@ fn exit(so: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
 
 /// Returns the version, the target, the features and the built-in filters.
 fn version() -> String {
-    let features = [("consul", cfg!(feature = "consul")), ("http3", cfg!(feature = "http3"))];
+    let features = [
+        ("consul", cfg!(feature = "consul")),
+        ("http3", cfg!(feature = "http3")),
+        ("kubernetes", cfg!(feature = "kubernetes")),
+    ];
     let features: Vec<_> = features.into_iter().filter_map(|(name, is_on)| is_on.then_some(name)).collect();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
     let (version, arch, os) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);

@@ -72,6 +72,9 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     if let Some(file) = &config.consul.token_file {
         look("/consul/token_file", file, "the token");
     }
+    if let Some(file) = &config.kubernetes.token_file {
+        look("/kubernetes/token_file", file, "the token");
+    }
     if let Some(workload) = &config.workload {
         look("/workload/token", &workload.token, "the join token");
     }

@@ -17,7 +17,8 @@ pub(super) fn dependencies(source: &Source) -> Vec<PathBuf> {
     let modules = modules.filter(|wasm| wasm.as_str().is_some_and(|wasm| builtins::name(wasm).is_none()));
     let used = |tls: &&Node| tls.get("mode").and_then(Node::as_str) != Some("disable");
     let mut found: Vec<&Node> = modules.collect();
-    let servers = section("sources").filter_map(|source| source.get("http")).chain(source.root().get("consul"));
+    let servers = section("sources").filter_map(|source| source.get("http"));
+    let servers = servers.chain(["consul", "kubernetes"].into_iter().filter_map(|name| source.root().get(name)));
     let with_tls = section("listeners").chain(section("clusters")).chain(servers);
     for tls in with_tls.filter_map(|entry| entry.get("tls")).filter(used) {
         let pairs = tls.get("certificates").map_or(&[][..], Node::items).iter().chain(tls.get("certificate"));

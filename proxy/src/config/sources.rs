@@ -3,7 +3,7 @@
 
 use super::{
     diagnostic::Diagnostic,
-    model::{ClusterTls, Config, Consul, Discovery, DnsDiscovery, HttpSource},
+    model::{Cluster, ClusterTls, Config, Consul, Discovery, DnsDiscovery, HttpSource, Kubernetes},
     node::{Node, Span, Value},
     source::Source,
     units::{Address, Duration},
@@ -31,7 +31,9 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
             ),
         }
     }
-    let urls = items(root, "sources").iter().filter_map(|entry| entry.get("http")?.get("url"));
+    let of_sources = items(root, "sources").iter().filter_map(|entry| entry.get("http"));
+    let servers = of_sources.chain(["consul", "kubernetes"].into_iter().filter_map(|section| root.get(section)));
+    let urls = servers.filter_map(|server| server.get("url"));
     for (node, url) in urls.filter_map(|node| Some((node, node.as_str()?))) {
         // What has another scheme does not match the schema.
         if url.starts_with("http")
@@ -51,17 +53,10 @@ pub(super) fn check(source: &Source, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Checks how Consul is reached.
+/// Checks how long queries to Consul are held.
 fn consul(root: &Node, problems: &mut Vec<Diagnostic>) {
-    let Some(consul) = root.get("consul") else { return };
-    let url = consul.get("url").and_then(|node| Some((node, node.as_str()?)));
-    if let Some((node, url)) = url
-        && url.starts_with("http")
-        && let Err(wrong) = url.parse::<HttpUrl>()
-    {
-        problems.push(Diagnostic::error(node.span, wrong));
-    }
-    let wait = consul.get("wait").and_then(|node| Some((node, node.as_str()?.parse::<Duration>().ok()?)));
+    let wait = root.get("consul").and_then(|consul| consul.get("wait"));
+    let wait = wait.and_then(|node| Some((node, node.as_str()?.parse::<Duration>().ok()?)));
     if let Some((node, wait)) = wait.filter(|(_, wait)| !(1..=600).contains(&wait.0.as_secs())) {
         let message = format!("Consul holds queries for 1s to 10m, not for {wait}");
         problems.push(Diagnostic::error(node.span, message).help("leave it out for the default, 5m".to_owned()));
@@ -94,12 +89,18 @@ fn discovery(span: Span, node: Option<&Node>, problems: &mut Vec<Diagnostic>) {
             let message = "this build of Tollgate does not support Consul: it was built without the feature `consul`";
             problems.push(Diagnostic::error(found.span, message));
         }
+        "kubernetes" if !cfg!(feature = "kubernetes") => {
+            let message =
+                "this build of Tollgate does not support Kubernetes: it was built without the feature `kubernetes`";
+            problems.push(Diagnostic::error(found.span, message));
+        }
         _ => {}
     }
     if let Some((key, _)) = node.entry("service") {
         let help = match kind {
             "dns" => "the name in DNS is `dns.name`".to_owned(),
             "consul" => "the name in Consul is `consul.service`".to_owned(),
+            "kubernetes" => "the name in Kubernetes is `kubernetes.service`".to_owned(),
             _ => "remove it, or name the `source`".to_owned(),
         };
         problems.push(Diagnostic::error(key.span, "`service` is a name in a source").help(help));
@@ -150,6 +151,17 @@ pub(super) fn warn(source: &Source, config: &Config, warnings: &mut Vec<Diagnost
     }
     let Consul { url, address, token_file, tls, .. } = &config.consul;
     add("/consul", of_server(url, address.as_ref(), token_file.is_some(), tls.as_ref()));
+    let Kubernetes { url, token_file, tls, .. } = &config.kubernetes;
+    if let Some(url) = url {
+        add("/kubernetes", of_server(url, None, token_file.is_some(), tls.as_ref()));
+    }
+    if config.node.as_ref().is_none_or(|node| node.zone.is_empty()) {
+        let hints = |cluster: &Cluster| cluster.discovery.as_ref()?.kubernetes.as_ref().map(|service| service.hints);
+        for (i, _) in config.clusters.iter().enumerate().filter(|(_, cluster)| hints(cluster) == Some(true)) {
+            let message = "`hints` has no effect: the proxy's zone is not known".to_owned();
+            add(&format!("/clusters/{i}/discovery/kubernetes"), vec![("hints", message, Some("set `node.zone`"))]);
+        }
+    }
 }
 
 /// Returns warnings about a server: the field, the message and help.
@@ -221,7 +233,8 @@ mod tests {
             let consul = format!("consul: {http}\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]");
             let text =
                 format!("sources: [{{name: s, http: {http}}}]\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]");
-            for text in [text, consul] {
+            let kubernetes = (!http.contains("address")).then(|| consul.replacen("consul", "kubernetes", 1));
+            for text in [text, consul].into_iter().chain(kubernetes) {
                 let loaded = parse("c.yaml", &text, Format::Yaml).unwrap_or_else(|wrong| panic!("{wrong}"));
                 let warnings = loaded.warnings.render(false);
                 match expected {
@@ -229,6 +242,17 @@ mod tests {
                     expected => assert!(warnings.contains(expected), "{text}: {warnings}"),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn hints_need_the_zone_of_the_proxy() {
+        let clusters = "clusters: [{name: c, discovery: {kubernetes: {service: web, namespace: shop, hints: true}}}]";
+        for (node, is_warned) in [("", true), ("node: {region: eu-1}", true), ("node: {zone: eu-1a}", false)] {
+            let text = format!("{clusters}\nlisteners: [{{name: l, address: '127.0.0.1:1'}}]\n{node}");
+            let warnings = parse("c.yaml", &text, Format::Yaml).unwrap().warnings.to_string();
+            let is_there = warnings.contains("warning: `hints` has no effect: the proxy's zone is not known");
+            assert_eq!(is_there, is_warned, "{node}: {warnings}");
         }
     }
 }

@@ -69,6 +69,22 @@ impl Body {
         (!text.is_empty()).then(|| format!("{text:?}"))
     }
 
+    /// Returns the next part of the content, of any size; `None` at its end.
+    ///
+    /// # Errors
+    /// The connection failed, or the body is not valid. There are no further parts.
+    pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            match self.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => return Some(Ok(data)),
+                    Err(_) => continue,
+                },
+                Err(error) => return Some(Err(BodyError::Incomplete(explain(&error)))),
+            }
+        }
+    }
+
     /// Returns the next part; `None` after the last one.
     pub(super) async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
         self.incoming.frame().await

@@ -8,17 +8,19 @@ use super::{Farm, endpoints, shown};
 use crate::harness::{
     Config, Proxy, Upstream, answer,
     consul::{Consul, Fault},
+    kubernetes::{self, Api},
     wait_until,
 };
 
 /// The clusters, which are named after their kinds of source.
-const ALL: [&str; 5] = ["consul", "directory", "dns", "file", "http"];
+const ALL: [&str; 6] = ["consul", "directory", "dns", "file", "http", "kubernetes"];
 
 #[test]
 fn all_kinds_are_shown_alike_while_they_work_and_while_they_fail() {
-    let (farm, consul) = (Farm::new(1), Consul::start());
+    let (farm, consul, api) = (Farm::new(1), Consul::start(), Api::new());
     let address = format!("127.0.0.1:{}", farm.port);
     consul.set_healthy("web", &[&address]);
+    api.set("web-1", "web", farm.port, &[1]);
     let dir = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| {
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
@@ -39,12 +41,14 @@ fn all_kinds_are_shown_alike_while_they_work_and_while_they_fail() {
     let top = format!(
         "dns: {{resolv_conf: '{}', hosts: '{}', timeout: 200ms}}\n\
          consul: {{url: 'http://{}'}}\n\
+         kubernetes: {{url: 'http://{}'}}\n\
          sources:\n\
          - {{name: central, http: {{url: 'http://{plane}/r', interval: 10ms}}}}\n\
          - {{name: local, directory: {{path: '{}'}}}}",
         at("resolv.conf"),
         at("hosts"),
         consul.address,
+        api.server.address,
         at("sources"),
     );
     let none: &[&str] = &[];
@@ -59,7 +63,8 @@ fn all_kinds_are_shown_alike_while_they_work_and_while_they_fail() {
             &format!("discovery: {{dns: {{name: web.test., port: {}, min_ttl: 50ms, max_ttl: 50ms}}}}", farm.port),
         )
         .cluster("file", none, &format!("discovery: {{file: '{}'}}", at("endpoints.yaml")))
-        .cluster("http", none, "discovery: {source: central}");
+        .cluster("http", none, "discovery: {source: central}")
+        .cluster("kubernetes", none, "discovery: {kubernetes: {service: web, namespace: shop, port: http}}");
     let proxy = Proxy::start(config);
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     for name in ALL {
@@ -83,6 +88,7 @@ fn all_kinds_are_shown_alike_while_they_work_and_while_they_fail() {
     put("endpoints.yaml", "endpoints: {");
     put("sources/a.yaml", "endpoints: {");
     works.store(false, std::sync::atomic::Ordering::SeqCst);
+    api.begin_to_fail(kubernetes::Fault::Close);
     for name in ALL {
         let labels = [("cluster", name), ("source", name)];
         wait_until(name, || proxy.metrics().sum("tollgate_cluster_discovery_attempts", &labels) >= 1.0);

@@ -11,6 +11,8 @@ pub mod exchange;
 pub mod frames;
 mod gate;
 pub mod guest;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod metrics;
 pub mod name_server;
 pub mod not_run;

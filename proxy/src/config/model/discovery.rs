@@ -9,7 +9,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConsulDiscovery, DnsDiscovery, DnsQuery};
+use super::{ConsulDiscovery, DnsDiscovery, DnsQuery, KubernetesDiscovery};
 
 /// Where a cluster's endpoints come from, if they are not listed in the cluster: one of the fields, or `source` with
 /// `service`.
@@ -28,6 +28,9 @@ pub struct Discovery {
     /// A service in Consul's catalog whose instances are the endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consul: Option<ConsulDiscovery>,
+    /// A service of Kubernetes whose ready endpoints are the endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesDiscovery>,
     /// A file with the field `endpoints`, as a cluster has it. It is read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
@@ -35,13 +38,14 @@ pub struct Discovery {
 
 impl Discovery {
     /// The fields that say where the endpoints come from.
-    pub const KINDS: [&str; 4] = ["source", "dns", "consul", "file"];
+    pub const KINDS: [&str; 5] = ["source", "dns", "consul", "kubernetes", "file"];
 
     /// Returns what has to be looked for; `None` if a source supplies the endpoints.
     pub fn query(&self) -> Option<Query> {
         let dns = self.dns.clone().map(|dns| Query::Dns(DnsQuery::Name(dns)));
         let consul = || self.consul.clone().map(|consul| Query::Consul(Box::new(consul)));
-        dns.or_else(consul).or_else(|| self.file.clone().map(Query::File))
+        let kubernetes = || self.kubernetes.clone().map(|service| Query::Kubernetes(Box::new(service)));
+        dns.or_else(consul).or_else(kubernetes).or_else(|| self.file.clone().map(Query::File))
     }
 }
 
@@ -66,19 +70,22 @@ pub enum Query {
     Dns(DnsQuery),
     /// The instances of a service in Consul's catalog.
     Consul(Box<ConsulDiscovery>),
+    /// The ready endpoints of a service of Kubernetes.
+    Kubernetes(Box<KubernetesDiscovery>),
     /// What a file contains.
     File(PathBuf),
 }
 
 impl Query {
     /// The kinds of which each service has a watch of its own.
-    pub const WATCHED: [&str; 2] = ["consul", "file"];
+    pub const WATCHED: [&str; 3] = ["consul", "kubernetes", "file"];
 
     /// Returns the kind of source.
     pub fn kind(&self) -> &'static str {
         match self {
             Query::Dns(_) => "dns",
             Query::Consul(_) => "consul",
+            Query::Kubernetes(_) => "kubernetes",
             Query::File(_) => "file",
         }
     }
@@ -89,6 +96,7 @@ impl Query {
             Query::Dns(DnsQuery::Name(name)) => name.on_empty,
             Query::Dns(DnsQuery::Endpoints(_)) => OnEmpty::Keep,
             Query::Consul(service) => service.on_empty,
+            Query::Kubernetes(service) => service.on_empty,
             // Somebody has written that there are none.
             Query::File(_) => OnEmpty::Remove,
         }
@@ -101,6 +109,7 @@ impl fmt::Display for Query {
         match self {
             Query::Dns(query) => query.fmt(f),
             Query::Consul(service) => service.fmt(f),
+            Query::Kubernetes(service) => f.write_str(&serde_json::to_string(service).map_err(|_| fmt::Error)?),
             Query::File(path) => path.display().fmt(f),
         }
     }
@@ -114,6 +123,7 @@ impl FromStr for Query {
         match kind {
             "dns" => what.parse().map(Query::Dns),
             "consul" => what.parse().map(|service| Query::Consul(Box::new(service))),
+            "kubernetes" => serde_json::from_str(what).map(Query::Kubernetes).map_err(|e| e.to_string()),
             "file" => Ok(Query::File(Path::new(what).to_owned())),
             _ => Err(format!("unknown kind `{kind}`")),
         }
@@ -134,7 +144,9 @@ mod tests {
         assert_eq!(Query::Dns(plain.clone()).to_string(), "dns:api.internal:80,[::1]:81");
         let consul = Query::Consul(Box::new(ConsulDiscovery::new("web")));
         assert_eq!(consul.to_string(), "consul:web");
-        for query in [Query::Dns(plain), consul, Query::File("/etc/tollgate/a:b.yaml".into())] {
+        let kubernetes =
+            Query::Kubernetes(serde_json::from_str(r#"{"service":"web","port":80,"hints":true}"#).unwrap());
+        for query in [Query::Dns(plain), consul, kubernetes, Query::File("/etc/tollgate/a:b.yaml".into())] {
             assert_eq!(query.to_string().parse(), Ok(query));
         }
         for text in ["", "web", "dns:web", "other:web"] {

@@ -19,6 +19,7 @@ mod dns;
 mod filter;
 mod health_check;
 mod json_text;
+mod kubernetes;
 mod listener;
 mod outlier;
 mod retry;
@@ -28,7 +29,7 @@ mod workload;
 
 pub use self::{
     balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*, health_check::*,
-    json_text::JsonText, listener::*, outlier::*, retry::*, source::*, tls::*, workload::*,
+    json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.
@@ -69,6 +70,9 @@ pub struct Config {
     /// How Consul is reached, by clusters whose endpoints are the instances of a service.
     #[serde(default, skip_serializing_if = "is_default")]
     pub consul: Consul,
+    /// How the API server of Kubernetes is reached, by clusters whose endpoints are those of a service.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kubernetes: Kubernetes,
     /// Where clusters and endpoints come from, other than the files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,

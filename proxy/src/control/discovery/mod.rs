@@ -2,14 +2,17 @@
 //! [resources](super::resources).
 //!
 //! A [service](Query) is what a cluster asks for, so equal clusters share it. `services` keeps what is known of each,
-//! `dns` looks names up periodically, `watches` runs the watches of all other kinds (`consul`, `file`), and `table` is what
+//! `dns` looks names up periodically, `watches` runs the watches of all other kinds (`consul`, `kubernetes`, `file`), and `table` is what
 //! operators see. A failure never takes endpoints away, and an empty answer only by the rule of `empty`.
 
 #[cfg(feature = "consul")]
 mod consul;
 mod dns;
 mod empty;
+mod families;
 mod file;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod kubernetes;
 mod pace;
 mod services;
 mod table;
@@ -35,7 +38,7 @@ use self::{
 };
 use super::watch::Watcher;
 use crate::{
-    config::model::{Config, Consul, Dns, Query},
+    config::model::{Config, Consul, Dns, Kubernetes, Locality, Query},
     observe::{Registry, target},
 };
 
@@ -52,6 +55,9 @@ const MAX_BLOCKING: usize = 4;
 pub(crate) struct Settings {
     dns: Dns,
     consul: Consul,
+    kubernetes: Kubernetes,
+    /// Where the proxy is.
+    node: Option<Locality>,
     /// The directory of relative paths.
     dir: PathBuf,
 }
@@ -59,13 +65,22 @@ pub(crate) struct Settings {
 impl Settings {
     /// The settings of a configuration in this directory.
     pub(crate) fn of(config: &Config, dir: &Path) -> Settings {
-        Settings { dns: config.dns.clone(), consul: config.consul.clone(), dir: dir.to_owned() }
+        Settings {
+            dns: config.dns.clone(),
+            consul: config.consul.clone(),
+            kubernetes: config.kubernetes.clone(),
+            node: config.node.clone(),
+            dir: dir.to_owned(),
+        }
     }
 
     /// Whether watches of this kind have to start over.
     fn differ_for(&self, other: &Settings, query: &Query) -> bool {
         match query {
             Query::Dns(_) | Query::File(_) => false,
+            Query::Kubernetes(_) => {
+                self.kubernetes != other.kubernetes || self.node != other.node || self.dir != other.dir
+            }
             Query::Consul(_) => self.consul != other.consul || self.dir != other.dir,
         }
     }

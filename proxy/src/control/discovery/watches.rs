@@ -9,6 +9,8 @@
 //! * It calls [`Reporter::failed`] for everything else, and tries again with a growing pause. Failures take nothing away.
 //! * It is dropped at any await when nothing uses the service any more, or the settings of its kind have changed.
 
+#[cfg(feature = "kubernetes")]
+use std::rc::Rc;
 use std::{
     sync::Arc,
     time::{Instant, SystemTime},
@@ -20,6 +22,8 @@ use tokio::{
     task::{AbortHandle, spawn_local},
 };
 
+#[cfg(feature = "kubernetes")]
+use super::kubernetes::Namespaces;
 use super::{Settings, empty::EmptyAnswers, file::Files, services::Services, table::ServiceState};
 use crate::{
     config::model::{Endpoint, Query},
@@ -83,6 +87,8 @@ pub(super) struct Watches {
     start: Instant,
     number: u64,
     files: Files,
+    #[cfg(feature = "kubernetes")]
+    kubernetes: Rc<Namespaces>,
     counters: Counters,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -108,7 +114,16 @@ impl Watches {
     /// No watches yet. Must be called on a `LocalSet`.
     pub(super) fn new(counters: Counters, reports: mpsc::UnboundedSender<Report>) -> Watches {
         let (all, start) = (FxHashMap::default(), Instant::now());
-        Watches { all, start, number: 0, files: Files::start(), counters, reports }
+        Watches {
+            all,
+            start,
+            number: 0,
+            files: Files::start(),
+            #[cfg(feature = "kubernetes")]
+            kubernetes: Namespaces::new(&Settings::default()),
+            counters,
+            reports,
+        }
     }
 
     /// Watches a service from now on.
@@ -127,6 +142,10 @@ impl Watches {
 
     /// Starts those over for which other settings matter. What they have found stays until they find something else.
     pub(super) fn configure(&mut self, before: &Settings, settings: &Settings) {
+        #[cfg(feature = "kubernetes")]
+        if !self.kubernetes.is_for(settings) {
+            self.kubernetes = Namespaces::new(settings);
+        }
         let differ = |watch: &Watch| before.differ_for(settings, &watch.query);
         let all = self.all.iter().filter(|(_, watch)| differ(watch));
         let all: Vec<_> = all.map(|(service, watch)| (service.clone(), watch.query.clone())).collect();
@@ -149,6 +168,10 @@ impl Watches {
             Query::Consul(service) => {
                 let Settings { consul, dir, .. } = settings.clone();
                 spawn_local(super::consul::watch((**service).clone(), consul, dir, reporter))
+            }
+            #[cfg(feature = "kubernetes")]
+            Query::Kubernetes(service) => {
+                spawn_local(super::kubernetes::watch((**service).clone(), self.kubernetes.clone(), reporter))
             }
             // Names are looked up elsewhere, and the configuration's checks refuse what is not a part of this build.
             _ => spawn_local(std::future::ready(())),

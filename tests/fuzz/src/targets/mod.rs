@@ -8,6 +8,7 @@ mod client_hello;
 mod config;
 mod csr;
 mod documents;
+mod endpoint_slices;
 mod filter_state;
 mod filters;
 mod flood;
@@ -58,6 +59,7 @@ targets! {
     config: config::TARGET,
     csr: csr::TARGET,
     documents: documents::TARGET,
+    endpoint_slices: endpoint_slices::TARGET,
     fault: filters::FAULT,
     filter_state: filter_state::TARGET,
     flood: flood::TARGET,

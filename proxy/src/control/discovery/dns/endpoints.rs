@@ -2,11 +2,14 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::answer::{Answer, Host, Srv};
+use super::{
+    super::families::{is_routable, of_families},
+    answer::{Answer, Host, Srv},
+};
 use crate::config::{
     model::{AddressFamilies, DnsDiscovery, DnsMode, Endpoint},
     units::Address,
@@ -21,12 +24,11 @@ pub(super) fn endpoints(name: &DnsDiscovery, template: &Endpoint, answer: &Answe
     let limit = name.max_addresses as usize;
     let mut all = match name.mode {
         DnsMode::Strict => {
-            let addresses =
-                sorted(answer.hosts.iter().flat_map(|host| chosen(host, name.families, is_routable)), limit);
+            let addresses = sorted(answer.hosts.iter().flat_map(|host| chosen(host, name.families)), limit);
             addresses.into_iter().map(|ip| at(&template, SocketAddr::new(ip, port))).collect()
         }
         DnsMode::Logical => {
-            let addresses = answer.hosts.iter().flat_map(|host| chosen(host, name.families, is_routable));
+            let addresses = answer.hosts.iter().flat_map(|host| chosen(host, name.families));
             let addresses = by_turns(sorted(addresses, limit));
             let resolved: Box<[_]> = addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
             let address = Address::Host(name.name.as_str().into(), port);
@@ -42,7 +44,7 @@ pub(super) fn endpoints(name: &DnsDiscovery, template: &Endpoint, answer: &Answe
 /// a weight of 0 becomes a small chance, as the RFC asks for.
 fn of_srv(families: AddressFamilies, template: &Endpoint, answer: &Answer) -> Vec<Endpoint> {
     let target = |host: &'_ Host| {
-        let mut addresses = chosen(host, families, is_routable);
+        let mut addresses = chosen(host, families);
         addresses.sort_unstable();
         addresses.dedup();
         let srv = host.srv.clone().filter(|_| !addresses.is_empty())?;
@@ -79,37 +81,8 @@ fn at(template: &Endpoint, address: SocketAddr) -> Endpoint {
 }
 
 /// The addresses of a host that are used.
-fn chosen(host: &Host, families: AddressFamilies, is_routable: fn(IpAddr) -> bool) -> Vec<IpAddr> {
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = host.addresses.iter().partition(|ip| ip.is_ipv4());
-    match families {
-        AddressFamilies::Ipv4 => v4,
-        AddressFamilies::Ipv6 => v6,
-        AddressFamilies::PreferIpv4 => {
-            if v4.is_empty() {
-                v6
-            } else {
-                v4
-            }
-        }
-        AddressFamilies::PreferIpv6 => {
-            if v6.is_empty() {
-                v4
-            } else {
-                v6
-            }
-        }
-        AddressFamilies::All => match [&v4, &v6].map(|family| family.first().is_some_and(|ip| is_routable(*ip))) {
-            [true, false] => v4,
-            [false, true] => v6,
-            _ => [v4, v6].concat(),
-        },
-    }
-}
-
-/// Whether the system has a route to an address (RFC 6724, rule 1). Nothing is sent.
-fn is_routable(ip: IpAddr) -> bool {
-    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((ip, 9))).is_ok()
+fn chosen(host: &Host, families: AddressFamilies) -> Vec<IpAddr> {
+    of_families(host.addresses.clone(), families, |ip| *ip, is_routable)
 }
 
 fn sorted(addresses: impl Iterator<Item = IpAddr>, limit: usize) -> Vec<IpAddr> {
@@ -134,6 +107,8 @@ fn by_turns(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn ips(all: &[&str]) -> Vec<IpAddr> {
@@ -188,24 +163,6 @@ mod tests {
         assert_eq!(texts(&all), ["api.internal:80"]);
         let mixed = by_turns(ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2"]));
         assert_eq!(mixed, ips(&["fd00::1", "10.0.0.1", "fd00::2", "10.0.0.2", "10.0.0.3"]));
-    }
-
-    #[test]
-    fn families_are_chosen() {
-        let both = Host { srv: None, addresses: ips(&["10.0.0.1", "fd00::1"]) };
-        let (v4, v6) = (ips(&["10.0.0.1"]), ips(&["fd00::1"]));
-        let of = |host: &Host, families| chosen(host, families, |_| true);
-        assert_eq!(of(&both, AddressFamilies::All), [&v4[..], &v6].concat());
-        assert_eq!((of(&both, AddressFamilies::Ipv4), of(&both, AddressFamilies::Ipv6)), (v4.clone(), v6.clone()));
-        let preferred = [AddressFamilies::PreferIpv4, AddressFamilies::PreferIpv6];
-        assert_eq!(preferred.map(|families| of(&both, families)), [v4.clone(), v6.clone()]);
-        let only = Host { srv: None, addresses: v6.clone() };
-        assert_eq!(preferred.map(|families| of(&only, families)), [v6.clone(), v6.clone()]);
-        // Without a route to a family, the other.
-        assert_eq!(chosen(&both, AddressFamilies::All, |ip| ip.is_ipv4()), v4);
-        assert_eq!(chosen(&both, AddressFamilies::All, |ip| ip.is_ipv6()), v6);
-        assert_eq!(chosen(&both, AddressFamilies::All, |_| false), [&v4[..], &v6].concat());
-        assert_eq!(chosen(&only, AddressFamilies::All, |_| false), v6);
     }
 
     #[test]
