@@ -7,7 +7,10 @@ use std::{
     thread,
 };
 
-use crate::harness::{Config, Gate, Proxy, Upstream, answer, wait_until};
+use crate::{
+    grpc::{GRPC, whole},
+    harness::{Config, Gate, Proxy, Upstream, answer, wait_until},
+};
 
 const NONE: &[&str] = &[];
 
@@ -53,6 +56,50 @@ fn round_robin_follows_weights_exactly() {
         proxy.get("/");
     }
     assert_eq!(upstreams.iter().map(|u| u.requests().len()).collect::<Vec<_>>(), [75, 15, 30, 0]);
+}
+
+/// With a short `decay`, an endpoint that has refused a request is soon used again, unless it asks for more time.
+#[test]
+fn endpoint_that_asks_for_no_requests_gets_none() {
+    let head = |status, fields: &[&str]| answer(status, &[&["content-type: application/grpc"], fields].concat(), "");
+    let trailers = |fields: &str| {
+        let whole = String::from_utf8(whole(8)).expect("text");
+        whole.replace("grpc-status: 8\r\n", &format!("grpc-status: 8\r\n{fields}")).into_bytes()
+    };
+    let (limited, unlimited) = ("", ", max_retry_after: 0s");
+    for (reply, option, is_avoided) in [
+        (head(429, &["retry-after: 3600"]), limited, true),
+        (head(503, &["retry-after: 3600"]), limited, true),
+        (head(200, &["grpc-status: 8", "grpc-retry-pushback-ms: 3600000"]), limited, true),
+        (trailers("grpc-retry-pushback-ms: 3600000\r\n"), limited, true),
+        (head(429, &["retry-after: 3600"]), unlimited, false),
+        (head(429, &[]), limited, false),
+        (trailers(""), limited, false),
+        // It does not refuse this call.
+        (head(200, &["grpc-status: 5", "retry-after: 3600"]), limited, false),
+    ] {
+        let shown = String::from_utf8_lossy(&reply).into_owned();
+        let busy = Upstream::replying(move |_| reply.clone());
+        let good = Upstream::replying(|_| whole(0));
+        let options = format!("balancer: {{policy: peak_ewma, decay: 1ms{option}}}");
+        let endpoints = [busy.address, good.address];
+        let proxy = Proxy::start(Config::new().listener("cluster: web").cluster("web", &endpoints, &options));
+        let mut client = proxy.client();
+        let mut call = || _ = client.request("POST", "/a.B/C", &GRPC, b"\0\0\0\0\0");
+        let mut wait_for_requests = |count| {
+            wait_until("the endpoint to be used", || {
+                call();
+                busy.requests().len() >= count
+            });
+        };
+        wait_for_requests(1);
+        if is_avoided {
+            (0..200).for_each(|_| call());
+            assert_eq!(busy.requests().len(), 1, "{shown}");
+        } else {
+            wait_for_requests(2);
+        }
+    }
 }
 
 #[test]

@@ -9,12 +9,13 @@ use super::{
 };
 
 /// The policies to which each option belongs.
-const OPTIONS: [(&str, &[&str]); 10] = [
+const OPTIONS: [(&str, &[&str]); 11] = [
     ("choice_count", &["least_request"]),
     ("active_request_bias", &["least_request"]),
     ("decay", &["peak_ewma"]),
     ("default_rtt", &["peak_ewma"]),
     ("failure_penalty", &["peak_ewma"]),
+    ("max_retry_after", &["peak_ewma"]),
     ("minimum_ring_size", &["ring_hash"]),
     ("maximum_ring_size", &["ring_hash"]),
     ("table_size", &["maglev"]),
@@ -48,6 +49,12 @@ pub(super) fn check(balancer: &Node, problems: &mut Vec<Diagnostic>) {
             let help = "write a time such as 10s".to_owned();
             problems.push(Diagnostic::error(node.span, format!("`{name}` must be more than 0")).help(help));
         }
+    }
+    if let Some(node) = balancer.get("max_retry_after")
+        && node.as_str().and_then(|text| text.parse::<Duration>().ok()).is_some_and(|time| time.0 > LONGEST_RETRY_AFTER)
+    {
+        let help = "write a time such as 300s".to_owned();
+        problems.push(Diagnostic::error(node.span, "`max_retry_after` must be at most 168h".to_owned()).help(help));
     }
     if let Some(locality) = balancer.get("locality") {
         check_locality(locality, problems);
@@ -93,6 +100,9 @@ fn check_locality(locality: &Node, problems: &mut Vec<Diagnostic>) {
         problems.push(Diagnostic::error(sub_zone.span, message).help("remove it".to_owned()));
     }
 }
+
+/// The longest `max_retry_after`: a week. The balancer's clock has 32 bits.
+const LONGEST_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
 /// The largest `table_size`, a prime number.
 const MOST_PLACES: u64 = 5_000_011;

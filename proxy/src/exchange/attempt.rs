@@ -284,7 +284,7 @@ impl<'a> Attempt<'a> {
         let Attempt { stream, upload, target, head, start, timer, .. } = self;
         let now = Instant::now();
         match result {
-            Ok(response) if is_failure(stream, response) => timer.failed(now),
+            Ok(response) if is_failure(stream, response) => timer.refused(now, response.headers()),
             Ok(_) => timer.answered(now),
             Err(error) if error.is_of_endpoint(upload) => timer.failed(now),
             Err(AttemptError::Failed(_)) => timer.discard(),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use tollgate_abi::{doc::RetryOn, fast::flag};
 
-use super::{deadline::Deadline, stream_guard};
+use super::{deadline::Deadline, outcome::ResponseGuards, stream_guard};
 use crate::{
     chain::{ResponseHead, Stream, stream::GrpcCall},
     h2,
@@ -129,7 +129,7 @@ pub(super) fn outcome(stream: &Stream, flags: u32, status: Option<StatusCode>) -
 
 /// Returns whether a response consists only of a head with a status that means that the server has failed or is overloaded.
 pub(super) fn has_failed(stream: &Stream, fields: &HeaderMap) -> bool {
-    stream.grpc.get().is_some() && grpc::status(fields).is_some_and(grpc::is_server_failure)
+    stream.grpc.get().is_some() && grpc::has_failed(fields)
 }
 
 /// Returns what a response's head says about its endpoint; `None` for a call that is still to end, with a status in the
@@ -141,9 +141,18 @@ pub(super) fn outcome_of_head<B>(stream: &Stream, response: &Response<B>) -> Opt
     }
 }
 
-/// Returns what the trailers of a call say about its endpoint.
-pub(super) fn outcome_of_trailers(trailers: &HeaderMap) -> Option<AttemptOutcome> {
+fn outcome_of_trailers(trailers: &HeaderMap) -> Option<AttemptOutcome> {
     Some(AttemptOutcome::Response(grpc::http_of(grpc::status(trailers)?)))
+}
+
+/// Counts how a call whose response has trailers has ended, for the outlier detection of its cluster and the balancer.
+pub(super) fn ended(stream: &Stream, guards: &ResponseGuards, trailers: &HeaderMap) {
+    if stream.grpc.get().is_some() {
+        guards.report(|| outcome_of_trailers(trailers));
+        if grpc::has_failed(trailers) {
+            guards.cluster().note_failed_call(guards.endpoint.endpoint(), trailers);
+        }
+    }
 }
 
 /// Returns the retry condition that a response consisting only of a head with a status meets.

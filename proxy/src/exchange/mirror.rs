@@ -130,7 +130,7 @@ async fn send(
     // The copy takes as long as the client's upload.
     let timer = if matches!(body, Body::Empty) { timer } else { timer.without_latency() };
     let result = pools.send(cluster, endpoint, choice, head, body).await;
-    let outcome = result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind);
+    let outcome = result.as_ref().map_err(|failure| &failure.kind);
     timer.end(outcome);
     cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());

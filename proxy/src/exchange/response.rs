@@ -648,8 +648,8 @@ impl http_body::Body for ResponseBody {
                         data.len() as u64;
                 } else if let Some(trailers) = frame.trailers_ref() {
                     grpc::note(me.stream_guard.stream(), trailers);
-                    if let Some(guards) = me.guards.as_ref().filter(|_| me.stream_guard.stream().grpc.get().is_some()) {
-                        guards.report(|| grpc::outcome_of_trailers(trailers));
+                    if let Some(guards) = &me.guards {
+                        grpc::ended(me.stream_guard.stream(), guards, trailers);
                     }
                 }
                 // The last part is always recognised as such.

@@ -139,6 +139,11 @@ pub fn is_server_failure(status: u32) -> bool {
     FAILURES.iter().any(|code| code.number() == status)
 }
 
+/// Returns whether these fields have a status that means so.
+pub fn has_failed(fields: &HeaderMap) -> bool {
+    status(fields).is_some_and(is_server_failure)
+}
+
 /// Encodes a text as the value of `grpc-message`: `%` and bytes other than printable ASCII become `%XX`.
 pub fn encode_message(text: &str) -> HeaderValue {
     let mut encoded = String::with_capacity(text.len());

@@ -2,10 +2,12 @@
 
 use std::{cell::Cell, time::Duration};
 
-use http::StatusCode;
+use http::{HeaderMap, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{balancer::PeakEwma, clock, endpoint::Endpoint, failure::RequestErrorKind};
+use super::{
+    Cluster, balancer::PeakEwma, clock, endpoint::Endpoint, failure::RequestErrorKind, rate_limited::requested_wait,
+};
 
 /// Measures one attempt at an endpoint, if the cluster's balancer learns from it. Dropped without a result, the attempt was
 /// cancelled: its latency is at least the time until then.
@@ -57,23 +59,31 @@ impl<'a> AttemptTimer<'a> {
     /// The endpoint answered at this time.
     pub fn answered(mut self, now: Instant) {
         if let Some(measured) = self.0.take() {
-            measured.record(now, None);
+            measured.answered(now);
         }
     }
 
-    /// The endpoint failed, or gave an answer that means so.
+    /// The endpoint failed to answer.
     pub fn failed(mut self, now: Instant) {
         if let Some(measured) = self.0.take() {
-            measured.record(now, Some(measured.policy.failure_penalty));
+            measured.failed(now, None);
         }
     }
 
-    /// The attempt ended with this status or failure.
-    pub fn end(self, result: Result<StatusCode, &RequestErrorKind>) {
+    /// The endpoint gave an answer with these fields that means that it has failed or is overloaded.
+    pub fn refused(mut self, now: Instant, fields: &HeaderMap) {
+        if let Some(measured) = self.0.take() {
+            measured.failed(now, requested_wait(fields));
+        }
+    }
+
+    /// The attempt ended with this response or failure.
+    pub fn end<B>(self, result: Result<&Response<B>, &RequestErrorKind>) {
         match result {
-            Ok(status) if !has_failed(status) => self.answered(Instant::now()),
-            Err(kind) if !kind.is_of_endpoint() => self.discard(),
-            Ok(_) | Err(_) => self.failed(Instant::now()),
+            Ok(response) if has_failed(response.status()) => self.refused(Instant::now(), response.headers()),
+            Ok(_) => self.answered(Instant::now()),
+            Err(kind) if kind.is_of_endpoint() => self.failed(Instant::now()),
+            Err(_) => self.discard(),
         }
     }
 
@@ -89,13 +99,15 @@ pub fn has_failed(status: StatusCode) -> bool {
 }
 
 impl Measured<'_> {
-    fn record(&self, now: Instant, penalty: Option<f32>) {
-        let counted = match (self.took(now), penalty) {
-            (Some(took), Some(penalty)) => took.max(penalty),
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return,
-        };
-        self.endpoint.latency().observe(self.policy, clock::at(now), counted);
+    fn answered(&self, now: Instant) {
+        if let Some(took) = self.took(now) {
+            self.endpoint.latency().observe(self.policy, clock::at(now), took);
+        }
+    }
+
+    #[cold]
+    fn failed(&self, now: Instant, wait: Option<Duration>) {
+        self.policy.failed(self.endpoint, clock::at(now), self.took(now), wait);
     }
 
     /// The microseconds until now.
@@ -106,6 +118,16 @@ impl Measured<'_> {
             Start::Never => return None,
         };
         Some(micros(now.saturating_duration_since(start)))
+    }
+}
+
+impl Cluster {
+    /// Tells the balancer, if it learns from that, that a call whose response's head looked well has failed: with trailers
+    /// that have these fields.
+    pub fn note_failed_call(&self, endpoint: &Endpoint, fields: &HeaderMap) {
+        if let Some(policy) = &self.peak_ewma {
+            policy.failed(endpoint, clock::now(), None, requested_wait(fields));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue, header::RETRY_AFTER};
 use tollgate_abi::doc::{ResetFormat, ResetHeader};
 
 /// The headers that hold such a delay, and its maximum.
@@ -33,6 +33,18 @@ impl RateLimitedBackoff {
     }
 }
 
+/// Returns for how long the sender of a response or of trailers wants no further requests: `retry-after` (RFC 9110 section
+/// 10.2.3), or `grpc-retry-pushback-ms` (gRPC's proposal A6), if it is not negative.
+pub(super) fn requested_wait(fields: &HeaderMap) -> Option<Duration> {
+    let value = |name: &str| fields.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if let Some(pushback) = value(PUSHBACK) {
+        return pushback.parse::<u32>().ok().map(|millis| Duration::from_millis(millis.into()));
+    }
+    delay(value(RETRY_AFTER.as_str())?, ResetFormat::Seconds, SystemTime::now())
+}
+
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 /// Returns the delay in a value; `None` if it is not valid, or a time that has passed.
 fn delay(value: &str, format: ResetFormat, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
@@ -46,8 +58,6 @@ fn delay(value: &str, format: ResetFormat, now: SystemTime) -> Option<Duration> 
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn wait(headers: &[(&str, ResetFormat)], fields: &[(&'static str, &'static str)]) -> Option<Duration> {
@@ -93,6 +103,25 @@ mod tests {
             }
             let expected = Duration::from_secs(seconds.unwrap_or(0)).mul_f64(1.4);
             assert!(longest >= expected, "{value}: at most {longest:?}, so there is no jitter");
+        }
+    }
+
+    #[test]
+    fn endpoint_may_ask_for_no_further_requests() {
+        for (fields, millis) in [
+            (vec![("retry-after", "12")], Some(12_000)),
+            (vec![("grpc-retry-pushback-ms", "250")], Some(250)),
+            (vec![("grpc-retry-pushback-ms", "0"), ("retry-after", "12")], Some(0)),
+            (vec![("grpc-retry-pushback-ms", "-1"), ("retry-after", "12")], None),
+            (vec![("grpc-retry-pushback-ms", "99999999999")], None),
+            (vec![("retry-after", "soon")], None),
+            (vec![("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")], None),
+            (vec![], None),
+        ] {
+            let fields =
+                fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let fields: HeaderMap = fields.collect();
+            assert_eq!(requested_wait(&fields), millis.map(Duration::from_millis), "{fields:?}");
         }
     }
 

@@ -32,6 +32,10 @@ pub struct Balancer {
     /// Default: 5 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_penalty: Option<Duration>,
+    /// `peak_ewma`: the longest time for which an endpoint whose failed response says when to return (`retry-after`,
+    /// `grpc-retry-pushback-ms`) keeps its penalty. At most a week. `0s`: it does not. Default: 300 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_retry_after: Option<Duration>,
     /// `ring_hash`: the number of points on the ring, if that is more than 512 per endpoint. Default: 1024.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 8_388_608))]
@@ -88,6 +92,11 @@ impl Balancer {
     /// Returns the least latency of a failed attempt for `peak_ewma`.
     pub fn failure_penalty(&self) -> std::time::Duration {
         self.failure_penalty.unwrap_or(Duration::secs(5)).0
+    }
+
+    /// Returns the longest time for which `peak_ewma` avoids an endpoint at its request.
+    pub fn max_retry_after(&self) -> std::time::Duration {
+        self.max_retry_after.unwrap_or(Duration::secs(300)).0
     }
 
     /// Returns the least and the most points of `ring_hash`.

@@ -17,7 +17,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use http::StatusCode;
+use http::{Response, StatusCode};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub(super) use self::{decide::passed_check, state::OutlierState};
@@ -41,11 +41,11 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    /// The outcome of an attempt that ended with this status or failure; `None` if the endpoint is not to blame for the
+    /// The outcome of an attempt that ended with this response or failure; `None` if the endpoint is not to blame for the
     /// failure.
-    pub fn of(result: Result<StatusCode, &RequestErrorKind>) -> Option<AttemptOutcome> {
+    pub fn of<B>(result: Result<&Response<B>, &RequestErrorKind>) -> Option<AttemptOutcome> {
         match result {
-            Ok(status) => Some(AttemptOutcome::Response(status.as_u16())),
+            Ok(response) => Some(AttemptOutcome::Response(response.status().as_u16())),
             Err(kind) => kind.is_of_endpoint().then_some(AttemptOutcome::NoResponse),
         }
     }

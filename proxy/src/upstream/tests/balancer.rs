@@ -370,6 +370,30 @@ fn peak_ewma_follows_peaks_and_decays() {
 }
 
 #[test]
+fn peak_ewma_is_held_for_an_endpoint_that_wants_no_requests() {
+    let policy = PeakEwma::new(&config(BalancerPolicy::PeakEwma));
+    // Also when the 32 bits of the time wrap around.
+    for start in [1_000, u64::from(u32::MAX) - 5_000] {
+        let cell = LatencyCell::new(start);
+        let is_near = |after, wanted: f32| (cell.estimate(&policy, start + after) - wanted).abs() <= wanted * 1e-3;
+        cell.observe(&policy, start, 5e6);
+        cell.hold(&policy, start + 20_000);
+        assert!(is_near(0, 5e6) && is_near(20_000, 5e6));
+        assert!(is_near(30_000, 5e6 / std::f32::consts::E));
+        // Neither a shorter time nor a fast answer ends it.
+        cell.hold(&policy, start + 10_000);
+        cell.observe(&policy, start + 15_000, 1e3);
+        assert!(is_near(20_000, 5e6));
+        // A slower one counts, and the time stays.
+        cell.observe(&policy, start + 16_000, 6e6);
+        cell.observe_at_least(&policy, start + 17_000, 7e6);
+        assert!(is_near(20_000, 7e6) && is_near(30_000, 7e6 / std::f32::consts::E));
+        cell.observe(&policy, start + 30_000, 1e3);
+        assert!(is_near(30_000, 7e6 / std::f32::consts::E + 632.0));
+    }
+}
+
+#[test]
 fn peak_ewma_prefers_fast_and_idle_endpoints_by_weight() {
     let (members, config) = (members(&[1, 1]), config(BalancerPolicy::PeakEwma));
     let policy = PeakEwma::new(&config);

@@ -231,10 +231,34 @@ fn latency_of_attempts_is_recorded_for_the_policy_that_uses_it() {
         request_end.set(Some(ago(60)));
         cluster.time_attempt(&endpoint, ago(4)).after(&request_end).answered(now);
         expect(4.0, "a second attempt");
-        cluster.time_attempt(&endpoint, now).end(Ok(http::StatusCode::SERVICE_UNAVAILABLE));
+        let response = |status: u16, fields: &[(&str, &str)]| {
+            let response = http::Response::builder().status(status);
+            fields.iter().fold(response, |response, (name, value)| response.header(*name, *value)).body(()).unwrap()
+        };
+        cluster.time_attempt(&endpoint, now).end(Ok(&response(429, &[])));
         expect(5.0, "a failure");
         cluster.time_attempt(&endpoint, ago(7)).failed(now);
         expect(7.0, "a late failure");
+        let later = |secs: u64| endpoint.latency().estimate(&peak, clock::now() + secs * 1000) / 1e6;
+        assert!(later(10) < 3.0, "it decays");
+        // Of an endpoint that does not want requests for some time, but at most for 300 s, it does not.
+        let limited = response(429, &[("retry-after", "60")]);
+        cluster.time_attempt(&endpoint, now).end(Ok(&limited));
+        let expect_until = |secs: u64| {
+            if is_recorded {
+                assert_eq!(later(secs - 30).round(), 7.0, "{secs} s");
+                assert!(later(secs + 11) < 3.0, "{secs} s: {}", later(secs + 11));
+            }
+        };
+        expect_until(60);
+        cluster.time_attempt(&endpoint, now).end(Ok(&response(503, &[("grpc-retry-pushback-ms", "120000")])));
+        expect_until(120);
+        cluster.time_attempt(&endpoint, now).answered(now);
+        cluster.time_attempt(&endpoint, now).end(Ok(&limited));
+        cluster.time_attempt(&endpoint, now).end(Ok(&response(200, &[("retry-after", "200")])));
+        expect_until(120);
+        cluster.note_failed_call(&endpoint, response(200, &[("retry-after", "1000000000")]).headers());
+        expect_until(300);
         // What is known of an endpoint survives a change of the others.
         let fewer = [model::Endpoint::new(endpoint.address.clone(), 1)];
         let changed = cluster.with_endpoints(&fewer);

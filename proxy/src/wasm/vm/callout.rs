@@ -103,7 +103,7 @@ async fn exchange(
     };
     let timer = cluster.time_attempt(endpoint, start);
     let result = upstream.send(cluster, endpoint, ProtocolChoice::default(), head, body).await;
-    let outcome = result.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind);
+    let outcome = result.as_ref().map_err(|failure| &failure.kind);
     timer.end(outcome);
     cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let response = result.map_err(failed)?;

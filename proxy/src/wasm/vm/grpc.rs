@@ -165,16 +165,15 @@ async fn exchange(
     // The filter decides when it sends the messages of a stream.
     let timer = if stream { timer.without_latency() } else { timer };
     let response = upstream.send(cluster, endpoint, ProtocolChoice::default(), &head, body).await;
-    match &response {
-        Ok(response) if grpc::status(response.headers()).is_some_and(grpc::is_server_failure) => {
-            timer.failed(Instant::now());
-        }
-        response => timer.end(response.as_ref().map(|response| response.status()).map_err(|failure| &failure.kind)),
+    let outcome = response.as_ref().map_err(|failure| &failure.kind);
+    match outcome {
+        Ok(response) if grpc::has_failed(response.headers()) => timer.refused(Instant::now(), response.headers()),
+        outcome => timer.end(outcome),
     }
     // With a status of 200, the call's own status counts, which is in the head or in the trailers.
-    cluster.report(endpoint, || match &response {
+    cluster.report(endpoint, || match outcome {
         Ok(response) if response.status() == StatusCode::OK => outcome_of(grpc::status(response.headers())?),
-        response => AttemptOutcome::of(response.as_ref().map(|response| response.status()).map_err(|f| &f.kind)),
+        outcome => AttemptOutcome::of(outcome),
     });
     let response = response.map_err(|failure| {
         failure.kind.note(cluster, endpoint, start.elapsed());
@@ -227,6 +226,9 @@ async fn exchange(
     let trailers = trailers.unwrap_or_default();
     let status = grpc::status(&trailers).unwrap_or(Code::Unknown.number());
     cluster.report(endpoint, || outcome_of(status));
+    if grpc::is_server_failure(status) {
+        cluster.note_failed_call(endpoint, &trailers);
+    }
     let said = grpc::message(&trailers);
     if stream && !tell(CallEvent::Trailing(trailers)) {
         return Ok(None);
