@@ -58,6 +58,30 @@ pub struct WeightedCluster {
     pub cluster: String,
     /// Its share, relative to the other weights.
     pub weight: u32,
+    /// The metadata of the endpoints that the requests may go to, if the cluster has subsets by these names. Not sent if
+    /// empty, because older hosts do not know it.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "BTreeMap::is_empty"))]
+    pub metadata_match: BTreeMap<String, MetadataValue>,
+}
+
+impl WeightedCluster {
+    /// A cluster, whichever of its endpoints serves.
+    pub fn new(cluster: impl Into<String>, weight: u32) -> WeightedCluster {
+        WeightedCluster { cluster: cluster.into(), weight, metadata_match: BTreeMap::new() }
+    }
+}
+
+/// A value of an endpoint's metadata.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(untagged, expecting = "expected a text, a number or a boolean"))]
+pub enum MetadataValue {
+    /// A text.
+    Text(String),
+    /// A number; 1 and 1.0 are the same.
+    Number(f64),
+    /// A boolean.
+    Boolean(bool),
 }
 
 /// When and how often a failed request is retried. Optional fields are not sent if they are missing, because older hosts do

@@ -27,7 +27,7 @@ impl TcpFilter for Obedient {
     fn configure(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
         let blue = doc::Route {
             name: "blue".into(),
-            clusters: vec![doc::WeightedCluster { cluster: "blue".into(), weight: 1 }],
+            clusters: vec![doc::WeightedCluster::new("blue", 1)],
             ..doc::Route::default()
         };
         Ok(Obedient {

@@ -31,8 +31,8 @@ fn busy() -> Busy {
     fs::write(authority.dir().join("list.crl"), authority.crl(9)).expect("a file can be written");
     let (ca, crl) = (authority.path("ca.pem"), authority.path("list.crl"));
     let clients = format!("client_certificates: request, client_ca: [{ca}], crl: [{crl}]");
-    let checked =
-        "health_check: {check: {tcp: {}}, interval: 20ms, timeout: 20s}\nretry: {attempts: 2}\noutlier_detection: {}";
+    let checked = "health_check: {check: {tcp: {}}, interval: 20ms, timeout: 20s}\nretry: {attempts: 2}\noutlier_detection: {}\n\
+         subsets: {selectors: [{keys: [version]}], fallback_policy: any_endpoint}";
     let config = Config::new()
         .top(&folder.admin(""))
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: a, requests: 100, per: 1s}]}")

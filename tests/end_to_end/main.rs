@@ -68,6 +68,7 @@ mod smuggling;
 mod sources;
 mod stored;
 mod streaming;
+mod subsets;
 mod tcp;
 mod third_party;
 mod tls;

@@ -85,6 +85,7 @@ fn refuse_options(rule: &Rule, action: &str, place: &Place) {
         ("mirror", rule.mirror.is_some()),
         ("hash_key", !rule.hash_key.keys.is_empty()),
         ("filters", !rule.filters.is_empty()),
+        ("metadata_match", !rule.metadata_match.is_empty()),
     ];
     for (name, _) in given.iter().filter(|(_, given)| *given) {
         place.field(name).wrong(format!("has no effect with `{action}`, only with {}", quoted(&["cluster", "split"])));
@@ -212,7 +213,8 @@ fn cluster(name: &str, place: &Place, setup: &mut Setup) -> Option<String> {
 fn clusters(rule: &Rule, place: &Place, setup: &mut Setup) -> Option<Vec<doc::WeightedCluster>> {
     let Some(split) = &rule.split else {
         let cluster = cluster(rule.cluster.as_ref()?, &place.field("cluster"), setup)?;
-        return Some(vec![doc::WeightedCluster { cluster, weight: 1 }]);
+        let metadata_match = rule.metadata_match.clone();
+        return Some(vec![doc::WeightedCluster { cluster, weight: 1, metadata_match }]);
     };
     let place = place.field("split").field("clusters");
     if split.clusters.is_empty() {
@@ -222,10 +224,16 @@ fn clusters(rule: &Rule, place: &Place, setup: &mut Setup) -> Option<Vec<doc::We
     }
     let clusters = split.clusters.iter().enumerate();
     // All of them are checked, even after an unknown one.
-    let clusters: Vec<_> =
-        clusters.map(|(i, c)| (cluster(&c.cluster, &place.item(i).field("cluster"), setup), c.weight)).collect();
-    let known = clusters.into_iter().map(|(c, weight)| Some(doc::WeightedCluster { cluster: c?, weight }));
-    known.collect::<Option<Vec<_>>>().filter(|c| c.iter().any(|c| c.weight > 0))
+    let clusters: Vec<_> = clusters
+        .map(|(i, c)| {
+            let cluster = cluster(&c.cluster, &place.item(i).field("cluster"), setup)?;
+            // A property of the cluster's own replaces that of the route.
+            let mut metadata_match = rule.metadata_match.clone();
+            metadata_match.extend(c.metadata_match.clone());
+            Some(doc::WeightedCluster { cluster, weight: c.weight, metadata_match })
+        })
+        .collect();
+    clusters.into_iter().collect::<Option<Vec<_>>>().filter(|c| c.iter().any(|c| c.weight > 0))
 }
 
 /// The filters that exist, with their variants. The others are reported here: the host would report only the first.

@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
-use tollgate_sdk::doc::{ResetFormat, ResetHeader, RetryOn};
+use tollgate_sdk::doc::{MetadataValue, ResetFormat, ResetHeader, RetryOn};
 
 /// The filter's configuration.
 #[derive(Debug, Deserialize)]
@@ -95,6 +95,10 @@ pub struct Rule {
     /// the request has. Random if it has none. Default: random. Only with `cluster` and `split`.
     #[serde(default)]
     pub hash_key: HashKeys,
+    /// The metadata of the endpoints that the requests may go to, if the cluster has `subsets` by these names. Default: any.
+    /// Only with `cluster` and `split`.
+    #[serde(default)]
+    pub metadata_match: BTreeMap<String, MetadataValue>,
     /// Filters that process the requests with another configuration, by name: one of the filter's `variants`, or `off`
     /// to skip the filter. Applies to filters behind this one in the chain. Default: none. Only with `cluster` and
     /// `split`.
@@ -201,6 +205,9 @@ pub struct WeightedCluster {
     /// Its share, relative to the other weights. 0: no requests. Default: 1.
     #[serde(default = "one")]
     pub weight: u32,
+    /// The metadata of the endpoints that the requests may go to, in addition to the route's. Default: any.
+    #[serde(default)]
+    pub metadata_match: BTreeMap<String, MetadataValue>,
 }
 
 /// Parts of the request, of which the first that the request has counts: a [`HashKey`] or a list.

@@ -30,11 +30,8 @@ fn upstream_path(outcome: &Outcome<Router>) -> String {
 
 #[test]
 fn a_cluster() {
-    let expected = doc::Route {
-        name: "v/0".into(),
-        clusters: vec![doc::WeightedCluster { cluster: "c".into(), weight: 1 }],
-        ..doc::Route::default()
-    };
+    let expected =
+        doc::Route { name: "v/0".into(), clusters: vec![doc::WeightedCluster::new("c", 1)], ..doc::Route::default() };
     assert_eq!(route(json!({"cluster": "c"})), expected);
     assert_eq!(route(json!({"cluster": "c", "name": "start"})).name, "v/start");
     let host = host(json!({"cluster": "c"}));
@@ -266,6 +263,27 @@ fn hedging_is_passed_to_the_host() {
     assert_eq!(hedging(json!({"delay": "50ms", "methods": ["POST"]})), doc::Hedging { delay_ms: Some(50), methods });
     assert_eq!(hedging(json!({})), doc::Hedging::default());
     assert_eq!(route(json!({"cluster": "c"})).hedging, None);
+}
+
+#[test]
+fn metadata_match_is_passed_for_each_cluster() {
+    use doc::MetadataValue::{Boolean, Number, Text};
+    let matched = |rule: Value| -> Vec<Vec<(String, doc::MetadataValue)>> {
+        route(rule).clusters.into_iter().map(|cluster| cluster.metadata_match.into_iter().collect()).collect()
+    };
+    let pair = |name: &str, value| (name.to_owned(), value);
+    let text = |text: &str| Text(text.to_owned());
+    let rule = json!({"cluster": "c", "metadata_match": {"version": "v2", "shard": 7, "canary": true}});
+    let expected = vec![pair("canary", Boolean(true)), pair("shard", Number(7.0)), pair("version", text("v2"))];
+    assert_eq!(matched(rule), [expected]);
+    // That of a cluster of a split comes in addition, and replaces properties of the same name.
+    let clusters = json!([{"cluster": "a"}, {"cluster": "b", "metadata_match": {"version": "v3", "stage": "test"}}]);
+    let rule = json!({"split": {"clusters": clusters}, "metadata_match": {"version": "v2"}});
+    let own = vec![pair("stage", text("test")), pair("version", text("v3"))];
+    assert_eq!(matched(rule), [vec![pair("version", text("v2"))], own]);
+    // As older hosts know it.
+    let sent = serde_json::to_value(route(json!({"cluster": "c"}))).unwrap();
+    assert_eq!(sent["clusters"], json!([{"cluster": "c", "weight": 1}]));
 }
 
 #[test]

@@ -101,6 +101,10 @@ fn actions() {
     wrong(respond, "timeout", "has no effect with `respond`, only with `cluster`, `split`");
     let respond = json!({"respond": {"status": 200}, "filters": {"authz": "off"}});
     wrong(respond, "filters", "has no effect with `respond`, only with `cluster`, `split`");
+    let respond = json!({"respond": {"status": 200}, "metadata_match": {"version": "v2"}});
+    wrong(respond, "metadata_match", "has no effect with `respond`, only with `cluster`, `split`");
+    let list = json!({"cluster": "c", "metadata_match": {"version": ["v2"]}});
+    wrong(list, "metadata_match.version", "expected a text, a number or a boolean");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tollgate_abi::doc::RetryOn;
 
-use crate::upstream::{Backoff, CONNECTING, Cluster, Endpoint, RetryGuard, RetryPolicy};
+use crate::upstream::{Backoff, CONNECTING, Cluster, Endpoint, PickKey, RetryGuard, RetryPolicy};
 
 /// The attempts of one request or TCP connection.
 pub struct Attempts<'p> {
@@ -60,20 +60,20 @@ impl<'p> Attempts<'p> {
     }
 
     /// The next attempt after one that does not count, because the upstream has not processed the request. It needs no policy.
-    pub fn repeat(&self, cluster: &Cluster, balance: Option<u64>) -> Result<NextAttempt, NoAttempt> {
-        let endpoint = cluster.pick(balance, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
+    pub fn repeat(&self, cluster: &Cluster, key: PickKey<'_>) -> Result<NextAttempt, NoAttempt> {
+        let endpoint = cluster.pick(key, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
         Ok(NextAttempt { endpoint, wait: Duration::ZERO })
     }
 
     /// The next attempt after a failure to connect.
-    pub fn reconnect(&mut self, cluster: &Cluster, balance: Option<u64>) -> Result<NextAttempt, NoAttempt> {
+    pub fn reconnect(&mut self, cluster: &Cluster, key: PickKey<'_>) -> Result<NextAttempt, NoAttempt> {
         if self.detours > 0
-            && let Some(endpoint) = cluster.pick_another(balance, &self.tried)
+            && let Some(endpoint) = cluster.pick_another(key, &self.tried)
         {
             self.detours -= 1;
             return Ok(NextAttempt { endpoint, wait: Duration::ZERO });
         }
-        self.retry(&CONNECTING, cluster, balance)
+        self.retry(&CONNECTING, cluster, key)
     }
 
     /// The next attempt after a failure that the policy covers if it lists one of these conditions.
@@ -81,10 +81,10 @@ impl<'p> Attempts<'p> {
         &mut self,
         conditions: &[RetryOn],
         cluster: &Cluster,
-        balance: Option<u64>,
+        key: PickKey<'_>,
     ) -> Result<NextAttempt, NoAttempt> {
         self.policy.filter(|policy| policy.lists(conditions)).ok_or(NoAttempt::NotRetried)?;
-        self.retry_listed(None, cluster, balance)
+        self.retry_listed(None, cluster, key)
     }
 
     /// The next attempt after a failure that the policy covers. The upstream may have requested a delay.
@@ -92,7 +92,7 @@ impl<'p> Attempts<'p> {
         &mut self,
         requested: Option<Duration>,
         cluster: &Cluster,
-        balance: Option<u64>,
+        key: PickKey<'_>,
     ) -> Result<NextAttempt, NoAttempt> {
         self.policy.filter(|policy| policy.attempts > 0).ok_or(NoAttempt::NotRetried)?;
         if self.left > 0 {
@@ -102,7 +102,7 @@ impl<'p> Attempts<'p> {
             return Err(NoAttempt::Exhausted);
         }
         self.left -= 1;
-        let endpoint = cluster.pick(balance, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
+        let endpoint = cluster.pick(key, &self.tried).ok_or(NoAttempt::NoEndpoint)?;
         Ok(NextAttempt { endpoint, wait: requested.unwrap_or_else(|| self.backoff.next_wait()) })
     }
 }
@@ -132,7 +132,7 @@ mod tests {
         loop {
             addresses.push(endpoint.address.to_string());
             attempts.failed_at(&endpoint);
-            match attempts.reconnect(cluster, Some(0)) {
+            match attempts.reconnect(cluster, Some(0).into()) {
                 Ok(next) => endpoint = next.endpoint,
                 Err(reason) => return (addresses, reason),
             }
@@ -157,12 +157,18 @@ mod tests {
     fn retries_take_one_permit_of_the_budget_and_return_it() {
         let (cluster, policy) = (cluster(2, 1), policy(RetryOn::ServerError, 3));
         let mut first = Attempts::new(Some(&policy));
-        assert!(first.retry(&[RetryOn::ServerError], &cluster, None).is_ok());
-        assert!(first.retry(&[RetryOn::ServerError], &cluster, None).is_ok(), "it has its permit already");
+        assert!(first.retry(&[RetryOn::ServerError], &cluster, PickKey::default()).is_ok());
+        assert!(
+            first.retry(&[RetryOn::ServerError], &cluster, PickKey::default()).is_ok(),
+            "it has its permit already"
+        );
         let mut second = Attempts::new(Some(&policy));
-        assert_eq!(second.retry(&[RetryOn::ServerError], &cluster, None).unwrap_err(), NoAttempt::Exhausted);
+        assert_eq!(
+            second.retry(&[RetryOn::ServerError], &cluster, PickKey::default()).unwrap_err(),
+            NoAttempt::Exhausted
+        );
         drop(first);
-        assert!(second.retry(&[RetryOn::ServerError], &cluster, None).is_ok());
+        assert!(second.retry(&[RetryOn::ServerError], &cluster, PickKey::default()).is_ok());
     }
 
     #[test]
@@ -174,14 +180,15 @@ mod tests {
         for _ in 0..500 {
             let mut attempts = Attempts::new(Some(&policy));
             for longest in &mut longest {
-                *longest = attempts.retry(&[RetryOn::ServerError], &cluster, None).unwrap().wait.max(*longest);
+                *longest =
+                    attempts.retry(&[RetryOn::ServerError], &cluster, PickKey::default()).unwrap().wait.max(*longest);
             }
         }
         for (longest, ceiling) in longest.into_iter().zip([base, base * 2, max, max]) {
             assert!(longest <= ceiling && longest > ceiling * 9 / 10, "{longest:?} {ceiling:?}");
         }
         let requested = Duration::from_secs(7);
-        let next = Attempts::new(Some(&policy)).retry_listed(Some(requested), &cluster, None).unwrap();
+        let next = Attempts::new(Some(&policy)).retry_listed(Some(requested), &cluster, PickKey::default()).unwrap();
         assert_eq!(next.wait, requested);
     }
 
@@ -189,13 +196,13 @@ mod tests {
     fn only_listed_failures_are_retried_as_often_as_allowed() {
         let (cluster, policy) = (cluster(2, 10), policy(RetryOn::Reset, 1));
         let mut attempts = Attempts::new(Some(&policy));
-        let unlisted = attempts.retry(&[RetryOn::ServerError], &cluster, None);
+        let unlisted = attempts.retry(&[RetryOn::ServerError], &cluster, PickKey::default());
         assert_eq!(unlisted.unwrap_err(), NoAttempt::NotRetried);
         let failed = cluster.pick(Some(0), &[]).unwrap();
         attempts.failed_at(&failed);
-        let next = attempts.retry(&[RetryOn::ServerError, RetryOn::Reset], &cluster, Some(0)).unwrap();
+        let next = attempts.retry(&[RetryOn::ServerError, RetryOn::Reset], &cluster, Some(0).into()).unwrap();
         assert!(!Arc::ptr_eq(&next.endpoint, &failed), "an endpoint that has not failed comes first");
-        let exhausted = attempts.retry(&[RetryOn::Reset], &cluster, None);
+        let exhausted = attempts.retry(&[RetryOn::Reset], &cluster, PickKey::default());
         assert_eq!(exhausted.unwrap_err(), NoAttempt::Exhausted);
     }
 }

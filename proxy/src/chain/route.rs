@@ -10,15 +10,15 @@ use super::{
     head::{BadHeader, HeaderOps, RequestHead, is_host},
     variants::RouteFilters,
 };
-use crate::upstream::{BadMethod, BadRetryPolicy, ClusterHandle, HedgingPolicy, RetryPolicy};
+use crate::upstream::{BadMethod, BadRetryPolicy, ClusterHandle, HedgingPolicy, MetadataMatch, PickKey, RetryPolicy};
 
 /// A route, validated and resolved.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,
-    /// The clusters, each with the cumulative weight up to and including its own.
-    clusters: Box<[(u64, ClusterHandle)]>,
+    /// The clusters with a weight.
+    clusters: Box<[Destination]>,
     /// Total timeout. `Some(None)`: no timeout; `None`: the cluster's.
     pub timeout: Option<Option<Duration>>,
     /// Idle timeout, encoded likewise; `None`: the listener's.
@@ -36,6 +36,16 @@ pub struct Route {
     pub response_headers: HeaderOps,
     /// Variants of the filters behind the one that selects the route.
     pub filters: Option<Arc<RouteFilters>>,
+}
+
+/// One of a route's clusters.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Destination {
+    /// The sum of the weights up to and including its own.
+    end: u64,
+    cluster: ClusterHandle,
+    /// The properties of the endpoints, if the route wants any.
+    subset: Option<Box<MetadataMatch>>,
 }
 
 fn bound(ms: u64) -> Option<Duration> {
@@ -60,7 +70,8 @@ impl Route {
             let cluster = find(&c.cluster)?;
             sum += u64::from(c.weight);
             if c.weight > 0 {
-                weighted.push((sum, cluster));
+                let subset = (!c.metadata_match.is_empty()).then(|| Box::new(MetadataMatch::new(&c.metadata_match)));
+                weighted.push(Destination { end: sum, cluster, subset });
             }
         }
         if sum == 0 {
@@ -91,7 +102,7 @@ impl Route {
     pub fn to_cluster(cluster: ClusterHandle) -> Route {
         Route {
             name: "".into(),
-            clusters: Box::new([(1, cluster)]),
+            clusters: Box::new([Destination { end: 1, cluster, subset: None }]),
             timeout: None,
             idle_timeout: None,
             retry: None,
@@ -128,13 +139,13 @@ impl Route {
     /// Chooses one of the clusters, and returns its index.
     fn choose(&self, split: Option<u64>) -> usize {
         let clusters = &self.clusters;
-        let total = clusters.last().map_or(1, |c| c.0);
+        let total = clusters.last().map_or(1, |last| last.end);
         let point = match split {
             _ if clusters.len() == 1 => 0,
             Some(hash) => hash % total,
             None => fastrand::u64(..total),
         };
-        clusters.partition_point(|(sum, _)| *sum <= point).min(clusters.len() - 1)
+        clusters.partition_point(|destination| destination.end <= point).min(clusters.len() - 1)
     }
 }
 
@@ -158,7 +169,12 @@ impl SelectedRoute {
 
     /// The cluster chosen from the route's.
     pub fn cluster(&self) -> &ClusterHandle {
-        &self.route.clusters[self.chosen].1
+        &self.route.clusters[self.chosen].cluster
+    }
+
+    /// What decides about the endpoint.
+    pub fn key(&self) -> PickKey<'_> {
+        PickKey { hash: self.balance, subset: self.route.clusters[self.chosen].subset.as_deref() }
     }
 }
 
@@ -171,7 +187,7 @@ mod tests {
     fn route(weights: &[u32], change: impl FnOnce(&mut doc::Route)) -> Arc<Route> {
         let names = || (0..weights.len()).map(|n| n.to_string());
         let clusters = Clusters::default();
-        let weighted = names().zip(weights).map(|(cluster, weight)| doc::WeightedCluster { cluster, weight: *weight });
+        let weighted = names().zip(weights).map(|(cluster, weight)| doc::WeightedCluster::new(cluster, *weight));
         let mut doc = doc::Route { clusters: weighted.collect(), ..doc::Route::default() };
         change(&mut doc);
         Arc::new(Route::new(doc, |name| Some(clusters.handle(name))).unwrap())

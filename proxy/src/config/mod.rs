@@ -42,6 +42,7 @@ mod sockets;
 mod source;
 mod sources;
 pub mod spiffe;
+mod subset;
 mod suggest;
 mod tls;
 mod toml;

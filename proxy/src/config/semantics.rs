@@ -17,7 +17,7 @@ use super::{
     node::{Key, Node, Span, Value},
     outlier, retry,
     source::Source,
-    sources, tls,
+    sources, subset, tls,
     units::{Address, ByteSize, Duration, ServerName},
     workload,
 };
@@ -80,6 +80,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     }
     for section in clusters.iter().filter_map(|cluster| cluster.get("outlier_detection")) {
         outlier::check(section, problems);
+    }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("subsets")) {
+        subset::check(section, problems);
     }
 }
 

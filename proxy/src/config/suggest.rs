@@ -3,7 +3,7 @@
 
 /// The section (the schema's name; empty for the root), what was written there, and the advice. What was written is a
 /// field, a variant, or the type of a value.
-const MEANT: [(&str, &[&str], &str); 50] = [
+const MEANT: [(&str, &[&str], &str); 54] = [
     ("", &["static_resources"], "`listeners`, `filters` and `clusters` are top-level fields"),
     ("", &["upstreams", "upstream", "backends", "services"], "did you mean `clusters`?"),
     ("", &["frontends", "entrypoints"], "did you mean `listeners`?"),
@@ -75,6 +75,10 @@ const MEANT: [(&str, &[&str], &str); 50] = [
         &["panic_threshold"],
         "this is an option of `balancer`: write `balancer: {policy: NAME, panic_threshold: PERCENT}`",
     ),
+    ("Cluster", &["lb_subset_config", "subset"], "did you mean `subsets`?"),
+    ("Subsets", &["subset_selectors"], "did you mean `selectors`?"),
+    ("SubsetFallbackPolicy", &["ANY_ENDPOINT", "any"], "did you mean `any_endpoint`?"),
+    ("SubsetFallbackPolicy", &["NO_FALLBACK", "none"], "did you mean `no_fallback`?"),
     ("Balancer", &["healthy_panic_threshold"], "did you mean `panic_threshold`?"),
     (
         "BalancerPolicy",

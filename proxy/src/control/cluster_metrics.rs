@@ -21,6 +21,7 @@ pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), 
     show_traffic(registry, clusters)?;
     show_outliers(registry, clusters)?;
     show_remaining(registry, clusters)?;
+    show_subsets(registry, clusters)?;
     let all = clusters.clone();
     registry.collect_fn(
         "tollgate_cluster_endpoints_healthy",
@@ -162,6 +163,23 @@ fn show_remaining(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), M
             let of = |cluster: Arc<Cluster>| {
                 let remaining = cluster.remaining().by_name();
                 remaining.map(|(limit, left)| (labels(&cluster, &[("limit", limit)]), left as f64))
+            };
+            all.all().into_iter().flat_map(of).collect()
+        },
+    )
+}
+
+/// Registers what clusters with subsets count.
+fn show_subsets(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    let all = clusters.clone();
+    registry.collect_fn(
+        "tollgate_cluster_subset_picks_total",
+        "Choices of an endpoint in clusters with subsets, by what they were made from.",
+        Kind::Counter,
+        move || {
+            let of = |cluster: Arc<Cluster>| {
+                let picks = cluster.subset_picks().into_iter().flatten();
+                picks.map(move |(from, count)| (labels(&cluster, &[("from", from)]), count as f64))
             };
             all.all().into_iter().flat_map(of).collect()
         },

@@ -26,7 +26,7 @@ use crate::{
     digest::hex,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, ClusterHandle, Endpoint, Member},
+    upstream::{Cluster, ClusterHandle, Endpoint, Member, SubsetStatus},
     wasm::{Plugin, VmTemplate},
 };
 
@@ -336,9 +336,15 @@ fn cluster_json(cluster: &Cluster) -> Value {
         "connections": stats.connections.load(Ordering::Relaxed),
         "connections_idle": stats.idle.load(Ordering::Relaxed),
         "endpoints_by_state": endpoints_by_state(cluster),
+        "subsets": cluster.subsets().map(|subsets| subsets.into_iter().map(subset_json).collect::<Vec<_>>()),
         "remaining": cluster.remaining().by_name().into_iter().collect::<HashMap<_, _>>(),
         "endpoints": endpoints.collect::<Vec<_>>(),
     })
+}
+
+fn subset_json(subset: SubsetStatus) -> Value {
+    let SubsetStatus { properties, is_default, available, endpoints } = subset;
+    json!({ "metadata": properties, "default": is_default, "healthy": available, "unhealthy": endpoints - available })
 }
 
 /// Returns what outlier detection knows of an endpoint. Success rates are those of the last interval, if it had enough

@@ -79,7 +79,8 @@ pub(super) async fn run(
     }
 
     let mut retry_state = RetryState::new(policy, stream);
-    let mut endpoint = cluster.pick(selected.balance, &[]).ok_or_else(|| failure(LocalFailure::NoEndpoint))?;
+    let key = selected.key();
+    let mut endpoint = cluster.pick(key, &[]).ok_or_else(|| failure(LocalFailure::NoEndpoint))?;
     loop {
         let mut active = endpoint.start();
         {
@@ -100,7 +101,7 @@ pub(super) async fn run(
         let result = match hedging {
             // Only once, so that hedging and retries do not multiply.
             Some(policy) if stream.state.borrow().attempts == 1 => {
-                let hedge = Hedge { policy, retry_state: &retry_state, balance: selected.balance };
+                let hedge = Hedge { policy, retry_state: &retry_state, key };
                 // Boxed, so that other requests do not reserve the space.
                 let hedged = hedged(listener, stream, attempt_target, upload, &mut deadline, hedge);
                 let (result, second) = Box::pin(hedged).await;
@@ -123,8 +124,7 @@ pub(super) async fn run(
             cluster = listener.pools.cluster(handle, stream.start).unwrap_or(cluster);
         }
         if let Some(again) = reason
-            && let Some(retry) =
-                retry_state.again(again, active.endpoint(), upload, (&cluster, selected.balance), stream)
+            && let Some(retry) = retry_state.again(again, active.endpoint(), upload, (&cluster, key), stream)
         {
             drop((result, active));
             if !retry.wait.is_zero() {

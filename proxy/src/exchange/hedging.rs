@@ -27,7 +27,7 @@ use super::{
 use crate::{
     chain::Stream,
     net::poll_timer,
-    upstream::{ActiveGuard, HedgingPolicy, PooledBody, RetryGuard},
+    upstream::{ActiveGuard, HedgingPolicy, PickKey, PooledBody, RetryGuard},
 };
 
 type Outcome = Result<Response<PooledBody>, AttemptError>;
@@ -36,8 +36,8 @@ type Outcome = Result<Response<PooledBody>, AttemptError>;
 pub(super) struct Hedge<'a> {
     pub(super) policy: &'a HedgingPolicy,
     pub(super) retry_state: &'a RetryState<'a>,
-    /// The hash that selects endpoints.
-    pub(super) balance: Option<u64>,
+    /// What decides about endpoints.
+    pub(super) key: PickKey<'a>,
 }
 
 /// A second attempt that was made.
@@ -83,7 +83,7 @@ pub(super) async fn hedged(
             return Poll::Ready(Early::Ended(Err(error)));
         }
         if late.poll(stream, upload, start, cx).is_ready()
-            && let Some(other) = cluster.pick_another(hedge.balance, std::slice::from_ref(target.endpoint))
+            && let Some(other) = cluster.pick_another(hedge.key, std::slice::from_ref(target.endpoint))
             && let Some(permit) = cluster.try_hedge()
         {
             return Poll::Ready(Early::Late(other.start(), permit));

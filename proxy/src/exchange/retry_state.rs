@@ -21,7 +21,7 @@ use crate::{
         retry::{Attempts, NextAttempt, NoAttempt},
     },
     config::model::ClusterProtocol,
-    upstream::{Cluster, Endpoint, RequestErrorKind, RetryPolicy, Retryable},
+    upstream::{Cluster, Endpoint, PickKey, RequestErrorKind, RetryPolicy, Retryable},
 };
 
 /// Maximum number of resends of a request whose upstream connections closed without processing it. An upstream that
@@ -116,7 +116,7 @@ impl<'p> RetryState<'p> {
         reason: RetryReason,
         failed: &Arc<Endpoint>,
         upload: &Upload,
-        (cluster, balance): (&Cluster, Option<u64>),
+        (cluster, key): (&Cluster, PickKey<'_>),
         stream: &Stream,
     ) -> Option<NextAttempt> {
         if !upload.can_repeat() || upload.failure().is_some() {
@@ -125,13 +125,13 @@ impl<'p> RetryState<'p> {
         (self.new_connection, self.alone) = (false, false);
         self.attempts.failed_at(failed);
         let next = match reason {
-            RetryReason::Policy(conditions) => self.attempts.retry(conditions, cluster, balance),
-            RetryReason::Listed(delay) => self.attempts.retry_listed(delay, cluster, balance),
-            RetryReason::Connect => self.attempts.reconnect(cluster, balance),
+            RetryReason::Policy(conditions) => self.attempts.retry(conditions, cluster, key),
+            RetryReason::Listed(delay) => self.attempts.retry_listed(delay, cluster, key),
+            RetryReason::Connect => self.attempts.reconnect(cluster, key),
             RetryReason::Stale { alone } => {
                 (self.repeated, self.new_connection, self.alone) = (true, true, alone);
                 stream.state.borrow_mut().failures = None;
-                self.attempts.repeat(cluster, balance)
+                self.attempts.repeat(cluster, key)
             }
             RetryReason::Unprocessed => {
                 self.unprocessed += 1;
@@ -139,7 +139,7 @@ impl<'p> RetryState<'p> {
                 // may be about to close.
                 self.new_connection = self.unprocessed > 1 || failed.transport.protocol == ClusterProtocol::H1;
                 stream.state.borrow_mut().failures = None;
-                self.attempts.repeat(cluster, balance)
+                self.attempts.repeat(cluster, key)
             }
         };
         if matches!(next, Err(NoAttempt::Exhausted)) {

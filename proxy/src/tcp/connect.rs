@@ -19,7 +19,7 @@ use crate::{
     },
     net::{Stream, proxy_protocol::Addresses},
     observe::target,
-    upstream::{ActiveGuard, AttemptOutcome, Cluster, DirectConnection, RequestGuard},
+    upstream::{ActiveGuard, AttemptOutcome, Cluster, DirectConnection, PickKey, RequestGuard},
 };
 
 /// A connection to an endpoint, with the guards that count it as active.
@@ -51,8 +51,9 @@ pub(super) async fn run(
     let request = cluster.try_request().ok_or(TcpFailure::Overflow)?;
     let retry = selected.as_ref().and_then(|s| s.route.retry.as_ref()).or(first.retry.as_deref());
     let (mut attempts, start) = (Attempts::new(retry), tokio::time::Instant::now());
-    let key = balance_key(stream, selected.as_ref());
-    let mut endpoint = cluster.pick(Some(key), &[]).ok_or(TcpFailure::NoEndpoint)?;
+    let subset = selected.as_ref().and_then(|selected| selected.key().subset);
+    let key = PickKey { hash: Some(balance_key(stream, selected.as_ref())), subset };
+    let mut endpoint = cluster.pick(key, &[]).ok_or(TcpFailure::NoEndpoint)?;
     loop {
         let place = cluster.try_connection(&endpoint).ok_or(TcpFailure::Overflow)?;
         let active = endpoint.start();
@@ -96,7 +97,7 @@ pub(super) async fn run(
         attempts.failed_at(target);
         // Another attempt sees the cluster's endpoints as they are now.
         cluster = listener.clusters.get(&handle, stream.start).unwrap_or(cluster);
-        let next = match attempts.reconnect(&cluster, Some(key)) {
+        let next = match attempts.reconnect(&cluster, key) {
             Ok(next) => next,
             Err(NoAttempt::NoEndpoint) => return Err(TcpFailure::NoEndpoint),
             Err(reason) => {

@@ -19,8 +19,10 @@ use super::{
     clock,
     endpoint::Endpoint,
     membership::{EndpointSelection, Member, Membership},
+    priority::PrioritySet,
     settings::{ClientShare, ClusterSettings, part},
     stats::ClusterStats,
+    subset::MetadataMatch,
     transport::Transport,
 };
 use crate::{config::model, net::Client, observe::target, tls::ClientTls};
@@ -129,20 +131,34 @@ impl Cluster {
     }
 
     /// Picks an endpoint for a request; `None` if no endpoint has a weight, or none is available (unless so few are
-    /// available that the panic threshold applies). `hash` is the request's key, for balancers that place keys. Endpoints
-    /// that the request has `tried` are chosen only if there is no other.
-    pub fn pick(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.membership.with_set(|set| set.pick(&self.context(hash, tried)).cloned())
+    /// available that the panic threshold applies), or if no subset fits and there is no fallback. Endpoints that the request
+    /// has `tried` are chosen only if there is no other.
+    pub fn pick<'k>(&self, key: impl Into<PickKey<'k>>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let PickKey { hash, subset } = key.into();
+        self.pick_by(hash, subset, tried)
+    }
+
+    // Not generic, so that it is compiled and optimised here.
+    fn pick_by(
+        &self,
+        hash: Option<u64>,
+        subset: Option<&MetadataMatch>,
+        tried: &[Arc<Endpoint>],
+    ) -> Option<Arc<Endpoint>> {
+        let pick = |set: &PrioritySet, cursor: &AtomicU64| set.pick(&self.context(cursor, hash, tried)).cloned();
+        self.membership.pick(subset, &self.stats.cursor, pick)
     }
 
     /// Picks an endpoint, but never one that the request has `tried`.
-    pub fn pick_another(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
-        self.membership.with_set(|set| set.pick_another(&self.context(hash, tried)).cloned())
+    pub fn pick_another<'k>(&self, key: impl Into<PickKey<'k>>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let PickKey { hash, subset } = key.into();
+        let pick =
+            |set: &PrioritySet, cursor: &AtomicU64| set.pick_another(&self.context(cursor, hash, tried)).cloned();
+        self.membership.pick(subset, &self.stats.cursor, pick)
     }
 
-    fn context<'a>(&'a self, hash: Option<u64>, tried: &'a [Arc<Endpoint>]) -> PickContext<'a> {
-        let stats = &self.stats;
-        PickContext { cursor: &stats.cursor, in_flight: &stats.active, hash, tried, clock: clock::now }
+    fn context<'a>(&'a self, cursor: &'a AtomicU64, hash: Option<u64>, tried: &'a [Arc<Endpoint>]) -> PickContext<'a> {
+        PickContext { cursor, in_flight: &self.stats.active, hash, tried, clock: clock::now }
     }
 
     /// Measures an attempt at an endpoint that starts at this time, if the balancer learns from it.
@@ -273,6 +289,21 @@ impl Cluster {
         let total = if guard.is_some() { taken } else { &self.stats.retry_overflows };
         total.fetch_add(1, Relaxed);
         guard
+    }
+}
+
+/// What decides about the endpoint of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PickKey<'a> {
+    /// The key, for balancers that place keys.
+    pub hash: Option<u64>,
+    /// The properties of the endpoints that the request may go to, for clusters with subsets.
+    pub subset: Option<&'a MetadataMatch>,
+}
+
+impl From<Option<u64>> for PickKey<'_> {
+    fn from(hash: Option<u64>) -> Self {
+        PickKey { hash, subset: None }
     }
 }
 

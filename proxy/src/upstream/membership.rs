@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -16,6 +16,7 @@ use super::{
     locality,
     priority::{self, LevelHealth, LevelLoad, PrioritySet},
     settings::ClusterSettings,
+    subset::{MetadataMatch, Subsets},
 };
 use crate::config::{model, units::Address};
 
@@ -23,8 +24,22 @@ use crate::config::{model, units::Address};
 #[derive(Debug)]
 pub struct Membership {
     /// The endpoints, each address once, with their weights.
-    pub members: Box<[Member]>,
+    pub members: Arc<[Member]>,
     config: Arc<model::Balancer>,
+    /// All members.
+    whole: View,
+    /// Whether all members are in use, for all requests.
+    is_whole: AtomicBool,
+    /// The members by their metadata.
+    pub(super) subsets: Option<Box<Subsets>>,
+    /// The number of memberships of the cluster before this one, so that the newer of two can be told.
+    pub(super) generation: u64,
+}
+
+/// The endpoints of a cluster or of one of its subsets, and which of them are in use.
+#[derive(Debug)]
+pub(super) struct View {
+    members: Arc<[Member]>,
     /// The level of each member, from 0: its priority and, with `locality: failover`, its distance, without gaps.
     levels: Box<[u16]>,
     /// Chooses among all members.
@@ -33,8 +48,6 @@ pub struct Membership {
     has_unhealthy: AtomicBool,
     /// Chooses among the members that are in use while some are unhealthy.
     available: ArcSwapOption<PrioritySet>,
-    /// The number of memberships of the cluster before this one, so that the newer of two can be told.
-    pub(super) generation: u64,
 }
 
 /// The endpoints of a cluster that are in use.
@@ -91,7 +104,7 @@ impl Membership {
         previous: Option<&Membership>,
     ) -> Arc<Membership> {
         let known: HashMap<&Address, &Arc<Endpoint>> =
-            previous.into_iter().flat_map(|p| &p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
+            previous.into_iter().flat_map(|p| &*p.members).map(|m| (&m.endpoint.address, &m.endpoint)).collect();
         let mut members: Vec<Member> = Vec::with_capacity(endpoints.len());
         let mut indices = HashMap::with_capacity(endpoints.len());
         for config in endpoints {
@@ -118,20 +131,16 @@ impl Membership {
     }
 
     fn of(members: Vec<Member>, settings: &ClusterSettings, previous: Option<&Membership>) -> Arc<Membership> {
+        let members: Arc<[Member]> = members.into();
+        let whole = View::new(Arc::clone(&members), settings, previous.map(|previous| &previous.whole));
+        let subsets = settings.subsets.as_ref().map(|subsets| {
+            let previous = previous.and_then(|previous| previous.subsets.as_deref());
+            Box::new(Subsets::new(settings, subsets, &members, previous))
+        });
+        let generation = previous.map_or(0, |previous| previous.generation + 1);
+        let is_whole = AtomicBool::new(subsets.is_none());
         let config = Arc::clone(&settings.balancer);
-        let levels = levels(&members, settings);
-        let before = previous.map(|previous| previous.with_set(Arc::clone));
-        // All are healthy until they are known not to be.
-        let (set, _) = priorities(settings, &members, &levels, |_| true, 0, before.as_deref());
-        let membership = Membership {
-            config,
-            all: Arc::new(set),
-            levels,
-            members: members.into(),
-            has_unhealthy: AtomicBool::new(false),
-            available: ArcSwapOption::empty(),
-            generation: previous.map_or(0, |previous| previous.generation + 1),
-        };
+        let membership = Membership { members, config, whole, is_whole, subsets, generation };
         // Its endpoints may be known to be unhealthy.
         membership.apply_health(settings);
         Arc::new(membership)
@@ -139,48 +148,47 @@ impl Membership {
 
     /// The number of available endpoints with a weight, and the number of all with a weight.
     pub(super) fn health(&self) -> (usize, usize) {
-        let weighted = || self.members.iter().filter(|member| member.weight > 0);
-        (weighted().filter(|member| member.endpoint.is_available()).count(), weighted().count())
+        self.whole.health()
     }
 
-    /// Passes the priorities with the endpoints that are in use.
-    pub(super) fn with_set<T>(&self, pick: impl FnOnce(&Arc<PrioritySet>) -> T) -> T {
-        if !self.has_unhealthy.load(Relaxed) {
-            return pick(&self.all);
+    /// Picks among the endpoints for a request whose route wants those with these properties; `None` if there are none. `cursor`
+    /// is the position of round robin of the whole cluster; subsets have their own.
+    pub(super) fn pick<T>(
+        &self,
+        wanted: Option<&MetadataMatch>,
+        cursor: &AtomicU64,
+        pick: impl FnOnce(&PrioritySet, &AtomicU64) -> Option<T>,
+    ) -> Option<T> {
+        // The usual case costs one branch.
+        if self.is_whole.load(Relaxed) {
+            return pick(&self.whole.all, cursor);
         }
-        pick(self.available.load().as_ref().unwrap_or(&self.all))
+        let whole = (&self.whole, cursor);
+        let (view, cursor) = match &self.subsets {
+            None => whole,
+            Some(subsets) => subsets.choose(wanted, whole)?,
+        };
+        view.with_set(|set| pick(set, cursor))
     }
 
     /// Decides which endpoints are in use after one has become available or unavailable: the available ones, and in priorities
     /// that are in panic, all. Not done per request, so that requests do not pay for it.
     pub(super) fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
-        if settings.health_check.is_none() && settings.outlier_detection.is_none() && !self.has_unhealthy.load(Relaxed)
-        {
+        let is_watched = settings.health_check.is_some() || settings.outlier_detection.is_some();
+        if !is_watched && !self.whole.has_unhealthy.load(Relaxed) {
             return EndpointSelection::All;
         }
-        self.all.refresh();
-        let (available, all) = self.health();
-        if available == all {
-            self.has_unhealthy.store(false, Relaxed);
-            self.available.store(None);
-            return EndpointSelection::All;
-        }
-        let is_available = |member: &Member| member.endpoint.is_available();
-        let before = self.with_set(Arc::clone);
-        let threshold = self.config.panic_threshold();
-        let (set, loads) = priorities(settings, &self.members, &self.levels, is_available, threshold, Some(&before));
-        self.available.store(Some(Arc::new(set)));
-        self.has_unhealthy.store(true, Relaxed);
-        match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
-            true => EndpointSelection::Panic,
-            false => EndpointSelection::Available,
-        }
+        let subsets = self.subsets.iter().flat_map(|subsets| subsets.views());
+        subsets.for_each(|view| _ = view.apply_health(settings));
+        let selection = self.whole.apply_health(settings);
+        self.is_whole.store(self.subsets.is_none() && selection == EndpointSelection::All, Relaxed);
+        selection
     }
 
     /// The same endpoints under other settings of the cluster.
     pub(super) fn reached_by(self: &Arc<Self>, settings: &ClusterSettings) -> Arc<Membership> {
         let same = self.members.iter().all(|member| member.endpoint.transport.is_like(&settings.transport));
-        if same && self.config == settings.balancer {
+        if same && self.config == settings.balancer && self.is_divided_by(settings) {
             return Arc::clone(self);
         }
         let member = |member: &Member| {
@@ -192,9 +200,72 @@ impl Membership {
         Membership::of(self.members.iter().map(member).collect(), settings, Some(self))
     }
 
+    fn is_divided_by(&self, settings: &ClusterSettings) -> bool {
+        match (&self.subsets, &settings.subsets) {
+            (None, None) => true,
+            (Some(subsets), Some(settings)) => subsets.is_by(settings),
+            _ => false,
+        }
+    }
+
     /// Whether one of the members is this endpoint.
     pub(super) fn contains(&self, endpoint: &Arc<Endpoint>) -> bool {
         self.members.iter().any(|member| Arc::ptr_eq(&member.endpoint, endpoint))
+    }
+}
+
+impl View {
+    /// A view of these members. The balancers of the one `before` serve until the tables of new ones are built.
+    pub(super) fn new(members: Arc<[Member]>, settings: &ClusterSettings, before: Option<&View>) -> View {
+        let levels = levels(&members, settings);
+        let before = before.map(|before| before.with_set(Arc::clone));
+        // All are healthy until they are known not to be.
+        let (set, _) = priorities(settings, &members, &levels, |_| true, 0, before.as_deref());
+        View {
+            members,
+            levels,
+            all: Arc::new(set),
+            has_unhealthy: AtomicBool::new(false),
+            available: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The number of available endpoints with a weight, and the number of all with a weight.
+    pub(super) fn health(&self) -> (usize, usize) {
+        let weighted = || self.members.iter().filter(|member| member.weight > 0);
+        (weighted().filter(|member| member.endpoint.is_available()).count(), weighted().count())
+    }
+
+    pub(super) fn has_endpoints(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    /// Passes the priorities with the endpoints that are in use.
+    pub(super) fn with_set<T>(&self, pick: impl FnOnce(&Arc<PrioritySet>) -> T) -> T {
+        if !self.has_unhealthy.load(Relaxed) {
+            return pick(&self.all);
+        }
+        pick(self.available.load().as_ref().unwrap_or(&self.all))
+    }
+
+    fn apply_health(&self, settings: &ClusterSettings) -> EndpointSelection {
+        self.all.refresh();
+        let (available, all) = self.health();
+        if available == all {
+            self.has_unhealthy.store(false, Relaxed);
+            self.available.store(None);
+            return EndpointSelection::All;
+        }
+        let is_available = |member: &Member| member.endpoint.is_available();
+        let before = self.with_set(Arc::clone);
+        let threshold = settings.balancer.panic_threshold();
+        let (set, loads) = priorities(settings, &self.members, &self.levels, is_available, threshold, Some(&before));
+        self.available.store(Some(Arc::new(set)));
+        self.has_unhealthy.store(true, Relaxed);
+        match loads.iter().any(|load| load.is_panicking && load.percent > 0) {
+            true => EndpointSelection::Panic,
+            false => EndpointSelection::Available,
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub mod reason;
 mod retry_policy;
 mod settings;
 mod stats;
+mod subset;
 mod table;
 mod transport;
 mod uploads;
@@ -49,7 +50,7 @@ pub use self::{
     backoff::Backoff,
     body::{PooledBody, Upgrading, UpstreamBodyError},
     budget::{RetryBudget, RetryGuard},
-    cluster::{Cluster, Remaining, RequestGuard},
+    cluster::{Cluster, PickKey, Remaining, RequestGuard},
     clusters::{ClusterHandle, ClusterId, Clusters},
     direct::DirectConnection,
     downloads::{Download, DownloadSink},
@@ -66,6 +67,7 @@ pub use self::{
     retry_policy::{BadRetryPolicy, CONNECTING, RetryPolicy},
     settings::{ClusterSettings, Limits},
     stats::{ClusterStats, STATUS_CLASSES, TcpBytes},
+    subset::{MetadataMatch, SubsetStatus},
     table::ClusterTable,
     transport::Transport,
     uploads::{ClientLimit, ClientPermit, UsageGuard},

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{HedgingPolicy, RetryPolicy, balancer::PeakEwma, budget::RetryBudget, transport::Transport};
+use super::{
+    HedgingPolicy, RetryPolicy, balancer::PeakEwma, budget::RetryBudget, subset::SubsetSettings, transport::Transport,
+};
 use crate::config::model::{self, BalancerPolicy};
 
 /// A cluster's settings. Read by all workers and immutable.
@@ -33,6 +35,8 @@ pub struct ClusterSettings {
     /// The name under which a source or DNS supplies its endpoints, if they are not in its configuration.
     pub service: Option<Box<str>>,
     pub(super) balancer: Arc<model::Balancer>,
+    /// How its endpoints are divided.
+    pub(super) subsets: Option<Arc<SubsetSettings>>,
     /// Where the proxy is.
     pub(super) node: Arc<model::Locality>,
     /// Set if the balancer learns from the latency of attempts.
@@ -54,6 +58,7 @@ impl ClusterSettings {
         let same = previous.map(|previous| &previous.transport).filter(|previous| previous.is_like(&transport));
         let transport = same.map_or_else(|| Arc::new(transport), Arc::clone);
         let name = previous.map_or_else(|| config.name.as_str().into(), |previous| Arc::clone(&previous.name));
+        let previous_subsets = previous.and_then(|previous| previous.subsets.as_deref());
         Arc::new(ClusterSettings {
             name,
             connect_timeout: config.connect_timeout.bound(),
@@ -68,6 +73,7 @@ impl ClusterSettings {
             outlier_detection: config.outlier_detection.clone(),
             service: config.service().map(Into::into),
             balancer: Arc::new(config.balancer.clone()),
+            subsets: config.subsets.as_deref().map(|subsets| Arc::new(SubsetSettings::new(subsets, previous_subsets))),
             node: Arc::clone(node),
             peak_ewma: (config.balancer.policy == BalancerPolicy::PeakEwma).then(|| PeakEwma::new(&config.balancer)),
             retry_budget: RetryBudget::new(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::units::{Address, Duration, EndpointAddress},
     Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, OutlierDetection, Query, Retry,
-    RetryBudget, is_default,
+    RetryBudget, Subsets, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -45,6 +45,9 @@ pub struct Cluster {
     /// How an endpoint is chosen for each request: an algorithm, or a section with its options.
     #[serde(default)]
     pub balancer: Balancer,
+    /// Subsets of the endpoints by their metadata, from which routes select by `metadata_match`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subsets: Option<Box<Subsets>>,
     /// Timeout for establishing a connection. The operating system retransmits a lost SYN after one second, and again
     /// two seconds later.
     #[serde(default = "default::connect_timeout")]

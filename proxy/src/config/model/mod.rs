@@ -24,12 +24,13 @@ mod listener;
 mod outlier;
 mod retry;
 mod source;
+mod subset;
 mod tls;
 mod workload;
 
 pub use self::{
     balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*, health_check::*,
-    json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, tls::*, workload::*,
+    json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, subset::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

@@ -42,6 +42,7 @@ pub(crate) fn not_for_routes(route: &Route) -> Option<&'static str> {
         ("hedging", route.hedging.is_some()),
         ("idle_timeout", route.idle_timeout_ms.is_some()),
         ("filters", !route.filters.is_empty()),
+        ("metadata_match", route.clusters.iter().any(|cluster| !cluster.metadata_match.is_empty())),
     ];
     fields.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
 }
