@@ -41,6 +41,7 @@ class Suite:
         parser.add_argument("--tollgate", metavar="FILE", help="the proxy's executable")
         parser.add_argument("--envoy", metavar="FILE", help="Envoy's executable (default: the one of tests/interop/setup.sh)")
         parser.add_argument("--keep", metavar="FOLDER", help="keep configurations and logs here")
+        parser.add_argument("--note", metavar="TEXT", help="a remark about the conditions, which is shown with the results")
         parser.add_argument("--no-build", action="store_true", help="use executables that exist")
         parser.add_argument("--bin", default="target/release", help=argparse.SUPPRESS)
         if self.options:
@@ -65,6 +66,8 @@ class Suite:
                 parts.append(module.table(results[name]))
                 parts += [f"![{title.rstrip('.')}]({folder}{file})\n" for file in pictures(module, results[name])]
                 parts += [f"**Failed: {text}**\n" for text in failed]
+                if note := results[name].get("note"):
+                    parts.append(f"*{note}*\n")
                 if results[name]["small"]:
                     parts.append("**A small run: only the facts count.**\n")
         return "\n".join(parts)
@@ -102,7 +105,7 @@ class Suite:
             began = time.monotonic()
             with Context(args, name) as context:
                 result = self.scenarios[name].run(context)
-                result.update(small=args.small, facts=context.facts, seconds=round(time.monotonic() - began, 1))
+                result.update(small=args.small, note=args.note, facts=context.facts, seconds=round(time.monotonic() - began, 1))
             result["load_average"] = os.getloadavg()[0]
             results[name] = result
             passed = passed and all(holds for _, holds in context.facts)
