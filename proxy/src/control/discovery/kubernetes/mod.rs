@@ -15,6 +15,8 @@ mod namespace;
 mod slice;
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;
 
 use std::{
