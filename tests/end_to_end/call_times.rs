@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// A filter that makes a call per request and responds with the status that tells why the call failed.
-fn calling() -> Vec<u8> {
+pub fn calling() -> Vec<u8> {
     let asked = guest::pairs(&[(":method", "GET"), (":path", "/asked"), (":authority", "calls")]);
     let nothing = "(i32.const 0) (i32.const 0)";
     guest::filter(&format!(

@@ -37,12 +37,14 @@ fn busy() -> Busy {
         .top(&folder.admin(""))
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: a, requests: 100, per: 1s}]}")
         .filter("faults", "builtin:fault", "")
-        .routes("{cluster: web}")
+        .routes("{match: {path: {exact: /limited}}, cluster: limited}, {cluster: web}")
         .cluster("web", &[&upstream], checked)
+        .cluster("limited", &[&upstream], "adaptive_concurrency: {min_rtt_calc_params: {fixed_value: 10ms}}")
         .beside("secure", &format!("cluster: web\n{}", authority.tls(&["web.test"], &clients)))
         .beside("raw", "protocol: tcp\ncluster: web");
     let proxy = Proxy::start(config);
     assert_eq!(proxy.get("/").status(), 200);
+    assert_eq!(proxy.get("/limited").status(), 200);
     assert_eq!(proxy.request("POST", "/a.B/C", &GRPC, b"\0\0\0\0\0").status(), 200);
     wait_until("a health check", || proxy.metrics().has("tollgate_cluster_health_checks_total", &[]));
     let mut raw = Client::connect(proxy.address("raw"));

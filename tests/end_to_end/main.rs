@@ -6,6 +6,7 @@ mod harness;
 use harness::guest;
 
 mod access_log;
+mod adaptive_concurrency;
 mod admin;
 mod against;
 mod assemblyscript;

@@ -13,6 +13,7 @@ pub mod model;
 pub mod units;
 pub mod url;
 
+mod adaptive_concurrency;
 pub(crate) mod admin;
 mod balancer;
 mod check;

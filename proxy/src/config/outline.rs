@@ -52,6 +52,10 @@ pub(super) struct Outline {
     /// one.
     incomplete: [bool; 4],
     references: Vec<(Kind, Box<str>, Span)>,
+    /// The clusters that listeners send only TCP connections to.
+    tcp_clusters: Vec<(Box<str>, Span)>,
+    /// The clusters with `adaptive_concurrency`, and its place.
+    adaptive: Vec<(Box<str>, Span)>,
     /// The addresses to listen on, with their place (`None` for a default) and their owner.
     addresses: Vec<(Address, Option<Span>, &'static str)>,
     /// The error for the case that no file has a listener; `None` if there is one here, or need not be.
@@ -83,6 +87,11 @@ impl Outline {
             outline.define(kind, entries);
         }
         listeners.iter().for_each(|listener| outline.refer(listener));
+        for cluster in clusters {
+            let section = cluster.entry("adaptive_concurrency").map(|(key, _)| key.span);
+            let name = cluster.get("name").and_then(Node::as_str);
+            outline.adaptive.extend(name.zip(section).map(|(name, span)| (name.into(), span)));
+        }
         let discoveries = clusters.iter().filter_map(|cluster| cluster.get("discovery")?.get("source"));
         for node in discoveries {
             outline.references.extend(node.as_str().map(|name| (Kind::Source, name.into(), node.span)));
@@ -119,8 +128,12 @@ impl Outline {
         let routes = tcp("clusters").iter().chain(tcp("sni")).filter_map(|route| route.get("cluster"));
         let filters = listener.get("chain").map_or(&[][..], Node::items).iter().map(|filter| (Kind::Filter, filter));
         let clusters = listener.get("cluster").into_iter().chain(routes).map(|cluster| (Kind::Cluster, cluster));
+        let is_tcp = listener.get("protocol").and_then(Node::as_str) == Some("tcp");
         for (kind, node) in filters.chain(clusters) {
             self.references.extend(node.as_str().map(|name| (kind, name.into(), node.span)));
+            if is_tcp && kind == Kind::Cluster {
+                self.tcp_clusters.extend(node.as_str().map(|name| (name.into(), node.span)));
+            }
         }
     }
 
@@ -178,6 +191,7 @@ pub(super) fn check(outlines: &[(usize, &Outline)], problems: &mut Vec<Diagnosti
             names[*kind as usize].require(name, *file, *span, problems);
         }
     }
+    only_requests(outlines, problems);
     let mut taken = BoundAddresses::default();
     for (file, outline) in outlines {
         for (address, span, owner) in &outline.addresses {
@@ -187,6 +201,25 @@ pub(super) fn check(outlines: &[(usize, &Outline)], problems: &mut Vec<Diagnosti
     let has_listener = |(_, outline): &(usize, &Outline)| !outline.names[0].is_empty() || outline.incomplete[0];
     if !outlines.iter().any(has_listener) {
         problems.extend(outlines.first().and_then(|(_, main)| main.no_listener.clone()));
+    }
+}
+
+/// Reports clusters that limit requests by latency, and get TCP connections instead.
+fn only_requests(outlines: &[(usize, &Outline)], problems: &mut Vec<Diagnostic>) {
+    let each = |(file, outline): &(usize, &'_ Outline)| {
+        outline.adaptive.iter().map(|(name, span)| (name.clone(), (*file, *span))).collect::<Vec<_>>()
+    };
+    let adaptive: HashMap<_, _> = outlines.iter().flat_map(each).collect();
+    for (file, outline) in outlines {
+        for (name, span) in &outline.tcp_clusters {
+            if let Some((other, place)) = adaptive.get(name) {
+                let message = format!("cluster `{}` limits requests, and gets TCP connections here", clip(name));
+                let help =
+                    "`limits` of the cluster apply to TCP connections; for requests, use another cluster".to_owned();
+                let error = Diagnostic::error(*span, message).in_file(*file).help(help);
+                problems.push(error.note_in(*other, *place, "it has no effect on TCP connections"));
+            }
+        }
     }
 }
 

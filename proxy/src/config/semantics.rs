@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use tollgate_abi::doc;
 
 use super::{
-    admin, balancer,
+    adaptive_concurrency, admin, balancer,
     diagnostic::Diagnostic,
     explain::{clip, did_you_mean, list},
     load::{Check, ExternalChecks},
@@ -74,6 +74,9 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
     }
     for section in clusters.iter().filter_map(|cluster| cluster.get("retry")) {
         retry::check(section, problems);
+    }
+    for section in clusters.iter().filter_map(|cluster| cluster.get("adaptive_concurrency")) {
+        adaptive_concurrency::check(section, problems);
     }
     for section in clusters.iter().filter_map(|cluster| cluster.get("hedging")) {
         retry::check_hedging(section, problems);

@@ -12,7 +12,7 @@ use std::{
 use super::discovery::{ServiceState, Table};
 use crate::{
     observe::{Kind, MetricError, Registry, metrics::Labels},
-    upstream::{Cluster, ClusterStats, Clusters, OutlierRule, OutlierTotals, STATUS_CLASSES},
+    upstream::{Cluster, ClusterStats, Clusters, ConcurrencyStatus, OutlierRule, OutlierTotals, STATUS_CLASSES},
 };
 
 /// Registers the metrics of all clusters.
@@ -22,6 +22,7 @@ pub(crate) fn show(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), 
     show_outliers(registry, clusters)?;
     show_remaining(registry, clusters)?;
     show_subsets(registry, clusters)?;
+    show_concurrency(registry, clusters)?;
     let all = clusters.clone();
     registry.collect_fn(
         "tollgate_cluster_endpoints_healthy",
@@ -220,6 +221,44 @@ fn show_outliers(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), Me
     by_rule("tollgate_cluster_outlier_detections_total", "Outliers that were found, by rule.", |totals| {
         totals.detections
     })
+}
+
+/// Registers the state of clusters with adaptive concurrency.
+fn show_concurrency(registry: &Registry, clusters: &Arc<Clusters>) -> Result<(), MetricError> {
+    type Read = fn(&ConcurrencyStatus) -> Option<f64>;
+    let shown: [(&str, &str, Kind, Read); 7] = [
+        ("tollgate_cluster_concurrency_limit", "The limit of adaptive concurrency.", Kind::Gauge, |s| {
+            Some(s.limit as f64)
+        }),
+        ("tollgate_cluster_concurrency_active", "Requests that count toward this limit.", Kind::Gauge, |s| {
+            Some(s.active as f64)
+        }),
+        ("tollgate_cluster_concurrency_overflows_total", "Requests over this limit.", Kind::Counter, |s| {
+            Some(s.refused as f64)
+        }),
+        ("tollgate_cluster_concurrency_gradient", "What this limit was last multiplied by.", Kind::Gauge, |s| {
+            Some(s.gradient)
+        }),
+        ("tollgate_cluster_concurrency_min_rtt_seconds", "The latency without load.", Kind::Gauge, |s| {
+            Some(s.min_rtt?.as_secs_f64())
+        }),
+        ("tollgate_cluster_concurrency_sample_rtt_seconds", "The latency at the last change.", Kind::Gauge, |s| {
+            Some(s.sample_rtt?.as_secs_f64())
+        }),
+        ("tollgate_cluster_concurrency_min_rtt_measuring", "1 while minRTT is measured.", Kind::Gauge, |s| {
+            Some(f64::from(u8::from(s.is_measuring)))
+        }),
+    ];
+    for (name, help, kind, read) in shown {
+        let all = clusters.clone();
+        registry.collect_fn(name, help, kind, move || {
+            let of = |cluster: &Arc<Cluster>| {
+                Some((labels(cluster, &[]), read(&cluster.adaptive_concurrency.as_ref()?.status())?))
+            };
+            all.all().iter().filter_map(of).collect()
+        })?;
+    }
+    Ok(())
 }
 
 /// Registers what clusters count from their first request on.

@@ -26,7 +26,7 @@ use crate::{
     digest::hex,
     observe::{Counter, MetricError, PlainGauge, Registry, access_log::timestamp},
     snapshot::Snapshot,
-    upstream::{Cluster, ClusterHandle, Endpoint, Member, SubsetStatus},
+    upstream::{Cluster, ClusterHandle, ConcurrencyStatus, Endpoint, Member, SubsetStatus},
     wasm::{Plugin, VmTemplate},
 };
 
@@ -304,6 +304,19 @@ fn endpoints_by_state(cluster: &Cluster) -> Value {
     json!({ "healthy": healthy, "unhealthy": unhealthy, "without_weight": unused })
 }
 
+/// Returns the state of a cluster's adaptive concurrency.
+fn concurrency_json(status: &ConcurrencyStatus) -> Value {
+    json!({
+        "limit": status.limit,
+        "active": status.active,
+        "overflows": status.refused,
+        "gradient": status.gradient,
+        "min_rtt_seconds": status.min_rtt.map(|time| time.as_secs_f64()),
+        "sample_rtt_seconds": status.sample_rtt.map(|time| time.as_secs_f64()),
+        "min_rtt_measuring": status.is_measuring,
+    })
+}
+
 /// Returns a cluster in the admin API's form. The health of an endpoint is known only if the cluster has health checks, and
 /// whether it is an outlier only with outlier detection.
 fn cluster_json(cluster: &Cluster) -> Value {
@@ -335,6 +348,7 @@ fn cluster_json(cluster: &Cluster) -> Value {
         "requests_pending": stats.pending.load(Ordering::Relaxed),
         "connections": stats.connections.load(Ordering::Relaxed),
         "connections_idle": stats.idle.load(Ordering::Relaxed),
+        "adaptive_concurrency": cluster.adaptive_concurrency.as_ref().map(|limit| concurrency_json(&limit.status())),
         "endpoints_by_state": endpoints_by_state(cluster),
         "subsets": cluster.subsets().map(|subsets| subsets.into_iter().map(subset_json).collect::<Vec<_>>()),
         "remaining": cluster.remaining().by_name().into_iter().collect::<HashMap<_, _>>(),

@@ -244,7 +244,11 @@ impl<'a> Attempt<'a> {
         stream.times.tried.set(Some(start));
         let head = OutgoingHead::new(listener, stream, upload, deadline, target.upgrade).to(target.endpoint);
         upload.promise(head.promised);
-        let timer = target.cluster.time_attempt(target.endpoint, start).after(&stream.times.request_end);
+        let timer = match target.upgrade {
+            None => target.cluster.time_attempt(target.endpoint, start),
+            Some(_) => target.cluster.time_connection(target.endpoint, start),
+        };
+        let timer = timer.after(&stream.times.request_end);
         Attempt { listener, stream, upload, target, head, start, timer }
     }
 

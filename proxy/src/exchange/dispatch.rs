@@ -40,11 +40,17 @@ pub(super) async fn run(
     if let Some(tunnel) = &tunnel {
         tunnel.begin(hold()?);
     }
-    let request_guard = match cluster.try_request() {
+    let mut request_guard = match cluster.try_request() {
         Some(guard) => guard,
         None if listener.pools.make_room(&cluster) => cluster.replace_request(),
         None => return Err(failure(LocalFailure::Overflow)),
     };
+    // Tunnels are not requests. Uploads that are still arriving have limits of their own, and would occupy this one for as
+    // long as their clients like.
+    let awaits_client = upgrade.is_some() || upload.is_unfinished() && !grpc::is_call_to(stream, &cluster);
+    if !awaits_client && !request_guard.await_response() {
+        return Err(failure(LocalFailure::ConcurrencyLimit));
+    }
     // Of the cluster as it is now: retries go by the policy that the request began with.
     let first = Arc::clone(&cluster);
     let policy = route.retry.as_ref().or(first.retry.as_deref());
@@ -136,6 +142,7 @@ pub(super) async fn run(
         return match result {
             Ok(response) => {
                 deadline.answered();
+                request_guard.answered();
                 upload.settle();
                 stream.times.connected.set(response.extensions().get().map(|WaitTime(time)| *time));
                 let (parts, mut body) = response.into_parts();

@@ -121,7 +121,11 @@ async fn send(
     head: &RequestHead,
     body: Body,
 ) -> Option<()> {
-    let _under_way = cluster.try_request()?;
+    let mut request_guard = cluster.try_request()?;
+    // A copy that takes as long as the client's upload would occupy the limit for as long.
+    if matches!(body, Body::Empty) && !request_guard.await_response() {
+        return None;
+    }
     let endpoint = cluster.pick(None, &[])?.start();
     let endpoint = endpoint.endpoint();
     let start = Instant::now();
@@ -135,6 +139,7 @@ async fn send(
     cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let failed = |failure: RequestError<Body>| failure.kind.note(cluster, endpoint, start.elapsed());
     let mut body = result.map_err(failed).ok()?.into_body();
+    request_guard.answered();
     // Read the body to its end, so that the connection can be reused.
     while !body.is_end_stream() {
         match body.frame().await {

@@ -44,6 +44,8 @@ pub enum LocalFailure {
     NoEndpoint,
     /// The cluster's request limit is reached (circuit breaking).
     Overflow,
+    /// The cluster's limit by latency is reached (adaptive concurrency).
+    ConcurrencyLimit,
     /// Connecting failed.
     ConnectFailure,
     /// Connecting timed out.
@@ -143,6 +145,9 @@ impl LocalFailure {
             LocalFailure::NoCluster => (S::SERVICE_UNAVAILABLE, flag::NO_CLUSTER, detail::CLUSTER_NOT_FOUND),
             LocalFailure::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),
             LocalFailure::Overflow => (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::OVERFLOW),
+            LocalFailure::ConcurrencyLimit => {
+                (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_OVERFLOW, detail::REACHED_CONCURRENCY_LIMIT)
+            }
             LocalFailure::ConnectFailure => {
                 (S::SERVICE_UNAVAILABLE, flag::UPSTREAM_CONNECT_FAILURE, detail::CONNECT_FAILURE)
             }

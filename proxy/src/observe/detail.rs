@@ -73,6 +73,7 @@ details! {
     CLUSTER_NOT_FOUND "cluster_not_found",
     NO_ENDPOINT "no_endpoint",
     OVERFLOW "overflow",
+    REACHED_CONCURRENCY_LIMIT "reached_concurrency_limit",
     UPLOADS_OVERFLOW "uploads_overflow",
     CLIENT_UPLOADS_OVERFLOW "client_uploads_overflow",
     DOWNLOAD_EVICTED "download_evicted",

@@ -64,7 +64,7 @@ pub(super) async fn run(
             state.attempts += 1;
         }
         let client = Addresses { source: stream.connection.peer, destination: stream.connection.local };
-        let timer = cluster.time_attempt(target, tokio::time::Instant::now());
+        let timer = cluster.time_connection(target, tokio::time::Instant::now());
         let result = place.open(client).await;
         match &result {
             Ok(_) => timer.answered(tokio::time::Instant::now()),

@@ -1,4 +1,4 @@
-//! Attempts at an endpoint, as far as balancers learn from them: how long each one took, and whether it failed.
+//! Attempts at an endpoint, as far as balancers and limits learn from them: how long each one took, and whether it failed.
 
 use std::{cell::Cell, time::Duration};
 
@@ -6,11 +6,12 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::{
-    Cluster, balancer::PeakEwma, clock, endpoint::Endpoint, failure::RequestErrorKind, rate_limited::requested_wait,
+    AdaptiveConcurrency, Cluster, balancer::PeakEwma, clock, endpoint::Endpoint, failure::RequestErrorKind,
+    rate_limited::requested_wait,
 };
 
-/// Measures one attempt at an endpoint, if the cluster's balancer learns from it. Dropped without a result, the attempt was
-/// cancelled: its latency is at least the time until then.
+/// Measures one attempt at an endpoint, if the cluster's balancer or concurrency limit learns from it. Dropped without a
+/// result, the attempt was cancelled: its latency is at least the time until then.
 #[derive(Debug)]
 #[must_use = "dropping this means that the attempt was cancelled"]
 pub struct AttemptTimer<'a>(Option<Measured<'a>>);
@@ -18,7 +19,8 @@ pub struct AttemptTimer<'a>(Option<Measured<'a>>);
 #[derive(Debug, Clone, Copy)]
 struct Measured<'a> {
     endpoint: &'a Endpoint,
-    policy: &'a PeakEwma,
+    balancer: Option<&'a PeakEwma>,
+    concurrency: Option<&'a AdaptiveConcurrency>,
     start: Start<'a>,
 }
 
@@ -33,8 +35,14 @@ enum Start<'a> {
 }
 
 impl<'a> AttemptTimer<'a> {
-    pub(super) fn new(endpoint: &'a Endpoint, policy: Option<&'a PeakEwma>, start: Instant) -> AttemptTimer<'a> {
-        AttemptTimer(policy.map(|policy| Measured { endpoint, policy, start: Start::At(start) }))
+    pub(super) fn new(
+        endpoint: &'a Endpoint,
+        balancer: Option<&'a PeakEwma>,
+        concurrency: Option<&'a AdaptiveConcurrency>,
+        start: Instant,
+    ) -> AttemptTimer<'a> {
+        let is_measured = balancer.is_some() || concurrency.is_some();
+        AttemptTimer(is_measured.then_some(Measured { endpoint, balancer, concurrency, start: Start::At(start) }))
     }
 
     /// Measures from the end of the request on, if that is later than the start: how long a client takes to send the request
@@ -100,24 +108,44 @@ pub fn has_failed(status: StatusCode) -> bool {
 
 impl Measured<'_> {
     fn answered(&self, now: Instant) {
-        if let Some(took) = self.took(now) {
-            self.endpoint.latency().observe(self.policy, clock::at(now), took);
+        let Some((start, took)) = self.took(now) else { return };
+        if let Some(policy) = self.balancer {
+            self.endpoint.latency().observe(policy, clock::at(now), micros(took));
+        }
+        if let Some(limit) = self.concurrency {
+            limit.answered(start, now, took);
         }
     }
 
     #[cold]
     fn failed(&self, now: Instant, wait: Option<Duration>) {
-        self.policy.failed(self.endpoint, clock::at(now), self.took(now), wait);
+        let took = self.took(now);
+        if let Some(policy) = self.balancer {
+            policy.failed(self.endpoint, clock::at(now), took.map(|(_, took)| micros(took)), wait);
+        }
+        if let (Some(limit), Some((start, took))) = (self.concurrency, took) {
+            limit.waited(start, now, took);
+        }
     }
 
-    /// The microseconds until now.
-    fn took(&self, now: Instant) -> Option<f32> {
-        let start = match self.start {
-            Start::At(start) => start,
-            Start::After(start, request_end) => request_end.get()?.max(start),
+    fn cancelled(&self, now: Instant) {
+        let Some((start, waited)) = self.took(now) else { return };
+        if let Some(policy) = self.balancer {
+            self.endpoint.latency().observe_at_least(policy, clock::at(now), micros(waited));
+        }
+        if let Some(limit) = self.concurrency {
+            limit.waited(start, now, waited);
+        }
+    }
+
+    /// The start of the attempt, and the time that it has taken until now.
+    fn took(&self, now: Instant) -> Option<(Instant, Duration)> {
+        let (start, from) = match self.start {
+            Start::At(start) => (start, start),
+            Start::After(start, request_end) => (start, request_end.get()?.max(start)),
             Start::Never => return None,
         };
-        Some(micros(now.saturating_duration_since(start)))
+        Some((start, now.saturating_duration_since(from)))
     }
 }
 
@@ -134,10 +162,7 @@ impl Cluster {
 impl Drop for AttemptTimer<'_> {
     fn drop(&mut self) {
         if let Some(measured) = self.0 {
-            let now = Instant::now();
-            if let Some(waited) = measured.took(now) {
-                measured.endpoint.latency().observe_at_least(measured.policy, clock::at(now), waited);
-            }
+            measured.cancelled(Instant::now());
         }
     }
 }

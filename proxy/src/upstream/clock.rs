@@ -1,4 +1,4 @@
-//! The time as balancers read it.
+//! The time as balancers and limits read it.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -16,4 +16,9 @@ pub(super) fn now() -> u64 {
 pub(super) fn at(time: Instant) -> u64 {
     // 0 is left for "never".
     1 + time.checked_duration_since(*START).unwrap_or(Duration::ZERO).as_millis() as u64
+}
+
+/// The microseconds since the clock was first read.
+pub(super) fn micros_at(time: Instant) -> u64 {
+    1 + time.checked_duration_since(*START).unwrap_or(Duration::ZERO).as_micros() as u64
 }

@@ -13,6 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    adaptive_concurrency::ConcurrencyPermit,
     attempt::AttemptTimer,
     balancer::PickContext,
     budget::RetryGuard,
@@ -161,9 +162,15 @@ impl Cluster {
         PickContext { cursor, in_flight: &self.stats.active, hash, tried, clock: clock::now }
     }
 
-    /// Measures an attempt at an endpoint that starts at this time, if the balancer learns from it.
+    /// Measures an attempt at an endpoint that starts at this time, if the balancer or the concurrency limit learns from it.
     pub fn time_attempt<'a>(&'a self, endpoint: &'a Endpoint, start: Instant) -> AttemptTimer<'a> {
-        AttemptTimer::new(endpoint, self.settings.peak_ewma.as_ref(), start)
+        let settings = &*self.settings;
+        AttemptTimer::new(endpoint, settings.peak_ewma.as_ref(), settings.adaptive_concurrency.as_deref(), start)
+    }
+
+    /// Measures a connection that is opened for something other than requests: only the balancer learns from it.
+    pub fn time_connection<'a>(&'a self, endpoint: &'a Endpoint, start: Instant) -> AttemptTimer<'a> {
+        AttemptTimer::new(endpoint, self.settings.peak_ewma.as_ref(), None, start)
     }
 
     /// Returns whether its endpoints have health checks.
@@ -203,7 +210,7 @@ impl Cluster {
             return None;
         }
         self.stats.requests.fetch_add(1, Relaxed);
-        Some(RequestGuard(Arc::clone(self)))
+        Some(RequestGuard::new(self))
     }
 
     /// Acquires a permit although `limits.requests` are in flight, because one of those is about to end in favour of
@@ -211,7 +218,7 @@ impl Cluster {
     pub fn replace_request(self: &Arc<Self>) -> RequestGuard {
         self.stats.active.fetch_add(1, Relaxed);
         self.stats.requests.fetch_add(1, Relaxed);
-        RequestGuard(Arc::clone(self))
+        RequestGuard::new(self)
     }
 
     /// Returns the streams per connection: the configured number, or the lowest that any endpoint allows.
@@ -335,18 +342,38 @@ impl Remaining {
 /// A request's permit in its cluster.
 #[derive(Debug)]
 #[must_use = "dropping this releases the permit"]
-pub struct RequestGuard(Arc<Cluster>);
+pub struct RequestGuard {
+    cluster: Arc<Cluster>,
+    concurrency: Option<ConcurrencyPermit>,
+}
 
 impl RequestGuard {
+    fn new(cluster: &Arc<Cluster>) -> RequestGuard {
+        RequestGuard { cluster: Arc::clone(cluster), concurrency: None }
+    }
+
     /// Returns the cluster.
     pub fn cluster(&self) -> &Arc<Cluster> {
-        &self.0
+        &self.cluster
+    }
+
+    /// Counts the request among those that wait for a response, if the cluster has adaptive concurrency. Returns false if its
+    /// limit is reached.
+    pub fn await_response(&mut self) -> bool {
+        let Some(limit) = &self.cluster.settings.adaptive_concurrency else { return true };
+        self.concurrency = limit.try_acquire();
+        self.concurrency.is_some()
+    }
+
+    /// The request has the head of its response.
+    pub fn answered(&mut self) {
+        self.concurrency = None;
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.stats.active.fetch_sub(1, Relaxed);
+        self.cluster.stats.active.fetch_sub(1, Relaxed);
     }
 }
 

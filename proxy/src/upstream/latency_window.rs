@@ -6,9 +6,11 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
+
+use super::latency_counts::{LatencyCounts, LatencySums};
 
 /// Slots of the window, each of [`SLOT_MS`]; the newest one is being filled.
 const SLOTS: usize = 6;
@@ -21,14 +23,6 @@ const REFRESH_MS: u64 = 1_000;
 
 /// With fewer responses than this, a percentile of 95 is that of the slowest one.
 const MIN_SAMPLES: u64 = 20;
-
-/// Bits of precision: a bucket is at most a sixteenth (6.25 %) wide.
-const PRECISION: u32 = 4;
-
-/// The longest time that is told apart, in microseconds: 2^36, 19 hours.
-const MAX_EXPONENT: u32 = 36;
-
-const BUCKETS: usize = ((MAX_EXPONENT - PRECISION + 1) << PRECISION) as usize;
 
 /// "None" for a percentile in microseconds.
 const UNKNOWN: u64 = u64::MAX;
@@ -45,16 +39,13 @@ pub struct LatencyWindow {
 struct Slot {
     /// The number of the slot since the clock's start.
     number: AtomicU64,
-    counts: [AtomicU32; BUCKETS],
+    counts: LatencyCounts,
 }
 
 impl Default for LatencyWindow {
     fn default() -> Self {
         LatencyWindow {
-            slots: std::array::from_fn(|_| Slot {
-                number: AtomicU64::new(0),
-                counts: std::array::from_fn(|_| AtomicU32::new(0)),
-            }),
+            slots: std::array::from_fn(|_| Slot { number: AtomicU64::new(0), counts: LatencyCounts::default() }),
             computed: AtomicU64::new(0),
             percentile: AtomicU64::new(UNKNOWN),
         }
@@ -68,10 +59,9 @@ impl LatencyWindow {
         let slot = &self.slots[(number % SLOTS as u64) as usize];
         let seen = slot.number.load(Relaxed);
         if seen != number && slot.number.compare_exchange(seen, number, Relaxed, Relaxed).is_ok() {
-            slot.counts.iter().for_each(|count| count.store(0, Relaxed));
+            slot.counts.clear();
         }
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        slot.counts[bucket(micros)].fetch_add(1, Relaxed);
+        slot.counts.observe(took);
     }
 
     /// Returns the time within which 95 % of the responses of the last minute began, up to a sixteenth more and at most a
@@ -91,43 +81,10 @@ impl LatencyWindow {
         let number = now / SLOT_MS;
         let is_recent =
             |slot: &&Slot| (number.saturating_sub(SLOTS as u64 - 1)..=number).contains(&slot.number.load(Relaxed));
-        let mut counts = [0u64; BUCKETS];
-        for slot in self.slots.iter().filter(is_recent) {
-            counts.iter_mut().zip(&slot.counts).for_each(|(sum, count)| *sum += u64::from(count.load(Relaxed)));
-        }
-        let all: u64 = counts.iter().sum();
-        if all < MIN_SAMPLES {
-            return None;
-        }
-        let rank = all - all / 20;
-        let mut below = 0;
-        let reached = |count: &u64| {
-            below += count;
-            below >= rank
-        };
-        counts.iter().position(reached).map(end)
-    }
-}
-
-/// The bucket of a time in microseconds: exact below 2^[`PRECISION`], then a power of two in 2^[`PRECISION`] parts.
-fn bucket(micros: u64) -> usize {
-    let exponent = 63 - (micros | 1).leading_zeros();
-    match exponent.checked_sub(PRECISION) {
-        None => micros as usize,
-        Some(shift) => {
-            let part = (micros >> shift) & ((1 << PRECISION) - 1);
-            let index = ((u64::from(shift) + 1) << PRECISION) + part;
-            (index as usize).min(BUCKETS - 1)
-        }
-    }
-}
-
-/// The longest time in a bucket, in microseconds.
-fn end(bucket: usize) -> u64 {
-    let (row, part) = (bucket >> PRECISION, bucket as u64 & ((1 << PRECISION) - 1));
-    match row.checked_sub(1) {
-        None => part,
-        Some(shift) => (((1 << PRECISION) + part + 1) << shift) - 1,
+        let mut sums = LatencySums::default();
+        self.slots.iter().filter(is_recent).for_each(|slot| sums.add(&slot.counts));
+        let p95 = sums.percentile(95).filter(|_| sums.count() >= MIN_SAMPLES);
+        p95.map(|time| time.as_micros() as u64)
     }
 }
 
@@ -143,16 +100,6 @@ mod tests {
 
     fn micros(n: u64) -> Duration {
         Duration::from_micros(n)
-    }
-
-    #[test]
-    fn buckets_are_consecutive_and_a_sixteenth_wide() {
-        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
-        for n in (0..100_000).chain((10..MAX_EXPONENT).flat_map(|e| [(1 << e) - 1, 1 << e, (1 << e) + 1])) {
-            let end = end(bucket(n));
-            assert!(end >= n && end <= n + n / 16, "{n} {end}");
-            assert_eq!(bucket(end + 1), bucket(n) + 1, "{n}");
-        }
     }
 
     #[test]

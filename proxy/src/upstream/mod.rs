@@ -7,6 +7,7 @@
 //! [`Cluster::try_request`] (is it admitted?), [`Cluster::pick`] (which endpoint?), [`Pools::send`] (which connection?),
 //! after an attempt [`Cluster::report`], and after a failure [`Cluster::try_retry`] and [`Backoff`].
 
+mod adaptive_concurrency;
 mod attempt;
 pub mod backoff;
 pub mod balancer;
@@ -24,6 +25,7 @@ pub mod failure;
 pub(crate) mod head;
 pub mod health;
 mod hedging;
+mod latency_counts;
 mod latency_window;
 mod link;
 mod locality;
@@ -46,6 +48,7 @@ mod uploads;
 mod tests;
 
 pub use self::{
+    adaptive_concurrency::{AdaptiveConcurrency, ConcurrencyStatus},
     attempt::{AttemptTimer, has_failed},
     backoff::Backoff,
     body::{PooledBody, Upgrading, UpstreamBodyError},

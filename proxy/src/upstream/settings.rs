@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    HedgingPolicy, RetryPolicy, balancer::PeakEwma, budget::RetryBudget, subset::SubsetSettings, transport::Transport,
+    AdaptiveConcurrency, HedgingPolicy, RetryPolicy, balancer::PeakEwma, budget::RetryBudget, subset::SubsetSettings,
+    transport::Transport,
 };
 use crate::config::model::{self, BalancerPolicy};
 
@@ -24,6 +25,8 @@ pub struct ClusterSettings {
     pub retry: Option<Box<RetryPolicy>>,
     /// The hedging of routes that do not set their own.
     pub hedging: Option<Box<HedgingPolicy>>,
+    /// The limit on requests by latency.
+    pub adaptive_concurrency: Option<Box<AdaptiveConcurrency>>,
     /// How its endpoints are reached.
     pub transport: Arc<Transport>,
     /// Limits on its resources (circuit breaking).
@@ -67,6 +70,10 @@ impl ClusterSettings {
             max_grpc_timeout: config.max_grpc_timeout.bound(),
             retry: config.retry.as_deref().map(|retry| Box::new(RetryPolicy::new(retry))),
             hedging: config.hedging.as_deref().map(|hedging| Box::new(HedgingPolicy::new(hedging))),
+            adaptive_concurrency: config.adaptive_concurrency.as_deref().map(|section| {
+                let previous = previous.and_then(|previous| previous.adaptive_concurrency.as_deref());
+                Box::new(AdaptiveConcurrency::new(section, previous))
+            }),
             transport,
             limits: Limits::new(config),
             health_check: config.health_check.clone(),

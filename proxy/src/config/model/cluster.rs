@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::units::{Address, Duration, EndpointAddress},
-    Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, OutlierDetection, Query, Retry,
-    RetryBudget, Subsets, is_default,
+    AdaptiveConcurrency, Balancer, ClusterTls, Discovery, DnsQuery, HealthCheck, Hedging, Http2, OutlierDetection,
+    Query, Retry, RetryBudget, Subsets, is_default,
 };
 
 /// A group of endpoints that provide the same service.
@@ -76,6 +76,10 @@ pub struct Cluster {
     /// Limits (circuit breaking) that keep an overloaded cluster from affecting the rest of the proxy.
     #[serde(default)]
     pub limits: ClusterLimits,
+    /// Adaptive concurrency: a limit on concurrent requests that follows the latency of the endpoints. Further ones get 503
+    /// (flag `UO`). Not for TCP connections. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_concurrency: Option<Box<AdaptiveConcurrency>>,
     /// A limit on concurrent retries over all routes.
     #[serde(default)]
     pub retry_budget: RetryBudget,

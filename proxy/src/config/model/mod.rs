@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{Address, ByteSize, Duration, Workers};
 
+mod adaptive_concurrency;
 mod balancer;
 mod cluster;
 mod compile;
@@ -29,8 +30,9 @@ mod tls;
 mod workload;
 
 pub use self::{
-    balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*, health_check::*,
-    json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, subset::*, tls::*, workload::*,
+    adaptive_concurrency::*, balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*,
+    health_check::*, json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, subset::*,
+    tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

@@ -59,6 +59,7 @@ pub(in crate::wasm) async fn run(vm: Weak<Vm>, upstream: Pools<Body>, call: Http
 
 /// Why a call could not be sent.
 pub(super) const FULL: &str = "too many requests are active (`limits.requests`)";
+pub(super) const CONCURRENCY: &str = "too many requests wait for a response (`adaptive_concurrency`)";
 pub(in crate::wasm) const NO_ENDPOINT: &str = "the cluster has no endpoint, or none that is healthy";
 
 /// Records that a call was not answered within the filter's timeout.
@@ -93,7 +94,10 @@ async fn exchange(
         cluster.note_unsent(why);
         UNAVAILABLE
     };
-    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL))?;
+    let mut request_guard = cluster.try_request().ok_or_else(|| unsent(FULL))?;
+    if !request_guard.await_response() {
+        return Err(unsent(CONCURRENCY));
+    }
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = tokio::time::Instant::now();
@@ -107,6 +111,7 @@ async fn exchange(
     timer.end(outcome);
     cluster.report(endpoint, || AttemptOutcome::of(outcome));
     let response = result.map_err(failed)?;
+    request_guard.answered();
     let (parts, mut body) = response.into_parts();
     let full = |_: BudgetExceeded| TOO_LARGE;
     charge.grow(head::size(&parts.headers)).map_err(full)?;

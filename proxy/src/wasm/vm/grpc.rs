@@ -19,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::callout::{FULL, NO_ENDPOINT, note_broken, note_late};
+use super::callout::{CONCURRENCY, FULL, NO_ENDPOINT, note_broken, note_late};
 use crate::{
     chain::charge::CALL,
     http::{
@@ -157,7 +157,11 @@ async fn exchange(
         cluster.note_unsent(why);
         unavailable(said)
     };
-    let _under_way = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are active"))?;
+    let mut request_guard = cluster.try_request().ok_or_else(|| unsent(FULL, "too many requests are active"))?;
+    // The filter decides how long it sends a stream.
+    if !stream && !request_guard.await_response() {
+        return Err(unsent(CONCURRENCY, "too many requests wait for a response"));
+    }
     let active = cluster.pick(None, &[]).ok_or_else(|| unsent(NO_ENDPOINT, "the cluster has no endpoint"))?.start();
     let endpoint = asked.get_or_init(|| active.endpoint().clone());
     let start = Instant::now();
@@ -179,6 +183,7 @@ async fn exchange(
         failure.kind.note(cluster, endpoint, start.elapsed());
         unavailable(&failure.to_string())
     })?;
+    request_guard.answered();
     let (parts, mut body) = response.into_parts();
     if !parts.status.is_success() {
         return Err((
