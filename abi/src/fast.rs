@@ -246,6 +246,8 @@ pub mod flag {
     pub const BODY_TOO_LARGE: u32 = 1 << 19;
     /// `HG`: the request was also sent to a second endpoint (hedging).
     pub const HEDGED: u32 = 1 << 20;
+    /// `OL`: the proxy itself is overloaded (load shedding).
+    pub const OVERLOADED: u32 = 1 << 21;
 
     /// The flags that filters may set.
     pub const BY_FILTERS: u32 = NO_ROUTE | RATE_LIMITED | UNAUTHORIZED | FAULT_INJECTED | DELAY_INJECTED;
@@ -273,6 +275,7 @@ pub mod flag {
         (DOWNSTREAM_TIMEOUT, "DT"),
         (BODY_TOO_LARGE, "OM"),
         (HEDGED, "HG"),
+        (OVERLOADED, "OL"),
     ];
 }
 

@@ -38,6 +38,7 @@ fn busy() -> Busy {
         .filter("limits", "builtin:ratelimit", "config: {limits: [{name: a, requests: 100, per: 1s}]}")
         .filter("faults", "builtin:fault", "")
         .routes("{match: {path: {exact: /limited}}, cluster: limited}, {cluster: web}")
+        .listener("overload: {max_lag: 60s}")
         .cluster("web", &[&upstream], checked)
         .cluster("limited", &[&upstream], "adaptive_concurrency: {min_rtt_calc_params: {fixed_value: 10ms}}")
         .beside("secure", &format!("cluster: web\n{}", authority.tls(&["web.test"], &clients)))

@@ -50,6 +50,7 @@ mod interim;
 mod interop;
 mod last_words;
 mod limits;
+mod load_shedding;
 mod mirror;
 mod mutations;
 mod outliers;

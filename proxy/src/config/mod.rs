@@ -32,6 +32,7 @@ mod node;
 mod normalize;
 mod outlier;
 mod outline;
+mod overload;
 mod parse;
 mod paths;
 mod redact;

@@ -15,7 +15,7 @@ use super::{
     load::{Check, ExternalChecks},
     model::Config,
     node::{Key, Node, Span, Value},
-    outlier, retry,
+    outlier, overload, retry,
     source::Source,
     sources, subset, tls,
     units::{Address, ByteSize, Duration, ServerName},
@@ -50,6 +50,7 @@ pub(super) fn check(source: &Source, foreign: &ExternalChecks, problems: &mut Ve
         upgrades(listener, problems);
         header_bytes(listener, problems);
         deadline_header(listener, problems);
+        overload::check(listener, problems);
         if let Some(via) = listener.get("via") {
             one_line("`via`", via, problems);
         }

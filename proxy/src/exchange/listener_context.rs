@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 use http::{HeaderName, HeaderValue, Version};
 
 use super::{
-    GrpcMethodMetrics,
+    GrpcMethodMetrics, Overload, Shedding,
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
 };
 use crate::{
@@ -33,6 +33,8 @@ pub struct ListenerContext {
     pub alt_svc: Option<HeaderValue>,
     /// The header with a request's deadline.
     pub deadline_header: Option<HeaderName>,
+    /// Load shedding, if enabled.
+    pub overload: Option<Overload>,
     /// Maximum bytes of a body that are buffered.
     pub buffered_body: usize,
     /// TLS settings, if enabled.
@@ -61,6 +63,11 @@ impl ListenerContext {
             alt_svc: alt_svc(&config),
             // The configuration has been checked.
             deadline_header: config.deadline_header.as_ref().and_then(|name| name.parse().ok()),
+            overload: config
+                .overload
+                .as_ref()
+                .zip(metrics.shedding.clone())
+                .map(|(section, shedding)| Overload::new(&config.name, section, shedding)),
             buffered_body: usize::try_from(config.limits.buffered_body.0).unwrap_or(usize::MAX),
             tls: None,
             access_log: None,
@@ -144,6 +151,8 @@ pub struct ListenerMetrics {
     pub connections: ConnectionMetrics,
     /// Open tunnels.
     pub tunnels: Gauge,
+    /// Requests that were shed, if the listener sheds any.
+    pub shedding: Option<Arc<Shedding>>,
 }
 
 /// A listener's connection metrics.

@@ -16,6 +16,7 @@ mod listener_context;
 mod min_rate;
 mod mirror;
 mod outcome;
+mod overload;
 mod read_ahead;
 mod rejection;
 mod reply;
@@ -34,6 +35,7 @@ pub use self::{
     grpc_methods::GrpcMethodMetrics,
     listener_context::{ConnectionMetrics, ListenerContext, ListenerMetrics, Via},
     outcome::{ServedResponse, StreamClosed},
+    overload::{Overload, Resource, Shedding},
     rejection::{RejectLogLimiter, RejectReason, RejectedConnection},
     request::HeadTooLarge,
     serve::serve,

@@ -16,6 +16,8 @@ pub enum RejectReason {
     Limit,
     /// No file descriptors are left for clients.
     Descriptors,
+    /// The proxy itself is overloaded, and the connection is not HTTP.
+    Overload,
     /// The client did not send enough to identify its protocol in time.
     Silent,
     /// The PROXY protocol header is invalid or missing.
@@ -34,11 +36,12 @@ pub enum RejectReason {
 
 impl RejectReason {
     /// Number of reasons.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
     /// All reasons, with their names in metrics.
     pub const ALL: [(RejectReason, &'static str); RejectReason::COUNT] = [
         (RejectReason::Limit, "limit"),
         (RejectReason::Descriptors, "descriptors"),
+        (RejectReason::Overload, "overload"),
         (RejectReason::Silent, "silent"),
         (RejectReason::ProxyProtocol, "proxy_protocol"),
         (RejectReason::Protocol, "protocol"),
@@ -52,6 +55,7 @@ impl RejectReason {
     /// others.
     pub(super) fn logged(self) -> Option<(u32, Detail)> {
         match self {
+            RejectReason::Overload => Some((flag::OVERLOADED, detail::OVERLOAD)),
             RejectReason::Silent => Some((flag::DOWNSTREAM_TIMEOUT, detail::HANDSHAKE_TIMEOUT)),
             RejectReason::ProxyProtocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::PROXY_PROTOCOL)),
             RejectReason::Protocol => Some((flag::DOWNSTREAM_PROTOCOL, detail::UNKNOWN_PROTOCOL)),

@@ -36,6 +36,8 @@ pub enum LocalFailure {
     LastHop,
     /// A `TRACE` request whose `Max-Forwards` is 0.
     LastHopTrace,
+    /// The proxy itself is overloaded (load shedding).
+    Overload,
     /// No filter selected a route, and the listener has no cluster.
     NoRoute,
     /// The route's cluster does not exist.
@@ -141,6 +143,7 @@ impl LocalFailure {
             // A TRACE response would show fields that only the upstream should see (RFC 9110 section 9.3.8).
             LocalFailure::LastHopTrace => (S::NOT_IMPLEMENTED, 0, detail::MAX_FORWARDS),
             LocalFailure::LastHop => (S::OK, 0, detail::MAX_FORWARDS),
+            LocalFailure::Overload => (S::SERVICE_UNAVAILABLE, flag::OVERLOADED, detail::OVERLOAD),
             LocalFailure::NoRoute => (S::NOT_FOUND, flag::NO_ROUTE, detail::ROUTE_NOT_FOUND),
             LocalFailure::NoCluster => (S::SERVICE_UNAVAILABLE, flag::NO_CLUSTER, detail::CLUSTER_NOT_FOUND),
             LocalFailure::NoEndpoint => (S::SERVICE_UNAVAILABLE, flag::NO_HEALTHY_UPSTREAM, detail::NO_ENDPOINT),

@@ -6,6 +6,7 @@ use http::{Method, Request};
 use http_body::Body as _;
 
 use super::{
+    Overload,
     deadline::{Deadline, DeadlineKind},
     listener_context::ListenerContext,
     outcome::{Interrupted, ServedResponse, StreamClosed, UpstreamResponse, closed},
@@ -41,6 +42,11 @@ pub async fn serve(
         super::request::begin(&listener, connection, progress, parts, incoming.is_end_stream());
     let stream_guard = StreamGuard::new(listener.clone(), stream.clone());
     let upload = Upload::new(&listener, &stream, incoming);
+    let sheds = |overload: &Overload| overload.sheds_request(&stream.state.borrow().request.path);
+    let refused = match &listener.overload {
+        Some(overload) if refused.is_none() && sheds(overload) => Some(LocalFailure::Overload),
+        _ => refused,
+    };
     let outcome = match refused {
         Some(failure) => Err(failure.into_reply(&stream)),
         None => forward(&listener, &stream, &upload, upgrade.as_ref(), &listed, expects).await,

@@ -21,7 +21,7 @@ use crate::{
     chain::stream::ConnectionInfo,
     config::model::{ListenerProxyProtocol, Protocol, TlsMode},
     downstream::connection::ListenerHandle,
-    exchange::{ListenerContext, RejectReason, RejectedConnection},
+    exchange::{ListenerContext, Overload, RejectReason, RejectedConnection},
     net::{
         FirstBytes, Prefixed, Socket, Stream, is_tls,
         proxy_protocol::{self, Addresses, Parsed},
@@ -79,6 +79,14 @@ pub async fn serve(
                     &RejectedConnection::new(RejectReason::Protocol, why),
                 );
             };
+            if handle.context().overload.as_ref().is_some_and(Overload::sheds) {
+                let why = "the proxy is overloaded (`overload`)".to_owned();
+                return handle.context().reject(
+                    info.peer,
+                    "TCP",
+                    &RejectedConnection::new(RejectReason::Overload, why),
+                );
+            }
             let (first, stream) = stream.into_parts();
             let sni = info.tls.as_ref().and_then(|tls| tls.server_name.clone());
             Box::pin(tcp::serve(ctx, stream, info, first, name.or(sni).as_deref())).await;

@@ -102,6 +102,7 @@ details! {
     IDLE_TIMEOUT "idle_timeout",
     CONNECTION_AGE "connection_age",
     SHUTDOWN "shutdown",
+    OVERLOAD "overload",
     TLS_HANDSHAKE "tls_handshake_failed",
     HANDSHAKE_TIMEOUT "handshake_timeout",
     PROXY_PROTOCOL "proxy_protocol_error",

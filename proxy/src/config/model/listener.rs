@@ -6,7 +6,7 @@ pub use tollgate_abi::spelling::{EscapedSlashes, Parameters, PathRules};
 
 use super::{
     super::units::{Address, ByteSize, Cidr, Duration, ServerName},
-    Http2, ListenerTls, WeightedCluster,
+    Http2, ListenerTls, Overload, WeightedCluster,
 };
 
 /// A listener: sockets that accept traffic, and how that traffic is handled.
@@ -91,6 +91,9 @@ pub struct Listener {
     /// Timeouts for clients.
     #[serde(default)]
     pub timeouts: ListenerTimeouts,
+    /// Load shedding: requests are refused while the proxy itself is overloaded. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overload: Option<Overload>,
     /// The access log, with one line per request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,

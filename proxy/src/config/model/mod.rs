@@ -23,6 +23,7 @@ mod json_text;
 mod kubernetes;
 mod listener;
 mod outlier;
+mod overload;
 mod retry;
 mod source;
 mod subset;
@@ -31,8 +32,8 @@ mod workload;
 
 pub use self::{
     adaptive_concurrency::*, balancer::*, cluster::*, compile::*, consul::*, discovery::*, dns::*, filter::*,
-    health_check::*, json_text::JsonText, kubernetes::*, listener::*, outlier::*, retry::*, source::*, subset::*,
-    tls::*, workload::*,
+    health_check::*, json_text::JsonText, kubernetes::*, listener::*, outlier::*, overload::*, retry::*, source::*,
+    subset::*, tls::*, workload::*,
 };
 
 /// The types that a free-form value may have. `null` is excluded: it means that a value was left blank.

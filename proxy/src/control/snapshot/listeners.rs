@@ -6,7 +6,7 @@ use super::{BuildMode, SnapshotBuilder, keep};
 use crate::{
     config::{Diagnostic, Loaded, model::Protocol},
     control::certificates::Certificates,
-    exchange::{ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason},
+    exchange::{ConnectionMetrics, GrpcMethodMetrics, ListenerMetrics, RejectReason, Resource, Shedding},
     listener::{chains::ChainMatch, socket::ListenerShared},
     observe::{AccessLog, Buckets, Counter, MetricError, Registry},
     snapshot::{FilterChain, ListenerParts, Snapshot},
@@ -63,10 +63,25 @@ impl SnapshotBuilder {
                     continue;
                 }
             };
+            let shedding = before.and_then(|before| before.metrics.shedding.clone());
+            let shedding = match (&listener.overload, shedding) {
+                (None, _) => Ok(None),
+                // An overload may be under way.
+                (Some(_), Some(running)) => Ok(Some(running)),
+                (Some(_), None) => SnapshotBuilder::shedding(&self.registry, &listener.name).map(Some),
+            };
+            let shedding = match shedding {
+                Ok(shedding) => shedding,
+                Err(e) => {
+                    wrong.push(loaded.source.diagnostic(&pointer, e.to_string(), None));
+                    continue;
+                }
+            };
             let figures =
                 match SnapshotBuilder::listener_metrics(&self.registry, &listener.name, listener.tls.is_some()) {
                     // Methods that were seen before are kept.
                     Ok(figures) => ListenerMetrics {
+                        shedding,
                         methods: before.map_or(figures.methods, |l| l.metrics.methods.clone()),
                         ..figures
                     },
@@ -138,6 +153,7 @@ impl SnapshotBuilder {
             flags: flags.collect::<Result<_, MetricError>>()?,
             methods: Arc::new(GrpcMethodMetrics::new(r.clone(), listener)),
             tunnels: r.gauge("tollgate_tunnels_active", "Active upgraded and CONNECT requests.", labels)?,
+            shedding: None,
             connections: ConnectionMetrics {
                 accepted: r.counter("tollgate_connections_total", "Connections accepted.", labels)?,
                 active: r.gauge("tollgate_connections_active", "Connections open.", labels)?,
@@ -151,11 +167,25 @@ impl SnapshotBuilder {
                     refused(6)?,
                     refused(7)?,
                     refused(8)?,
+                    refused(9)?,
                 ],
                 handshakes: tls.then(|| SnapshotBuilder::handshakes(r, listener)).transpose()?,
                 reject_log: Arc::default(),
             },
         })
+    }
+
+    /// Creates the metrics of a listener that sheds load.
+    fn shedding(r: &Registry, listener: &str) -> Result<Arc<Shedding>, MetricError> {
+        let shed = |(_, resource): (Resource, &str)| {
+            let labels = [("listener", listener), ("resource", resource)];
+            let help = "Requests and TCP connections refused because the proxy is overloaded, by resource.";
+            r.counter("tollgate_overload_shed_total", help, &labels)
+        };
+        let [lag, memory] = Resource::ALL;
+        let late = "How late workers run, while requests arrive at listeners with `overload`.";
+        let late = r.histogram("tollgate_worker_lag_seconds", late, &[], Buckets::Latency)?;
+        Ok(Arc::new(Shedding::new([shed(lag)?, shed(memory)?], late)))
     }
 
     /// Creates the counters of a listener's failed handshakes, by cause.

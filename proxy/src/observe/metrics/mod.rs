@@ -20,7 +20,7 @@ pub use self::{
     exposition::CONTENT_TYPE,
     histogram::{Buckets, Distribution, Histogram, LatencyCells},
     pending::PendingUpdates,
-    process::register_process,
+    process::{register_process, resident_memory},
     registry::{Collected, Labels, Registry},
     shard::{LazyShards, Shard, set_shard, shard},
 };

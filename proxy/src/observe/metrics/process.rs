@@ -23,6 +23,11 @@ pub fn register_process(registry: &Registry, version: &str) -> Result<(), Metric
     registry.collect_fn("process_start_time_seconds", help, Kind::Gauge, move || one(Some(started)))
 }
 
+/// Returns the resident memory of the process in bytes, if the system tells it.
+pub fn resident_memory() -> Option<u64> {
+    status("VmRSS:", 1024.0).map(|bytes| bytes as u64)
+}
+
 fn one(value: Option<f64>) -> Vec<(Labels, f64)> {
     value.map(|value| (Labels::new(), value)).into_iter().collect()
 }
