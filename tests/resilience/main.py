@@ -8,6 +8,7 @@ import sys
 import hedging
 import overload
 import restarts
+import shedding
 import slow
 from runner import Suite
 
@@ -29,7 +30,7 @@ processors with the proxies, so compare within a table only. Each proxy has a wo
 SUITE = Suite(
     "tests/resilience/run.sh",
     "Measure what clients notice of upstreams that are slow, fail, hang, restart or are overloaded.",
-    (slow, restarts, overload, hedging),
+    (slow, restarts, overload, shedding, hedging),
     INTRODUCTION,
 )
 

@@ -16,11 +16,18 @@ SLOTS, SERVICE = 10, 0.05
 CAPACITY = round(SLOTS / SERVICE)
 # The requests that a fixed limit admits: those that are processed, and as many that wait.
 LIMIT = 2 * SLOTS
+GOAL = 0.9
+OURS = "Tollgate, adaptive concurrency"
 # As in the example of Envoy's documentation.
 PERCENTILE, JITTER, REQUESTS = 90, 10, 50
 TOLLGATE = {
     "Tollgate": {},
     "Tollgate, `limits.requests`": {"limits": {"requests": LIMIT}},
+    OURS: {"adaptive_concurrency": {
+        "sample_aggregate_percentile": PERCENTILE,
+        "concurrency_limit_params": {"concurrency_update_interval": "100ms"},
+        "min_rtt_calc_params": {"interval": "60s", "jitter": JITTER, "request_count": REQUESTS},
+    }},
 }
 ADAPTIVE = typed(
     "envoy.filters.http.adaptive_concurrency", "filters.http.adaptive_concurrency.v3.AdaptiveConcurrency",
@@ -76,4 +83,8 @@ def table(result):
         rows.append([label, percent(row["goodput"]), part(rejected), part(row["failed"] - rejected),
                      time(row["good"]["p50"]), time(row["good"]["p99"])])
     header = [f"{result['offered']} requests/s, {result['length']} s", "goodput", "rejected (503)", "no response", "p50 of good ones, ms", "p99"]
-    return markdown.table(header, rows) + "\n" + lateness(result)
+    parts = [markdown.table(header, rows)]
+    if ours := result["runs"].get(OURS):
+        parts.append(markdown.goals([("goodput with adaptive concurrency at least 90 %", percent(ours["goodput"]), ours["goodput"] >= GOAL)]))
+    parts.append(lateness(result))
+    return "\n".join(parts)
