@@ -136,10 +136,17 @@ impl Cluster {
     /// has `tried` are chosen only if there is no other.
     pub fn pick<'k>(&self, key: impl Into<PickKey<'k>>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let PickKey { hash, subset } = key.into();
-        self.pick_by(hash, subset, tried)
+        match self.membership.is_undivided() {
+            true => self.pick_of_all(hash, tried),
+            false => self.pick_by(hash, subset, tried),
+        }
     }
 
-    // Not generic, so that it is compiled and optimised here.
+    // Not generic, so that it is compiled and optimised here. The usual case: few arguments, and nothing to decide.
+    fn pick_of_all(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        self.membership.all().pick(&self.context(&self.stats.cursor, hash, tried)).cloned()
+    }
+
     fn pick_by(
         &self,
         hash: Option<u64>,

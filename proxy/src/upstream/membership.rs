@@ -151,6 +151,16 @@ impl Membership {
         self.whole.health()
     }
 
+    /// Whether all endpoints are in use and there are no subsets: the usual case, which costs one branch.
+    pub(super) fn is_undivided(&self) -> bool {
+        self.is_whole.load(Relaxed)
+    }
+
+    /// All endpoints.
+    pub(super) fn all(&self) -> &PrioritySet {
+        &self.whole.all
+    }
+
     /// Picks among the endpoints for a request whose route wants those with these properties; `None` if there are none. `cursor`
     /// is the position of round robin of the whole cluster; subsets have their own.
     pub(super) fn pick<T>(
@@ -159,9 +169,8 @@ impl Membership {
         cursor: &AtomicU64,
         pick: impl FnOnce(&PrioritySet, &AtomicU64) -> Option<T>,
     ) -> Option<T> {
-        // The usual case costs one branch.
-        if self.is_whole.load(Relaxed) {
-            return pick(&self.whole.all, cursor);
+        if self.is_undivided() {
+            return pick(self.all(), cursor);
         }
         let whole = (&self.whole, cursor);
         let (view, cursor) = match &self.subsets {
