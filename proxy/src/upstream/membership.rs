@@ -169,9 +169,6 @@ impl Membership {
         cursor: &AtomicU64,
         pick: impl FnOnce(&PrioritySet, &AtomicU64) -> Option<T>,
     ) -> Option<T> {
-        if self.is_undivided() {
-            return pick(self.all(), cursor);
-        }
         let whole = (&self.whole, cursor);
         let (view, cursor) = match &self.subsets {
             None => whole,
